@@ -1,0 +1,120 @@
+"""One-way pipes between processes: ZeroMQ PUSH and PULL over Unix sockets.
+
+Each direction is a socket of its own, so that one thread may send while another receives. A pipe never blocks its sender: what
+may be in flight is bounded above it, by credits or by the number of requests.
+"""
+
+import asyncio
+from collections.abc import Callable
+from typing import Generic, TypeVar
+
+import zmq
+
+from protocol.codec import Decoder, encode
+from protocol.errors import AddressError, ProtocolError
+
+Message = TypeVar("Message")
+
+_HIGH_WATER_MARK = 100_000  # messages; reached only when a peer is stuck, and then an error is right
+_MAX_FRAME = 256 * 1024 * 1024  # bytes: above any batch of prompts, below what would exhaust memory
+_RECONNECT_MS = 10  # children start in any order; the default of 100 ms would be felt at start
+_LINGER_MS = 1000  # long enough to deliver a last word to a live peer, short enough for an exit
+
+
+class ChannelFull(ProtocolError):
+    """The peer has not read for so long that the pipe is full."""
+
+
+class Sender:
+    """The writing end. Not safe for use by two threads."""
+
+    def __init__(self, address: str, *, bind: bool) -> None:
+        self._socket = _open(zmq.PUSH, address, bind=bind)
+
+    def send(self, message: object) -> int:
+        """Queues one message and returns its size in bytes. Raises ChannelFull instead of waiting."""
+        frame = encode(message)
+        try:
+            self._socket.send(frame, zmq.NOBLOCK, copy=len(frame) < 65536)
+        except zmq.Again as error:
+            raise ChannelFull(f"{_HIGH_WATER_MARK} messages are waiting for a peer that does not read") from error
+        return len(frame)
+
+    def close(self) -> None:
+        """Delivers what is queued, for at most a second, and closes."""
+        self._socket.close(linger=_LINGER_MS)
+
+
+class Receiver(Generic[Message]):
+    """The reading end of a pipe that carries `Message`. Frames that do not decode are dropped and counted in `malformed`."""
+
+    def __init__(self, address: str, decoder: Decoder[Message], *, bind: bool) -> None:
+        self._socket = _open(zmq.PULL, address, bind=bind)
+        self._decoder = decoder
+        self.malformed = 0
+
+    def receive(self) -> Message | None:
+        """The next message that is here, or None. Never waits."""
+        while True:
+            try:
+                frame = self._socket.recv(zmq.NOBLOCK)
+            except zmq.Again:
+                return None
+            try:
+                return self._decoder.decode(frame)
+            except ProtocolError:
+                self.malformed += 1
+
+    def watch(self, loop: asyncio.AbstractEventLoop, on_message: Callable[[Message], None]) -> None:
+        """Calls `on_message` on `loop` for each message, until `unwatch`.
+
+        ZeroMQ's descriptor signals edges, not levels, so each signal drains the socket; what came before the watch began is
+        drained by the first call.
+        """
+
+        def drain() -> None:
+            while (message := self.receive()) is not None:
+                on_message(message)
+
+        loop.add_reader(self._socket.FD, drain)
+        loop.call_soon(drain)
+
+    def unwatch(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Ends `watch`."""
+        loop.remove_reader(self._socket.FD)
+
+    def close(self) -> None:
+        """Closes at once."""
+        self._socket.close(linger=0)
+
+
+class Poller:
+    """Waits until one of several receivers, or plain file descriptors, has something to read."""
+
+    def __init__(self) -> None:
+        self._poller = zmq.Poller()
+
+    def watch(self, source: "Receiver[Message] | int") -> None:
+        """Adds a receiver or a file descriptor."""
+        self._poller.register(source if isinstance(source, int) else source._socket, zmq.POLLIN)
+
+    def wait(self, timeout: float | None) -> None:
+        """Returns as soon as something is readable, or after `timeout` seconds; None waits for ever."""
+        self._poller.poll(None if timeout is None else max(0, int(timeout * 1e3)))
+
+
+def _open(kind: int, address: str, *, bind: bool) -> "zmq.Socket[bytes]":
+    socket: zmq.Socket[bytes] = zmq.Context.instance().socket(kind)
+    socket.set_hwm(_HIGH_WATER_MARK)
+    socket.setsockopt(zmq.MAXMSGSIZE, _MAX_FRAME)
+    socket.setsockopt(zmq.RECONNECT_IVL, _RECONNECT_MS)
+    socket.setsockopt(zmq.LINGER, _LINGER_MS)
+    try:
+        if bind:
+            socket.bind(address)
+        else:
+            socket.connect(address)
+    except zmq.ZMQError as error:
+        socket.close(linger=0)
+        raise AddressError(f"cannot {'bind' if bind else 'connect to'} {address}: {error}") from error
+    return socket

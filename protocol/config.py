@@ -1,0 +1,68 @@
+"""The configuration of one engine: checked once by the launcher, then frozen and handed to every child."""
+
+from typing import Literal
+
+import msgspec
+
+from protocol.codec import Decoder, encode
+
+PROTOCOL_VERSION = 1
+
+Device = Literal["auto", "cpu", "tpu", "cuda", "sim"]
+ModelFormat = Literal["gguf", "huggingface"]
+
+
+class SimulatedTimes(msgspec.Struct, frozen=True):
+    """How long the simulated device takes, in microseconds: prefill tokens × the first + (decode rows > 0) × the second +
+    decode rows × the third."""
+
+    prefill_us_per_token: float = 20.0
+    decode_us: float = 2000.0
+    decode_us_per_seq: float = 0.0
+
+
+class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
+    """Everything that the children need to know. Optional sizes are resolved by the worker, which sees model and memory."""
+
+    model_path: str  # absolute: a GGUF file or a Hugging Face directory
+    model_format: ModelFormat
+    served_model_names: tuple[str, ...]
+    device: Device = "auto"
+    workers: int = 1
+    tensor_parallel_size: int = 1
+    queue_depth: int = 2
+    max_model_len: int | None = None  # tokens of prompt and output together; None: the model's own limit
+    max_num_seqs: int = 256
+    max_num_batched_tokens: int = 512
+    block_size: int = 16
+    kv_cache_memory: int | None = None  # bytes per worker; None: from the memory that is there
+    enable_prefix_caching: bool = True
+    quantization: Literal["none", "int8"] = "none"
+    host: str = "127.0.0.1"
+    port: int = 8000
+    ipc_path: str = ""
+    api_keys: tuple[str, ...] = ()
+    step_timeout: float = 60.0  # seconds a step may take before its worker counts as hung
+    drain_timeout: float = 30.0  # seconds that running requests get after SIGTERM
+    compilation_cache: str = ""  # directory; empty: no persistent cache
+    simulated: SimulatedTimes = SimulatedTimes()
+
+
+class ChildSpec(msgspec.Struct, frozen=True, kw_only=True):
+    """What the launcher tells one child at birth, as the first frame of its supervision link."""
+
+    role: Literal["frontend", "scheduler", "worker"]
+    index: int  # which worker; 0 for the others
+    epoch: int  # rises with each replacement of this child
+    run_dir: str  # private directory (mode 0700) that holds the sockets
+    cpus: tuple[int, ...]  # processors that this child may run on; empty: all
+    config: EngineConfig
+    version: int = PROTOCOL_VERSION
+
+
+CHILD_SPEC_DECODER: Decoder[ChildSpec] = Decoder(ChildSpec)
+
+
+def encode_spec(spec: ChildSpec) -> bytes:
+    """The blob that a child reads at start."""
+    return encode(spec)

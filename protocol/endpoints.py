@@ -1,0 +1,42 @@
+"""Where the sockets of one engine lie: file names inside its private run directory."""
+
+import os
+import tempfile
+from pathlib import Path
+
+SCHEDULER_INBOX = "scheduler.sock"  # frontend -> scheduler
+FRONTEND_INBOX = "frontend.sock"  # scheduler -> frontend
+LONGEST_SOCKET_PATH = 107  # bytes in sockaddr_un.sun_path, less the terminator
+
+
+def worker_inbox(index: int) -> str:
+    """File name of the socket that carries SchedulerOutput to worker `index`."""
+    return f"worker{index}-in.sock"
+
+
+def worker_outbox(index: int) -> str:
+    """File name of the socket that carries ModelRunnerOutput from worker `index`."""
+    return f"worker{index}-out.sock"
+
+
+def ipc_address(run_dir: str, name: str) -> str:
+    """ZeroMQ address of a socket of the run directory."""
+    return f"ipc://{run_dir}/{name}"
+
+
+def make_run_dir() -> str:
+    """Creates a fresh directory, readable by this user alone, for one engine's sockets."""
+    base = os.environ.get("XDG_RUNTIME_DIR") or tempfile.gettempdir()
+    return tempfile.mkdtemp(prefix="twodeep-", dir=base)  # mkdtemp creates with mode 0700
+
+
+def default_client_socket() -> Path:
+    """Where the Python client looks, and `engine-launch` listens, when neither was told: $ENGINE_SOCKET, then the runtime
+    directory of the user or, for a service, /run/engine."""
+    if named := os.environ.get("ENGINE_SOCKET"):
+        return Path(named.removeprefix("unix://"))
+    if runtime := os.environ.get("XDG_RUNTIME_DIR"):
+        return Path(runtime) / "twodeep.sock"
+    if os.access("/run/engine", os.W_OK):
+        return Path("/run/engine/api.sock")
+    return Path(tempfile.gettempdir()) / f"twodeep-{os.getuid()}.sock"

@@ -1,0 +1,60 @@
+"""Errors that cross a process boundary, and the exit code of each.
+
+"Cannot boot" and "crashed" have different codes, so that a service manager can tell a bad flag, which a restart will not
+mend, from a fault, which it may.
+"""
+
+
+class ExitCode:
+    """Exit codes of `engine-launch` and of its children. 64 to 78 follow sysexits.h where a meaning fits."""
+
+    OK = 0
+    CRASHED = 1
+    BAD_CONFIG = 64
+    BAD_MODEL = 65
+    DEVICE_UNAVAILABLE = 69
+    OUT_OF_MEMORY = 71
+    ADDRESS_IN_USE = 73
+    PROTOCOL = 76
+
+
+class EngineError(Exception):
+    """Base of all errors of the engine: `str(error)` names the cause and the way out."""
+
+    exit_code = ExitCode.CRASHED
+
+
+class ConfigError(EngineError):
+    """A flag or a configuration value is wrong."""
+
+    exit_code = ExitCode.BAD_CONFIG
+
+
+class ModelError(EngineError):
+    """A model's files are missing, damaged or of an architecture that is not supported."""
+
+    exit_code = ExitCode.BAD_MODEL
+
+
+class DeviceError(EngineError):
+    """The accelerator that was asked for is not there or does not answer."""
+
+    exit_code = ExitCode.DEVICE_UNAVAILABLE
+
+
+class CapacityError(EngineError):
+    """The memory that is there does not hold the weights and a usable KV cache."""
+
+    exit_code = ExitCode.OUT_OF_MEMORY
+
+
+class AddressError(EngineError):
+    """A port or socket path is taken or cannot be bound."""
+
+    exit_code = ExitCode.ADDRESS_IN_USE
+
+
+class ProtocolError(EngineError):
+    """A peer sent a frame that does not decode, or speaks another protocol version."""
+
+    exit_code = ExitCode.PROTOCOL

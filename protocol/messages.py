@@ -1,0 +1,281 @@
+"""Every message between frontend, scheduler and workers: one tagged union per directed link.
+
+Fields are appended with defaults and never reordered. `epoch` names the incarnation of the worker that a message belongs to:
+a frame from a dead incarnation is refused. Fields of type `bytes` are packed integers (`protocol.codec`): `*_i32` little-endian
+int32, `*_u64` uint64, `*_f32` float32.
+"""
+
+from typing import Literal
+
+import msgspec
+
+from protocol.codec import Decoder
+from protocol.params import EngineParams
+
+FinishReason = Literal["stop", "length", "abort", "error"]
+
+
+class Message(msgspec.Struct, frozen=True, array_like=True):
+    """Base of all messages: positional encoding, so that field names cost nothing on the wire."""
+
+
+# frontend -> scheduler
+
+
+class AddRequest(Message, tag="add"):
+    """One accepted request. `request_id` is the frontend's own, rising, never a client's."""
+
+    request_id: int
+    token_ids_i32: bytes  # prompt, then the tokens already emitted when a request is resumed
+    num_prompt_tokens: int
+    params: EngineParams
+    priority: int = 0  # lower runs first
+    stream: bool = True  # False: the tokens come once, in `Finished`; not for requests that ask for log-probabilities
+    cache_salt: str = ""  # requests share prefix-cache blocks only with the same salt
+
+
+class AbortRequest(Message, tag="abort"):
+    """The client left, timed out, or a stop string was found. Unknown ids are ignored."""
+
+    request_id: int
+
+
+class GetStats(Message, tag="stats"):
+    """Asks for one EngineStats."""
+
+    query_id: int
+
+
+class GetTrace(Message, tag="trace"):
+    """Asks for the step records that the ring buffer holds, as one TraceRecords."""
+
+    query_id: int
+
+
+FrontendToScheduler = AddRequest | AbortRequest | GetStats | GetTrace
+FRONTEND_TO_SCHEDULER: Decoder[FrontendToScheduler] = Decoder(FrontendToScheduler)
+
+
+# scheduler -> frontend
+
+
+class EngineReady(Message, tag="ready"):
+    """Sent when the last worker joined, and again whenever the number of live workers changes."""
+
+    workers: int  # live now
+    max_model_len: int
+    vocab_size: int
+    num_blocks: int  # summed over the workers
+    block_size: int
+    device: str  # what the workers run on, for people
+
+
+class TopLogprobs(Message):
+    """Log-probabilities of one emitted token: the token's own, and the most likely candidates in falling order."""
+
+    logprob: float
+    rank: int
+    token_ids_i32: bytes
+    logprobs_f32: bytes
+
+
+class Finished(Message):
+    """The end of one request. `token_ids_i32` holds the whole output when the request asked not to stream."""
+
+    request_id: int
+    reason: FinishReason
+    stop_token_id: int = -1  # the id that ended it, when `reason` is "stop"; the last token of the output is that id
+    token_ids_i32: bytes = b""
+    message: str = ""  # why, when `reason` is "error"
+    num_cached_tokens: int = 0  # prompt tokens that the prefix cache held
+
+
+class TokenBatch(Message, tag="tokens"):
+    """What one returned step brings: token i belongs to request i. Then the requests that ended, last tokens included."""
+
+    worker: int
+    step_id: int
+    request_ids_u64: bytes
+    token_ids_i32: bytes
+    finished: tuple[Finished, ...] = ()
+    logprobs: dict[int, TopLogprobs] = {}  # request id -> of its token in this batch, where the request asked
+
+
+class WorkerStats(Message):
+    """State of one worker's lane in the scheduler."""
+
+    worker: int
+    alive: bool
+    running: int
+    blocks: int
+    blocks_free: int
+    steps: int
+    in_flight: int
+
+
+class EngineStats(Message, tag="stats"):
+    """Answers GetStats. Counters count since the scheduler started."""
+
+    query_id: int
+    waiting: int
+    workers: tuple[WorkerStats, ...]
+    counters: dict[str, int]  # requests, tokens, preemptions, prefix cache queries and hits, refused frames by cause, …
+
+
+class TraceRecords(Message, tag="trace"):
+    """Answers GetTrace: rows of `scheduler_proc.trace.COLUMNS`, int64 little-endian, oldest first."""
+
+    query_id: int
+    columns: tuple[str, ...]
+    rows_i64: bytes
+
+
+SchedulerToFrontend = EngineReady | TokenBatch | EngineStats | TraceRecords
+SCHEDULER_TO_FRONTEND: Decoder[SchedulerToFrontend] = Decoder(SchedulerToFrontend)
+
+
+# scheduler -> worker
+
+
+class NewRequest(Message):
+    """A request takes a slot: all that the worker must know to run it."""
+
+    slot: int
+    token_ids_i32: bytes  # every token known: the prompt, and earlier output when a preempted request resumes
+    num_prompt_tokens: int
+    num_computed: int  # leading tokens whose keys and values the blocks already hold (prefix cache)
+    block_ids_i32: bytes
+    params: EngineParams
+
+
+class SchedulerOutput(Message, tag="step"):
+    """One step, as the changes against the step before. The worker applies them in the order of the fields.
+
+    Decoding is a standing order: each slot of the decode set decodes one token in every step, until it leaves the set. So a
+    steady step carries nothing but its id. Prefill chunks are named for this step alone.
+
+    The rows of a step, and so of its answer, are: the decode set in its order, then the prefill slots in theirs. A decode row
+    always samples; a prefill row samples when its chunk reaches the last known token.
+    """
+
+    epoch: int
+    step_id: int  # 0, 1, 2, … within an epoch
+    released_i32: bytes = b""  # slots given back; they leave the decode set too
+    new: tuple[NewRequest, ...] = ()
+    block_slots_i32: bytes = b""  # block_ids[i] is appended to the table of slot block_slots[i]
+    block_ids_i32: bytes = b""
+    leaves_i32: bytes = b""  # slots that stop decoding: everything they may generate is scheduled
+    joins_i32: bytes = b""  # slots appended to the decode set, in this order
+    prefill_slots_i32: bytes = b""
+    prefill_counts_i32: bytes = b""  # tokens of each chunk
+    num_decodes: int = 0  # size of the decode set after the changes: the worker refuses a step that disagrees
+    scheduled_ns: int = 0
+
+
+class Shutdown(Message, tag="shutdown"):
+    """The worker collects what is in flight and exits."""
+
+
+SchedulerToWorker = SchedulerOutput | Shutdown
+SCHEDULER_TO_WORKER: Decoder[SchedulerToWorker] = Decoder(SchedulerToWorker)
+
+
+# worker -> scheduler
+
+
+class WorkerReady(Message, tag="ready"):
+    """The hello of a worker whose programs are compiled: its capacity."""
+
+    version: int
+    worker: int
+    epoch: int
+    num_blocks: int
+    block_size: int
+    max_num_seqs: int
+    max_model_len: int
+    vocab_size: int
+    device: str
+
+
+class RowLogprobs(Message):
+    """Log-probabilities of one sampled row of a step."""
+
+    row: int  # index among the step's sampled rows
+    logprobs: TopLogprobs
+
+
+class ModelRunnerOutput(Message, tag="output"):
+    """The answer to one step: a token for each row that samples, in the order of the rows."""
+
+    epoch: int
+    step_id: int
+    token_ids_i32: bytes
+    failed_rows_i32: bytes = b""  # indices of sampled rows whose logits were not finite; their tokens mean nothing
+    logprobs: tuple[RowLogprobs, ...] = ()
+    # received, prepared, dispatched, started and finished on the device, collected: nanoseconds, in `StepTimes`' order
+    times_ns: tuple[int, int, int, int, int, int] = (0, 0, 0, 0, 0, 0)
+
+
+class WorkerFailed(Message, tag="failed"):
+    """The last word of a worker that cannot go on: the device died, or the two sides disagree about the batch."""
+
+    epoch: int
+    message: str
+
+
+WorkerToScheduler = WorkerReady | ModelRunnerOutput | WorkerFailed
+WORKER_TO_SCHEDULER: Decoder[WorkerToScheduler] = Decoder(WorkerToScheduler)
+
+
+# child -> launcher, over the supervision link
+
+
+class Progress(Message, tag="progress"):
+    """How far a child's start has come."""
+
+    phase: str  # for people: "loading weights", "compiling"
+    done: int
+    total: int
+
+
+class Ready(Message, tag="ready"):
+    """The child serves. `facts` is what the launcher's ready line says."""
+
+    facts: dict[str, str | int] = {}
+
+
+class Failed(Message, tag="failed"):
+    """The child is about to exit with `exit_code`; `message` names the cause and the way out."""
+
+    exit_code: int
+    message: str
+
+
+class WorkerHung(Message, tag="hung"):
+    """From the scheduler: this incarnation of a worker makes no progress and must be replaced."""
+
+    worker: int
+    epoch: int
+    message: str
+
+
+ChildToLauncher = Progress | Ready | Failed | WorkerHung
+CHILD_TO_LAUNCHER: Decoder[ChildToLauncher] = Decoder(ChildToLauncher)
+
+
+# launcher -> child
+
+
+class Drain(Message, tag="drain"):
+    """Take no new requests, finish the running ones, then exit."""
+
+
+class WorkerLost(Message, tag="lost"):
+    """To the scheduler: a worker's process ended. Its requests go elsewhere or wait for its successor."""
+
+    worker: int
+    epoch: int
+
+
+LauncherToChild = Drain | WorkerLost
+LAUNCHER_TO_CHILD: Decoder[LauncherToChild] = Decoder(LauncherToChild)

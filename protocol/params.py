@@ -1,0 +1,106 @@
+"""How a request wants its tokens chosen: as users say it, and as the engine needs it."""
+
+import msgspec
+
+MAX_LOGPROBS = 20  # what OpenAI allows; the device program that finds the top candidates is compiled for this many
+MAX_STOP_TOKEN_IDS = 16  # held per slot on the device, where min_tokens masks them
+MAX_STOP_STRINGS = 16
+MAX_CHOICES = 128  # `n`: each choice is a request of its own, so it is bounded before anything is allocated
+SEED_LIMIT = 2**63
+
+
+class SamplingParams(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_fields=True, kw_only=True):
+    """Sampling parameters with vLLM's names and meanings.
+
+    `max_tokens=None` generates to the end of the answer or of the context. `temperature=0` is greedy. `top_k=0` and `-1`
+    switch top-k off. `logprobs=k` returns the log-probability of each chosen token and of the k most likely ones.
+    """
+
+    max_tokens: int | None = None
+    min_tokens: int = 0
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+    min_p: float = 0.0
+    seed: int | None = None
+    n: int = 1
+    stop: list[str] = []
+    stop_token_ids: list[int] = []
+    ignore_eos: bool = False
+    include_stop_str_in_output: bool = False
+    skip_special_tokens: bool = True
+    repetition_penalty: float = 1.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    logprobs: int | None = None
+    detokenize: bool = True
+    priority: int = 0
+
+
+class EngineParams(msgspec.Struct, frozen=True, array_like=True):
+    """Sampling parameters after the frontend resolved every default: what scheduler and worker read.
+
+    `stop_token_ids` holds the end-of-sequence ids too unless the request ignores them. `logprobs=-1` means none. `top_k=0`
+    means off. `seed` is always set: a request without one is given one when it is accepted.
+    """
+
+    max_tokens: int
+    min_tokens: int = 0
+    temperature: float = 0.0
+    top_p: float = 1.0
+    top_k: int = 0
+    min_p: float = 0.0
+    seed: int = 0
+    repetition_penalty: float = 1.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    logprobs: int = -1
+    stop_token_ids: tuple[int, ...] = ()
+
+    @property
+    def has_penalties(self) -> bool:
+        """Whether sampling reads the token history."""
+        return self.repetition_penalty != 1.0 or self.presence_penalty != 0.0 or self.frequency_penalty != 0.0
+
+
+class ParameterError(ValueError):
+    """A sampling parameter is out of range; `param` is its name."""
+
+    def __init__(self, param: str, message: str) -> None:
+        super().__init__(message)
+        self.param = param
+
+
+def check(params: SamplingParams, vocab_size: int) -> None:
+    """Raises ParameterError, naming the field, when a value is out of range."""
+    _between("n", params.n, 1, MAX_CHOICES)
+    if params.max_tokens is not None:
+        _between("max_tokens", params.max_tokens, 1, 2**31 - 1)
+    _between("min_tokens", params.min_tokens, 0, params.max_tokens if params.max_tokens is not None else 2**31 - 1)
+    _between("temperature", params.temperature, 0.0, 100.0)
+    if not 0.0 < params.top_p <= 1.0:
+        raise ParameterError("top_p", f"top_p must be in (0, 1], not {params.top_p}")
+    _between("top_k", params.top_k, -1, 2**31 - 1)
+    _between("min_p", params.min_p, 0.0, 1.0)
+    if params.seed is not None:
+        _between("seed", params.seed, -SEED_LIMIT, SEED_LIMIT - 1)
+    if not 0.0 < params.repetition_penalty <= 100.0:
+        raise ParameterError("repetition_penalty", f"repetition_penalty must be in (0, 100], not {params.repetition_penalty}")
+    _between("presence_penalty", params.presence_penalty, -2.0, 2.0)
+    _between("frequency_penalty", params.frequency_penalty, -2.0, 2.0)
+    if params.logprobs is not None:
+        _between("logprobs", params.logprobs, 0, MAX_LOGPROBS)
+    if len(params.stop) > MAX_STOP_STRINGS:
+        raise ParameterError("stop", f"at most {MAX_STOP_STRINGS} stop strings, not {len(params.stop)}")
+    if any(not 1 <= len(text) <= 1024 for text in params.stop):
+        raise ParameterError("stop", "each stop string must have 1 to 1024 characters")
+    if len(params.stop_token_ids) > MAX_STOP_TOKEN_IDS:
+        raise ParameterError("stop_token_ids", f"at most {MAX_STOP_TOKEN_IDS} ids, not {len(params.stop_token_ids)}")
+    for token_id in params.stop_token_ids:
+        _between("stop_token_ids", token_id, 0, vocab_size - 1)
+    _between("priority", params.priority, -(2**31), 2**31 - 1)
+
+
+def _between(name: str, value: float, low: float, high: float) -> None:
+    if not low <= value <= high:  # also refuses NaN
+        raise ParameterError(name, f"{name} must be between {low} and {high}, not {value}")
