@@ -17,6 +17,7 @@ Message = TypeVar("Message")
 Int32Array = npt.NDArray[np.int32]
 UInt64Array = npt.NDArray[np.uint64]
 Int64Array = npt.NDArray[np.int64]
+BoolArray = npt.NDArray[np.bool_]
 Float32Array = npt.NDArray[np.float32]
 
 _ENCODER = msgspec.msgpack.Encoder()
