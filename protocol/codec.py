@@ -33,7 +33,7 @@ class Decoder(Generic[Message]):
 
     def __init__(self, message_type: object) -> None:
         """`message_type` is a tagged Struct or a union of them."""
-        self._decoder: msgspec.msgpack.Decoder[Message] = msgspec.msgpack.Decoder(message_type)  # type: ignore[arg-type]
+        self._decoder: msgspec.msgpack.Decoder[Message] = msgspec.msgpack.Decoder(message_type)
 
     def decode(self, frame: bytes | memoryview) -> Message:
         """Raises ProtocolError when the frame is not a message of this link."""

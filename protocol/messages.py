@@ -22,7 +22,7 @@ class Message(msgspec.Struct, frozen=True, array_like=True):
 # frontend -> scheduler
 
 
-class AddRequest(Message, tag="add"):
+class AddRequest(Message, frozen=True, tag="add"):
     """One accepted request. `request_id` is the frontend's own, rising, never a client's."""
 
     request_id: int
@@ -34,19 +34,19 @@ class AddRequest(Message, tag="add"):
     cache_salt: str = ""  # requests share prefix-cache blocks only with the same salt
 
 
-class AbortRequest(Message, tag="abort"):
+class AbortRequest(Message, frozen=True, tag="abort"):
     """The client left, timed out, or a stop string was found. Unknown ids are ignored."""
 
     request_id: int
 
 
-class GetStats(Message, tag="stats"):
+class GetStats(Message, frozen=True, tag="stats"):
     """Asks for one EngineStats."""
 
     query_id: int
 
 
-class GetTrace(Message, tag="trace"):
+class GetTrace(Message, frozen=True, tag="trace"):
     """Asks for the step records that the ring buffer holds, as one TraceRecords."""
 
     query_id: int
@@ -59,7 +59,7 @@ FRONTEND_TO_SCHEDULER: Decoder[FrontendToScheduler] = Decoder(FrontendToSchedule
 # scheduler -> frontend
 
 
-class EngineReady(Message, tag="ready"):
+class EngineReady(Message, frozen=True, tag="ready"):
     """Sent when the last worker joined, and again whenever the number of live workers changes."""
 
     workers: int  # live now
@@ -70,7 +70,7 @@ class EngineReady(Message, tag="ready"):
     device: str  # what the workers run on, for people
 
 
-class TopLogprobs(Message):
+class TopLogprobs(Message, frozen=True):
     """Log-probabilities of one emitted token: the token's own, and the most likely candidates in falling order."""
 
     logprob: float
@@ -79,7 +79,7 @@ class TopLogprobs(Message):
     logprobs_f32: bytes
 
 
-class Finished(Message):
+class Finished(Message, frozen=True):
     """The end of one request. `token_ids_i32` holds the whole output when the request asked not to stream."""
 
     request_id: int
@@ -90,7 +90,7 @@ class Finished(Message):
     num_cached_tokens: int = 0  # prompt tokens that the prefix cache held
 
 
-class TokenBatch(Message, tag="tokens"):
+class TokenBatch(Message, frozen=True, tag="tokens"):
     """What one returned step brings: token i belongs to request i. Then the requests that ended, last tokens included."""
 
     worker: int
@@ -101,7 +101,7 @@ class TokenBatch(Message, tag="tokens"):
     logprobs: dict[int, TopLogprobs] = {}  # request id -> of its token in this batch, where the request asked
 
 
-class WorkerStats(Message):
+class WorkerStats(Message, frozen=True):
     """State of one worker's lane in the scheduler."""
 
     worker: int
@@ -113,7 +113,7 @@ class WorkerStats(Message):
     in_flight: int
 
 
-class EngineStats(Message, tag="stats"):
+class EngineStats(Message, frozen=True, tag="stats"):
     """Answers GetStats. Counters count since the scheduler started."""
 
     query_id: int
@@ -122,7 +122,7 @@ class EngineStats(Message, tag="stats"):
     counters: dict[str, int]  # requests, tokens, preemptions, prefix cache queries and hits, refused frames by cause, …
 
 
-class TraceRecords(Message, tag="trace"):
+class TraceRecords(Message, frozen=True, tag="trace"):
     """Answers GetTrace: rows of `scheduler_proc.trace.COLUMNS`, int64 little-endian, oldest first."""
 
     query_id: int
@@ -137,7 +137,7 @@ SCHEDULER_TO_FRONTEND: Decoder[SchedulerToFrontend] = Decoder(SchedulerToFronten
 # scheduler -> worker
 
 
-class NewRequest(Message):
+class NewRequest(Message, frozen=True):
     """A request takes a slot: all that the worker must know to run it."""
 
     slot: int
@@ -148,7 +148,7 @@ class NewRequest(Message):
     params: EngineParams
 
 
-class SchedulerOutput(Message, tag="step"):
+class SchedulerOutput(Message, frozen=True, tag="step"):
     """One step, as the changes against the step before. The worker applies them in the order of the fields.
 
     Decoding is a standing order: each slot of the decode set decodes one token in every step, until it leaves the set. So a
@@ -172,7 +172,7 @@ class SchedulerOutput(Message, tag="step"):
     scheduled_ns: int = 0
 
 
-class Shutdown(Message, tag="shutdown"):
+class Shutdown(Message, frozen=True, tag="shutdown"):
     """The worker collects what is in flight and exits."""
 
 
@@ -183,7 +183,7 @@ SCHEDULER_TO_WORKER: Decoder[SchedulerToWorker] = Decoder(SchedulerToWorker)
 # worker -> scheduler
 
 
-class WorkerReady(Message, tag="ready"):
+class WorkerReady(Message, frozen=True, tag="ready"):
     """The hello of a worker whose programs are compiled: its capacity."""
 
     version: int
@@ -197,14 +197,14 @@ class WorkerReady(Message, tag="ready"):
     device: str
 
 
-class RowLogprobs(Message):
+class RowLogprobs(Message, frozen=True):
     """Log-probabilities of one sampled row of a step."""
 
     row: int  # index among the step's sampled rows
     logprobs: TopLogprobs
 
 
-class ModelRunnerOutput(Message, tag="output"):
+class ModelRunnerOutput(Message, frozen=True, tag="output"):
     """The answer to one step: a token for each row that samples, in the order of the rows."""
 
     epoch: int
@@ -216,7 +216,7 @@ class ModelRunnerOutput(Message, tag="output"):
     times_ns: tuple[int, int, int, int, int, int] = (0, 0, 0, 0, 0, 0)
 
 
-class WorkerFailed(Message, tag="failed"):
+class WorkerFailed(Message, frozen=True, tag="failed"):
     """The last word of a worker that cannot go on: the device died, or the two sides disagree about the batch."""
 
     epoch: int
@@ -230,7 +230,7 @@ WORKER_TO_SCHEDULER: Decoder[WorkerToScheduler] = Decoder(WorkerToScheduler)
 # child -> launcher, over the supervision link
 
 
-class Progress(Message, tag="progress"):
+class Progress(Message, frozen=True, tag="progress"):
     """How far a child's start has come."""
 
     phase: str  # for people: "loading weights", "compiling"
@@ -238,20 +238,20 @@ class Progress(Message, tag="progress"):
     total: int
 
 
-class Ready(Message, tag="ready"):
+class Ready(Message, frozen=True, tag="ready"):
     """The child serves. `facts` is what the launcher's ready line says."""
 
     facts: dict[str, str | int] = {}
 
 
-class Failed(Message, tag="failed"):
+class Failed(Message, frozen=True, tag="failed"):
     """The child is about to exit with `exit_code`; `message` names the cause and the way out."""
 
     exit_code: int
     message: str
 
 
-class WorkerHung(Message, tag="hung"):
+class WorkerHung(Message, frozen=True, tag="hung"):
     """From the scheduler: this incarnation of a worker makes no progress and must be replaced."""
 
     worker: int
@@ -266,11 +266,11 @@ CHILD_TO_LAUNCHER: Decoder[ChildToLauncher] = Decoder(ChildToLauncher)
 # launcher -> child
 
 
-class Drain(Message, tag="drain"):
+class Drain(Message, frozen=True, tag="drain"):
     """Take no new requests, finish the running ones, then exit."""
 
 
-class WorkerLost(Message, tag="lost"):
+class WorkerLost(Message, frozen=True, tag="lost"):
     """To the scheduler: a worker's process ended. Its requests go elsewhere or wait for its successor."""
 
     worker: int

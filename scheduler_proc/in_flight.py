@@ -1,0 +1,35 @@
+"""What a step in flight will answer: enough to match each value to its request by (step, slot, generation), whatever happened since."""
+
+from dataclasses import dataclass
+
+from protocol.codec import BoolArray, Int32Array, Int64Array
+
+
+@dataclass(slots=True)
+class InFlightStep:
+    """One step that was sent and not yet answered. R rows, as in SchedulerOutput."""
+
+    step_id: int
+    slots: Int32Array  # [R]
+    generations: Int64Array  # [R], of the slots' holders when the step was planned
+    ends: Int32Array  # [R], positions below this one have their keys and values when the step has run
+    samples: BoolArray  # [R]
+    num_decodes: int
+    num_prefill_tokens: int
+    scheduled_ns: int
+    sent_ns: int = 0
+
+    @property
+    def sampled_slots(self) -> Int32Array:
+        """Slots of the rows that bring a token, in the order of the answer's tokens."""
+        return self.slots if len(self.slots) == self.num_decodes else self.slots[self.samples]
+
+    @property
+    def sampled_generations(self) -> Int64Array:
+        """Generations beside `sampled_slots`."""
+        return self.generations if len(self.slots) == self.num_decodes else self.generations[self.samples]
+
+    @property
+    def num_tokens(self) -> int:
+        """Rows that bring a token."""
+        return len(self.sampled_slots)

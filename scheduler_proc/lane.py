@@ -1,0 +1,194 @@
+"""One worker as the scheduler sees it: slots, blocks, positions and the steps in flight.
+
+Per-slot facts are arrays, so that a steady decode step of 256 requests costs a few vector operations instead of a Python loop.
+
+Lengths of a slot's sequence, in tokens:
+    confirmed <= scheduled    positions whose keys and values are computed, and will be when the steps in flight have run
+    known <= target           tokens whose values are here, and the length at which the request ends
+A token that is scheduled and not known is a placeholder: it counts for blocks, positions and limits; its value stays on the device.
+"""
+
+from collections import deque
+from collections.abc import Iterator
+
+import numpy as np
+
+from protocol.codec import Int32Array, pack_int32
+from protocol.credit import CreditLedger
+from protocol.messages import NewRequest, WorkerReady
+from scheduler_proc.blocks import BlockPool
+from scheduler_proc.in_flight import InFlightStep
+from scheduler_proc.prefix_cache import extend_hashes
+from scheduler_proc.request import Request
+
+_NO_STOP = -1  # no token has this id
+_WATERMARK = 0.01  # share of the blocks that an admission leaves free, so that it does not preempt its elders at once (as vLLM)
+_EMPTY = np.empty(0, np.int32)
+
+
+class Lane:
+    """State of one incarnation of a worker."""
+
+    def __init__(self, ready: WorkerReady, *, queue_depth: int, token_budget: int, prefix_caching: bool) -> None:
+        self.worker = ready.worker
+        self.device = ready.device
+        self.block_size = ready.block_size
+        self.max_model_len = ready.max_model_len
+        self.vocab_size = ready.vocab_size
+        self.token_budget = token_budget  # tokens a step may compute
+        self.prefix_caching = prefix_caching
+        self.ledger = CreditLedger(queue_depth, ready.epoch)
+        self.pool = BlockPool(ready.num_blocks)
+        self.in_flight: deque[InFlightStep] = deque()
+        num_slots = min(ready.max_num_seqs, token_budget)  # every decoding slot takes one token of each step's budget
+        max_blocks = -(-ready.max_model_len // ready.block_size)
+        self.requests: list[Request | None] = [None] * num_slots
+        self.free_slots = list(range(num_slots - 1, -1, -1))
+        self.generation = np.zeros(num_slots, np.int64)  # rises whenever a slot changes hands
+        self.tokens = np.zeros((num_slots, ready.max_model_len + 1), np.int32)
+        self.known = np.zeros(num_slots, np.int32)
+        self.scheduled = np.zeros(num_slots, np.int32)
+        self.confirmed = np.zeros(num_slots, np.int32)
+        self.target = np.zeros(num_slots, np.int32)
+        self.committed_blocks = np.zeros(num_slots, np.int32)
+        self.num_blocks = np.zeros(num_slots, np.int32)
+        self.block_table = np.zeros((num_slots, max_blocks), np.int32)
+        self.request_id = np.zeros(num_slots, np.uint64)
+        self.stream = np.zeros(num_slots, bool)
+        self.first_stop = np.full(num_slots, _NO_STOP, np.int32)
+        self.more_stops = np.zeros(num_slots, bool)  # has stop ids beyond the first
+        self.decoding = _EMPTY  # slots of the standing decode set, in row order
+        self.prefilling: dict[int, int] = {}  # slot -> length at which its prefill ends, in order of admission
+        self.detached: dict[tuple[int, int], Request] = {}  # (slot, generation) -> preempted request with tokens in flight
+        self.new: dict[int, NewRequest] = {}  # by slot; these and the next three wait for the next step's message
+        self.released: list[int] = []
+        self.joins: list[int] = []
+        self.leaves: list[int] = []
+
+    @property
+    def num_running(self) -> int:
+        """Requests that hold a slot."""
+        return len(self.requests) - len(self.free_slots)
+
+    @property
+    def prefill_backlog(self) -> int:
+        """Prompt tokens of the running requests that no step computes yet."""
+        return sum(end - int(self.scheduled[slot]) for slot, end in self.prefilling.items())
+
+    @property
+    def has_work(self) -> bool:
+        """Whether a step sent now would compute anything."""
+        return bool(len(self.decoding) or self.prefilling or self.joins)
+
+    def running(self) -> Iterator[tuple[int, Request]]:
+        """Each slot that is taken, with its request."""
+        return ((slot, request) for slot, request in enumerate(self.requests) if request is not None)
+
+    def can_admit(self, request: Request) -> bool:
+        """Whether a slot and the blocks for every known token are free now."""
+        if not self.free_slots or request.in_flight:
+            return False
+        cached = self._cached_blocks(request)
+        needed = -(-len(request.tokens) // self.block_size) - len(cached) + self.pool.idle_among(cached)
+        reserve = int(_WATERMARK * self.pool.num_blocks) if self.num_running else 0
+        return needed + reserve <= self.pool.num_free
+
+    def admit(self, request: Request) -> None:
+        """Gives the request a slot and blocks for its known tokens. `can_admit` must hold."""
+        cached = self._cached_blocks(request)
+        self.pool.share(cached)
+        length = len(request.tokens)
+        blocks = cached + self.pool.allocate(-(-length // self.block_size) - len(cached))
+        computed = len(cached) * self.block_size
+        if not request.admitted_before:
+            request.admitted_before = True
+            request.num_cached_tokens = min(computed, request.num_prompt_tokens)
+        slot = self.free_slots.pop()
+        stop_ids = request.params.stop_token_ids
+        self.requests[slot] = request
+        self.generation[slot] += 1
+        self.tokens[slot, :length] = request.tokens
+        self.known[slot] = length
+        self.scheduled[slot] = self.confirmed[slot] = computed
+        self.target[slot] = request.target
+        self.committed_blocks[slot] = len(cached)
+        self.num_blocks[slot] = len(blocks)
+        self.block_table[slot, : len(blocks)] = blocks
+        self.request_id[slot] = request.request_id
+        self.stream[slot] = request.stream
+        self.first_stop[slot] = stop_ids[0] if stop_ids else _NO_STOP
+        self.more_stops[slot] = len(stop_ids) > 1
+        self.prefilling[slot] = length
+        self.new[slot] = NewRequest(
+            slot=slot,
+            token_ids_i32=pack_int32(request.tokens),
+            num_prompt_tokens=request.num_prompt_tokens,
+            num_computed=computed,
+            block_ids_i32=pack_int32(blocks),
+            params=request.params,
+        )
+
+    def release(self, slot: int) -> None:
+        """Takes back slot and blocks of a request that ended or gives way."""
+        self.requests[slot] = None
+        self.generation[slot] += 1
+        self.pool.release(self.blocks_of(slot))
+        self.num_blocks[slot] = 0
+        self.free_slots.append(slot)
+        self.decoding = self.decoding[self.decoding != slot]
+        self.prefilling.pop(slot, None)
+        if slot in self.joins:
+            self.joins.remove(slot)
+        if slot in self.leaves:
+            self.leaves.remove(slot)
+        if self.new.pop(slot, None) is None:
+            self.released.append(slot)
+
+    def preempt(self, slot: int) -> Request:
+        """Releases the slot of a request that will go on later.
+
+        Its tokens in flight were computed from valid state, so they are valid: they are kept when they arrive, and until then the
+        request is not admitted again.
+        """
+        request = self.requests[slot]
+        assert request is not None
+        generation = int(self.generation[slot])
+        request.tokens = self.tokens[slot, : self.known[slot]].copy()
+        request.in_flight = sum(
+            int(np.count_nonzero((step.sampled_slots == slot) & (step.sampled_generations == generation))) for step in self.in_flight
+        )
+        if request.in_flight:
+            self.detached[slot, generation] = request
+        self.release(slot)
+        return request
+
+    def blocks_of(self, slot: int) -> list[int]:
+        """Blocks of the slot's request, in the order of its positions."""
+        return self.block_table[slot, : self.num_blocks[slot]].tolist()  # type: ignore[no-any-return]
+
+    def commit_blocks(self, slots: Int32Array) -> None:
+        """Names the full blocks of these slots whose keys and values are now computed, all from known tokens."""
+        if not self.prefix_caching:
+            return
+        full = self.confirmed[slots] // self.block_size
+        for slot, count in zip(slots[full > self.committed_blocks[slots]].tolist(), full[full > self.committed_blocks[slots]].tolist()):
+            request = self.requests[slot]
+            assert request is not None
+            extend_hashes(request.block_hashes, request.cache_salt, self.tokens[slot], count, self.block_size)
+            for index in range(int(self.committed_blocks[slot]), count):
+                self.pool.cache.commit(request.block_hashes[index], int(self.block_table[slot, index]))
+            self.committed_blocks[slot] = count
+
+    def _cached_blocks(self, request: Request) -> list[int]:
+        """Blocks of the longest cached prefix. The last known token is always computed again: its row samples the next one."""
+        if not self.prefix_caching:
+            return []
+        usable = (len(request.tokens) - 1) // self.block_size
+        extend_hashes(request.block_hashes, request.cache_salt, request.tokens, usable, self.block_size)
+        blocks = []
+        for name in request.block_hashes[:usable]:
+            block = self.pool.cache.find(name)
+            if block is None:
+                break
+            blocks.append(block)
+        return blocks

@@ -1,0 +1,113 @@
+"""The scheduler's only I/O: waits, reads every pipe, lets the state decide, sends what it says."""
+
+from protocol.channel import Poller, Receiver, Sender
+from protocol.clock import now_ns
+from protocol.config import ChildSpec
+from protocol.endpoints import (
+    FRONTEND_INBOX,
+    SCHEDULER_INBOX,
+    ipc_address,
+    worker_inbox,
+    worker_outbox,
+)
+from protocol.messages import (
+    FRONTEND_TO_SCHEDULER,
+    WORKER_TO_SCHEDULER,
+    Drain,
+    FrontendToScheduler,
+    LauncherToChild,
+    Ready,
+    Shutdown,
+    WorkerLost,
+    WorkerToScheduler,
+)
+from protocol.supervision import SupervisionLink
+from scheduler_proc.invariants import validate
+from scheduler_proc.state import (
+    Command,
+    Event,
+    FromWorker,
+    SchedulerState,
+    ToFrontend,
+    ToLauncher,
+    ToWorker,
+)
+
+_TICK = 1.0  # seconds between looks for hung workers; far below any step timeout
+
+
+class SchedulerLoop:
+    """Owns the sockets of the scheduler process."""
+
+    def __init__(self, spec: ChildSpec, launcher: SupervisionLink[LauncherToChild]) -> None:
+        config, directory = spec.config, spec.run_dir
+        self._state = SchedulerState(config)
+        self._launcher = launcher
+        self._from_frontend: Receiver[FrontendToScheduler] = Receiver(
+            ipc_address(directory, SCHEDULER_INBOX), FRONTEND_TO_SCHEDULER, bind=True
+        )
+        self._to_frontend = Sender(ipc_address(directory, FRONTEND_INBOX), bind=True)
+        self._from_workers: list[Receiver[WorkerToScheduler]] = []
+        self._to_workers: list[Sender] = []
+        for index in range(config.workers):
+            self._from_workers.append(Receiver(ipc_address(directory, worker_outbox(index)), WORKER_TO_SCHEDULER, bind=True))
+            self._to_workers.append(Sender(ipc_address(directory, worker_inbox(index)), bind=True))
+        self._poller = Poller()
+        self._poller.watch(launcher.fileno())
+        self._poller.watch(self._from_frontend)
+        for receiver in self._from_workers:
+            self._poller.watch(receiver)
+        self._draining = False
+        self._busy_ns = 0
+
+    def run(self) -> None:
+        """Serves until the launcher says drain, or is gone."""
+        self._launcher.send(Ready())
+        while not (self._draining or self._launcher.closed):
+            self._poller.wait(_TICK)
+            began = now_ns()
+            events = self._read()
+            self._execute(self._state.handle(events, began))
+            if not events and self._state.idle:
+                validate(self._state)
+            self._busy_ns += now_ns() - began
+            self._state.counters["scheduler_busy_ns"] = self._busy_ns
+        for sender in self._to_workers:
+            sender.send(Shutdown())
+
+    def close(self) -> None:
+        """Closes every socket, after the last words are delivered."""
+        self._from_frontend.close()
+        for receiver in self._from_workers:
+            receiver.close()
+        for sender in (self._to_frontend, *self._to_workers):
+            sender.close()
+
+    def _read(self) -> list[Event]:
+        events: list[Event] = []
+        while (order := self._launcher.receive()) is not None:
+            match order:
+                case Drain():
+                    self._draining = True
+                case WorkerLost():
+                    events.append(order)
+        while (message := self._from_frontend.receive()) is not None:
+            events.append(message)
+        for worker, receiver in enumerate(self._from_workers):
+            while (answer := receiver.receive()) is not None:
+                events.append(FromWorker(worker, answer))
+        self._state.counters["malformed_frames"] = self._from_frontend.malformed + sum(
+            receiver.malformed for receiver in self._from_workers
+        )
+        return events
+
+    def _execute(self, commands: list[Command]) -> None:
+        for command in commands:
+            match command:
+                case ToWorker(worker, message, step):
+                    self._to_workers[worker].send(message)
+                    step.sent_ns = now_ns()
+                case ToFrontend(reply):
+                    self._to_frontend.send(reply)
+                case ToLauncher(report):
+                    self._launcher.send(report)

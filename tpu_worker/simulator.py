@@ -1,0 +1,176 @@
+"""A device that takes the time of an accelerator and computes tokens that can be worked out by hand.
+
+It has what a real one has, a block table per slot, a paged cache and a token history per slot, and its tokens depend on the
+whole context as read through them. So a wrong block, position, slot or placeholder shows as a wrong token.
+
+The token at position n of a request with seed s is a hash of (token 0, …, token n-1, n, s): `simulated_token` says it in one line.
+"""
+
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from protocol.clock import now_ns
+from protocol.codec import BoolArray, Int32Array, UInt64Array
+from protocol.config import EngineConfig, SimulatedTimes
+from protocol.errors import ConfigError
+from tpu_worker.device import Admission, Capacity, ReportProgress, StepPlan, StepResult
+
+_POISON = np.uint64(0x9E3779B97F4A7C15)  # sum of a block whose tail was overwritten: no context hashes to what it gives
+_DEFAULT_BLOCKS = 16384
+_SPIN_LIMIT = 64  # attempts to find a token that min_tokens allows; more stop ids than this cannot be given
+
+
+def simulated_token(context: Sequence[int], seed: int, vocab_size: int) -> int:
+    """The token that follows `context`, prompt and output so far, for a request with this seed."""
+    cells = _cells(np.asarray(context, np.uint64), np.arange(len(context), dtype=np.uint64))
+    return int(_tokens(np.array([cells.sum()], np.uint64), np.array([len(context)]), np.array([seed], np.uint64), vocab_size)[0])
+
+
+def _mix(values: UInt64Array) -> UInt64Array:
+    """The finaliser of splitmix64 (Steele, Lea, Flood 2014): every input bit changes every output bit."""
+    values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return values ^ (values >> np.uint64(31))
+
+
+def _cells(token_ids: UInt64Array, positions: UInt64Array) -> UInt64Array:
+    """What the cache holds for each token: its contribution to the context's hash."""
+    return _mix(token_ids * np.uint64(0x100000001B3) + positions + np.uint64(1))
+
+
+def _tokens(context_sums: UInt64Array, positions: Int32Array, seeds: UInt64Array, vocab_size: int) -> Int32Array:
+    hashed = _mix(context_sums ^ _mix(seeds + positions.astype(np.uint64) * _POISON))
+    return (hashed % np.uint64(vocab_size)).astype(np.int32)
+
+
+@dataclass(slots=True)
+class SimulatedStep:
+    """Handle of a step: its plan, and when it begins and ends on the device."""
+
+    plan: StepPlan
+    started_ns: int
+    finished_ns: int
+
+
+class SimulatedDevice:
+    """Implements `tpu_worker.device.Device`. Steps run strictly one after another, as on a device's stream."""
+
+    def __init__(self, config: EngineConfig, *, vocab_size: int, max_model_len: int) -> None:
+        """`max_model_len` in tokens."""
+        self._times = config.simulated
+        _check_times(self._times)
+        self._block_size = config.block_size
+        self._vocab_size = vocab_size
+        self._max_model_len = max_model_len
+        blocks_per_sequence = -(-max_model_len // config.block_size)
+        bytes_per_block = config.block_size * 8
+        self._num_blocks = (
+            max(_DEFAULT_BLOCKS, blocks_per_sequence) if config.kv_cache_memory is None else config.kv_cache_memory // bytes_per_block
+        )
+        if self._num_blocks < blocks_per_sequence:
+            raise ConfigError(
+                f"--kv-cache-memory {config.kv_cache_memory} holds {self._num_blocks} blocks of the simulated device, "
+                f"one sequence of {max_model_len} tokens needs {blocks_per_sequence}: use at least {blocks_per_sequence * bytes_per_block}"
+            )
+        slots = config.max_num_seqs
+        self._sums = np.zeros((self._num_blocks, config.block_size), np.uint64)  # [i, j]: sum of the cells 0 … j of block i
+        self._tables = np.zeros((slots, blocks_per_sequence), np.int32)
+        self._history = np.zeros((slots, max_model_len + 1), np.int32)
+        self._seeds = np.zeros(slots, np.uint64)
+        self._stops: dict[int, tuple[int, frozenset[int]]] = {}  # slot -> length below which these ids are not drawn
+        self._free_at_ns = 0
+        self._closed = threading.Event()
+
+    def load(self, report: ReportProgress) -> Capacity:
+        """There is nothing to load."""
+        report("simulating", 1, 1)
+        return Capacity(self._num_blocks, self._max_model_len, self._vocab_size, "sim")
+
+    def dispatch(self, plan: StepPlan) -> SimulatedStep:
+        """The step begins when the one before it has ended, or now."""
+        started = max(now_ns(), self._free_at_ns)
+        self._free_at_ns = started + self._duration_ns(plan)
+        return SimulatedStep(plan, started, self._free_at_ns)
+
+    def collect(self, handle: object) -> StepResult:
+        """Works out the step's tokens while it "runs", then sleeps until its end. Steps are collected in their order."""
+        assert isinstance(handle, SimulatedStep)
+        token_ids = self._execute(handle.plan)
+        while (left := handle.finished_ns - now_ns()) > 0 and not self._closed.wait(left * 1e-9):
+            pass
+        return StepResult(token_ids, started_ns=handle.started_ns, finished_ns=handle.finished_ns)
+
+    def close(self) -> None:
+        """Wakes a sleeping `collect`."""
+        self._closed.set()
+
+    def _duration_ns(self, plan: StepPlan) -> int:
+        times = self._times
+        prefill_tokens = int(plan.counts[plan.num_decodes :].sum())
+        decode_us = times.decode_us + times.decode_us_per_seq * plan.num_decodes if plan.num_decodes else 0.0
+        return int((prefill_tokens * times.prefill_us_per_token + decode_us) * 1e3)
+
+    def _execute(self, plan: StepPlan) -> Int32Array:
+        for admission in plan.admissions:
+            self._admit(admission)
+        self._tables[plan.block_slots, plan.block_indices] = plan.block_ids
+        decoding = plan.slots[: plan.num_decodes]
+        self._write(decoding, plan.starts[: plan.num_decodes])
+        for row in range(plan.num_decodes, len(plan.slots)):
+            for position in range(int(plan.starts[row]), int(plan.starts[row] + plan.counts[row])):
+                self._write(plan.slots[row : row + 1], np.array([position], np.int32))
+        slots, lengths = plan.slots[plan.samples], (plan.starts + plan.counts)[plan.samples]
+        sums = self._context_sums(slots, lengths)
+        token_ids = _tokens(sums, lengths, self._seeds[slots], self._vocab_size)
+        if self._stops:
+            self._avoid_stops(slots, lengths, token_ids)
+        self._history[slots, lengths] = token_ids
+        return token_ids
+
+    def _admit(self, admission: Admission) -> None:
+        slot, params = admission.slot, admission.params
+        self._history[slot, : len(admission.token_ids)] = admission.token_ids
+        self._tables[slot, : len(admission.block_ids)] = admission.block_ids
+        self._seeds[slot] = params.seed % 2**64
+        self._stops.pop(slot, None)
+        if params.min_tokens:
+            self._stops[slot] = admission.num_prompt_tokens + params.min_tokens, frozenset(params.stop_token_ids)
+
+    def _write(self, slots: Int32Array, positions: Int32Array) -> None:
+        """Puts the cells of these slots' tokens at these positions into the cache; what followed in their blocks is lost."""
+        if not len(slots):
+            return
+        blocks, offsets = self._tables[slots, positions // self._block_size], positions % self._block_size
+        before = np.where(offsets > 0, self._sums[blocks, offsets - 1], np.uint64(0))
+        cells = _cells(self._history[slots, positions].astype(np.uint64), positions.astype(np.uint64))
+        self._sums[blocks, -1] = _POISON
+        self._sums[blocks, offsets] = before + cells
+
+    def _context_sums(self, slots: Int32Array, lengths: Int32Array) -> UInt64Array:
+        """Sum of the cells of the first `lengths` positions of each slot, read through its block table."""
+        if not len(slots):
+            return np.zeros(0, np.uint64)
+        last_block, last_offset = (lengths - 1) // self._block_size, (lengths - 1) % self._block_size
+        width = int(last_block.max())
+        whole: BoolArray = np.arange(width) < last_block[:, None]
+        sums = np.where(whole, self._sums[self._tables[slots, :width], -1], np.uint64(0)).sum(axis=1, dtype=np.uint64)
+        return sums + self._sums[self._tables[slots, last_block], last_offset]  # type: ignore[no-any-return]
+
+    def _avoid_stops(self, slots: Int32Array, lengths: Int32Array, token_ids: Int32Array) -> None:
+        for row, slot in enumerate(slots.tolist()):
+            minimum, stop_ids = self._stops.get(slot, (0, frozenset()))
+            if lengths[row] < minimum:
+                for _ in range(_SPIN_LIMIT):
+                    if int(token_ids[row]) not in stop_ids:
+                        break
+                    token_ids[row] = (token_ids[row] + 1) % self._vocab_size
+
+
+def _check_times(times: SimulatedTimes) -> None:
+    for name in ("prefill_us_per_token", "decode_us", "decode_us_per_seq"):
+        value = getattr(times, name)
+        if not 0 <= value < 1e9:
+            raise ConfigError(f"--sim-{name.replace('_', '-')} {value} must be between 0 and 1e9 microseconds")
