@@ -1,0 +1,222 @@
+"""The launcher's loop: hears signals and children, asks the supervisor, does what it says."""
+
+import os
+import selectors
+import shutil
+import signal
+import socket
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from types import FrameType
+
+from frontend.launcher.child import PROGRAMS, ChildProcess, Programs
+from frontend.launcher.events import (
+    Announce,
+    Begin,
+    Child,
+    Command,
+    Event,
+    Exit,
+    Exited,
+    Said,
+    Say,
+    Send,
+    Show,
+    Signal,
+    Spawn,
+    Stopping,
+    StopRequested,
+    Tick,
+)
+from frontend.launcher.notify import Notifier
+from frontend.launcher.placement import place_workers
+from frontend.launcher.progress import StartDisplay, start_display
+from frontend.launcher.supervisor import Supervisor
+from protocol.clock import now
+from protocol.config import ChildSpec, EngineConfig
+from protocol.endpoints import LONGEST_SOCKET_PATH, ipc_address, make_run_dir, worker_outbox
+from protocol.errors import ConfigError, ProtocolError
+from protocol.messages import Failed
+
+
+class Engine:
+    """The processes of one engine, from start to end. Owns the run directory."""
+
+    def __init__(self, config: EngineConfig, *, programs: Programs = PROGRAMS, environ: Mapping[str, str] = os.environ) -> None:
+        """Nothing is started yet. Raises ConfigError when the host's chips do not suffice."""
+        self._config = config
+        self._programs = programs
+        self._placements = place_workers(config, environ)
+        self._supervisor = Supervisor(workers=config.workers, drain_timeout=config.drain_timeout)
+        self._notifier = Notifier(environ)
+        self._selector = selectors.DefaultSelector()
+        self._children: dict[Child, ChildProcess] = {}
+        self._display: StartDisplay | None = None
+        self._next_ping = now()
+        self._exit_code: int | None = None
+        self._run_dir = ""
+
+    def run(self) -> int:
+        """Starts the children and stays until all have ended. Returns the exit code."""
+        self._run_dir = make_run_dir()
+        try:
+            longest = ipc_address(self._run_dir, worker_outbox(self._config.workers)).removeprefix("ipc://")
+            if len(os.fsencode(longest)) > LONGEST_SOCKET_PATH:
+                raise ConfigError(f"{self._run_dir} is too long for sockets: set XDG_RUNTIME_DIR to a shorter directory")
+            with _SignalPipe(self._selector):
+                self._handle(Begin())
+                self._display = start_display()
+                while self._exit_code is None:
+                    self._wait()
+                return self._exit_code
+        finally:
+            self._close_display()
+            self._selector.close()
+            shutil.rmtree(self._run_dir, ignore_errors=True)
+            _remove_stale_socket(self._config.ipc_path)
+
+    def _wait(self) -> None:
+        for key, _ in self._selector.select(self._timeout()):
+            match key.data:
+                case _SignalPipe():
+                    for _ in range(key.data.drain()):
+                        self._handle(StopRequested())
+                case ChildProcess():
+                    self._hear(key.data)
+                    if key.fd == key.data.pidfd:
+                        self._bury(key.data)
+        self._handle(Tick())
+        if self._notifier.watchdog_interval is not None and now() >= self._next_ping:
+            self._notifier.alive()
+            self._next_ping = now() + self._notifier.watchdog_interval
+
+    def _timeout(self) -> float | None:
+        deadlines = [self._supervisor.next_deadline()]
+        if self._notifier.watchdog_interval is not None:
+            deadlines.append(self._next_ping)
+        return min((max(0.0, time - now()) for time in deadlines if time is not None), default=None)
+
+    def _hear(self, process: ChildProcess) -> None:
+        """Handles everything that the child said so far."""
+        if process.is_silent():
+            return
+        try:
+            while (message := process.receive()) is not None:
+                self._handle(Said(process.child, process.epoch, message))
+        except ProtocolError as error:
+            self._handle(Said(process.child, process.epoch, Failed(error.exit_code, str(error))))
+        if process.is_silent():  # a closed end is readable for ever; the process itself is still watched
+            self._selector.unregister(process.fileno())
+
+    def _bury(self, process: ChildProcess) -> None:
+        if not process.is_silent():
+            self._selector.unregister(process.fileno())
+        self._selector.unregister(process.pidfd)
+        if self._children.get(process.child) is process:
+            del self._children[process.child]
+        self._handle(Exited(process.child, process.epoch, process.reap()))
+
+    def _handle(self, event: Event) -> None:
+        for command in self._supervisor.handle(event, now()):
+            self._execute(command)
+
+    def _execute(self, command: Command) -> None:
+        match command:
+            case Spawn(child, epoch):
+                self._spawn(child, epoch)
+            case Send(child, message):
+                if child in self._children:
+                    self._children[child].send(message)
+            case Signal(child, signum):
+                if child in self._children:
+                    self._children[child].signal(signum)
+            case Show(child, progress):
+                if progress is not None:
+                    self._notifier.starting(f"{child}: {progress.phase}")
+                if self._display is not None and progress is not None:
+                    self._display.update(child, progress)
+                elif self._display is not None:
+                    self._display.finish(child)
+            case Announce(facts):
+                self._close_display()
+                self._notifier.ready(f"serving {facts.get('model', '')}")
+                print(ready_line(facts), flush=True)
+            case Say(text):
+                print(f"engine-launch: {text}", file=sys.stderr, flush=True)
+            case Stopping():
+                self._close_display()
+                self._notifier.stopping()
+            case Exit(code):
+                self._exit_code = code
+
+    def _spawn(self, child: Child, epoch: int) -> None:
+        placed = self._placements[child.index] if child.role == "worker" else None
+        spec = ChildSpec(
+            role=child.role,
+            index=child.index,
+            epoch=epoch,
+            run_dir=self._run_dir,
+            cpus=placed.cpus if placed is not None else (),
+            config=self._config,
+        )
+        process = ChildProcess(child, spec, self._programs[child.role], placed.environ if placed is not None else {})
+        self._children[child] = process
+        self._selector.register(process.fileno(), selectors.EVENT_READ, process)
+        self._selector.register(process.pidfd, selectors.EVENT_READ, process)
+
+    def _close_display(self) -> None:
+        if self._display is not None:
+            self._display.close()
+            self._display = None
+
+
+def ready_line(facts: Mapping[str, str | int]) -> str:
+    """What the operator waits for, in one line."""
+    return (
+        f"ready: {facts.get('address')}  ipc {facts.get('socket')}  model {facts.get('model')}  workers {facts.get('workers')}  "
+        f"device {facts.get('device')}  depth {facts.get('queue_depth')}  KV cache {facts.get('kv_cache_tokens'):,} tokens"
+    )
+
+
+class _SignalPipe:
+    """SIGINT and SIGTERM as bytes in a pipe: the handler does nothing, the loop reads."""
+
+    _SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+    def __init__(self, selector: selectors.BaseSelector) -> None:
+        self._read, self._write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        selector.register(self._read, selectors.EVENT_READ, self)
+
+    def __enter__(self) -> "_SignalPipe":
+        self._old_fd = signal.set_wakeup_fd(self._write, warn_on_full_buffer=False)
+        self._old = {signum: signal.signal(signum, _do_nothing) for signum in self._SIGNALS}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for signum, handler in self._old.items():
+            signal.signal(signum, handler)
+        signal.set_wakeup_fd(self._old_fd)
+        os.close(self._read)
+        os.close(self._write)
+
+    def drain(self) -> int:
+        """How many stop signals came."""
+        return sum(signum in self._SIGNALS for signum in os.read(self._read, 4096))
+
+
+def _do_nothing(signum: int, frame: FrameType | None) -> None:
+    """Python needs a handler to write the wake-up byte."""
+
+
+def _remove_stale_socket(path: str) -> None:
+    """Removes the client socket that a killed frontend left; one that still answers is another engine's."""
+    try:
+        if path and Path(path).is_socket():
+            with socket.socket(socket.AF_UNIX) as probe:
+                probe.settimeout(1.0)
+                probe.connect(path)
+    except ConnectionRefusedError:
+        Path(path).unlink(missing_ok=True)
+    except OSError:
+        pass

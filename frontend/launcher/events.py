@@ -1,0 +1,127 @@
+"""What the supervisor hears and what it answers: its events and commands."""
+
+import signal
+from dataclasses import dataclass
+from typing import Literal, TypeAlias
+
+from protocol.messages import Failed, LauncherToChild, Progress, Ready, WorkerHung
+
+Role: TypeAlias = Literal["frontend", "scheduler", "worker"]
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Child:
+    """One place in the engine; a replaced worker is the same child with a higher epoch."""
+
+    role: Role
+    index: int = 0
+
+    def __str__(self) -> str:
+        return f"worker {self.index}" if self.role == "worker" else self.role
+
+
+FRONTEND = Child("frontend")
+SCHEDULER = Child("scheduler")
+
+
+# events
+
+
+@dataclass(frozen=True, slots=True)
+class Begin:
+    """Start the engine."""
+
+
+@dataclass(frozen=True, slots=True)
+class Said:
+    """A child's message, of incarnation `epoch`."""
+
+    child: Child
+    epoch: int
+    message: Progress | Ready | Failed | WorkerHung
+
+
+@dataclass(frozen=True, slots=True)
+class Exited:
+    """A child's process ended: exit code, or the negated signal. All it had said was handled before."""
+
+    child: Child
+    epoch: int
+    returncode: int
+
+
+@dataclass(frozen=True, slots=True)
+class StopRequested:
+    """SIGINT or SIGTERM."""
+
+
+@dataclass(frozen=True, slots=True)
+class Tick:
+    """Time passed; sent at `next_deadline` at the latest."""
+
+
+Event: TypeAlias = Begin | Said | Exited | StopRequested | Tick
+
+
+# commands
+
+
+@dataclass(frozen=True, slots=True)
+class Spawn:
+    """Start a process for `child`."""
+
+    child: Child
+    epoch: int
+
+
+@dataclass(frozen=True, slots=True)
+class Send:
+    """Send `message` on the child's supervision link."""
+
+    child: Child
+    message: LauncherToChild
+
+
+@dataclass(frozen=True, slots=True)
+class Signal:
+    """Send a signal to the child's process."""
+
+    child: Child
+    signum: signal.Signals
+
+
+@dataclass(frozen=True, slots=True)
+class Show:
+    """Start-up progress of a child; None: it is done."""
+
+    child: Child
+    progress: Progress | None
+
+
+@dataclass(frozen=True, slots=True)
+class Announce:
+    """The engine is ready."""
+
+    facts: dict[str, str | int]
+
+
+@dataclass(frozen=True, slots=True)
+class Say:
+    """A line for the operator."""
+
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Stopping:
+    """The engine leaves service, for whatever reason."""
+
+
+@dataclass(frozen=True, slots=True)
+class Exit:
+    """All children are gone: leave with this code."""
+
+    code: int
+
+
+Command: TypeAlias = Spawn | Send | Signal | Show | Announce | Say | Stopping | Exit

@@ -1,0 +1,144 @@
+"""The flags of `engine-launch`: one table, read from the command line and from a TOML file under the same names."""
+
+import argparse
+import tomllib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NoReturn
+
+import msgspec
+
+from frontend.launcher.values import Parser, choice, integer, number, power_of_two, size, text
+from protocol.config import EngineConfig, SimulatedTimes
+from protocol.errors import ConfigError
+
+_MILLION = 1 << 20  # a bound against slips of the keyboard: no model or batch comes near
+_SECONDS = number(0.1, 86400.0, "seconds")
+_MICROSECONDS = number(0.0, 1e9, "microseconds")
+
+
+@dataclass(frozen=True, slots=True)
+class Flag:
+    """One flag. `parse` None: a switch, with its `--no-` form."""
+
+    name: str
+    group: str
+    help: str
+    parse: Parser | None = None
+    metavar: str = ""
+    many: bool = False  # takes one or more values
+
+    @property
+    def key(self) -> str:
+        """The name in Python."""
+        return self.name.replace("-", "_")
+
+
+FLAGS = (
+    Flag("model", "model", "demo (default), a directory, FILE.gguf or a Hugging Face repo id that was downloaded", text, "MODEL"),
+    Flag("served-model-name", "model", "names that clients may use; the first is shown", text, "NAME", many=True),
+    Flag("max-model-len", "model", "tokens of prompt and output together (the model's own limit)", integer(2, _MILLION), "N"),
+    Flag("quantization", "model", "how weights are kept", choice("none", "int8"), "none|int8"),
+    Flag("workers", "devices", "data-parallel replicas", integer(1, 1024), "N"),
+    Flag("tensor-parallel-size", "devices", "chips in each worker", integer(1, 256), "T"),
+    Flag("device", "devices", "what the workers run on", choice("auto", "cpu", "tpu", "cuda", "sim"), "auto|cpu|tpu|cuda|sim"),
+    Flag("compilation-cache", "devices", "where compiled programs are kept; --no-compilation-cache: nowhere", text, "DIR"),
+    Flag("kv-cache-memory", "devices", "KV cache per worker, such as 512M or 2GiB (from the memory that is there)", size, "BYTES"),
+    Flag("queue-depth", "scheduling", "steps in flight per worker; 1 is synchronous", integer(1, 16), "D"),
+    Flag("async-scheduling", "scheduling", "depth 2; --no-async-scheduling: depth 1"),
+    Flag("max-num-seqs", "scheduling", "requests that run at once in a worker", integer(1, 65536), "N"),
+    Flag("max-num-batched-tokens", "scheduling", "tokens in one step", integer(1, _MILLION), "N"),
+    Flag("block-size", "scheduling", "tokens in a KV block", power_of_two(1, 1024), "N"),
+    Flag("enable-prefix-caching", "scheduling", "keep the KV blocks of shared prefixes (on)"),
+    Flag("step-timeout", "scheduling", "seconds without progress that a worker may take", _SECONDS, "S"),
+    Flag("host", "serving", "HTTP address", text, "ADDRESS"),
+    Flag("port", "serving", "HTTP port; 0 takes a free one", integer(0, 65535), "PORT"),
+    Flag("ipc", "serving", "socket for the Python client ($ENGINE_SOCKET, or in the user's runtime directory)", text, "PATH"),
+    Flag("api-key-file", "serving", "file with one accepted API key per line", text, "FILE"),
+    Flag("drain-timeout", "serving", "seconds that running requests get after SIGTERM", number(0.0, 86400.0, "seconds"), "S"),
+    Flag("sim-prefill-us-per-token", "simulated device", "microseconds", _MICROSECONDS, "US"),
+    Flag("sim-decode-us", "simulated device", "microseconds of each step that decodes", _MICROSECONDS, "US"),
+    Flag("sim-decode-us-per-seq", "simulated device", "microseconds per decoding request", _MICROSECONDS, "US"),
+)
+_BY_NAME = {flag.name: flag for flag in FLAGS}
+_DEFAULTS = {field.name: field.default for field in msgspec.structs.fields(EngineConfig)} | {
+    f"sim_{field.name}": field.default for field in msgspec.structs.fields(SimulatedTimes)
+}
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise ConfigError(f"{message}; see engine-launch --help")
+
+
+def read_flags(arguments: Sequence[str]) -> dict[str, object]:
+    """The checked values that were given, by Python name; a flag wins over the `--config` file.
+
+    `--help` and `--version` print and raise SystemExit. Raises ConfigError naming flag, value and what would be right.
+    """
+    parser = _Parser(
+        prog="engine-launch", description="Starts a twodeep engine.", allow_abbrev=False, argument_default=argparse.SUPPRESS
+    )
+    parser.add_argument("--version", action="store_true", help="print the version and leave")
+    parser.add_argument("--config", metavar="FILE.toml", help="flags by their names here, without the dashes in front")
+    groups = {name: parser.add_argument_group(name) for name in dict.fromkeys(flag.group for flag in FLAGS)}
+    for flag in FLAGS:
+        default = _DEFAULTS.get(flag.key)
+        text_of_default = f" ({default})" if default not in (None, "", msgspec.NODEFAULT, (), True, False) else ""
+        options: dict[str, object] = {"help": (flag.help + text_of_default).replace("%", "%%")}
+        if flag.parse is None:
+            options["action"] = argparse.BooleanOptionalAction
+        else:
+            options |= {"metavar": flag.metavar} | ({"nargs": "+"} if flag.many else {})
+        groups[flag.group].add_argument(f"--{flag.name}", **options)  # type: ignore[arg-type]
+    no_cache = {"action": "store_const", "const": "", "dest": "compilation_cache", "help": argparse.SUPPRESS}
+    groups["devices"].add_argument("--no-compilation-cache", **no_cache)  # type: ignore[arg-type]
+    given = vars(parser.parse_args(arguments))
+    if given.pop("version", False):
+        from importlib.metadata import version  # 20 ms that only this flag needs
+
+        print(f"twodeep {version('twodeep')}")
+        raise SystemExit(0)
+    values = _read_file(given.pop("config")) if "config" in given else {}
+    for key, raw in given.items():
+        flag = _BY_NAME[key.replace("_", "-")]
+        off = flag.name == "compilation-cache" and raw == "" and "--no-compilation-cache" in arguments
+        values[key] = "" if off else _check(flag, raw, f"--{flag.name}")
+    return values
+
+
+def _read_file(path: str) -> dict[str, object]:
+    try:
+        with open(path, "rb") as file:
+            table = tomllib.load(file)
+    except OSError as error:
+        raise ConfigError(f"--config {path}: {error.strerror}") from error
+    except ValueError as error:  # TOML or UTF-8
+        raise ConfigError(f"--config {path}: not a TOML file: {error}") from error
+    values: dict[str, object] = {}
+    for name, raw in table.items():
+        flag = _BY_NAME.get(name.replace("_", "-"))
+        if flag is None:
+            raise ConfigError(f"{path}: {name} is no flag of engine-launch; see engine-launch --help")
+        off = flag.name == "compilation-cache" and raw is False
+        values[flag.key] = "" if off else _check(flag, raw, f"{path}: {name} =")
+    return values
+
+
+def _check(flag: Flag, raw: object, where: str) -> object:
+    if flag.parse is None:
+        if not isinstance(raw, bool):
+            raise ConfigError(f"{where} {raw!r}: true or false is wanted")
+        return raw
+    if flag.many:
+        items = raw if isinstance(raw, list) else [raw]
+        return tuple(_check_one(flag.parse, item, where) for item in items)
+    return _check_one(flag.parse, raw, where)
+
+
+def _check_one(parse: Parser, raw: object, where: str) -> object:
+    scalar = isinstance(raw, (str, int, float)) and not isinstance(raw, bool)
+    try:
+        return parse(str(raw) if scalar else "")
+    except ValueError as error:
+        raise ConfigError(f"{where} {raw}: {error}") from error

@@ -1,0 +1,80 @@
+"""Parsers of single flag values. Each raises ValueError that says what would be right."""
+
+import math
+import re
+from collections.abc import Callable
+from typing import TypeAlias
+
+Parser: TypeAlias = Callable[[str], object]
+
+_UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12, "KI": 2**10, "MI": 2**20, "GI": 2**30, "TI": 2**40}
+_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT]I?)?B?", re.IGNORECASE)
+
+
+def integer(low: int, high: int) -> Parser:
+    """A whole number from `low` to `high`, both included."""
+
+    def parse(text: str) -> int:
+        try:
+            value = int(text)
+        except ValueError:
+            value = low - 1
+        if not low <= value <= high:
+            raise ValueError(f"a whole number from {low} to {high} is wanted")
+        return value
+
+    return parse
+
+
+def power_of_two(low: int, high: int) -> Parser:
+    """A power of two from `low` to `high`, both included."""
+
+    def parse(text: str) -> int:
+        value = int(text) if text.isascii() and text.isdigit() else 0
+        if not low <= value <= high or value & (value - 1):
+            raise ValueError(f"a power of two from {low} to {high} is wanted")
+        return value
+
+    return parse
+
+
+def number(low: float, high: float, unit: str) -> Parser:
+    """A finite number from `low` to `high`, both included."""
+
+    def parse(text: str) -> float:
+        try:
+            value = float(text)
+        except ValueError:
+            value = math.nan
+        if not low <= value <= high:  # false for NaN too
+            raise ValueError(f"a number of {unit} from {low:g} to {high:g} is wanted")
+        return value
+
+    return parse
+
+
+def size(text: str) -> int:
+    """Bytes: 536870912, 512M (10^6), 512MiB or 512Mi (2^20)."""
+    match = _SIZE.fullmatch(text.strip())
+    value = int(float(match[1]) * _UNITS[(match[2] or "").upper()]) if match is not None else 0
+    if value < 1:
+        raise ValueError("a size in bytes is wanted, such as 512M or 2GiB")
+    return value
+
+
+def choice(*allowed: str) -> Parser:
+    """One of the words."""
+
+    def parse(text: str) -> str:
+        if text not in allowed:
+            raise ValueError(f"one of {', '.join(allowed)} is wanted")
+        return text
+
+    return parse
+
+
+def text(value: str) -> str:
+    """Any text that is not empty."""
+    if not value.strip() or "\0" in value:
+        raise ValueError("a text that is not empty is wanted")
+    return value
