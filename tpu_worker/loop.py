@@ -67,7 +67,7 @@ class Collector:
         while (step := self._steps.get()) is not None:
             try:
                 self._answer(step)
-            except Exception as error:  # whatever a device raises, the scheduler must hear of it before this process ends
+            except Exception as error:  # noqa: BLE001 - whatever a device raises, the scheduler hears of it before the end
                 text = f"step {step.step_id} failed on the device: {error}"
                 self._outbox.send(WorkerFailed(self._epoch, text))
                 self._outbox.close()

@@ -98,7 +98,7 @@ class SimulatedDevice:
     def collect(self, handle: object) -> StepResult:
         """Works out the step's tokens while it "runs", then sleeps until its end. Steps are collected in their order."""
         assert isinstance(handle, SimulatedStep)
-        token_ids = self._execute(handle.plan)
+        token_ids = self.execute(handle.plan)
         while (left := handle.finished_ns - now_ns()) > 0 and not self._closed.wait(left * 1e-9):
             pass
         return StepResult(token_ids, started_ns=handle.started_ns, finished_ns=handle.finished_ns)
@@ -113,15 +113,15 @@ class SimulatedDevice:
         decode_us = times.decode_us + times.decode_us_per_seq * plan.num_decodes if plan.num_decodes else 0.0
         return int((prefill_tokens * times.prefill_us_per_token + decode_us) * 1e3)
 
-    def _execute(self, plan: StepPlan) -> Int32Array:
+    def execute(self, plan: StepPlan) -> Int32Array:
+        """The tokens of one step, for its sampling rows in their order; takes no simulated time."""
         for admission in plan.admissions:
             self._admit(admission)
         self._tables[plan.block_slots, plan.block_indices] = plan.block_ids
         decoding = plan.slots[: plan.num_decodes]
         self._write(decoding, plan.starts[: plan.num_decodes])
         for row in range(plan.num_decodes, len(plan.slots)):
-            for position in range(int(plan.starts[row]), int(plan.starts[row] + plan.counts[row])):
-                self._write(plan.slots[row : row + 1], np.array([position], np.int32))
+            self._write_chunk(int(plan.slots[row]), int(plan.starts[row]), int(plan.starts[row] + plan.counts[row]))
         slots, lengths = plan.slots[plan.samples], (plan.starts + plan.counts)[plan.samples]
         sums = self._context_sums(slots, lengths)
         token_ids = _tokens(sums, lengths, self._seeds[slots], self._vocab_size)
@@ -148,6 +148,18 @@ class SimulatedDevice:
         cells = _cells(self._history[slots, positions].astype(np.uint64), positions.astype(np.uint64))
         self._sums[blocks, -1] = _POISON
         self._sums[blocks, offsets] = before + cells
+
+    def _write_chunk(self, slot: int, start: int, end: int) -> None:
+        """Like `_write`, for positions start … end - 1 of one slot, block by block."""
+        positions = np.arange(start, end, dtype=np.uint64)
+        cells = _cells(self._history[slot, start:end].astype(np.uint64), positions)
+        while start < end:
+            block, offset = self._tables[slot, start // self._block_size], start % self._block_size
+            count = min(self._block_size - offset, end - start)
+            before = self._sums[block, offset - 1] if offset else np.uint64(0)
+            self._sums[block, -1] = _POISON
+            self._sums[block, offset : offset + count] = before + np.cumsum(cells[:count], dtype=np.uint64)
+            cells, start = cells[count:], start + count
 
     def _context_sums(self, slots: Int32Array, lengths: Int32Array) -> UInt64Array:
         """Sum of the cells of the first `lengths` positions of each slot, read through its block table."""

@@ -1,0 +1,96 @@
+"""Every interleaving that hypothesis can think of: arrivals, aborts, steps, answers, deaths, and frames that must be refused."""
+
+import hypothesis.strategies as st
+from hypothesis import settings
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+from protocol.codec import pack_int32
+from protocol.messages import ModelRunnerOutput
+from scheduler_proc.state import FromWorker
+from tests.scheduler_proc.world import VOCAB, World
+
+_TOKENS = st.integers(0, 3)  # few, so that prompts share prefixes
+_WORKERS = st.integers(0, 1)
+
+
+class SchedulerMachine(RuleBasedStateMachine):
+    """The reference model is `Sent.expected`: what follows from a request alone."""
+
+    @initialize(
+        depth=st.integers(1, 4), blocks=st.sampled_from([16, 20, 64]), budget=st.sampled_from([4, 9, 32]), cache=st.booleans()
+    )
+    def start(self, depth: int, blocks: int, budget: int, cache: bool) -> None:
+        self.world = World(depth=depth, workers=2, blocks=blocks, budget=budget, prefix_caching=cache, max_model_len=40)
+        self.epochs = [0, 0]
+
+    @rule(
+        prompt=st.lists(_TOKENS, min_size=1, max_size=39),
+        max_tokens=st.integers(1, 40),
+        seed=st.integers(0, 3),
+        stops=st.lists(st.integers(0, VOCAB - 1), max_size=16, unique=True),
+        min_tokens=st.integers(0, 3),
+        priority=st.integers(0, 2),
+        stream=st.booleans(),
+    )
+    def add(self, prompt: list[int], max_tokens: int, seed: int, stops: list[int], min_tokens: int, priority: int, stream: bool) -> None:
+        self.world.add(
+            len(self.world.sent), prompt, priority=priority, stream=stream,
+            max_tokens=max_tokens, seed=seed, stop_token_ids=tuple(stops), min_tokens=min_tokens,
+        )  # fmt: skip
+
+    @precondition(lambda self: any(sent.end is None and not sent.aborted for sent in self.world.sent.values()))
+    @rule(data=st.data())
+    def abort(self, data: st.DataObject) -> None:
+        running = [key for key, sent in self.world.sent.items() if sent.end is None and not sent.aborted]
+        self.world.abort(data.draw(st.sampled_from(running)))
+
+    @rule(worker=_WORKERS, steps=st.integers(1, 4))
+    def run(self, worker: int, steps: int) -> None:
+        for _ in range(steps):
+            if worker in self.world.workers and self.world.workers[worker].inbox:
+                self.world.workers[worker].run_step()
+
+    @rule(worker=_WORKERS, answers=st.integers(1, 4))
+    def answer(self, worker: int, answers: int) -> None:
+        for _ in range(answers):
+            if worker in self.world.workers and self.world.workers[worker].outbox:
+                self.world.answer(worker)
+
+    @rule(worker=_WORKERS)
+    def replace_worker(self, worker: int) -> None:
+        late = self.world.workers[worker].outbox if worker in self.world.workers else ()
+        if worker in self.world.workers:
+            self.world.lose(worker)
+        self.epochs[worker] += 1
+        self.world.join(worker, self.epochs[worker])
+        for output in late:  # the pipe still held answers of the dead incarnation
+            self._refused("wrong_epoch", worker, output)
+
+    @rule(worker=_WORKERS, ahead=st.integers(0, 3))
+    def send_frames_to_refuse(self, worker: int, ahead: int) -> None:
+        lane = self.world.state.lanes[worker]
+        epoch, oldest, next_step = lane.ledger.epoch, lane.ledger.oldest, lane.ledger.next_step
+        self._refused("wrong_epoch", worker, ModelRunnerOutput(epoch + 1, oldest, b""))
+        if oldest > ahead:
+            self._refused("duplicate", worker, ModelRunnerOutput(epoch, oldest - 1 - ahead, pack_int32([1])))
+        self._refused("out_of_order", worker, ModelRunnerOutput(epoch, max(next_step, oldest + 1) + ahead, pack_int32([1])))
+
+    def _refused(self, cause: str, worker: int, output: ModelRunnerOutput) -> None:
+        before = self.world.state.counters[f"refused_{cause}"]
+        self.world.feed(FromWorker(worker, output))
+        assert self.world.state.counters[f"refused_{cause}"] == before + 1
+
+    @invariant()
+    def pipes_hold_at_most_the_depth(self) -> None:
+        for index, worker in self.world.workers.items():
+            assert len(worker.inbox) + len(worker.outbox) == self.world.state.lanes[index].ledger.in_flight
+            assert len(worker.inbox) + len(worker.outbox) <= self.world.config.queue_depth
+
+    def teardown(self) -> None:
+        if hasattr(self, "world"):
+            self.world.drain()
+            self.world.check()
+
+
+TestSchedulerMachine = SchedulerMachine.TestCase
+TestSchedulerMachine.settings = settings(max_examples=150, stateful_step_count=60, deadline=None)

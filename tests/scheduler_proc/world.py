@@ -1,0 +1,217 @@
+"""A whole engine in one process and in virtual time: the real scheduler state, the real batch mirror, the simulated device's tokens.
+
+Pipes are queues that a test empties when it likes, so that every interleaving of sending, running and answering can be had.
+"""
+
+from collections import deque
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from protocol.codec import pack_int32, unpack_int32, unpack_uint64
+from protocol.config import PROTOCOL_VERSION, EngineConfig
+from protocol.messages import (
+    AbortRequest,
+    AddRequest,
+    Finished,
+    ModelRunnerOutput,
+    SchedulerOutput,
+    TokenBatch,
+    WorkerHung,
+    WorkerLost,
+    WorkerReady,
+)
+from protocol.params import EngineParams
+from scheduler_proc.invariants import validate
+from scheduler_proc.state import Event, FromWorker, SchedulerState, ToFrontend, ToLauncher, ToWorker
+from tpu_worker.batch import Batch
+from tpu_worker.simulator import SimulatedDevice, simulated_token
+
+VOCAB = 50  # small, so that stop ids and repeated prefixes happen
+
+
+@dataclass
+class Sent:
+    """A request as the test sent it, and what came back."""
+
+    prompt: list[int]
+    params: EngineParams
+    max_model_len: int
+    stream: bool = True
+    tokens: list[int] = field(default_factory=list)
+    end: Finished | None = None
+    aborted: bool = False
+
+    def expected(self) -> tuple[list[int], str]:
+        """The output and finish reason that follow from prompt and parameters alone."""
+        context, target = list(self.prompt), min(len(self.prompt) + self.params.max_tokens, self.max_model_len)
+        while True:
+            token = simulated_token(context, self.params.seed, VOCAB)
+            while token in self.params.stop_token_ids and len(context) < len(self.prompt) + self.params.min_tokens:
+                token = (token + 1) % VOCAB
+            context.append(token)
+            if token in self.params.stop_token_ids:
+                return context[len(self.prompt) :], "stop"
+            if len(context) >= target:
+                return context[len(self.prompt) :], "length"
+
+
+class SimulatedWorker:
+    """One incarnation of a worker: its inbox, its device, its outbox."""
+
+    def __init__(self, config: EngineConfig, index: int, epoch: int, max_model_len: int, num_blocks: int) -> None:
+        self.index, self.epoch = index, epoch
+        self.batch = Batch(config.max_num_seqs)
+        self.device = SimulatedDevice(config, vocab_size=VOCAB, max_model_len=max_model_len)
+        self.inbox: deque[SchedulerOutput] = deque()
+        self.outbox: deque[ModelRunnerOutput] = deque()
+        self.ready = WorkerReady(
+            version=PROTOCOL_VERSION,
+            worker=index,
+            epoch=epoch,
+            num_blocks=num_blocks,
+            block_size=config.block_size,
+            max_num_seqs=config.max_num_seqs,
+            max_model_len=max_model_len,
+            vocab_size=VOCAB,
+            device="sim",
+        )
+
+    def run_step(self) -> None:
+        """Runs the oldest step that was received."""
+        message = self.inbox.popleft()
+        assert message.epoch == self.epoch
+        token_ids = self.device.execute(self.batch.apply(message))
+        self.outbox.append(ModelRunnerOutput(self.epoch, message.step_id, pack_int32(token_ids)))
+
+
+class World:
+    """Scheduler, workers and everything in between."""
+
+    def __init__(
+        self, *, depth: int = 2, workers: int = 1, slots: int = 4, blocks: int = 64, block_size: int = 4, budget: int = 16,
+        max_model_len: int = 64, prefix_caching: bool = True,
+    ) -> None:  # fmt: skip
+        self.max_model_len, self.blocks = max_model_len, blocks
+        self.config = EngineConfig(
+            model_path="",
+            model_format="gguf",
+            served_model_names=("sim",),
+            device="sim",
+            workers=workers,
+            queue_depth=depth,
+            max_num_seqs=slots,
+            max_num_batched_tokens=budget,
+            block_size=block_size,
+            kv_cache_memory=blocks * block_size * 8,
+            enable_prefix_caching=prefix_caching,
+        )
+        self.now = 0
+        self.state = SchedulerState(self.config)
+        self.workers: dict[int, SimulatedWorker] = {}
+        self.sent: dict[int, Sent] = {}
+        self.hung: list[WorkerHung] = []
+        for index in range(workers):
+            self.join(index, epoch=0)
+
+    def feed(self, *events: Event) -> None:
+        """Hands events to the scheduler, carries out its commands, checks every invariant."""
+        self.now += 1000
+        for command in self.state.handle(events, self.now):
+            match command:
+                case ToWorker(worker, message):
+                    self.workers[worker].inbox.append(message)
+                case ToFrontend(TokenBatch() as batch):
+                    self._receive(batch)
+                case ToLauncher(report):
+                    self.hung.append(report)
+        validate(self.state)
+
+    def join(self, index: int, epoch: int) -> None:
+        """A worker process starts."""
+        self.workers[index] = SimulatedWorker(self.config, index, epoch, self.max_model_len, self.blocks)
+        self.feed(FromWorker(index, self.workers[index].ready))
+
+    def lose(self, index: int) -> None:
+        """A worker process dies with everything it held."""
+        worker = self.workers.pop(index)
+        self.feed(WorkerLost(index, worker.epoch))
+
+    def add(self, request_id: int, prompt: Iterable[int], *, priority: int = 0, stream: bool = True, **params: object) -> None:
+        """A request arrives."""
+        self.feed(self.message(request_id, prompt, priority=priority, stream=stream, **params))
+
+    def message(self, request_id: int, prompt: Iterable[int], *, priority: int = 0, stream: bool = True, **params: object) -> AddRequest:
+        """The message of a request; the test expects its answer from now on."""
+        tokens = list(prompt)
+        self.sent[request_id] = Sent(tokens, EngineParams(**params), self.max_model_len, stream)  # type: ignore[arg-type]
+        return AddRequest(
+            request_id, pack_int32(tokens), len(tokens), self.sent[request_id].params, priority=priority, stream=stream
+        )
+
+    def abort(self, request_id: int) -> None:
+        """The client leaves."""
+        self.sent[request_id].aborted = True
+        self.feed(AbortRequest(request_id))
+
+    def answer(self, index: int) -> None:
+        """The scheduler reads the oldest answer of a worker."""
+        self.feed(FromWorker(index, self.workers[index].outbox.popleft()))
+
+    def drain(self, limit: int = 100_000) -> None:
+        """Runs and answers everything."""
+        for _ in range(limit):
+            if self.state.idle:
+                return
+            for index, worker in list(self.workers.items()):
+                if worker.inbox:
+                    worker.run_step()
+                if worker.outbox:
+                    self.answer(index)
+        raise AssertionError(f"not idle after {limit} rounds: {len(self.state.requests)} requests are stuck")
+
+    def check(self) -> None:
+        """Every request got exactly what follows from it alone."""
+        for request_id, sent in self.sent.items():
+            tokens, reason = sent.expected()
+            if sent.aborted:
+                assert sent.tokens == tokens[: len(sent.tokens)], f"request {request_id}: wrong tokens before its abort"
+                continue
+            assert sent.end is not None, f"request {request_id} never ended"
+            assert sent.tokens == tokens, f"request {request_id}: wrong tokens"
+            assert sent.end.reason == reason
+            assert sent.end.stop_token_id == (tokens[-1] if reason == "stop" else -1)
+
+    def _receive(self, batch: TokenBatch) -> None:
+        for request_id, token in zip(unpack_uint64(batch.request_ids_u64).tolist(), unpack_int32(batch.token_ids_i32).tolist()):
+            sent = self.sent[request_id]
+            assert sent.end is None and sent.stream, "a token came after the end"
+            assert not sent.aborted, "a token came after the abort was taken in"
+            sent.tokens.append(token)
+        for finished in batch.finished:
+            sent = self.sent[finished.request_id]
+            assert sent.end is None and not sent.aborted, "a request ended twice"
+            sent.end = finished
+            if not sent.stream:
+                sent.tokens = unpack_int32(finished.token_ids_i32).tolist()
+
+
+def random_requests(count: int, seed: int, max_model_len: int) -> list[tuple[list[int], dict[str, object]]]:
+    """Prompts and parameters of mixed lengths, many with common prefixes, greedy and seeded, some with stop ids."""
+    rng = np.random.default_rng(seed)
+    stems = [rng.integers(0, VOCAB, max_model_len).tolist() for _ in range(4)]
+    requests = []
+    for _ in range(count):
+        length = int(rng.integers(1, max_model_len - 1))
+        kept = int(rng.integers(0, length + 1)) if rng.random() < 0.6 else 0
+        prompt = stems[rng.integers(4)][:kept] + rng.integers(0, VOCAB, length - kept).tolist()
+        params: dict[str, object] = {
+            "max_tokens": int(rng.choice([1, 2, 3, int(rng.integers(1, max_model_len))])),
+            "seed": int(rng.choice([0, int(rng.integers(0, 2**62))])),
+        }
+        if rng.random() < 0.5:
+            params["stop_token_ids"] = tuple(rng.integers(0, VOCAB, int(rng.integers(1, 5))).tolist())
+            params["min_tokens"] = int(rng.integers(0, 4))
+        requests.append((prompt, params))
+    return requests
