@@ -13,6 +13,8 @@ from typing import Literal
 from protocol.config import Device, EngineConfig
 from protocol.errors import ConfigError
 
+DEVICES = Path("/dev")
+
 ResolvedDevice = Literal["cpu", "tpu", "cuda", "sim"]
 
 # The chips of one host lie in a grid; a process may own only these parts of it (x, y, z).
@@ -38,7 +40,7 @@ def resolve_device(device: Device) -> tuple[ResolvedDevice, str]:
         if importlib.util.find_spec("libtpu") is not None:
             return "tpu", ""
         return "cpu", "TPU chips are here, but libtpu is not installed: add twodeep[tpu]; using the CPU"
-    if any(Path("/dev").glob("nvidia[0-9]*")):
+    if any(DEVICES.glob("nvidia[0-9]*")):
         if any(importlib.util.find_spec(f"jax_cuda{version}_plugin") is not None for version in (12, 13)):
             return "cuda", ""
         return "cpu", "an NVIDIA GPU is here, but JAX's CUDA plugin is not installed: add twodeep[cuda]; using the CPU"
@@ -85,7 +87,7 @@ def _processors() -> list[int]:
 
 def _tpu_chips() -> int:
     """Chips that the kernel shows: /dev/accel0, … (up to v4 and v5e) or /dev/vfio/0, … (later)."""
-    return len(list(Path("/dev").glob("accel[0-9]*"))) or len(list(Path("/dev/vfio").glob("[0-9]*")))
+    return len(list(DEVICES.glob("accel[0-9]*"))) or len(list(DEVICES.glob("vfio/[0-9]*")))
 
 
 def _tpu_environ(config: EngineConfig, chips: range) -> dict[str, str]:
@@ -111,7 +113,7 @@ def _cuda_environ(config: EngineConfig, chips: range, environ: Mapping[str, str]
     if visible is not None:
         names = [name.strip() for name in visible.split(",") if name.strip()]
     else:
-        names = [str(index) for index in range(len(list(Path("/dev").glob("nvidia[0-9]*"))))]
+        names = [str(index) for index in range(len(list(DEVICES.glob("nvidia[0-9]*"))))]
     needed = config.workers * config.tensor_parallel_size
     if needed > len(names):
         source = f"CUDA_VISIBLE_DEVICES={visible} names {len(names)}" if visible is not None else f"here are {len(names)}"

@@ -1,0 +1,42 @@
+"""systemd's environment, read as sd_notify(3) and sd_watchdog_enabled(3) say."""
+
+import os
+import socket
+from pathlib import Path
+
+import pytest
+
+from frontend.launcher.notify import Notifier
+
+
+def test_without_a_manager_nothing_is_sent() -> None:
+    notifier = Notifier({"WATCHDOG_USEC": "1000000"})
+    notifier.ready("serving")
+    assert notifier.watchdog_interval is None
+
+
+@pytest.mark.parametrize("name", ["{tmp}/notify", "@twodeep-test-{pid}"])
+def test_paths_and_abstract_names(tmp_path: Path, name: str) -> None:
+    address = name.format(tmp=tmp_path, pid=os.getpid())
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
+        manager.bind(address.replace("@", "\0"))
+        Notifier({"NOTIFY_SOCKET": address}).ready("serving m")
+        assert manager.recv(100) == b"READY=1\nSTATUS=serving m"
+
+
+def test_a_manager_that_left_is_no_error(tmp_path: Path) -> None:
+    Notifier({"NOTIFY_SOCKET": str(tmp_path / "gone")}).alive()
+
+
+@pytest.mark.parametrize(
+    ("environ", "interval"),
+    [
+        ({"WATCHDOG_USEC": "10000000"}, 5.0),
+        ({"WATCHDOG_USEC": "10000000", "WATCHDOG_PID": str(os.getpid())}, 5.0),
+        ({"WATCHDOG_USEC": "10000000", "WATCHDOG_PID": "1"}, None),
+        ({"WATCHDOG_USEC": "soon"}, None),
+        ({}, None),
+    ],
+)
+def test_the_watchdog_is_meant_for_this_process_or_not_at_all(environ: dict[str, str], interval: float | None) -> None:
+    assert Notifier({"NOTIFY_SOCKET": "/none"} | environ).watchdog_interval == interval

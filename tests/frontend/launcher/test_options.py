@@ -1,0 +1,146 @@
+"""Flags and files to one EngineConfig; every bad value names the flag, the value and what would be right."""
+
+import contextlib
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from frontend.launcher.options import read_options
+from frontend.launcher.values import Parser, power_of_two, size
+from protocol.config import EngineConfig
+from protocol.errors import ConfigError
+
+
+@pytest.fixture
+def gguf(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.delenv("ENGINE_SOCKET", raising=False)
+    path = tmp_path / "Small-1B.Q4_1.gguf"
+    path.write_bytes(b"GGUF")
+    return str(path)
+
+
+def read(gguf: str, *arguments: str) -> EngineConfig:
+    config, remarks = read_options(["--model", gguf, "--device", "sim", *arguments])
+    assert remarks == []
+    return config
+
+
+def test_defaults_are_those_of_the_configuration(gguf: str, tmp_path: Path) -> None:
+    wanted = EngineConfig(
+        model_path=gguf,
+        model_format="gguf",
+        served_model_names=("Small-1B", gguf),
+        device="sim",
+        ipc_path=str(tmp_path / "twodeep.sock"),
+    )
+    assert read(gguf) == wanted
+
+
+def test_every_flag_reaches_its_field(gguf: str, tmp_path: Path) -> None:
+    keys = tmp_path / "keys"
+    keys.write_text("alpha\n\n  beta \nalpha\n")
+    flags = (
+        "--workers 3 --tensor-parallel-size 2 --queue-depth 4 --max-model-len 800 --max-num-seqs 16 --max-num-batched-tokens 64 "
+        "--block-size 32 --kv-cache-memory 2GiB --no-enable-prefix-caching --host ::1 --port 0 --served-model-name a b "
+        f"--step-timeout 5 --drain-timeout 0 --quantization int8 --no-compilation-cache --ipc {tmp_path}/x.sock "
+        f"--api-key-file {keys} --sim-decode-us 500 --sim-decode-us-per-seq 2.5 --sim-prefill-us-per-token 1"
+    )
+    config = read(gguf, *flags.split())
+    assert (config.workers, config.tensor_parallel_size, config.queue_depth) == (3, 2, 4)
+    assert (config.max_model_len, config.max_num_seqs, config.max_num_batched_tokens, config.block_size) == (800, 16, 64, 32)
+    assert (config.kv_cache_memory, config.enable_prefix_caching, config.quantization) == (2 << 30, False, "int8")
+    assert (config.host, config.port, config.ipc_path) == ("::1", 0, f"{tmp_path}/x.sock")
+    assert (config.served_model_names, config.api_keys) == (("a", "b"), ("alpha", "beta"))
+    assert (config.step_timeout, config.drain_timeout, config.compilation_cache) == (5.0, 0.0, "")
+    assert (config.simulated.decode_us, config.simulated.decode_us_per_seq, config.simulated.prefill_us_per_token) == (500, 2.5, 1)
+
+
+def test_a_file_gives_the_same_flags_and_the_command_line_wins(gguf: str, tmp_path: Path) -> None:
+    file = tmp_path / "engine.toml"
+    file.write_text(
+        'max-num-seqs = 8\nqueue_depth = 3\nkv-cache-memory = "512M"\nenable-prefix-caching = false\nserved-model-name = ["x"]\n'
+    )
+    config = read(gguf, "--config", str(file), "--max-num-seqs", "9")
+    assert (config.max_num_seqs, config.queue_depth, config.kv_cache_memory) == (9, 3, 512_000_000)
+    assert (config.enable_prefix_caching, config.served_model_names) == (False, ("x",))
+
+
+@pytest.mark.parametrize(("flag", "depth"), [("--async-scheduling", 2), ("--no-async-scheduling", 1)])
+def test_async_scheduling_is_a_depth(gguf: str, flag: str, depth: int) -> None:
+    assert read(gguf, flag).queue_depth == depth
+    assert read(gguf, flag, "--queue-depth", str(depth)).queue_depth == depth
+    with pytest.raises(ConfigError, match=f"{flag} means --queue-depth {depth}, but --queue-depth is 3"):
+        read(gguf, flag, "--queue-depth", "3")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("--queue-depth 0", "--queue-depth 0: a whole number from 1"),
+        ("--workers two", "--workers two: a whole number from 1"),
+        ("--workers 1.5", "--workers 1.5: a whole number from 1"),
+        ("--port 70000", "--port 70000: a whole number from 0 to 65535"),
+        ("--block-size 24", "--block-size 24: a power of two"),
+        ("--kv-cache-memory lots", "--kv-cache-memory lots: a size in bytes"),
+        ("--kv-cache-memory 0", "--kv-cache-memory 0: a size in bytes"),
+        ("--sim-decode-us -1", "--sim-decode-us -1: a number of microseconds from 0"),
+        ("--sim-decode-us nan", "--sim-decode-us nan: a number of microseconds from 0"),
+        ("--drain-timeout inf", "--drain-timeout inf: a number of seconds"),
+        ("--device gpu", "--device gpu: one of auto, cpu, tpu, cuda, sim"),
+        ("--quantization int4", "--quantization int4: one of none, int8"),
+        ("--max-num-seqs 64 --max-num-batched-tokens 32", "--max-num-batched-tokens 32: at least --max-num-seqs \\(64\\)"),
+        ("--no-such-flag", "unrecognized arguments: --no-such-flag"),
+        ("--worker 2", "unrecognized arguments: --worker 2"),
+        ("--port", "--port: expected one argument"),
+        ("--ipc /no/such/directory/x", "--ipc /no/such/directory/x: the directory /no/such/directory does not exist"),
+        ("--ipc /tmp/" + "x" * 120, "at most 107 bytes"),
+        ("--ipc /etc/passwd", "there is something else at this path"),
+        ("--api-key-file /no/keys", "--api-key-file /no/keys: No such file"),
+        ("--api-key-file /dev/null", "--api-key-file /dev/null: at least one key"),
+        ("--config /no/file.toml", "--config /no/file.toml: No such file"),
+    ],
+)
+def test_bad_values_name_flag_value_and_what_is_right(gguf: str, arguments: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        read(gguf, *arguments.split())
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("max-num-seqs = true", "max-num-seqs = True: a whole number"),
+        ("max-num-seqs = [1]", r"max-num-seqs = \[1\]: a whole number"),
+        ("enable-prefix-caching = 1", "enable-prefix-caching = 1: true or false"),
+        ("speed = 3", "speed is no flag"),
+        ("port = ", "not a TOML file"),
+        ('port = "\udcff"', "not a TOML file"),
+    ],
+)
+def test_bad_files_name_the_file_and_the_entry(gguf: str, tmp_path: Path, text: str, message: str) -> None:
+    file = tmp_path / "engine.toml"
+    file.write_bytes(text.encode(errors="surrogateescape"))
+    with pytest.raises(ConfigError, match=message):
+        read(gguf, "--config", str(file))
+
+
+def test_a_cache_that_cannot_be_written_is_a_remark(gguf: str) -> None:
+    config, remarks = read_options(["--model", gguf, "--device", "cpu", "--compilation-cache", "/proc/none"])
+    assert config.compilation_cache == ""
+    assert "starting without one" in remarks[0]
+
+
+@given(st.text(max_size=12), st.sampled_from([size, power_of_two(1, 1024)]))
+def test_any_text_is_a_positive_number_or_a_clear_error(text: str, parse: Parser) -> None:
+    with contextlib.suppress(ValueError):
+        value = parse(text)
+        assert isinstance(value, int)
+        assert value >= 1
+
+
+@pytest.mark.parametrize(("text", "value"), [("1", 1), ("512M", 512_000_000), ("1.5GiB", 3 << 29), ("2gi", 2 << 30), ("7kb", 7000)])
+def test_sizes(text: str, value: int) -> None:
+    assert size(text) == value
