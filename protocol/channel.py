@@ -21,7 +21,7 @@ _RECONNECT_MS = 10  # children start in any order; the default of 100 ms would b
 _LINGER_MS = 1000  # long enough to deliver a last word to a live peer, short enough for an exit
 
 
-class ChannelFull(ProtocolError):
+class ChannelFullError(ProtocolError):
     """The peer has not read for so long that the pipe is full."""
 
 
@@ -32,12 +32,12 @@ class Sender:
         self._socket = _open(zmq.PUSH, address, bind=bind)
 
     def send(self, message: object) -> int:
-        """Queues one message and returns its size in bytes. Raises ChannelFull instead of waiting."""
+        """Queues one message and returns its size in bytes. Raises ChannelFullError instead of waiting."""
         frame = encode(message)
         try:
             self._socket.send(frame, zmq.NOBLOCK, copy=len(frame) < 65536)
         except zmq.Again as error:
-            raise ChannelFull(f"{_HIGH_WATER_MARK} messages are waiting for a peer that does not read") from error
+            raise ChannelFullError(f"{_HIGH_WATER_MARK} messages are waiting for a peer that does not read") from error
         return len(frame)
 
     def close(self) -> None:

@@ -91,11 +91,13 @@ def check(params: SamplingParams, vocab_size: int) -> None:
     if params.logprobs is not None:
         _between("logprobs", params.logprobs, 0, MAX_LOGPROBS)
     if len(params.stop) > MAX_STOP_STRINGS:
-        raise ParameterError("stop", f"at most {MAX_STOP_STRINGS} stop strings, not {len(params.stop)}")
+        raise ParameterError("stop", f"stop: at most {MAX_STOP_STRINGS} strings, not {len(params.stop)}")
     if any(not 1 <= len(text) <= 1024 for text in params.stop):
-        raise ParameterError("stop", "each stop string must have 1 to 1024 characters")
+        raise ParameterError("stop", "stop: each string must have 1 to 1024 characters")
     if len(params.stop_token_ids) > MAX_STOP_TOKEN_IDS:
-        raise ParameterError("stop_token_ids", f"at most {MAX_STOP_TOKEN_IDS} ids, not {len(params.stop_token_ids)}")
+        raise ParameterError(
+            "stop_token_ids", f"stop_token_ids: at most {MAX_STOP_TOKEN_IDS} ids, not {len(params.stop_token_ids)}"
+        )
     for token_id in params.stop_token_ids:
         _between("stop_token_ids", token_id, 0, vocab_size - 1)
     _between("priority", params.priority, -(2**31), 2**31 - 1)

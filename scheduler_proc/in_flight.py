@@ -1,4 +1,4 @@
-"""What a step in flight will answer: enough to match each value to its request by (step, slot, generation), whatever happened since."""
+"""What a step in flight will answer: enough to match each value to its request by (step, slot, generation), come what may."""
 
 from dataclasses import dataclass
 

@@ -39,7 +39,9 @@ def _validate_lane(lane: Lane) -> None:
     assert (lane.confirmed[slots] <= lane.scheduled[slots]).all()
     assert (lane.known[slots] <= lane.target[slots]).all() and (lane.scheduled[slots] < lane.target[slots]).all()
     assert (lane.scheduled[slots] <= lane.num_blocks[slots] * lane.block_size).all(), "a position without a block is scheduled"
-    assert (lane.committed_blocks[slots] * lane.block_size <= lane.confirmed[slots]).all(), "a block is shared before it is computed"
+    assert (lane.committed_blocks[slots] * lane.block_size <= lane.confirmed[slots]).all(), (
+        "a block is shared before it is computed"
+    )
     for slot in taken:
         expected = _tokens_in_flight(lane, slot)
         placeholders = int(lane.scheduled[slot]) + 1 - int(lane.known[slot]) if slot not in lane.prefilling else 0

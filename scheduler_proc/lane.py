@@ -155,7 +155,8 @@ class Lane:
         generation = int(self.generation[slot])
         request.tokens = self.tokens[slot, : self.known[slot]].copy()
         request.in_flight = sum(
-            int(np.count_nonzero((step.sampled_slots == slot) & (step.sampled_generations == generation))) for step in self.in_flight
+            int(np.count_nonzero((step.sampled_slots == slot) & (step.sampled_generations == generation)))
+            for step in self.in_flight
         )
         if request.in_flight:
             self.detached[slot, generation] = request
@@ -171,7 +172,9 @@ class Lane:
         if not self.prefix_caching:
             return
         full = self.confirmed[slots] // self.block_size
-        for slot, count in zip(slots[full > self.committed_blocks[slots]].tolist(), full[full > self.committed_blocks[slots]].tolist()):
+        for slot, count in zip(
+            slots[full > self.committed_blocks[slots]].tolist(), full[full > self.committed_blocks[slots]].tolist()
+        ):
             request = self.requests[slot]
             assert request is not None
             extend_hashes(request.block_hashes, request.cache_salt, self.tokens[slot], count, self.block_size)

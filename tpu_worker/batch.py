@@ -43,7 +43,16 @@ class Batch:
             self._position[decoding] += 1
             ones = np.ones(len(decoding), np.int32)
             return StepPlan(
-                output.step_id, admissions, block_slots, block_indices, block_ids, decoding, starts, ones, ones.astype(bool), len(ones)
+                output.step_id,
+                admissions,
+                block_slots,
+                block_indices,
+                block_ids,
+                decoding,
+                starts,
+                ones,
+                ones.astype(bool),
+                len(ones),
             )
         prefilling = unpack_int32(output.prefill_slots_i32)
         slots = np.concatenate([decoding, prefilling])

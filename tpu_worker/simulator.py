@@ -68,7 +68,9 @@ class SimulatedDevice:
         blocks_per_sequence = -(-max_model_len // config.block_size)
         bytes_per_block = config.block_size * 8
         self._num_blocks = (
-            max(_DEFAULT_BLOCKS, blocks_per_sequence) if config.kv_cache_memory is None else config.kv_cache_memory // bytes_per_block
+            max(_DEFAULT_BLOCKS, blocks_per_sequence)
+            if config.kv_cache_memory is None
+            else config.kv_cache_memory // bytes_per_block
         )
         if self._num_blocks < blocks_per_sequence:
             raise ConfigError(

@@ -32,7 +32,9 @@ class SchedulerMachine(RuleBasedStateMachine):
         priority=st.integers(0, 2),
         stream=st.booleans(),
     )
-    def add(self, prompt: list[int], max_tokens: int, seed: int, stops: list[int], min_tokens: int, priority: int, stream: bool) -> None:
+    def add(
+        self, prompt: list[int], max_tokens: int, seed: int, stops: list[int], min_tokens: int, priority: int, stream: bool
+    ) -> None:
         self.world.add(
             len(self.world.sent), prompt, priority=priority, stream=stream,
             max_tokens=max_tokens, seed=seed, stop_token_ids=tuple(stops), min_tokens=min_tokens,

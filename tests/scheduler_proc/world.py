@@ -1,4 +1,4 @@
-"""A whole engine in one process and in virtual time: the real scheduler state, the real batch mirror, the simulated device's tokens.
+"""A whole engine in one process and in virtual time: real scheduler state, real batch mirror, the simulated device's tokens.
 
 Pipes are queues that a test empties when it likes, so that every interleaving of sending, running and answering can be had.
 """
@@ -142,7 +142,9 @@ class World:
         """A request arrives."""
         self.feed(self.message(request_id, prompt, priority=priority, stream=stream, **params))
 
-    def message(self, request_id: int, prompt: Iterable[int], *, priority: int = 0, stream: bool = True, **params: object) -> AddRequest:
+    def message(
+        self, request_id: int, prompt: Iterable[int], *, priority: int = 0, stream: bool = True, **params: object
+    ) -> AddRequest:
         """The message of a request; the test expects its answer from now on."""
         tokens = list(prompt)
         self.sent[request_id] = Sent(tokens, EngineParams(**params), self.max_model_len, stream)  # type: ignore[arg-type]
@@ -184,7 +186,9 @@ class World:
             assert sent.end.stop_token_id == (tokens[-1] if reason == "stop" else -1)
 
     def _receive(self, batch: TokenBatch) -> None:
-        for request_id, token in zip(unpack_uint64(batch.request_ids_u64).tolist(), unpack_int32(batch.token_ids_i32).tolist()):
+        for request_id, token in zip(
+            unpack_uint64(batch.request_ids_u64).tolist(), unpack_int32(batch.token_ids_i32).tolist(), strict=True
+        ):
             sent = self.sent[request_id]
             assert sent.end is None and sent.stream, "a token came after the end"
             assert not sent.aborted, "a token came after the abort was taken in"
