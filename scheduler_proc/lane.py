@@ -172,9 +172,8 @@ class Lane:
         if not self.prefix_caching:
             return
         full = self.confirmed[slots] // self.block_size
-        for slot, count in zip(
-            slots[full > self.committed_blocks[slots]].tolist(), full[full > self.committed_blocks[slots]].tolist()
-        ):
+        for row in np.flatnonzero(full > self.committed_blocks[slots]).tolist():
+            slot, count = int(slots[row]), int(full[row])
             request = self.requests[slot]
             assert request is not None
             extend_hashes(request.block_hashes, request.cache_salt, self.tokens[slot], count, self.block_size)

@@ -36,7 +36,7 @@ def plan_step(lane: Lane, now_ns: int, on_preempt: Callable[[int], None]) -> Sch
     _retire(lane, decoding, ends)
     if prefill_slots:
         slots = np.concatenate([decoding, np.array(prefill_slots, np.int32)])
-        sampled = [_advance_prefill(lane, slot, count) for slot, count in zip(prefill_slots, prefill_counts)]
+        sampled = [_advance_prefill(lane, slot, count) for slot, count in zip(prefill_slots, prefill_counts, strict=True)]
         samples = np.concatenate([samples, np.array(sampled, bool)])
         ends = lane.scheduled[slots]
     generations = lane.generation[slots]
@@ -60,7 +60,7 @@ def plan_step(lane: Lane, now_ns: int, on_preempt: Callable[[int], None]) -> Sch
 
 
 def _grow(lane: Lane, on_preempt: Callable[[int], None]) -> Int32Array:
-    """Gives each decoding slot the block that its next position needs, preempting while there are too few. Returns the slots that grew."""
+    """Gives each decoding slot the block that its next position needs, preempting while too few are free. Returns who grew."""
     while True:
         full = lane.scheduled[lane.decoding] == lane.num_blocks[lane.decoding] * lane.block_size
         growing: Int32Array = lane.decoding[full]

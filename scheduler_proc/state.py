@@ -243,9 +243,7 @@ class SchedulerState:
         limit_ns = int(self._config.step_timeout * 1e9)
         hung = [lane for lane in self.lanes.values() if lane.in_flight and now_ns - lane.in_flight[0].scheduled_ns > limit_ns]
         for lane in hung:
-            text = (
-                f"step {lane.in_flight[0].step_id} of worker {lane.worker} was not answered within {self._config.step_timeout:g} s"
-            )
+            text = f"worker {lane.worker} did not answer step {lane.in_flight[0].step_id} within {self._config.step_timeout:g} s"
             self.counters["hung_workers"] += 1
             self._give_up(lane.worker, text, commands)
 

@@ -74,8 +74,9 @@ class SimulatedDevice:
         )
         if self._num_blocks < blocks_per_sequence:
             raise ConfigError(
-                f"--kv-cache-memory {config.kv_cache_memory} holds {self._num_blocks} blocks of the simulated device, "
-                f"one sequence of {max_model_len} tokens needs {blocks_per_sequence}: use at least {blocks_per_sequence * bytes_per_block}"
+                f"--kv-cache-memory {config.kv_cache_memory} holds {self._num_blocks} simulated blocks, "
+                f"a sequence of {max_model_len} tokens needs {blocks_per_sequence}: "
+                f"use at least {blocks_per_sequence * bytes_per_block}"
             )
         slots = config.max_num_seqs
         self._sums = np.zeros((self._num_blocks, config.block_size), np.uint64)  # [i, j]: sum of the cells 0 … j of block i
