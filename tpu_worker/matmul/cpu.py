@@ -1,0 +1,97 @@
+"""Matrix products for the CPU: bf16 or int8 weights, f32 everything else, in C++ (tpu_worker/native/matmul.cc).
+
+Every element of a product is one chain of fused multiply-adds in the order of the input features, whatever the number of rows, the
+rows beside it or the number of threads: a row of `linear` has the same bits in every batch and in every bucket.
+"""
+
+import ctypes
+from dataclasses import dataclass, field
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpy.typing as npt
+
+from tpu_worker.native import build
+
+Kind = Literal["bf16", "int8"]
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True, slots=True)
+class PackedWeight:
+    """A weight [out, in] cut into panels of C output features, laid out in the order in which the kernel reads them."""
+
+    panels: jax.Array  # [P, in, C] uint16 (bf16 pairs) or int8
+    scales: jax.Array | None  # [P * C] f32, one per output feature: int8 only
+    out_features: int = field(metadata={"static": True})  # of the result: half the rows of the weight if gated
+    gated: bool = field(metadata={"static": True})  # panels alternate between gate and up
+
+
+def available() -> bool:
+    """Whether the C++ kernels can be had on this machine; warns once, with the reason, if not."""
+    return build.libraries() is not None
+
+
+def pack(weight: npt.ArrayLike, *, kind: Kind = "bf16", gated: bool = False) -> PackedWeight:
+    """Packs a weight [out, in] of any float type, rounding to nearest even.
+
+    gated: the first half of the rows is the gate projection, the second half the up projection, and `linear` returns
+    silu(gate) * up. int8 rounds each output feature to 127 steps either side of zero. Releases the interpreter lock: pack
+    several weights on several threads.
+    """
+    library = build.library("matmul")
+    source = np.asarray(weight)
+    narrow = source.dtype == jnp.bfloat16
+    source = np.ascontiguousarray(source.view(np.uint16) if narrow else source.astype(np.float32, copy=False))
+    rows, width = source.shape
+    if gated and rows % 2:
+        raise ValueError(f"a gated weight has as many gate rows as up rows, this one has {rows} in all")
+    columns: int = library.twodeep_panel_columns()
+    features = rows // 2 if gated else rows
+    num_panels = -(-features // columns) * (2 if gated else 1)
+    panels = np.zeros((num_panels, width, columns), np.int8 if kind == "int8" else np.uint16)
+    scales = np.zeros(num_panels * columns, np.float32) if kind == "int8" else None
+    library.twodeep_pack(
+        ctypes.c_void_p(source.ctypes.data),
+        ctypes.c_int(narrow),
+        ctypes.c_int(rows),
+        ctypes.c_int(width),
+        ctypes.c_int(gated),
+        ctypes.c_void_p(panels.ctypes.data),
+        ctypes.c_void_p(None if scales is None else scales.ctypes.data),
+    )
+    return PackedWeight(jnp.asarray(panels), None if scales is None else jnp.asarray(scales), features, gated)
+
+
+def linear(
+    x: jax.Array,
+    weight: PackedWeight,
+    *,
+    num_rows: jax.Array | None = None,
+    norm: jax.Array | None = None,
+    eps: float = 0.0,
+    residual: jax.Array | None = None,
+) -> jax.Array:
+    """x [T, in] f32 times weight -> [T, out] f32, in one call to C++ with what surrounds the product in a transformer.
+
+    num_rows: [] or [1] int32; rows from there on are padding: they cost nothing, are never read, and come out as zeros.
+    norm: [in] f32; x becomes x / sqrt(mean(x²) + eps) * norm first. residual: [T, out] f32, added to the result.
+    """
+    build.library("matmul")
+    tokens = x.shape[0]
+    nothing = jnp.zeros((0,), jnp.float32)
+    rows = jnp.full((1,), tokens, jnp.int32) if num_rows is None else jnp.reshape(num_rows, (1,)).astype(jnp.int32)
+    call = jax.ffi.ffi_call("twodeep_linear", jax.ShapeDtypeStruct((tokens, weight.out_features), jnp.float32))
+    product: jax.Array = call(
+        x,
+        weight.panels,
+        nothing if weight.scales is None else weight.scales,
+        nothing if norm is None else norm,
+        nothing if residual is None else residual,
+        rows,
+        eps=np.float32(eps),
+        gated=weight.gated,
+    )
+    return product

@@ -1,0 +1,135 @@
+"""Compiles the C++ kernels once per machine and source, and loads them."""
+
+import contextlib
+import ctypes
+import functools
+import hashlib
+import os
+import platform
+import shutil
+import subprocess
+import tempfile
+import warnings
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from importlib import metadata
+from pathlib import Path
+
+import jax
+
+SOURCES = Path(__file__).parent
+LIBRARIES = ("matmul", "attention")  # one .cc file each, compiled side by side
+FLAGS = ("-std=c++17", "-O3", "-march=native", "-ffp-contract=fast", "-fno-math-errno", "-DNDEBUG", "-fPIC", "-shared")
+# Far above the two or three seconds that it takes: a compiler that hangs must not hang the engine's start.
+COMPILE_TIMEOUT_S = 120
+
+
+class BuildError(Exception):
+    """The kernels could not be compiled or loaded; `str(error)` says why."""
+
+
+class NativeUnavailableWarning(UserWarning):
+    """The engine runs without its C++ kernels, and slower."""
+
+
+def default_cache() -> Path:
+    """`$XDG_CACHE_HOME/twodeep/native`, or the same under `~/.cache`."""
+    base = os.environ.get("XDG_CACHE_HOME", "")
+    return (Path(base) if os.path.isabs(base) else Path.home() / ".cache") / "twodeep" / "native"
+
+
+def find_compiler() -> str:
+    """The path of `$CXX`, or of the first C++ compiler on the PATH. Raises BuildError if there is none."""
+    named = os.environ.get("CXX")
+    for name in (named,) if named else ("g++", "clang++", "c++"):
+        if path := shutil.which(name):
+            return path
+    raise BuildError(f"$CXX names no program: {named}" if named else "no C++ compiler on the PATH (g++ or clang++)")
+
+
+def cpu_flags() -> frozenset[str]:
+    """The instruction sets of this CPU, as the kernel names them; empty where it does not say."""
+    with contextlib.suppress(OSError), open("/proc/cpuinfo", encoding="utf-8", errors="replace") as lines:
+        for line in lines:
+            name, _, value = line.partition(":")
+            if name.strip() in ("flags", "Features"):
+                return frozenset(value.split())
+    return frozenset()
+
+
+def _key(compiler: str) -> str:
+    """Names a build: whatever changes it, changes this."""
+    version = subprocess.run([compiler, "--version"], capture_output=True, check=False, timeout=COMPILE_TIMEOUT_S).stdout
+    digest = hashlib.sha256()
+    for path in sorted(p for p in SOURCES.iterdir() if p.suffix in (".cc", ".h")):
+        digest.update(path.name.encode() + b"\0" + path.read_bytes())
+    facts = (compiler, *FLAGS, metadata.version("jaxlib"), platform.machine(), platform.processor(), *sorted(cpu_flags()))
+    digest.update(version + "\0".join(facts).encode())
+    return digest.hexdigest()[:24]
+
+
+def _compile(compiler: str, name: str, target: Path) -> None:
+    """Writes the library `target`, whole or not at all, whoever else writes it at the same time."""
+    handle, scratch = tempfile.mkstemp(dir=target.parent, prefix=f".{name}.", suffix=".so")
+    os.close(handle)
+    try:
+        command = [compiler, *FLAGS, "-isystem", jax.ffi.include_dir(), str(SOURCES / f"{name}.cc"), "-o", scratch]
+        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=COMPILE_TIMEOUT_S)
+        if done.returncode != 0:
+            errors = [line for line in done.stderr.splitlines() if "error" in line] or done.stderr.splitlines()
+            raise BuildError(f"{compiler} failed on {name}.cc: {errors[0] if errors else f'exit code {done.returncode}'}")
+        os.replace(scratch, target)
+    finally:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(scratch)
+
+
+def build(cache: Path, names: Sequence[str] = LIBRARIES) -> dict[str, Path]:
+    """Paths of the compiled libraries by name, compiling in parallel those that `cache` does not hold. Raises BuildError."""
+    try:
+        compiler = find_compiler()
+        cache.mkdir(parents=True, exist_ok=True, mode=0o700)
+        key = _key(compiler)
+        paths = {name: cache / f"{name}-{key}.so" for name in names}
+        missing = [name for name, path in paths.items() if not path.exists()]
+        with ThreadPoolExecutor(max_workers=len(names)) as threads:
+            list(threads.map(lambda name: _compile(compiler, name, paths[name]), missing))
+    except (OSError, subprocess.SubprocessError) as error:
+        raise BuildError(str(error)) from error
+    return paths
+
+
+def load(cache: Path | None = None) -> dict[str, ctypes.CDLL]:
+    """The libraries by name, compiled first if need be. Raises BuildError."""
+    paths = build(cache or default_cache())
+    try:
+        return {name: ctypes.CDLL(str(path)) for name, path in paths.items()}
+    except OSError as error:
+        raise BuildError(f"the compiled kernels do not load: {error}") from error
+
+
+@functools.cache
+def libraries() -> dict[str, ctypes.CDLL] | None:
+    """The libraries of this process with their calls registered with XLA, or None, with a warning that says what is lost."""
+    try:
+        loaded = load()
+    except BuildError as error:
+        warnings.warn(
+            f"running without the C++ kernels, several times slower on the CPU: {error}. Install a C++ compiler (g++ or clang++), "
+            "or set CXX to one",
+            NativeUnavailableWarning,
+            stacklevel=2,
+        )
+        return None
+    for library, symbols in (("matmul", ("twodeep_linear",)), ("attention", ("twodeep_attend",))):
+        for symbol in symbols:
+            jax.ffi.register_ffi_target(symbol, jax.ffi.pycapsule(getattr(loaded[library], symbol)), platform="cpu")
+    return loaded
+
+
+def library(name: str) -> ctypes.CDLL:
+    """One of the libraries, its calls registered. Raises BuildError if they are not available, which `libraries` tells."""
+    loaded = libraries()
+    if loaded is None:
+        raise BuildError("the C++ kernels are not available on this machine; choose the XLA ones")
+    return loaded[name]

@@ -1,0 +1,138 @@
+// out[T, N] = prologue(x)[T, K] · w[N, K]ᵀ, with w packed into panels of 2W columns, and an epilogue.
+#pragma once
+
+#include <algorithm>
+#include <cmath>
+
+#include "micro.h"
+
+namespace twodeep {
+
+// Rows whose inputs stay in the second-level cache while a block of panels passes by.
+inline constexpr int kRowBlock = 96;
+// Depth of a panel that stays in the first-level cache while the row tiles of a block pass by.
+inline constexpr int kDepthBlock = 640;
+// Rows of a full tile: with two vectors of columns, six rows fill the sixteen registers of AVX2.
+inline constexpr int kTileRows = 6;
+
+template <class B>
+struct Gemm {
+  const float* x;         // [T, K]
+  const B* w;             // [panels][K][2W]
+  const float* scale;     // [panels * 2W], or null
+  const float* norm;      // [K] weight of an RMS norm over x, or null
+  const float* residual;  // [T, N], or null
+  float* out;             // [T, N]
+  int rows, k, n, panels;
+  float eps;
+  bool gated;  // panels alternate between gate and up: out = silu(gate) * up, and n counts the pairs of columns
+};
+
+template <int W>
+void rms_norm(const float* x, const float* weight, float eps, int k, float* y) {
+  using F = typename Vec<W>::f32;
+  F squares{};
+  int i = 0;
+  for (; i + W <= k; i += W) {
+    const F v = load<F>(x + i);
+    squares += v * v;
+  }
+  float sum = sum_lanes<W>(squares);
+  for (; i < k; ++i) sum += x[i] * x[i];
+  const float factor = 1.0f / std::sqrt(sum / static_cast<float>(k) + eps);
+  for (i = 0; i + W <= k; i += W) store(y + i, load<F>(x + i) * factor * load<F>(weight + i));
+  for (; i < k; ++i) y[i] = x[i] * factor * weight[i];
+}
+
+// x / (1 + e^-x), for any x: the exponential is taken of -|x|, which cannot overflow.
+template <int W>
+[[gnu::always_inline]] inline typename Vec<W>::f32 silu(typename Vec<W>::f32 x) {
+  using F = typename Vec<W>::f32;
+  constexpr float kLog2e = 1.44269504f;
+  const F magnitude = x < 0.0f ? -x : x;
+  const F e = exp2_nonpositive<W>(magnitude * -kLog2e);
+  return x * (x < 0.0f ? e : splat<F>(1.0f)) / (1.0f + e);
+}
+
+// Panels that a tile of `rows` rows takes at once: few rows leave registers for a second one and need its independent chains, and
+// so do the 32 registers of AVX-512.
+template <int W>
+constexpr int tile_panels(int rows) {
+  return W == 16 || rows <= 2 ? 2 : 1;
+}
+
+template <int W, class B>
+[[gnu::noinline]] void tile(int rows, int panels, const float* a, size_t lda, const B* b, size_t panel, int k, float* c, size_t ldc,
+                            bool accumulate) {
+  switch (rows * 2 + panels - 1) {
+#define TILE(R, P) \
+  case R * 2 + P - 1: \
+    if constexpr (P <= tile_panels<W>(R)) { \
+      typename Vec<W>::f32 acc[R][P][2] = {}; \
+      if (accumulate) load_tile<W, R, P>(acc, c, ldc); \
+      advance<W, R, P>(acc, a, lda, b, panel, k); \
+      store_tile<W, R, P>(acc, c, ldc); \
+    } \
+    return;
+    TILE(1, 1) TILE(2, 1) TILE(3, 1) TILE(4, 1) TILE(5, 1) TILE(6, 1)
+    TILE(1, 2) TILE(2, 2) TILE(3, 2) TILE(4, 2) TILE(5, 2) TILE(6, 2)
+#undef TILE
+  }
+}
+
+// Rows [row, row + rows) times panels [first, last). `a`: the prepared inputs of these rows. `c`: room for their raw products.
+template <int W, class B>
+void multiply(const Gemm<B>& g, const float* a, size_t lda, int rows, int first, int last, float* c, size_t ldc) {
+  constexpr int kColumns = 2 * W;
+  const size_t panel = static_cast<size_t>(g.k) * kColumns;
+  const int steps = rows <= kTileRows ? 1 : (g.k + kDepthBlock - 1) / kDepthBlock;
+  const int depth = (g.k + steps - 1) / steps;
+  const int most = tile_panels<W>(std::min(rows, kTileRows));
+  for (int k = 0; k < g.k; k += depth) {
+    const int size = std::min(depth, g.k - k);
+    for (int p = first; p < last;) {
+      const int width = std::min(most, last - p);
+      const B* b = g.w + p * panel + static_cast<size_t>(k) * kColumns;
+      for (int r = 0; r < rows; r += kTileRows) {
+        const int tall = std::min(kTileRows, rows - r);
+        float* corner = c + r * ldc + static_cast<size_t>(p - first) * kColumns;
+        tile<W>(tall, width, a + r * lda + k, lda, b, panel, size, corner, ldc, k > 0);
+      }
+      p += width;
+    }
+  }
+}
+
+// From raw products to one row of the output: columns [first * 2W, last * 2W) of the panels, cut off at the width of the output.
+template <int W, class B>
+void finish(const Gemm<B>& g, const float* c, int row, int first, int last) {
+  using F = typename Vec<W>::f32;
+  constexpr int kColumns = 2 * W;
+  float* out = g.out + static_cast<size_t>(row) * g.n;
+  const float* residual = g.residual ? g.residual + static_cast<size_t>(row) * g.n : nullptr;
+  const int stride = g.gated ? 2 : 1;
+  for (int p = first; p < last; p += stride) {
+    const int column = p / stride * kColumns;
+    for (int h = 0; h < kColumns; h += W) {
+      const int at = (p - first) * kColumns + h;
+      F y = load<F>(c + at);
+      if (g.scale) y *= load<F>(g.scale + p * kColumns + h);
+      if (g.gated) {
+        F up = load<F>(c + at + kColumns);
+        if (g.scale) up *= load<F>(g.scale + (p + 1) * kColumns + h);
+        y = silu<W>(y) * up;
+      }
+      const int width = std::min(W, g.n - column - h);
+      if (width == W) {
+        if (residual) y += load<F>(residual + column + h);
+        store(out + column + h, y);
+      } else {
+        float lanes[W];
+        store(lanes, y);
+        for (int i = 0; i < width; ++i) out[column + h + i] = lanes[i] + (residual ? residual[column + h + i] : 0.0f);
+      }
+    }
+  }
+}
+
+}  // namespace twodeep

@@ -1,0 +1,68 @@
+// The micro kernel that matrix products and attention share: a few rows of f32 times panels of 2W columns of narrow numbers.
+#pragma once
+
+#include "vec.h"
+
+namespace twodeep {
+
+// One row of a panel: 2W numbers as two vectors of f32.
+template <int W>
+[[gnu::always_inline]] inline void widen(const uint16_t* b, typename Vec<W>::f32& lo, typename Vec<W>::f32& hi) {
+  using F = typename Vec<W>::f32;
+  using U = typename Vec<W>::u32;
+  const U raw = load<U>(b);
+  lo = (F)(raw << 16);
+  hi = (F)(raw & 0xffff0000u);
+}
+
+template <int W>
+[[gnu::always_inline]] inline void widen(const int8_t* b, typename Vec<W>::f32& lo, typename Vec<W>::f32& hi) {
+  using F = typename Vec<W>::f32;
+  using B = typename Vec<W>::i8;
+  lo = __builtin_convertvector(load<B>(b), F);
+  hi = __builtin_convertvector(load<B>(b + W), F);
+}
+
+// acc[r][p] += sum over i < k of a[r][i] * b[p][i], for R rows and P panels.
+// a: row r at a + r * lda. b: panel p at b + p * panel, rows of 2W numbers.
+// Every element is one chain of fused multiply-adds in the order of i, whatever R and P: a row's bits do not depend on its company.
+template <int W, int R, int P, class B>
+[[gnu::always_inline]] inline void advance(typename Vec<W>::f32 (&acc)[R][P][2], const float* a, size_t lda, const B* b, size_t panel, int k) {
+  using F = typename Vec<W>::f32;
+  for (int i = 0; i < k; ++i) {
+    F w[P][2];
+#pragma GCC unroll 4
+    for (int p = 0; p < P; ++p) widen<W>(b + p * panel + i * 2 * W, w[p][0], w[p][1]);
+#pragma GCC unroll 16
+    for (int r = 0; r < R; ++r) {
+      const F x = splat<F>(a[r * lda + i]);
+#pragma GCC unroll 4
+      for (int p = 0; p < P; ++p)
+#pragma GCC unroll 2
+        for (int h = 0; h < 2; ++h) acc[r][p][h] += x * w[p][h];
+    }
+  }
+}
+
+// Moves R x P tiles of accumulators from and to memory: 2W columns of panel p at c + r * ldc + p * 2W.
+template <int W, int R, int P>
+[[gnu::always_inline]] inline void load_tile(typename Vec<W>::f32 (&acc)[R][P][2], const float* c, size_t ldc) {
+#pragma GCC unroll 16
+  for (int r = 0; r < R; ++r)
+#pragma GCC unroll 4
+    for (int p = 0; p < P; ++p)
+#pragma GCC unroll 2
+      for (int h = 0; h < 2; ++h) acc[r][p][h] = load<typename Vec<W>::f32>(c + r * ldc + (2 * p + h) * W);
+}
+
+template <int W, int R, int P>
+[[gnu::always_inline]] inline void store_tile(const typename Vec<W>::f32 (&acc)[R][P][2], float* c, size_t ldc) {
+#pragma GCC unroll 16
+  for (int r = 0; r < R; ++r)
+#pragma GCC unroll 4
+    for (int p = 0; p < P; ++p)
+#pragma GCC unroll 2
+      for (int h = 0; h < 2; ++h) store(c + r * ldc + (2 * p + h) * W, acc[r][p][h]);
+}
+
+}  // namespace twodeep

@@ -1,0 +1,184 @@
+// Paged attention of one key-value head over a cache of bf16, f32 arithmetic.
+//
+// The cache of a layer: [blocks][KV heads][keys, values][block size * D]. Keys lie in panels of 2W positions ([panel][D][2W]),
+// values in panels of 2W features ([panel][positions][2W]), both as bf16 pairs, so that scores and weighted sums are the same
+// product of a few rows with panels as a linear layer is.
+//
+// Softmax runs online over tiles of kTile positions that begin at position 0 of the sequence (Milakov and Gimelshein, 2018). What a
+// query computes depends on its own position only: not on the queries beside it, on the chunk it came in, or on the thread.
+#pragma once
+
+#include <algorithm>
+
+#include "micro.h"
+
+namespace twodeep {
+
+inline constexpr int kTile = 64;       // key positions between two rescalings
+inline constexpr int kQueryRows = 48;  // (token, head) pairs that share a pass over the keys
+inline constexpr int kRowTile = 6;     // of these, rows in registers at once
+inline constexpr float kLog2e = 1.44269504f;
+inline constexpr float kNothing = -1e30f;  // below any score: the maximum over no keys
+
+struct Paged {
+  const float *q, *k, *v;                 // [T][...]: token t at q + t * q_stride; heads of D, one after the other
+  size_t q_stride, k_stride, v_stride;    // floats
+  const float* rope;                      // [positions][rotary]: cosines, then sines, of rotary / 2 frequencies; or null
+  uint16_t* cache;
+  const int32_t *tables, *starts, *counts, *offsets;  // [R][table_width], [R], [R], [R + 1]
+  float* out;                             // [T][H][D]
+  int num_rows, table_width, num_blocks, block_size, heads, kv_heads, dim, rotary, window;  // window 0: none
+  float scale, cap;                       // cap 0: none
+
+  int group() const { return heads / kv_heads; }
+  size_t half() const { return static_cast<size_t>(block_size) * dim; }  // of a block of a head: its keys, or its values
+  uint16_t* block(int row, int position, int head) const {
+    const size_t id = tables[static_cast<size_t>(row) * table_width + position / block_size];
+    return cache + (id * kv_heads + head) * 2 * half();
+  }
+};
+
+// Rotates the first `rotary` features of a head (halves, as in Hugging Face's rotate_half) and multiplies all by `factor`.
+inline void rotate(const float* __restrict x, const float* __restrict table, int rotary, int dim, float factor, float* __restrict y) {
+  const int half = rotary / 2;
+  for (int i = 0; i < half; ++i) {
+    const float c = table[i], s = table[half + i];
+    y[i] = (x[i] * c - x[half + i] * s) * factor;
+    y[half + i] = (x[half + i] * c + x[i] * s) * factor;
+  }
+  for (int i = rotary; i < dim; ++i) y[i] = x[i] * factor;
+}
+
+// Keys and values of all tokens of a row, one head, into the cache.
+template <int W>
+void write_row(const Paged& p, int row, int head, float* rotated) {
+  constexpr int C = 2 * W;
+  for (int i = 0; i < p.counts[row]; ++i) {
+    const size_t token = p.offsets[row] + i;
+    const int position = p.starts[row] + i, at = position % p.block_size;
+    uint16_t* keys = p.block(row, position, head) + static_cast<size_t>(at / C) * p.dim * C + pair_index<W>(at % C);
+    uint16_t* values = p.block(row, position, head) + p.half() + static_cast<size_t>(at) * C;
+    const float* k = p.k + token * p.k_stride + static_cast<size_t>(head) * p.dim;
+    const float* v = p.v + token * p.v_stride + static_cast<size_t>(head) * p.dim;
+    if (p.rope) {
+      rotate(k, p.rope + static_cast<size_t>(position) * p.rotary, p.rotary, p.dim, 1.0f, rotated);
+      k = rotated;
+    }
+    for (int d = 0; d < p.dim; ++d) keys[static_cast<size_t>(d) * C] = to_bf16(k[d]);
+    for (int d = 0; d < p.dim; d += C)
+      for (int c = 0; c < C; ++c) values[static_cast<size_t>(d) * p.block_size + pair_index<W>(c)] = to_bf16(v[d + c]);
+  }
+}
+
+// tanh of any x, from the exponential of -2|x|.
+template <int W>
+[[gnu::always_inline]] inline typename Vec<W>::f32 tanh(typename Vec<W>::f32 x) {
+  const auto e = exp2_nonpositive<W>((x < 0.0f ? x : -x) * (2.0f * kLog2e));
+  const auto t = (1.0f - e) / (1.0f + e);
+  return x < 0.0f ? -t : t;
+}
+
+// What a thread works with: queries [kQueryRows][D], sums [kQueryRows][D], scores [kRowTile][kTile], and one key.
+struct Workspace {
+  float *queries, *sums, *scores, *key;
+  float peaks[kQueryRows], weights[kQueryRows];
+  int positions[kQueryRows];
+  Workspace(float* memory, int dim)
+      : queries(memory), sums(queries + kQueryRows * dim), scores(sums + kQueryRows * dim), key(scores + kRowTile * kTile) {}
+  static size_t size(int dim) { return static_cast<size_t>(2 * kQueryRows + 1) * dim + kRowTile * kTile; }
+};
+
+// R query rows against the keys [begin, end) of one tile.
+template <int W, int R>
+[[gnu::noinline]] void attend_tile(const Paged& p, Workspace& s, int row, int head, int first, int begin, int end) {
+  using F = typename Vec<W>::f32;
+  using I = typename Vec<W>::i32;
+  constexpr int C = 2 * W;
+  const float* queries = s.queries + first * p.dim;
+  for (int j = begin; j < end; j += C) {
+    const uint16_t* keys = p.block(row, j, head) + static_cast<size_t>(j % p.block_size / C) * p.dim * C;
+    F acc[R][1][2] = {};
+    advance<W, R, 1>(acc, queries, p.dim, keys, 0, p.dim);
+    store_tile<W, R, 1>(acc, s.scores + (j - begin), kTile);
+  }
+  const int padded = (end - begin + C - 1) / C * C;
+  I lanes;
+  for (int i = 0; i < W; ++i) lanes[i] = i;
+  for (int r = 0; r < R; ++r) {
+    float* scores = s.scores + r * kTile;
+    const int position = s.positions[first + r], oldest = p.window ? position - p.window : -1;
+    F peak = splat<F>(kNothing);
+    for (int j = 0; j < padded; j += W) {
+      F x = load<F>(scores + j);
+      if (p.cap != 0.0f) x = tanh<W>(x) * (p.cap * kLog2e);
+      const I at = lanes + (begin + j);
+      x = (at <= position) & (at > oldest) ? x : splat<F>(-__builtin_inff());
+      store(scores + j, x);
+      peak = peak < x ? x : peak;
+    }
+    const float before = s.peaks[first + r], now = std::max(before, max_lanes<W>(peak));
+    F sum{};
+    for (int j = 0; j < padded; j += W) {
+      const F weight = exp2_nonpositive<W>(load<F>(scores + j) - now);
+      store(scores + j, weight);
+      sum += weight;
+    }
+    const float shrink = exp2_nonpositive<W>(splat<F>(before - now))[0];
+    s.peaks[first + r] = now;
+    s.weights[first + r] = s.weights[first + r] * shrink + sum_lanes<W>(sum);
+    float* sums = s.sums + (first + r) * p.dim;
+    if (before != now)
+      for (int d = 0; d < p.dim; d += W) store(sums + d, load<F>(sums + d) * shrink);
+  }
+  for (int d = 0; d < p.dim; d += C) {
+    float* sums = s.sums + first * p.dim + d;
+    F acc[R][1][2];
+    load_tile<W, R, 1>(acc, sums, p.dim);
+    for (int j = begin; j < end;) {
+      const int at = j % p.block_size, some = std::min(p.block_size - at, end - j);
+      const uint16_t* values = p.block(row, j, head) + p.half() + static_cast<size_t>(d) * p.block_size + static_cast<size_t>(at) * C;
+      advance<W, R, 1>(acc, s.scores + (j - begin), kTile, values, 0, some);
+      j += some;
+    }
+    store_tile<W, R, 1>(acc, sums, p.dim);
+  }
+}
+
+// Query rows [from, from + size) of one request and one key-value head: pair i is token i / group, head i % group of the group.
+template <int W>
+void attend_rows(const Paged& p, Workspace& s, int row, int head, int from, int size) {
+  const int group = p.group();
+  const float factor = p.cap != 0.0f ? p.scale / p.cap : p.scale * kLog2e;
+  for (int i = 0; i < size; ++i) {
+    const int token = (from + i) / group;
+    const float* q = p.q + (p.offsets[row] + token) * p.q_stride + static_cast<size_t>(head * group + (from + i) % group) * p.dim;
+    s.positions[i] = p.starts[row] + token;
+    rotate(q, p.rope ? p.rope + static_cast<size_t>(s.positions[i]) * p.rotary : nullptr, p.rotary, p.dim, factor, s.queries + i * p.dim);
+    s.peaks[i] = kNothing;
+    s.weights[i] = 0.0f;
+  }
+  std::fill_n(s.sums, size * p.dim, 0.0f);
+  const int oldest = p.window ? std::max(0, s.positions[0] - p.window + 1) : 0;
+  for (int begin = oldest / kTile * kTile; begin <= s.positions[size - 1]; begin += kTile) {
+    for (int first = 0; first < size; first += kRowTile) {
+      const int rows = std::min(kRowTile, size - first);
+      const int end = std::min(begin + kTile, s.positions[first + rows - 1] + 1);
+      if (end <= begin) continue;
+      switch (rows) {
+        case 1: attend_tile<W, 1>(p, s, row, head, first, begin, end); break;
+        case 2: attend_tile<W, 2>(p, s, row, head, first, begin, end); break;
+        case 3: attend_tile<W, 3>(p, s, row, head, first, begin, end); break;
+        case 4: attend_tile<W, 4>(p, s, row, head, first, begin, end); break;
+        case 5: attend_tile<W, 5>(p, s, row, head, first, begin, end); break;
+        default: attend_tile<W, 6>(p, s, row, head, first, begin, end);
+      }
+    }
+  }
+  for (int i = 0; i < size; ++i) {
+    const size_t token = p.offsets[row] + (from + i) / group;
+    float* out = p.out + (token * p.heads + head * group + (from + i) % group) * p.dim;
+    for (int d = 0; d < p.dim; ++d) out[d] = s.sums[i * p.dim + d] / s.weights[i];
+  }
+}
+
+}  // namespace twodeep

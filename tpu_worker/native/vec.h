@@ -1,0 +1,96 @@
+// Vectors of one width, from the compiler's vector extensions: one source for AVX-512, AVX2 and whatever else there is.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <cstring>
+
+namespace twodeep {
+
+#if defined(__AVX512F__)
+inline constexpr int kLanes = 16;
+#else
+inline constexpr int kLanes = 8;  // on narrower machines the compiler splits each vector
+#endif
+
+template <int W>
+struct Vec {
+  typedef float f32 __attribute__((vector_size(W * 4)));
+  typedef uint32_t u32 __attribute__((vector_size(W * 4)));
+  typedef int32_t i32 __attribute__((vector_size(W * 4)));
+  typedef int8_t i8 __attribute__((vector_size(W)));
+};
+
+template <class V>
+[[gnu::always_inline]] inline V load(const void* p) {
+  V v;
+  std::memcpy(&v, p, sizeof v);
+  return v;
+}
+
+template <class V>
+[[gnu::always_inline]] inline void store(void* p, V v) {
+  std::memcpy(p, &v, sizeof v);
+}
+
+template <class V, class S>
+[[gnu::always_inline]] inline V splat(S x) {
+  return x - V{};  // minus, so that the compiler may drop it: -0 + 0 is not -0
+}
+
+// Rounds to nearest even. NaN stays NaN.
+[[gnu::always_inline]] inline uint16_t to_bf16(float x) {
+  uint32_t u;
+  std::memcpy(&u, &x, 4);
+  if ((u & 0x7fffffffu) > 0x7f800000u) return static_cast<uint16_t>((u >> 16) | 0x40u);
+  return static_cast<uint16_t>((u + 0x7fffu + ((u >> 16) & 1u)) >> 16);
+}
+
+// bf16 pairs: column i of 2W in the low half of word i, column W + i in its high half, so that widening is one shift or one mask.
+template <int W>
+[[gnu::always_inline]] inline int pair_index(int column) {
+  return column < W ? 2 * column : 2 * (column - W) + 1;
+}
+
+// 2^x for x <= 0, by a minimax polynomial of degree 6 on [-0.5, 0.5]; relative error below 2e-7; 0 below -126, NaN for NaN.
+template <int W>
+[[gnu::always_inline]] inline typename Vec<W>::f32 exp2_nonpositive(typename Vec<W>::f32 x) {
+  using F = typename Vec<W>::f32;
+  using I = typename Vec<W>::i32;
+  const F magic = splat<F>(12582912.0f);  // 1.5 * 2^23: adding it rounds to an integer in the low mantissa bits
+  const F low = splat<F>(-126.0f);
+  const F clamped = x < low ? low : x;
+  const F shifted = clamped + magic;
+  const F r = clamped - (shifted - magic);
+  F p = splat<F>(1.5353362e-4f);
+  p = p * r + 1.3398875e-3f;
+  p = p * r + 9.6184374e-3f;
+  p = p * r + 5.5503325e-2f;
+  p = p * r + 2.4022648e-1f;
+  p = p * r + 6.9314721e-1f;
+  p = p * r + 1.0f;
+  const I scale = ((I)shifted - (I)magic + 127) << 23;
+  const F y = p * (F)scale;
+  return x < low ? F{} : y;
+}
+
+// Sum of the lanes in a fixed order.
+template <int W>
+[[gnu::always_inline]] inline float sum_lanes(typename Vec<W>::f32 v) {
+  float lanes[W];
+  store(lanes, v);
+  for (int step = W / 2; step > 0; step /= 2)
+    for (int i = 0; i < step; ++i) lanes[i] += lanes[i + step];
+  return lanes[0];
+}
+
+template <int W>
+[[gnu::always_inline]] inline float max_lanes(typename Vec<W>::f32 v) {
+  float lanes[W];
+  store(lanes, v);
+  for (int step = W / 2; step > 0; step /= 2)
+    for (int i = 0; i < step; ++i) lanes[i] = lanes[i] > lanes[i + step] ? lanes[i] : lanes[i + step];
+  return lanes[0];
+}
+
+}  // namespace twodeep
