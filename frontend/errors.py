@@ -1,0 +1,35 @@
+"""Errors that users of the engine meet: the Python client raises them, HTTP turns them into status codes."""
+
+from protocol.errors import EngineError
+
+
+class InvalidRequest(EngineError):  # noqa: N818 - names of the public interface
+    """The request itself is wrong; sending it again will not help. `param` names the field."""
+
+    def __init__(self, message: str, param: str | None = None) -> None:
+        super().__init__(message)
+        self.param = param
+
+
+class Overloaded(EngineError):  # noqa: N818
+    """Too many requests wait. Try again after `retry_after` seconds."""
+
+    def __init__(self, message: str, retry_after: float = 1.0) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after
+
+
+class EngineRecovering(EngineError):  # noqa: N818
+    """A part of the engine is being replaced. Try again shortly."""
+
+
+class EngineUnavailable(EngineError):  # noqa: N818
+    """Nobody answers at the socket, or the engine is shutting down."""
+
+
+class RequestLost(EngineError):  # noqa: N818
+    """The engine ended, or failed on this request, before its answer was complete."""
+
+
+class DeadlineExceeded(EngineError):  # noqa: N818
+    """The answer did not come within the time that the caller allowed; the request was aborted."""

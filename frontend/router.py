@@ -1,0 +1,265 @@
+"""Moves token ids between the frontend's interfaces and the scheduler: numbers requests, hands each one its tokens."""
+
+import asyncio
+import itertools
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from frontend.errors import EngineUnavailable, Overloaded
+from protocol.channel import Receiver, Sender
+from protocol.clock import now_ns
+from protocol.codec import Int32Array, Int64Array, pack_int32, unpack_int32, unpack_uint64
+from protocol.config import EngineConfig
+from protocol.endpoints import FRONTEND_INBOX, SCHEDULER_INBOX, ipc_address
+from protocol.messages import (
+    SCHEDULER_TO_FRONTEND,
+    AbortRequest,
+    AddRequest,
+    EngineReady,
+    EngineStats,
+    Finished,
+    FinishReason,
+    GetStats,
+    GetTrace,
+    SchedulerToFrontend,
+    TokenBatch,
+    TopLogprobs,
+    TraceRecords,
+)
+from protocol.params import EngineParams
+
+_MOST_REQUESTS = 16_384  # accepted and not ended: bounds the memory that clients can make the engine hold
+_ANSWERED_CAPACITY = 8192  # as many steps as the scheduler's trace holds
+
+
+@dataclass(slots=True)
+class TokenDelta:
+    """Tokens of one request that came since the last delta. The one with a finish reason is the last."""
+
+    token_ids: list[int]
+    logprobs: list[TopLogprobs]  # one per token, where asked
+    finish_reason: FinishReason | None = None
+    stop_token_id: int = -1
+    num_cached_tokens: int = 0
+    message: str = ""
+
+
+class Generation:
+    """One request in the engine: an async iterator of TokenDelta. Tokens merge while nobody reads."""
+
+    __slots__ = ("_finished", "_logprobs", "_over", "_router", "_token_ids", "_waiter", "request_id")
+
+    def __init__(self, router: "Router", request_id: int) -> None:
+        self.request_id = request_id
+        self._router = router
+        self._token_ids: list[int] = []
+        self._logprobs: list[TopLogprobs] = []
+        self._finished: Finished | None = None
+        self._waiter: asyncio.Future[None] | None = None
+        self._over = False
+
+    def __aiter__(self) -> AsyncIterator[TokenDelta]:
+        return self
+
+    async def __anext__(self) -> TokenDelta:
+        if self._over:
+            raise StopAsyncIteration
+        while not self._token_ids and self._finished is None:
+            self._waiter = asyncio.get_running_loop().create_future()
+            try:
+                await self._waiter
+            finally:
+                self._waiter = None
+            if self._over:
+                raise StopAsyncIteration
+        return self._take()
+
+    def cancel(self) -> None:
+        """Aborts the request; nothing follows. Idempotent, and without effect on one that has ended."""
+        if self._over:
+            return
+        self._over = True
+        if self._finished is None:
+            self._router.abort(self)
+        self.wake()
+
+    def push(self, token_id: int, logprobs: TopLogprobs | None) -> None:
+        """The router's: one more token."""
+        self._token_ids.append(token_id)
+        if logprobs is not None:
+            self._logprobs.append(logprobs)
+
+    def finish(self, finished: Finished) -> None:
+        """The router's: nothing follows."""
+        self._finished = finished
+        if finished.token_ids_i32:
+            self._token_ids = unpack_int32(finished.token_ids_i32).tolist()
+
+    def wake(self) -> None:
+        """The router's: lets the reader see what was pushed."""
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
+
+    def _take(self) -> TokenDelta:
+        token_ids, self._token_ids = self._token_ids, []
+        logprobs, self._logprobs = self._logprobs, []
+        finished = self._finished
+        if finished is None:
+            return TokenDelta(token_ids, logprobs)
+        self._over = True
+        return TokenDelta(
+            token_ids, logprobs, finished.reason, finished.stop_token_id, finished.num_cached_tokens, finished.message
+        )
+
+
+class Router:
+    """The frontend's end of the pipes to the scheduler. Runs on the frontend's event loop."""
+
+    def __init__(self, config: EngineConfig, run_dir: str) -> None:
+        self._config = config
+        self._outbox = Sender(ipc_address(run_dir, SCHEDULER_INBOX), bind=False)
+        self._inbox: Receiver[SchedulerToFrontend] = Receiver(
+            ipc_address(run_dir, FRONTEND_INBOX), SCHEDULER_TO_FRONTEND, bind=False
+        )
+        self._ids = itertools.count(1)
+        self._generations: dict[int, Generation] = {}
+        self._queries: dict[int, asyncio.Future[EngineStats | TraceRecords]] = {}
+        self._capacity: EngineReady | None = None
+        self._first_ready: asyncio.Future[EngineReady] | None = None
+        self._answered = np.zeros((_ANSWERED_CAPACITY, 3), np.int64)
+        self._num_answered = 0
+        self._draining = False
+        self._emptied = asyncio.Event()
+
+    async def start(self) -> EngineReady:
+        """Waits until every worker has joined."""
+        loop = asyncio.get_running_loop()
+        self._first_ready = loop.create_future()
+        self._inbox.watch(loop, self._on_message)
+        return await self._first_ready
+
+    @property
+    def capacity(self) -> EngineReady:
+        """Live workers and the model's limits, as the scheduler said last. Raises EngineUnavailable before `start` is done."""
+        if self._capacity is None:
+            raise EngineUnavailable("the engine is still starting")
+        return self._capacity
+
+    @property
+    def num_requests(self) -> int:
+        """Requests accepted and not ended."""
+        return len(self._generations)
+
+    @property
+    def malformed_frames(self) -> int:
+        """Frames from the scheduler's side that did not decode."""
+        return self._inbox.malformed
+
+    def submit(
+        self, token_ids: Int32Array, params: EngineParams, *, priority: int = 0, stream: bool = True, cache_salt: str = ""
+    ) -> Generation:
+        """Hands a request to the scheduler. `token_ids`: int32, shape [prompt].
+
+        Raises Overloaded when too many are under way, EngineUnavailable while shutting down.
+        """
+        if self._draining:
+            raise EngineUnavailable("the engine is shutting down")
+        if len(self._generations) >= _MOST_REQUESTS:
+            raise Overloaded(f"{_MOST_REQUESTS} requests are under way: try again later")
+        generation = Generation(self, next(self._ids))
+        self._generations[generation.request_id] = generation
+        self._outbox.send(
+            AddRequest(
+                request_id=generation.request_id,
+                token_ids_i32=pack_int32(token_ids),
+                num_prompt_tokens=len(token_ids),
+                params=params,
+                priority=priority,
+                stream=stream,
+                cache_salt=cache_salt,
+            )
+        )
+        return generation
+
+    def abort(self, generation: Generation) -> None:
+        """Forgets a request and tells the scheduler; late tokens are dropped."""
+        if self._generations.pop(generation.request_id, None) is not None:
+            self._outbox.send(AbortRequest(generation.request_id))
+            self._note_end()
+
+    async def stats(self) -> EngineStats:
+        """The scheduler's statistics."""
+        query_id, future = self._ask()
+        self._outbox.send(GetStats(query_id))
+        answer = await future
+        assert isinstance(answer, EngineStats)
+        return answer
+
+    async def trace(self) -> TraceRecords:
+        """The steps that the scheduler's ring buffer holds."""
+        query_id, future = self._ask()
+        self._outbox.send(GetTrace(query_id))
+        answer = await future
+        assert isinstance(answer, TraceRecords)
+        return answer
+
+    def answered(self) -> Int64Array:
+        """When the tokens of recent steps came in here: rows (worker, step_id, nanoseconds), oldest first."""
+        held = min(self._num_answered, _ANSWERED_CAPACITY)
+        return np.roll(self._answered, -(self._num_answered % _ANSWERED_CAPACITY), axis=0)[_ANSWERED_CAPACITY - held :]
+
+    async def drain(self) -> None:
+        """Takes no new requests and returns when the running ones have ended."""
+        self._draining = True
+        if self._generations:
+            await self._emptied.wait()
+
+    def close(self) -> None:
+        """Closes the pipes."""
+        self._inbox.unwatch(asyncio.get_running_loop())
+        self._inbox.close()
+        self._outbox.close()
+
+    def _ask(self) -> "tuple[int, asyncio.Future[EngineStats | TraceRecords]]":
+        query_id, future = next(self._ids), asyncio.get_running_loop().create_future()
+        self._queries[query_id] = future
+        return query_id, future
+
+    def _on_message(self, message: SchedulerToFrontend) -> None:
+        match message:
+            case TokenBatch():
+                self._on_tokens(message)
+            case EngineReady():
+                self._capacity = message
+                if self._first_ready is not None and not self._first_ready.done():
+                    self._first_ready.set_result(message)
+            case EngineStats() | TraceRecords():
+                future = self._queries.pop(message.query_id, None)
+                if future is not None and not future.done():
+                    future.set_result(message)
+
+    def _on_tokens(self, batch: TokenBatch) -> None:
+        self._answered[self._num_answered % _ANSWERED_CAPACITY] = batch.worker, batch.step_id, now_ns()
+        self._num_answered += 1
+        woken = []
+        generations, logprobs = self._generations, batch.logprobs
+        request_ids, token_ids = unpack_uint64(batch.request_ids_u64).tolist(), unpack_int32(batch.token_ids_i32).tolist()
+        for request_id, token_id in zip(request_ids, token_ids, strict=True):
+            generation = generations.get(request_id)
+            if generation is not None:
+                generation.push(token_id, logprobs.get(request_id) if logprobs else None)
+                woken.append(generation)
+        for finished in batch.finished:
+            generation = generations.pop(finished.request_id, None)
+            if generation is not None:
+                generation.finish(finished)
+                woken.append(generation)
+        for generation in woken:
+            generation.wake()
+        self._note_end()
+
+    def _note_end(self) -> None:
+        if self._draining and not self._generations:
+            self._emptied.set()
