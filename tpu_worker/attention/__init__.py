@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 import jax
+import jax.numpy as jnp
 
 
 @jax.tree_util.register_dataclass
@@ -19,3 +20,11 @@ class AttentionMetadata:
     starts: jax.Array  # [R] int32
     counts: jax.Array  # [R] int32
     offsets: jax.Array  # [R + 1] int32, offsets[0] = 0
+
+    def locate(self, num_tokens: int) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """Of each of T tokens its row [T] int32, position [T] int32, and whether it is real [T] bool; padding has row and position 0."""
+        tokens = jnp.arange(num_tokens, dtype=jnp.int32)
+        rows = jnp.searchsorted(self.offsets[1:], tokens, side="right", method="compare_all").astype(jnp.int32)
+        real = rows < self.starts.shape[0]
+        rows = jnp.where(real, rows, 0)
+        return rows, jnp.where(real, self.starts[rows] + tokens - self.offsets[rows], 0), real

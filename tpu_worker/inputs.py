@@ -1,0 +1,92 @@
+"""What a step and an admission send to the device: one packed array of int32 each."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from protocol.codec import Int32Array
+from tpu_worker.attention import AttentionMetadata
+from tpu_worker.buckets import Bucket
+from tpu_worker.device import Admission, StepPlan
+from tpu_worker.sampler import ROW_WIDTH, pack_params
+
+
+class SlotState(NamedTuple):
+    """What the device knows of each of S slots."""
+
+    history: jax.Array  # [S, max_model_len + 1] int32: tokens by position
+    tables: jax.Array  # [S, blocks per sequence] int32
+    params: jax.Array  # [S, ROW_WIDTH] int32
+
+
+class StepInputs(NamedTuple):
+    """A step of T tokens in R rows, unpacked on the device. Padding rows name slot S, which is outside of every array."""
+
+    flags: jax.Array  # [] int32
+    slots: jax.Array  # [R] int32
+    ends: jax.Array  # [R] int32: position of the token to sample
+    samples: jax.Array  # [R] bool
+    token_ids: jax.Array  # [T] int32
+    positions: jax.Array  # [T] int32
+    last: jax.Array  # [R] int32: index of each row's last token
+    meta: AttentionMetadata
+
+
+def make_state(num_slots: int, max_model_len: int, block_size: int) -> SlotState:
+    """All zeros."""
+    tables = jnp.zeros((num_slots, -(-max_model_len // block_size)), jnp.int32)
+    history = jnp.zeros((num_slots, max_model_len + 1), jnp.int32)
+    return SlotState(history, tables, jnp.zeros((num_slots, ROW_WIDTH), jnp.int32))
+
+
+def pack_step(plan: StepPlan, num_rows: int, num_slots: int, flags: int) -> Int32Array:
+    """[1 + 7 R] int32, R = num_rows: flags; slots, starts, counts, samples; slot, index and id of each block appended.
+
+    A step appends at most one block to a row.
+    """
+    packed = np.zeros(1 + 7 * num_rows, np.int32)
+    packed[0] = flags
+    fields = packed[1:].reshape(7, num_rows)
+    fields[0] = fields[4] = num_slots
+    for row, values in enumerate((plan.slots, plan.starts, plan.counts, plan.samples)):
+        fields[row, : len(values)] = values
+    for row, values in enumerate((plan.block_slots, plan.block_indices, plan.block_ids), 4):
+        fields[row, : len(values)] = values
+    return packed
+
+
+def unpack_step(state: SlotState, packed: jax.Array, bucket: Bucket) -> tuple[SlotState, StepInputs]:
+    """Grows the block tables, then gathers the tokens of the step from the history."""
+    slots, starts, counts, samples, grown, indices, blocks = packed[1:].reshape(7, bucket.rows)
+    state = state._replace(tables=state.tables.at[grown, indices].set(blocks, mode="drop"))
+    offsets = jnp.concatenate([jnp.zeros(1, jnp.int32), jnp.cumsum(counts, dtype=jnp.int32)])
+    tables = state.tables.at[slots].get(mode="clip")
+    meta = AttentionMetadata(tables, starts, counts, offsets)
+    row, positions, real = meta.locate(bucket.tokens)
+    token_ids = jnp.where(real, state.history.at[slots[row], positions].get(mode="clip"), 0)
+    last = jnp.maximum(offsets[1:] - 1, 0)
+    return state, StepInputs(packed[0], slots, starts + counts, samples != 0, token_ids, positions, last, meta)
+
+
+def pack_admission(admission: Admission, state: SlotState) -> Int32Array:
+    """[1 + ROW_WIDTH + blocks per sequence + max_model_len + 1] int32: slot, parameters, block table, history."""
+    table_width, history_width = state.tables.shape[1], state.history.shape[1]
+    packed = np.zeros(1 + ROW_WIDTH + table_width + history_width, np.int32)
+    packed[0] = admission.slot
+    packed[1 : 1 + ROW_WIDTH] = pack_params(admission.num_prompt_tokens, admission.params)
+    table, history = packed[1 + ROW_WIDTH : -history_width], packed[-history_width:]
+    table[: len(admission.block_ids)] = admission.block_ids
+    history[: len(admission.token_ids)] = admission.token_ids
+    return packed
+
+
+def admit(state: SlotState, packed: jax.Array) -> SlotState:
+    """Replaces everything that one slot holds."""
+    slot, history_width = packed[0], state.history.shape[1]
+    return SlotState(
+        state.history.at[slot].set(packed[-history_width:]),
+        state.tables.at[slot].set(packed[1 + ROW_WIDTH : -history_width]),
+        state.params.at[slot].set(packed[1 : 1 + ROW_WIDTH]),
+    )

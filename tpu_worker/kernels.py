@@ -1,0 +1,105 @@
+"""The seam below the models: which attention and which matrix product a loaded model runs on."""
+
+import functools
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol, TypeAlias
+
+import jax
+import numpy.typing as npt
+
+from protocol.errors import ConfigError
+from tpu_worker.attention import AttentionMetadata
+from tpu_worker.attention import xla as xla_attention
+from tpu_worker.matmul import cpu as cpu_matmul
+from tpu_worker.matmul import preferred
+from tpu_worker.matmul import xla as xla_matmul
+
+Packed: TypeAlias = Any  # a pytree of arrays in the layout of the kernel that made it
+Cache: TypeAlias = Any  # one layer's keys and values, likewise
+HostMatrix: TypeAlias = npt.NDArray[Any]  # [out, in], any float type
+
+
+class Attend(Protocol):
+    """Writes this step's keys and values to the cache, then attends. See `attention.reference` for the meaning."""
+
+    def __call__(
+        self,
+        q: jax.Array,
+        k: jax.Array,
+        v: jax.Array,
+        cache: Cache,
+        meta: AttentionMetadata,
+        *,
+        scale: float,
+        sliding_window: int | None = None,
+        soft_cap: float | None = None,
+    ) -> tuple[jax.Array, Cache]:
+        """q [T, H, D], k and v [T, KH, D], all float32 -> (output [T, H, D] float32, cache)."""
+        ...
+
+
+class MakeCache(Protocol):
+    """An empty cache of one layer."""
+
+    def __call__(self, num_blocks: int, block_size: int, num_kv_heads: int, head_dim: int) -> Cache:
+        """Its layout is the kernel's own choice."""
+        ...
+
+
+class Pack(Protocol):
+    """Lays a weight out for `Linear`, at load."""
+
+    def __call__(self, weight: HostMatrix, *, gated: bool = False) -> Packed:
+        """weight [out, in]; gated: its first half of rows is the gate, the second half what it lets through."""
+        ...
+
+
+class Linear(Protocol):
+    """A matrix product with what surrounds it in a transformer."""
+
+    def __call__(
+        self,
+        x: jax.Array,
+        weight: Packed,
+        *,
+        num_rows: jax.Array | None = None,
+        norm: jax.Array | None = None,
+        eps: float = 0.0,
+        residual: jax.Array | None = None,
+    ) -> jax.Array:
+        """x [T, in] float32 -> [T, out] float32, or for a gated weight silu(gate) * up, [T, out / 2].
+
+        Rows from num_rows [] int32 on are padding, and their result means nothing but is finite. norm [in]: x is divided by
+        the root of the mean of its squares (plus eps) and multiplied by norm first. residual [T, out] is added last.
+        """
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Kernels:
+    """Functions of one platform, chosen once at load."""
+
+    name: str
+    attend: Attend
+    make_cache: MakeCache
+    pack: Pack
+    linear: Linear
+
+
+def choose_kernels(platform: str, quantization: Literal["none", "int8"]) -> Kernels:
+    """The fastest kernels for a JAX platform. Raises ConfigError when nothing there serves the quantization."""
+    from tpu_worker.attention import cpu as cpu_attention
+
+    if platform == "cpu" and cpu_matmul.available():
+        if quantization == "none" and preferred() == "xla":
+            return Kernels("C++ attention, XLA products", cpu_attention.attend, cpu_attention.make_cache, xla_matmul.pack, xla_matmul.linear)
+        pack_native = functools.partial(cpu_matmul.pack, kind="int8" if quantization == "int8" else "bf16")
+        return Kernels("C++", cpu_attention.attend, cpu_attention.make_cache, pack_native, cpu_matmul.linear)
+    if quantization != "none":
+        raise ConfigError(f"--quantization {quantization} needs the C++ kernels of the CPU: leave the flag out")
+    return xla_kernels()
+
+
+def xla_kernels() -> Kernels:
+    """What runs wherever JAX does."""
+    return Kernels("XLA", xla_attention.attend, xla_attention.make_cache, xla_matmul.pack, xla_matmul.linear)

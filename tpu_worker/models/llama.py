@@ -1,0 +1,126 @@
+"""The Llama family: pre-norm transformer with rotary positions, grouped-query attention and a gated MLP (Touvron et al. 2023)."""
+
+import functools
+from typing import Any, TypeAlias
+
+import jax
+import jax.numpy as jnp
+
+from tpu_worker.attention import AttentionMetadata
+from tpu_worker.kernels import Cache, Kernels
+from tpu_worker.models.layers import rotary_tables, rotate
+from tpu_worker.models.spec import LogicalAxis, ModelSpec, ParameterSpec, Part
+
+Weights: TypeAlias = dict[str, Any]  # parameters as `parameter_specs` names them, those of layers under "layers"
+
+
+def model_parameters(spec: ModelSpec) -> dict[str, ParameterSpec]:
+    """The parameters outside the layers."""
+    embed = Part("model.embed_tokens.weight", (spec.vocab_size, spec.hidden_size), ("vocab", "embed"))
+    head = embed if spec.tied_embeddings else Part("lm_head.weight", embed.shape, embed.axes)
+    return {
+        "embedding": ParameterSpec("table", (embed,)),
+        "final_norm": _vector("model.norm.weight", spec.hidden_size),
+        "head": ParameterSpec("matrix", (head,)),
+    }
+
+
+def layer_parameters(spec: ModelSpec, layer: int) -> dict[str, ParameterSpec]:
+    """The parameters of one layer. Projections that read the same input are stacked into one matrix."""
+    name, hidden, mlp = f"model.layers.{layer}.", spec.hidden_size, spec.intermediate_size
+    q_size, kv_size = spec.num_heads * spec.head_dim, spec.num_kv_heads * spec.head_dim
+    qkv: tuple[tuple[str, int, LogicalAxis], ...] = (("q", q_size, "heads"), ("k", kv_size, "kv_heads"), ("v", kv_size, "kv_heads"))
+    parameters = {
+        "attention_norm": _vector(name + "input_layernorm.weight", hidden),
+        "qkv": ParameterSpec(
+            "matrix", tuple(Part(f"{name}self_attn.{p}_proj.weight", (size, hidden), (axis, "embed")) for p, size, axis in qkv)
+        ),
+        "output": ParameterSpec("matrix", (Part(name + "self_attn.o_proj.weight", (hidden, q_size), ("embed", "heads")),)),
+        "mlp_norm": _vector(name + "post_attention_layernorm.weight", hidden),
+        "gate_up": ParameterSpec(
+            "matrix" if spec.mlp_bias else "gated",  # a bias goes between the product and the gate
+            tuple(Part(f"{name}mlp.{p}_proj.weight", (mlp, hidden), ("mlp", "embed")) for p in ("gate", "up")),
+        ),
+        "down": ParameterSpec("matrix", (Part(name + "mlp.down_proj.weight", (hidden, mlp), ("embed", "mlp")),)),
+    }
+    if spec.attention_bias:
+        parts = tuple(Part(f"{name}self_attn.{p}_proj.bias", (size,), (axis,)) for p, size, axis in qkv)
+        parameters["qkv_bias"] = ParameterSpec("vector", parts)
+    if spec.output_bias:
+        parameters["output_bias"] = _vector(name + "self_attn.o_proj.bias", hidden)
+    if spec.mlp_bias:
+        parts = tuple(Part(f"{name}mlp.{p}_proj.bias", (mlp,), ("mlp",)) for p in ("gate", "up"))
+        parameters["gate_up_bias"] = ParameterSpec("vector", parts)
+        parameters["down_bias"] = _vector(name + "mlp.down_proj.bias", hidden)
+    return parameters
+
+
+def forward(
+    spec: ModelSpec,
+    kernels: Kernels,
+    weights: Weights,
+    caches: list[Cache],
+    token_ids: jax.Array,
+    positions: jax.Array,
+    meta: AttentionMetadata,
+    sampled: jax.Array,
+) -> tuple[jax.Array, list[Cache]]:
+    """One step of T tokens.
+
+    token_ids and positions are [T] int32; sampled [R] int32 names the token of each row whose logits are wanted: only these go
+    through the head. Returns (logits [R, V] float32, caches). The caches given are updated and must not be used again.
+    """
+    x = embed(weights["embedding"], token_ids)
+    rotary = rotary_tables(positions, weights["inverse_frequencies"])
+    caches = list(caches)
+    # A function of its own, jitted: traced once, not once per layer, which is most of the tracing time at start.
+    run_layer = jax.jit(functools.partial(_layer, spec, kernels))
+    for index, layer in enumerate(weights["layers"]):
+        x, caches[index] = run_layer(layer, caches[index], x, rotary, meta)
+    num_sampled = jnp.sum(meta.counts > 0, dtype=jnp.int32)
+    return kernels.linear(x[sampled], weights["head"], num_rows=num_sampled, norm=weights["final_norm"], eps=spec.norm_eps), caches
+
+
+def embed(table: jax.Array, token_ids: jax.Array) -> jax.Array:
+    """Rows of table [V, D] for token_ids [T] -> [T, D] float32."""
+    return table[token_ids].astype("float32")
+
+
+def _layer(
+    spec: ModelSpec,
+    kernels: Kernels,
+    weights: Weights,
+    cache: Cache,
+    x: jax.Array,
+    rotary: tuple[jax.Array, jax.Array],
+    meta: AttentionMetadata,
+) -> tuple[jax.Array, Cache]:
+    rows, eps = meta.offsets[-1], spec.norm_eps  # real tokens: the kernels may leave out the rest
+    qkv = kernels.linear(x, weights["qkv"], num_rows=rows, norm=weights["attention_norm"], eps=eps)
+    if "qkv_bias" in weights:
+        qkv += weights["qkv_bias"]
+    qkv = qkv.reshape(x.shape[0], spec.num_heads + 2 * spec.num_kv_heads, spec.head_dim)
+    keys, values = spec.num_heads, spec.num_heads + spec.num_kv_heads  # where each begins
+    rotated = rotate(qkv[:, :values], *rotary)
+    attended, cache = kernels.attend(
+        rotated[:, :keys],
+        rotated[:, keys:],
+        qkv[:, values:],
+        cache,
+        meta,
+        scale=spec.head_dim**-0.5,
+        sliding_window=spec.sliding_window,
+    )
+    x = kernels.linear(attended.reshape(x.shape[0], -1), weights["output"], num_rows=rows, residual=x)
+    if "output_bias" in weights:
+        x += weights["output_bias"]
+    inner = kernels.linear(x, weights["gate_up"], num_rows=rows, norm=weights["mlp_norm"], eps=eps)
+    if "gate_up_bias" in weights:
+        inner += weights["gate_up_bias"]
+        inner = jax.nn.silu(inner[:, : spec.intermediate_size]) * inner[:, spec.intermediate_size :]
+    x = kernels.linear(inner, weights["down"], num_rows=rows, residual=x)
+    return x + weights["down_bias"] if "down_bias" in weights else x, cache
+
+
+def _vector(name: str, size: int) -> ParameterSpec:
+    return ParameterSpec("vector", (Part(name, (size,), (None,)),))

@@ -1,0 +1,134 @@
+"""The real device: a model on a JAX platform."""
+
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import jax
+import numpy as np
+
+from protocol.clock import now_ns
+from protocol.codec import Int32Array, pack_float32, pack_int32
+from protocol.config import EngineConfig
+from protocol.errors import ConfigError
+from protocol.messages import TopLogprobs
+from tpu_worker.buckets import make_buckets, smallest
+from tpu_worker.device import Capacity, ReportProgress, StepPlan, StepResult
+from tpu_worker.inputs import make_state, pack_admission, pack_step
+from tpu_worker.kernels import Kernels, choose_kernels
+from tpu_worker.kv_cache import count_blocks
+from tpu_worker.mesh import describe, open_device
+from tpu_worker.models.spec import ModelSpec
+from tpu_worker.program import AdmitProgram, Compiler, DeviceState, shapes_of
+from tpu_worker.sampler import LOGPROBS, Sampled, needs
+from tpu_worker.warmup import Programs, use_compilation_cache
+from tpu_worker.weights.load import load_weights, open_source
+
+_NUM_FIRST = 3  # buckets compiled before the worker is ready
+
+
+@dataclass(frozen=True, slots=True)
+class StepHandle:
+    """A step that was queued on the device."""
+
+    sampled: Sampled
+    rows: Int32Array  # of the bucket's rows, those that sample
+    logprobs: Int32Array  # how many candidates each of them asks for; -1: none
+    dispatched_ns: int
+
+
+class JaxDevice:
+    """Implements `tpu_worker.device.Device`."""
+
+    def __init__(self, config: EngineConfig, index: int, kernels: Kernels | None = None) -> None:
+        """`index`: which worker this is. `kernels`: those of the platform unless given."""
+        self._config = config
+        self._index = index
+        self._kernels = kernels
+        self._features = np.zeros(config.max_num_seqs, np.int32)  # sampler flags by slot
+        self._logprobs = np.full(config.max_num_seqs, -1, np.int32)  # by slot
+        self._finished_ns = 0  # when the last step was collected
+        self._state: DeviceState
+        self._programs: Programs
+        self._admit: AdmitProgram
+
+    def load(self, report: ReportProgress) -> Capacity:
+        """As the protocol says."""
+        config = self._config
+        use_compilation_cache(config.compilation_cache)
+        device = open_device(config)
+        kernels = self._kernels or choose_kernels(device.platform, config.quantization)
+        source = open_source(config)
+        spec = source.spec
+        max_model_len = _max_model_len(config, spec)
+        self._weights = load_weights(source, kernels, lambda done, total: report("loading weights", done, total))
+        num_blocks = count_blocks(config, spec, max_model_len, device)
+        state = jax.eval_shape(lambda: _make_state(config, spec, kernels, num_blocks, max_model_len))
+        compiler = Compiler(spec, kernels, shapes_of(self._weights), state)
+        buckets = make_buckets(config.max_num_seqs, config.max_num_batched_tokens)
+        self._programs = Programs(compiler, buckets, _NUM_FIRST)
+        with ThreadPoolExecutor(1) as pool:
+            # The pages of the cache take as long to come as a program to compile: do both at once.
+            made = pool.submit(_make_state, config, spec, kernels, num_blocks, max_model_len)
+            self._programs.compile_first(report)
+            self._admit = compiler.admit()
+            self._state = made.result()
+        layer = sum(array.size for array in jax.tree.leaves(self._weights["layers"]))
+        self._head_cost = spec.vocab_size * spec.hidden_size / max(1, layer)
+        self._programs.compile_rest()
+        return Capacity(num_blocks, max_model_len, spec.vocab_size, describe(device, kernels.name))
+
+    def dispatch(self, plan: StepPlan) -> StepHandle:
+        """As the protocol says. Uploads one array for the step and one for each admission."""
+        caches, slots = self._state
+        for admission in plan.admissions:
+            self._features[admission.slot] = needs(admission.params)
+            self._logprobs[admission.slot] = admission.params.logprobs
+            slots = self._admit(slots, pack_admission(admission, slots))
+        sampling = plan.slots[plan.samples]
+        flags = int(np.bitwise_or.reduce(self._features[sampling])) if len(sampling) else 0
+        rows = max(len(plan.slots), len(plan.block_slots))
+        bucket = smallest(self._programs.buckets, int(plan.counts.sum()), rows, self._head_cost)
+        packed = pack_step(plan, bucket.rows, len(self._features), flags)
+        self._state, sampled = self._programs[bucket](self._weights, DeviceState(caches, slots), packed)
+        sampled.token_ids.copy_to_host_async()
+        if flags & LOGPROBS:
+            sampled.logprobs.copy_to_host_async()
+            sampled.ranks.copy_to_host_async()
+        return StepHandle(sampled, np.flatnonzero(plan.samples).astype(np.int32), self._logprobs[sampling], now_ns())
+
+    def collect(self, handle: object) -> StepResult:
+        """As the protocol says."""
+        assert isinstance(handle, StepHandle)
+        token_ids = np.asarray(handle.sampled.token_ids)[handle.rows]
+        logprobs: dict[int, TopLogprobs] = {}
+        if (handle.logprobs >= 0).any():
+            values, ranks = np.asarray(handle.sampled.logprobs)[handle.rows], np.asarray(handle.sampled.ranks)[handle.rows]
+            for row in np.flatnonzero(handle.logprobs >= 0).tolist():
+                best = slice(1, 1 + int(handle.logprobs[row]))
+                logprobs[row] = TopLogprobs(
+                    float(values[row, 0]), int(ranks[row, 0]), pack_int32(ranks[row, best]), pack_float32(values[row, best])
+                )
+        started = max(handle.dispatched_ns, self._finished_ns)
+        self._finished_ns = now_ns()
+        failed = np.flatnonzero(token_ids < 0)
+        return StepResult(np.maximum(token_ids, 0), tuple(failed.tolist()), logprobs, started, self._finished_ns)
+
+    def close(self) -> None:
+        """Ends the background compilation."""
+        self._programs.close()
+
+
+def _make_state(config: EngineConfig, spec: ModelSpec, kernels: Kernels, num_blocks: int, max_model_len: int) -> DeviceState:
+    caches = [
+        kernels.make_cache(num_blocks, config.block_size, spec.num_kv_heads, spec.head_dim) for _ in range(spec.num_layers)
+    ]
+    return DeviceState(caches, make_state(config.max_num_seqs, max_model_len, config.block_size))
+
+
+def _max_model_len(config: EngineConfig, spec: ModelSpec) -> int:
+    wanted = config.max_model_len
+    if wanted is None:
+        return spec.context_length
+    if wanted > spec.context_length:
+        raise ConfigError(f"--max-model-len {wanted} is more than the {spec.context_length} tokens that the model was made for")
+    return wanted

@@ -1,0 +1,215 @@
+"""Chooses the next token of each row, on the device.
+
+Every row is computed by itself: neither its neighbours nor the width of the batch change what it draws. Random numbers derive from
+(seed of the request, position of the new token) alone. The filters find their thresholds by bisection over the bits of the
+logits, since sorting a vocabulary costs many times more.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from protocol.codec import Int32Array
+from protocol.params import MAX_LOGPROBS, MAX_STOP_TOKEN_IDS, EngineParams
+
+# What the rows of a step need, as bits of its flags: a step pays for no more.
+DRAWS = 1  # a temperature above zero
+FILTERS = 2  # top-k, top-p or min-p
+EDITS = 4  # penalties or min_tokens: logits differ from the model's
+LOGPROBS = 8
+
+_STOP_IDS = MAX_STOP_TOKEN_IDS + 8  # a request's own, and the model's ends of sequence
+_INTS, _FLOATS = 5, 6
+ROW_WIDTH = _INTS + _FLOATS + _STOP_IDS  # int32 words of a request's sampling parameters on the device
+_HISTORY_CHUNK = 256  # positions counted at once for penalties
+
+
+class Rows(NamedTuple):
+    """Sampling parameters of R rows, taken out of their packed form; each [R], stop_ids [R, _STOP_IDS]."""
+
+    num_prompt: jax.Array
+    min_length: jax.Array  # tokens, prompt included, below which stop ids are not drawn
+    top_k: jax.Array  # 0: off
+    seeds: jax.Array  # [R, 2] uint32, high word first
+    temperature: jax.Array
+    top_p: jax.Array
+    min_p: jax.Array
+    repetition: jax.Array
+    presence: jax.Array
+    frequency: jax.Array
+    stop_ids: jax.Array  # padded with -1
+
+
+class Sampled(NamedTuple):
+    """What sampling yields for R rows."""
+
+    token_ids: jax.Array  # [R] int32; -1 where the logits were not finite
+    logprobs: jax.Array  # [R, 1 + MAX_LOGPROBS] float32: of the chosen token, then of the most likely ones, in falling order
+    ranks: jax.Array  # [R, 1 + MAX_LOGPROBS] int32: rank of the chosen token from 1, then the ids of the most likely ones
+
+
+def pack_params(num_prompt_tokens: int, params: EngineParams) -> Int32Array:
+    """A request's row for the device, [ROW_WIDTH] int32. Stop ids beyond _STOP_IDS still stop, but min_tokens misses them."""
+    row = np.full(ROW_WIDTH, -1, np.int32)
+    seed = params.seed % 2**64
+    min_length = min(num_prompt_tokens + params.min_tokens, 2**31 - 1)
+    row[:3] = num_prompt_tokens, min_length, min(max(params.top_k, 0), 2**31 - 1)
+    row[3:5] = np.array([seed >> 32, seed & 0xFFFFFFFF], np.uint32).view(np.int32)
+    floats = (
+        params.temperature,
+        params.top_p,
+        params.min_p,
+        params.repetition_penalty,
+        params.presence_penalty,
+        params.frequency_penalty,
+    )
+    row[_INTS : _INTS + _FLOATS] = np.array(floats, np.float32).view(np.int32)
+    stop_ids = params.stop_token_ids[:_STOP_IDS]
+    row[_INTS + _FLOATS : _INTS + _FLOATS + len(stop_ids)] = stop_ids
+    return row
+
+
+def needs(params: EngineParams) -> int:
+    """The flags that this request sets."""
+    flags = LOGPROBS if params.logprobs >= 0 else 0
+    if params.has_penalties or (params.min_tokens and params.stop_token_ids):
+        flags |= EDITS
+    if params.temperature > 0:
+        flags |= DRAWS
+        if params.top_k > 0 or params.top_p < 1 or params.min_p > 0:
+            flags |= FILTERS
+    return flags
+
+
+def sample(logits: jax.Array, packed: jax.Array, history: jax.Array, lengths: jax.Array, flags: jax.Array) -> Sampled:
+    """Draws the token at position lengths[r] of each row.
+
+    logits [R, V] float32; packed [R, ROW_WIDTH] int32; history [R, L] int32, of which the first lengths[r] tokens are row r's
+    context; lengths [R] int32; flags [] int32, the union of what the rows need.
+    """
+    rows = _unpack(packed)
+    top = jnp.max(logits, axis=-1)
+    token_ids = jax.lax.cond(
+        flags & (DRAWS | EDITS) == 0,
+        lambda: _first_index(logits, top),
+        lambda: _draw(logits, rows, history, lengths, flags),
+    )
+    # The largest logit is NaN if any is, and infinite if one is +inf: one reduction finds every logit that would do harm.
+    token_ids = jnp.where(jnp.isfinite(top), token_ids, -1)
+    nothing = jnp.zeros((logits.shape[0], 1 + MAX_LOGPROBS))
+    logprobs, ranks = jax.lax.cond(
+        flags & LOGPROBS != 0,
+        lambda: _logprobs(logits, top, token_ids),
+        lambda: (nothing, nothing.astype(jnp.int32)),
+    )
+    return Sampled(token_ids, logprobs, ranks)
+
+
+def _unpack(packed: jax.Array) -> Rows:
+    floats = jax.lax.bitcast_convert_type(packed[:, _INTS : _INTS + _FLOATS], jnp.float32)
+    seeds = jax.lax.bitcast_convert_type(packed[:, 3:5], jnp.uint32)
+    num_prompt, min_length, top_k = packed[:, 0], packed[:, 1], packed[:, 2]
+    return Rows(num_prompt, min_length, top_k, seeds, *(floats[:, i] for i in range(_FLOATS)), packed[:, _INTS + _FLOATS :])
+
+
+def _first_index(values: jax.Array, top: jax.Array) -> jax.Array:
+    """Index [R] of the first value [R, V] that equals top [R]. Two plain reductions vectorise on the CPU, an argmax does not."""
+    indices = jnp.arange(values.shape[-1], dtype=jnp.int32)
+    return jnp.min(jnp.where(values == top[:, None], indices, values.shape[-1] - 1), axis=-1)
+
+
+def _draw(logits: jax.Array, rows: Rows, history: jax.Array, lengths: jax.Array, flags: jax.Array) -> jax.Array:
+    logits = jax.lax.cond(flags & EDITS != 0, lambda: _edit(logits, rows, history, lengths), lambda: logits)
+    greedy = rows.temperature <= 0
+    scaled = logits / jnp.where(greedy, 1.0, rows.temperature)[:, None]
+    filtered = jax.lax.cond(flags & FILTERS != 0, lambda: _filter(scaled, rows), lambda: scaled)
+    # Gumbel's trick: the largest of logits plus this noise is a draw from their softmax.
+    noise = jax.vmap(lambda seed, length: _gumbel(seed, length, logits.shape[-1]))(rows.seeds, lengths)
+    scores = jnp.where(greedy[:, None], scaled, filtered + noise)
+    return _first_index(scores, jnp.max(scores, axis=-1))
+
+
+def _gumbel(seed: jax.Array, length: jax.Array, size: int) -> jax.Array:
+    key = jax.random.fold_in(jax.random.wrap_key_data(seed, impl="threefry2x32"), length)
+    return jax.random.gumbel(key, (size,), jnp.float32)
+
+
+def _edit(logits: jax.Array, rows: Rows, history: jax.Array, lengths: jax.Array) -> jax.Array:
+    """Penalties with vLLM's formulas, then -inf for the stop ids that min_tokens forbids."""
+    seen, counts = _count(history, rows.num_prompt, lengths, logits.shape[-1])
+    repetition = jnp.where(seen, rows.repetition[:, None], 1.0)
+    logits = jnp.where(logits > 0, logits / repetition, logits * repetition)
+    logits = logits - rows.frequency[:, None] * counts - rows.presence[:, None] * (counts > 0)
+    forbidden = jnp.where((lengths < rows.min_length)[:, None] & (rows.stop_ids >= 0), rows.stop_ids, logits.shape[-1])
+    return logits.at[jnp.arange(logits.shape[0])[:, None], forbidden].set(-jnp.inf, mode="drop")
+
+
+def _count(history: jax.Array, num_prompt: jax.Array, lengths: jax.Array, vocab_size: int) -> tuple[jax.Array, jax.Array]:
+    """Whether each token occurs in each row's context [R, V] bool, and how often in its output alone [R, V] float32."""
+    num_rows, width = history.shape
+    row = jnp.arange(num_rows)[:, None]
+    history = jnp.pad(history, ((0, 0), (0, -width % _HISTORY_CHUNK)))
+
+    def count_chunk(index: jax.Array, carry: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+        seen, counts = carry
+        positions = index * _HISTORY_CHUNK + jnp.arange(_HISTORY_CHUNK)
+        tokens = jax.lax.dynamic_slice_in_dim(history, index * _HISTORY_CHUNK, _HISTORY_CHUNK, axis=1)
+        known = jnp.where(positions < lengths[:, None], tokens, vocab_size)  # outside: dropped
+        output = jnp.where(positions >= num_prompt[:, None], known, vocab_size)
+        return seen.at[row, known].set(True, mode="drop"), counts.at[row, output].add(1.0, mode="drop")
+
+    chunks = (jnp.max(lengths) + _HISTORY_CHUNK - 1) // _HISTORY_CHUNK
+    start = (jnp.zeros((num_rows, vocab_size), bool), jnp.zeros((num_rows, vocab_size)))
+    return jax.lax.fori_loop(0, chunks, count_chunk, start)
+
+
+def _filter(logits: jax.Array, rows: Rows) -> jax.Array:
+    """-inf for what min-p, top-k and top-p leave out, in this order. logits [R, V] are those after temperature."""
+    top = jnp.max(logits, axis=-1, keepdims=True)
+    weights = jnp.exp(logits - top)
+    keys = jnp.where(weights >= rows.min_p[:, None], _sortable(logits), jnp.int32(-(2**31)))
+    ones = jnp.ones_like(weights)
+    k = jnp.where(rows.top_k > 0, rows.top_k, logits.shape[-1]).astype(jnp.float32)
+    keys = jnp.where(keys >= _threshold(keys, ones, k)[:, None], keys, jnp.int32(-(2**31)))
+    weights = jnp.where(keys > -(2**31), weights, 0.0)
+    share = jnp.where(rows.top_p < 1, rows.top_p * jnp.sum(weights, axis=-1), jnp.inf)
+    return jnp.where((keys >= _threshold(keys, weights, share)[:, None]) & (keys > -(2**31)), logits, -jnp.inf)
+
+
+def _sortable(values: jax.Array) -> jax.Array:
+    """int32 that compare as the float32 values do, all above the least int32."""
+    bits = jax.lax.bitcast_convert_type(values, jnp.int32)
+    return jnp.where(bits < 0, bits ^ 0x7FFFFFFF, bits)
+
+
+def _threshold(keys: jax.Array, weights: jax.Array, target: jax.Array) -> jax.Array:
+    """The largest t [R] int32 for which the weights [R, V] of keys >= t [R, V] still sum to target [R]; the least int32 if none.
+
+    A weight of a vocabulary's size counts exactly in float32 up to 2**24 entries.
+    """
+
+    def middle(low: jax.Array, high: jax.Array) -> jax.Array:
+        return (low >> 1) + (high >> 1) + (low & high & 1)  # without overflow
+
+    def halve(state: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+        low, high = state
+        at = middle(low, high)
+        enough = jnp.sum(jnp.where(keys >= at[:, None], weights, 0.0), axis=-1) >= target
+        return jnp.where(enough, at, low), jnp.where(enough, high, at)
+
+    # low holds the answer from below, high is always too much; they end one apart.
+    low = jnp.full(target.shape, -(2**31), jnp.int32)
+    high = jnp.max(keys, axis=-1) + 1
+    low, _ = jax.lax.while_loop(lambda state: jnp.any(middle(*state) > state[0]), halve, (low, high))
+    return low
+
+
+def _logprobs(logits: jax.Array, top: jax.Array, token_ids: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Log-probabilities of the model itself, before temperature, penalties and filters."""
+    log_total = top + jnp.log(jnp.sum(jnp.exp(logits - top[:, None]), axis=-1))
+    chosen = jnp.take_along_axis(logits, jnp.maximum(token_ids, 0)[:, None], axis=-1)
+    rank = jnp.sum(logits >= chosen, axis=-1, dtype=jnp.int32)
+    best, ids = jax.lax.top_k(logits, MAX_LOGPROBS)
+    return jnp.concatenate([chosen, best], axis=-1) - log_total[:, None], jnp.concatenate([rank[:, None], ids], axis=-1)

@@ -1,0 +1,81 @@
+"""Weights from a GGUF file, memory-mapped and dequantised block by block."""
+
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
+from gguf.quants import dequantize
+
+from protocol.codec import Float32Array
+from protocol.errors import ModelError
+from protocol.gguf_header import TensorInfo, read_gguf_header
+from tpu_worker.models.registry import spec_from_gguf
+from tpu_worker.models.spec import Part
+from tpu_worker.weights.names import GGUF_ROPE_FACTORS, gguf_name
+from tpu_worker.weights.source import check_shape, missing_tensor
+
+
+class GgufSource:
+    """Implements `WeightSource`."""
+
+    def __init__(self, path: str | Path) -> None:
+        """Checks that the file holds all the bytes that its header promises, so that one cut short is named before loading."""
+        self._path = Path(path)
+        self._header = read_gguf_header(path)
+        self.spec = spec_from_gguf(path, self._header)
+        self._bytes = np.memmap(self._path, np.uint8, mode="r")
+        for name, info in self._header.tensors.items():
+            end = info.offset + self._num_bytes(name, info)
+            if end > len(self._bytes):
+                raise ModelError(f"{path}: cut short: tensor {name} ends at byte {end}, the file at {len(self._bytes)}")
+
+    def read(self, part: Part) -> npt.NDArray[Any]:
+        """As the protocol says."""
+        info = self._header.tensors.get(gguf_name(part.name))
+        if info is None:
+            raise missing_tensor(self._path, part)
+        check_shape(self._path, part, info.shape)
+        values = self._dequantise(gguf_name(part.name), info)
+        if "self_attn.q_proj" in part.name:
+            return unpermute(values, self.spec.num_heads)
+        if "self_attn.k_proj" in part.name:
+            return unpermute(values, self.spec.num_kv_heads)
+        return values
+
+    def inverse_frequencies(self) -> Float32Array:
+        """As the protocol says. Llama 3's scaling comes as a tensor of divisors."""
+        frequencies = self.spec.inverse_frequencies()
+        info = self._header.tensors.get(GGUF_ROPE_FACTORS)
+        if info is None:
+            return frequencies
+        check_shape(self._path, Part(GGUF_ROPE_FACTORS, frequencies.shape, ("rotary",)), info.shape)
+        return frequencies / self._dequantise(GGUF_ROPE_FACTORS, info)
+
+    def _num_bytes(self, name: str, info: TensorInfo) -> int:
+        try:
+            values_per_block, bytes_per_block = GGML_QUANT_SIZES[GGMLQuantizationType(info.ggml_type)]
+        except (ValueError, KeyError) as error:
+            raise ModelError(f"{self._path}: tensor {name} is of ggml type {info.ggml_type}, which is not known") from error
+        if info.shape[-1] % values_per_block:
+            raise ModelError(f"{self._path}: tensor {name} of shape {list(info.shape)} is not made of blocks of {values_per_block}")
+        return math.prod(info.shape) // values_per_block * bytes_per_block
+
+    def _dequantise(self, name: str, info: TensorInfo) -> Float32Array:
+        raw = self._bytes[info.offset : info.offset + self._num_bytes(name, info)]
+        kind = GGMLQuantizationType(info.ggml_type)
+        try:
+            return dequantize(raw.reshape(*info.shape[:-1], -1), kind).astype(np.float32, copy=False)
+        except NotImplementedError as error:
+            raise ModelError(f"{self._path}: tensor {name} is of type {kind.name}, which cannot be dequantised") from error
+
+
+def unpermute(values: Float32Array, num_heads: int) -> Float32Array:
+    """Rows of a q or k projection back in the order of the pairs (i, i + head_dim // 2).
+
+    GGUF files of the llama architecture hold, within each head, the pair (i, i + head_dim // 2) as rows 2i and 2i + 1.
+    """
+    pairs = values.reshape(num_heads, -1, 2, *values.shape[1:])
+    return pairs.swapaxes(1, 2).reshape(values.shape)

@@ -1,0 +1,37 @@
+"""What a reader of weights offers to the loader."""
+
+from typing import Any, Protocol
+
+import numpy.typing as npt
+
+from protocol.codec import Float32Array
+from protocol.errors import ModelError
+from tpu_worker.models.spec import ModelSpec, Part
+
+
+class WeightSource(Protocol):
+    """Tensors by their Hugging Face names. Reading is safe from several threads."""
+
+    @property
+    def spec(self) -> ModelSpec:
+        """The model that the files describe."""
+        ...
+
+    def read(self, part: Part) -> npt.NDArray[Any]:
+        """One tensor in row-major [out, in] and any float type. Raises ModelError when it is missing, cut short or misshapen."""
+        ...
+
+    def inverse_frequencies(self) -> Float32Array:
+        """Rotary frequencies, [head_dim // 2]."""
+        ...
+
+
+def missing_tensor(path: object, part: Part) -> ModelError:
+    """The error of a tensor that no file holds."""
+    return ModelError(f"{path}: tensor {part.name} of shape {list(part.shape)} is missing")
+
+
+def check_shape(path: object, part: Part, found: tuple[int, ...]) -> None:
+    """Raises ModelError when a tensor has another shape than the model's sizes ask for."""
+    if found != part.shape:
+        raise ModelError(f"{path}: tensor {part.name} has shape {list(found)}, but the model's sizes ask for {list(part.shape)}")
