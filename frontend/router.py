@@ -121,7 +121,7 @@ class Router:
         self._config = config
         self._outbox = Sender(ipc_address(run_dir, SCHEDULER_INBOX), bind=False)
         self._inbox: Receiver[SchedulerToFrontend] = Receiver(
-            ipc_address(run_dir, FRONTEND_INBOX), SCHEDULER_TO_FRONTEND, bind=False
+            ipc_address(run_dir, FRONTEND_INBOX), SCHEDULER_TO_FRONTEND, bind=True
         )
         self._ids = itertools.count(1)
         self._generations: dict[int, Generation] = {}

@@ -2,6 +2,9 @@
 
 Each direction is a socket of its own, so that one thread may send while another receives. A pipe never blocks its sender: what
 may be in flight is bounded above it, by credits or by the number of requests.
+
+The reading end binds and the writing end connects: a connecting socket queues for a peer that is not there yet, or not there again,
+where a binding one refuses to send.
 """
 
 import asyncio

@@ -46,12 +46,12 @@ class SchedulerLoop:
         self._from_frontend: Receiver[FrontendToScheduler] = Receiver(
             ipc_address(directory, SCHEDULER_INBOX), FRONTEND_TO_SCHEDULER, bind=True
         )
-        self._to_frontend = Sender(ipc_address(directory, FRONTEND_INBOX), bind=True)
+        self._to_frontend = Sender(ipc_address(directory, FRONTEND_INBOX), bind=False)
         self._from_workers: list[Receiver[WorkerToScheduler]] = []
         self._to_workers: list[Sender] = []
         for index in range(config.workers):
             self._from_workers.append(Receiver(ipc_address(directory, worker_outbox(index)), WORKER_TO_SCHEDULER, bind=True))
-            self._to_workers.append(Sender(ipc_address(directory, worker_inbox(index)), bind=True))
+            self._to_workers.append(Sender(ipc_address(directory, worker_inbox(index)), bind=False))
         self._poller = Poller()
         self._poller.watch(launcher.fileno())
         self._poller.watch(self._from_frontend)

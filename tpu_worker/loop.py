@@ -105,7 +105,7 @@ class WorkerLoop:
         self._batch = Batch(spec.config.max_num_seqs)
         directory, index = spec.run_dir, spec.index
         self._inbox: Receiver[SchedulerToWorker] = Receiver(
-            ipc_address(directory, worker_inbox(index)), SCHEDULER_TO_WORKER, bind=False
+            ipc_address(directory, worker_inbox(index)), SCHEDULER_TO_WORKER, bind=True
         )
         self._outbox = Sender(ipc_address(directory, worker_outbox(index)), bind=False)
 
