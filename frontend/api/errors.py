@@ -1,0 +1,106 @@
+"""Errors in OpenAI's format."""
+
+import re
+from collections.abc import Mapping
+
+import msgspec
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response
+
+from frontend.errors import DeadlineExceeded, EngineRecovering, EngineUnavailable, InvalidRequest, Overloaded, RequestLost
+
+_PATH = re.compile(r" - at `\$\.?(.*)`$")
+_TYPES = {400: "invalid_request_error", 401: "authentication_error", 404: "invalid_request_error", 405: "invalid_request_error"}
+
+
+class ClientGone(Exception):
+    """The client closed its connection before the answer was complete."""
+
+
+class ApiError(Exception):
+    """An answer other than 200: its status, and the fields of OpenAI's error body."""
+
+    def __init__(
+        self,
+        status: int,
+        message: str,
+        *,
+        param: str | None = None,
+        code: str | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.status = status
+        self.message = message
+        self.param = param
+        self.code = code
+        self.headers = headers
+
+    def body(self) -> bytes:
+        """The JSON body, which is also what a stream shows when it fails half-way."""
+        kind = _TYPES.get(self.status, "invalid_request_error" if self.status < 500 else "server_error")
+        fields = {"message": self.message, "type": kind, "param": self.param, "code": self.code}
+        return msgspec.json.encode({"error": fields})
+
+    def response(self) -> Response:
+        """The whole answer."""
+        return Response(self.body(), self.status, self.headers, media_type="application/json")
+
+
+# Named one by one: what is left, `Exception`, is a fault of ours, which the server also logs.
+EXPECTED = (
+    ApiError,
+    ClientDisconnect,
+    ClientGone,
+    DeadlineExceeded,
+    EngineRecovering,
+    EngineUnavailable,
+    HTTPException,
+    InvalidRequest,
+    Overloaded,
+    RequestLost,
+)
+
+
+def from_engine(error: Exception) -> ApiError:
+    """What a client is told about an error of the engine. Unknown ones keep their text to the log."""
+    if isinstance(error, ApiError):
+        return error
+    if isinstance(error, InvalidRequest):
+        return ApiError(400, str(error), param=error.param)
+    if isinstance(error, Overloaded):
+        return ApiError(429, str(error), code="overloaded", headers={"retry-after": str(max(1, round(error.retry_after)))})
+    if isinstance(error, EngineRecovering | EngineUnavailable):
+        return ApiError(503, str(error), code="engine_unavailable", headers={"retry-after": "1"})
+    if isinstance(error, DeadlineExceeded):
+        return ApiError(504, str(error), code="deadline_exceeded")
+    if isinstance(error, RequestLost):
+        return ApiError(500, str(error), code="request_lost")
+    if isinstance(error, ClientDisconnect | ClientGone):
+        return ApiError(499, "the client closed the connection")  # for logs: nobody reads it
+    return ApiError(500, "the engine failed on this request", code="internal_error")
+
+
+def from_decoding(error: Exception) -> ApiError:
+    """What a client is told about a body that is no JSON, or not of the shape that the route takes."""
+    if isinstance(error, msgspec.ValidationError):
+        text = str(error)
+        match = _PATH.search(text)
+        path = match[1] if match else ""
+        reason = _PATH.sub("", text).replace("`", "").replace(" | ", " or ")
+        return ApiError(400, f"{path or 'body'}: {reason[:1].lower()}{reason[1:]}", param=path or None)
+    if isinstance(error, RecursionError):
+        return ApiError(400, "the body is nested too deeply")
+    if isinstance(error, UnicodeDecodeError):
+        return ApiError(400, "the body is not valid UTF-8")
+    return ApiError(400, f"the body is not valid JSON: {error}")
+
+
+async def show_error(request: Request, error: Exception) -> Response:
+    """Exception handler for every error that a route raises."""
+    if isinstance(error, HTTPException):  # the router's own: no such path, or not with this method
+        code = "not_found" if error.status_code == 404 else None
+        message = f"{request.method} {request.url.path}: {error.detail}"
+        return ApiError(error.status_code, message, code=code, headers=error.headers).response()
+    return from_engine(error).response()
