@@ -12,6 +12,8 @@ namespace twodeep {
 inline constexpr int kRowBlock = 96;
 // Depth of a panel that stays in the first-level cache while the row tiles of a block pass by.
 inline constexpr int kDepthBlock = 640;
+// Bytes between the weights in use and those fetched: at two rows of work for each row of a panel, the time memory takes to answer.
+inline constexpr int kPrefetch = 4096;
 // Rows of a full tile: with two vectors of columns, six rows fill the sixteen registers of AVX2.
 inline constexpr int kTileRows = 6;
 
@@ -70,7 +72,7 @@ template <int W, class B>
     if constexpr (P <= tile_panels<W>(R)) { \
       typename Vec<W>::f32 acc[R][P][2] = {}; \
       if (accumulate) load_tile<W, R, P>(acc, c, ldc); \
-      advance<W, R, P>(acc, a, lda, b, panel, k); \
+      advance<W, R, P>(acc, a, lda, b, panel, k, reinterpret_cast<const char*>(b + (P - 1) * panel) + kPrefetch); \
       store_tile<W, R, P>(acc, c, ldc); \
     } \
     return;

@@ -1,6 +1,10 @@
 // The micro kernel that matrix products and attention share: a few rows of f32 times panels of 2W columns of narrow numbers.
 #pragma once
 
+#if defined(__AVX2__)
+#include <immintrin.h>
+#endif
+
 #include "vec.h"
 
 namespace twodeep {
@@ -18,6 +22,21 @@ template <int W>
 template <int W>
 [[gnu::always_inline]] inline void widen(const int8_t* b, typename Vec<W>::f32& lo, typename Vec<W>::f32& hi) {
   using F = typename Vec<W>::f32;
+  // GCC takes the general conversion below apart into single numbers.
+#if defined(__AVX512F__)
+  if constexpr (W == 16) {
+    lo = (F)_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(load<__m128i>(b)));
+    hi = (F)_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(load<__m128i>(b + W)));
+    return;
+  }
+#endif
+#if defined(__AVX2__)
+  if constexpr (W == 8) {
+    lo = (F)_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i*)b)));
+    hi = (F)_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i*)(b + W))));
+    return;
+  }
+#endif
   using B = typename Vec<W>::i8;
   lo = __builtin_convertvector(load<B>(b), F);
   hi = __builtin_convertvector(load<B>(b + W), F);
@@ -25,14 +44,20 @@ template <int W>
 
 // acc[r][p] += sum over i < k of a[r][i] * b[p][i], for R rows and P panels.
 // a: row r at a + r * lda. b: panel p at b + p * panel, rows of 2W numbers.
+// Meanwhile prefetches from `next` on: k rows of a panel that comes soon, at any address.
 // Every element is one chain of fused multiply-adds in the order of i, whatever R and P: a row's bits do not depend on its company.
 template <int W, int R, int P, class B>
-[[gnu::always_inline]] inline void advance(typename Vec<W>::f32 (&acc)[R][P][2], const float* a, size_t lda, const B* b, size_t panel, int k) {
+[[gnu::always_inline]] inline void advance(typename Vec<W>::f32 (&acc)[R][P][2], const float* a, size_t lda, const B* b, ptrdiff_t panel,
+                                           int k, const void* next) {
   using F = typename Vec<W>::f32;
   for (int i = 0; i < k; ++i) {
     F w[P][2];
 #pragma GCC unroll 4
-    for (int p = 0; p < P; ++p) widen<W>(b + p * panel + i * 2 * W, w[p][0], w[p][1]);
+    for (int p = 0; p < P; ++p) {
+      widen<W>(b + p * panel + i * 2 * W, w[p][0], w[p][1]);
+      constexpr int kPerLine = 64 / (2 * W * sizeof(B));  // rows of a panel in a cache line
+      if (p == 0 && i % kPerLine == 0) __builtin_prefetch(static_cast<const char*>(next) + static_cast<size_t>(i) * 2 * W * sizeof(B));
+    }
 #pragma GCC unroll 16
     for (int r = 0; r < R; ++r) {
       const F x = splat<F>(a[r * lda + i]);

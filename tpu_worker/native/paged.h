@@ -88,20 +88,66 @@ struct Workspace {
   static size_t size(int dim) { return static_cast<size_t>(2 * kQueryRows + 1) * dim + kRowTile * kTile; }
 };
 
-// R query rows against the keys [begin, end) of one tile.
+// Where the positions [begin, end) of a tile lie: the panels of their keys, and their values in runs that no block boundary cuts.
+template <int W>
+struct Tile {
+  static constexpr int C = 2 * W;
+  int begin, end, num_panels = 0, num_runs = 0;
+  const uint16_t* keys[kTile / C];
+  struct Run {
+    const uint16_t* values;
+    int size;
+  } runs[kTile / C];
+
+  Tile(const Paged& p, int row, int head, int begin, int end) : begin(begin), end(end) {
+    for (int j = begin; j < end;) {
+      const int at = j % p.block_size, size = std::min(p.block_size - at, end - j);
+      const uint16_t* block = p.block(row, j, head);
+      for (int i = 0; i < size; i += C) keys[num_panels++] = block + static_cast<size_t>(at + i) * p.dim;
+      runs[num_runs++] = {block + p.half() + static_cast<size_t>(at) * C, size};
+      j += size;
+    }
+  }
+};
+
+template <int W, int R, int P>
+[[gnu::always_inline]] inline void score(const float* queries, int dim, const uint16_t* const* keys, const uint16_t* next, float* scores) {
+  typename Vec<W>::f32 acc[R][P][2] = {};
+  advance<W, R, P>(acc, queries, dim, keys[0], P == 1 ? 0 : keys[P - 1] - keys[0], dim, next);
+  store_tile<W, R, P>(acc, scores, kTile);
+}
+
+template <int W, int R, int P>
+[[gnu::always_inline]] inline void add_values(const float* weights, const Tile<W>& tile, const Tile<W>& next, size_t offset, size_t panel,
+                                              float* sums, int dim) {
+  typename Vec<W>::f32 acc[R][P][2];
+  load_tile<W, R, P>(acc, sums, dim);
+  for (int i = 0, j = 0; i < tile.num_runs; j += tile.runs[i++].size) {
+    const uint16_t* soon = next.runs[std::min(i, next.num_runs - 1)].values + offset;
+    advance<W, R, P>(acc, weights + j, kTile, tile.runs[i].values + offset, panel, tile.runs[i].size, soon);
+  }
+  store_tile<W, R, P>(acc, sums, dim);
+}
+
+// R query rows, from `first` on, against one tile of keys; `next` is the tile to fetch meanwhile.
 template <int W, int R>
-[[gnu::noinline]] void attend_tile(const Paged& p, Workspace& s, int row, int head, int first, int begin, int end) {
+[[gnu::noinline]] void attend_tile(const Paged& p, Workspace& s, int first, const Tile<W>& tile, const Tile<W>& next) {
   using F = typename Vec<W>::f32;
   using I = typename Vec<W>::i32;
   constexpr int C = 2 * W;
+  constexpr int kPair = R <= 3 || W == 16 ? 2 : 1;  // panels at once: enough independent chains, within the registers
   const float* queries = s.queries + first * p.dim;
-  for (int j = begin; j < end; j += C) {
-    const uint16_t* keys = p.block(row, j, head) + static_cast<size_t>(j % p.block_size / C) * p.dim * C;
-    F acc[R][1][2] = {};
-    advance<W, R, 1>(acc, queries, p.dim, keys, 0, p.dim);
-    store_tile<W, R, 1>(acc, s.scores + (j - begin), kTile);
+  for (int i = 0; i < tile.num_panels;) {
+    const uint16_t* soon = next.keys[std::min(i, next.num_panels - 1)];
+    if (kPair == 2 && i + 2 <= tile.num_panels) {
+      score<W, R, kPair>(queries, p.dim, tile.keys + i, soon, s.scores + i * C);
+      i += 2;
+    } else {
+      score<W, R, 1>(queries, p.dim, tile.keys + i, soon, s.scores + i * C);
+      i += 1;
+    }
   }
-  const int padded = (end - begin + C - 1) / C * C;
+  const int padded = tile.num_panels * C;
   I lanes;
   for (int i = 0; i < W; ++i) lanes[i] = i;
   for (int r = 0; r < R; ++r) {
@@ -111,7 +157,7 @@ template <int W, int R>
     for (int j = 0; j < padded; j += W) {
       F x = load<F>(scores + j);
       if (p.cap != 0.0f) x = tanh<W>(x) * (p.cap * kLog2e);
-      const I at = lanes + (begin + j);
+      const I at = lanes + (tile.begin + j);
       x = (at <= position) & (at > oldest) ? x : splat<F>(-__builtin_inff());
       store(scores + j, x);
       peak = peak < x ? x : peak;
@@ -123,24 +169,26 @@ template <int W, int R>
       store(scores + j, weight);
       sum += weight;
     }
-    const float shrink = exp2_nonpositive<W>(splat<F>(before - now))[0];
-    s.peaks[first + r] = now;
-    s.weights[first + r] = s.weights[first + r] * shrink + sum_lanes<W>(sum);
-    float* sums = s.sums + (first + r) * p.dim;
-    if (before != now)
+    if (before != now) {
+      const float shrink = exp2_nonpositive<W>(splat<F>(before - now))[0];
+      float* sums = s.sums + (first + r) * p.dim;
       for (int d = 0; d < p.dim; d += W) store(sums + d, load<F>(sums + d) * shrink);
-  }
-  for (int d = 0; d < p.dim; d += C) {
-    float* sums = s.sums + first * p.dim + d;
-    F acc[R][1][2];
-    load_tile<W, R, 1>(acc, sums, p.dim);
-    for (int j = begin; j < end;) {
-      const int at = j % p.block_size, some = std::min(p.block_size - at, end - j);
-      const uint16_t* values = p.block(row, j, head) + p.half() + static_cast<size_t>(d) * p.block_size + static_cast<size_t>(at) * C;
-      advance<W, R, 1>(acc, s.scores + (j - begin), kTile, values, 0, some);
-      j += some;
+      s.weights[first + r] *= shrink;
     }
-    store_tile<W, R, 1>(acc, sums, p.dim);
+    s.peaks[first + r] = now;
+    s.weights[first + r] += sum_lanes<W>(sum);
+  }
+  const size_t panel = static_cast<size_t>(p.block_size) * C;
+  for (int d = 0; d < p.dim;) {
+    float* sums = s.sums + first * p.dim + d;
+    const size_t offset = static_cast<size_t>(d) * p.block_size;
+    if (kPair == 2 && d + 2 * C <= p.dim) {
+      add_values<W, R, kPair>(s.scores, tile, next, offset, panel, sums, p.dim);
+      d += 2 * C;
+    } else {
+      add_values<W, R, 1>(s.scores, tile, next, offset, panel, sums, p.dim);
+      d += C;
+    }
   }
 }
 
@@ -159,20 +207,26 @@ void attend_rows(const Paged& p, Workspace& s, int row, int head, int from, int 
   }
   std::fill_n(s.sums, size * p.dim, 0.0f);
   const int oldest = p.window ? std::max(0, s.positions[0] - p.window + 1) : 0;
-  for (int begin = oldest / kTile * kTile; begin <= s.positions[size - 1]; begin += kTile) {
+  const int last = s.positions[size - 1] + 1;
+  int begin = oldest / kTile * kTile;
+  for (Tile<W> whole(p, row, head, begin, std::min(begin + kTile, last)); begin < last; begin += kTile) {
+    const int after = begin + kTile < last ? begin + kTile : begin;
+    const Tile<W> next(p, row, head, after, std::min(after + kTile, last));
     for (int first = 0; first < size; first += kRowTile) {
-      const int rows = std::min(kRowTile, size - first);
-      const int end = std::min(begin + kTile, s.positions[first + rows - 1] + 1);
+      const int rows = std::min(kRowTile, size - first), end = s.positions[first + rows - 1] + 1;
       if (end <= begin) continue;
+      // Behind the last query lies nothing that may be read, not even with a weight of zero.
+      const Tile<W> tile = end >= whole.end ? whole : Tile<W>(p, row, head, begin, end);
       switch (rows) {
-        case 1: attend_tile<W, 1>(p, s, row, head, first, begin, end); break;
-        case 2: attend_tile<W, 2>(p, s, row, head, first, begin, end); break;
-        case 3: attend_tile<W, 3>(p, s, row, head, first, begin, end); break;
-        case 4: attend_tile<W, 4>(p, s, row, head, first, begin, end); break;
-        case 5: attend_tile<W, 5>(p, s, row, head, first, begin, end); break;
-        default: attend_tile<W, 6>(p, s, row, head, first, begin, end);
+        case 1: attend_tile<W, 1>(p, s, first, tile, next); break;
+        case 2: attend_tile<W, 2>(p, s, first, tile, next); break;
+        case 3: attend_tile<W, 3>(p, s, first, tile, next); break;
+        case 4: attend_tile<W, 4>(p, s, first, tile, next); break;
+        case 5: attend_tile<W, 5>(p, s, first, tile, next); break;
+        default: attend_tile<W, 6>(p, s, first, tile, next);
       }
     }
+    whole = next;
   }
   for (int i = 0; i < size; ++i) {
     const size_t token = p.offsets[row] + (from + i) / group;
