@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+import uvloop
+
 from frontend.api.app import create_app
 from frontend.generation import TextEngine
 from frontend.http_server import HttpServer, bind_http
@@ -91,7 +93,7 @@ def _start(role: Any, run_dir: str, config: EngineConfig) -> tuple[socket.socket
 
 def _serving(config: EngineConfig, run_dir: str) -> Iterator[RunningEngine]:
     listener = bind_http("127.0.0.1", 0)
-    loop = asyncio.new_event_loop()
+    loop = uvloop.new_event_loop()
     thread = threading.Thread(target=loop.run_forever)
     thread.start()
     try:
