@@ -11,6 +11,10 @@ from scheduler_proc.in_flight import InFlightStep
 from scheduler_proc.lane import Lane
 from scheduler_proc.request import Request
 
+_EMPTY = np.empty(0, np.int32)
+_EMPTY_IDS = np.empty(0, np.uint64)
+_NOT_FINITE = "the model's output was not finite"
+
 
 @dataclass(slots=True)
 class Outcome:
@@ -30,30 +34,16 @@ def collect_step(lane: Lane, output: ModelRunnerOutput) -> tuple[InFlightStep, O
     Raises ProtocolError when the answer does not fit the step.
     """
     step = lane.in_flight[0]
-    slots, generations = step.sampled_slots, step.sampled_generations
-    token_ids = unpack_int32(output.token_ids_i32)
-    if len(token_ids) != len(slots):
-        raise ProtocolError(f"step {step.step_id} samples {len(slots)} rows, its answer has {len(token_ids)} tokens")
-    if len(token_ids) and not (0 <= token_ids.min() and token_ids.max() < lane.vocab_size) and not output.failed_rows_i32:
-        raise ProtocolError(f"the answer to step {step.step_id} has token ids outside the vocabulary of {lane.vocab_size}")
+    token_ids, failed_rows = _unpack(lane, step, output)
     lane.in_flight.popleft()
     lane.ledger.answer()
-    alive = lane.generation[slots] == generations
-    failed = np.zeros(len(slots), bool)
-    failed[unpack_int32(output.failed_rows_i32)] = True
-    outcome = _believe(lane, slots, token_ids, alive & ~failed)
-    _commit(lane, step, slots[alive & failed])
-    for row in np.flatnonzero(~alive | failed).tolist():
-        _settle(lane, int(slots[row]), int(generations[row]), int(token_ids[row]), bool(failed[row]), outcome)
-    for entry in output.logprobs:
-        row = entry.row
-        if alive[row] and not failed[row]:
-            outcome.logprobs[int(lane.request_id[slots[row]])] = entry.logprobs
-        elif (request := lane.detached.get((int(slots[row]), int(generations[row])))) is not None:
-            outcome.logprobs[request.request_id] = entry.logprobs
-    for slot in _ended(lane, slots[alive & ~failed]):
-        outcome.finished.append(_finish_slot(lane, slot))
-    lane.detached = {key: request for key, request in lane.detached.items() if request.in_flight}
+    alive = lane.generation[step.slots] == step.generations
+    if failed_rows or not alive.all():
+        return step, _collect_some(lane, step, output, alive, token_ids, failed_rows)
+    _commit(lane, step.slots, step.ends)
+    slots = step.sampled_slots
+    outcome = Outcome(_EMPTY_IDS, _EMPTY, logprobs={int(lane.request_id[slots[e.row]]): e.logprobs for e in output.logprobs})
+    _believe(lane, slots, token_ids, outcome)
     return step, outcome
 
 
@@ -70,77 +60,108 @@ def finished_message(request: Request, reason: FinishReason, tokens: Int32Array,
     )
 
 
-def _believe(lane: Lane, slots: Int32Array, token_ids: Int32Array, rows: BoolArray) -> Outcome:
-    """Appends the values of the rows whose request still holds its slot."""
-    if not rows.all():
-        slots, token_ids = slots[rows], token_ids[rows]
-    lane.tokens[slots, lane.known[slots]] = token_ids
-    lane.known[slots] += 1
+def _unpack(lane: Lane, step: InFlightStep, output: ModelRunnerOutput) -> tuple[Int32Array, list[int]]:
+    """Token ids and failed rows of an answer. Raises ProtocolError when they do not fit the step."""
+    token_ids, failed_rows = unpack_int32(output.token_ids_i32), unpack_int32(output.failed_rows_i32).tolist()
+    if len(token_ids) != step.num_tokens:
+        raise ProtocolError(f"step {step.step_id} samples {step.num_tokens} rows, its answer has {len(token_ids)} tokens")
+    if any(not 0 <= row < len(token_ids) for row in failed_rows) or any(not 0 <= e.row < len(token_ids) for e in output.logprobs):
+        raise ProtocolError(f"the answer to step {step.step_id} names rows that the step does not have")
+    in_vocabulary = token_ids.view(np.uint32) < lane.vocab_size  # a negative id is a large one
+    if not in_vocabulary.all() and not in_vocabulary[np.setdiff1d(np.arange(len(token_ids)), failed_rows)].all():
+        raise ProtocolError(f"the answer to step {step.step_id} has token ids outside the vocabulary of {lane.vocab_size}")
+    return token_ids, failed_rows
+
+
+def _commit(lane: Lane, slots: Int32Array, ends: Int32Array) -> None:
+    """The keys and values below `ends` are computed: names the blocks that are full of them."""
+    if lane.prefix_caching:
+        full = ends // lane.block_size
+        for row in np.flatnonzero(full > lane.committed_blocks[slots]).tolist():
+            lane.commit_blocks(int(slots[row]), int(full[row]))
+
+
+def _believe(lane: Lane, slots: Int32Array, token_ids: Int32Array, outcome: Outcome) -> None:
+    """Appends the values of rows whose request still holds its slot, and ends the requests whose last token they bring."""
+    lengths = lane.known[slots]
+    lane.tokens[slots, lengths] = token_ids
+    lengths += 1
+    lane.known[slots] = lengths
+    outcome.num_tokens += len(slots)
     streamed = lane.stream[slots]
-    return Outcome(lane.request_id[slots[streamed]], token_ids[streamed], num_tokens=len(slots))
-
-
-def _commit(lane: Lane, step: InFlightStep, failed_slots: Int32Array) -> None:
-    """Counts the step's keys and values as computed, and names the blocks that are full of them."""
-    alive = lane.generation[step.slots] == step.generations
-    slots, ends = (step.slots, step.ends) if alive.all() else (step.slots[alive], step.ends[alive])
-    lane.confirmed[slots] = ends
-    lane.commit_blocks(slots[~np.isin(slots, failed_slots)] if len(failed_slots) else slots)
-
-
-def _settle(lane: Lane, slot: int, generation: int, token_id: int, failed: bool, outcome: Outcome) -> None:
-    """One row that is not simply appended: a failed one, one of a preempted request, or one of a request that has ended."""
-    if lane.generation[slot] == generation:
+    if streamed.any():
+        outcome.request_ids, outcome.token_ids = lane.request_id[slots[streamed]], token_ids[streamed]
+    candidates = (token_ids == lane.first_stop[slots]) | (lengths >= lane.target[slots]) | lane.more_stops[slots]
+    for row in np.flatnonzero(candidates).tolist():
+        slot, length = int(slots[row]), int(lengths[row])
         request = lane.requests[slot]
         assert request is not None
-        lane.pool.distrust(lane.blocks_of(slot))
-        _end(request, outcome, "error", lane.tokens[slot, : lane.known[slot]], "the model's output was not finite")
-        lane.release(slot)
-        return
-    preempted = lane.detached.get((slot, generation))
-    if preempted is None or preempted.finished:
-        outcome.num_discarded += 1
-        if preempted is not None:
-            preempted.in_flight -= 1
-        return
-    preempted.in_flight -= 1
-    if failed:
-        _end(preempted, outcome, "error", preempted.tokens, "the model's output was not finite")
-        return
-    preempted.append(token_id)
-    outcome.num_tokens += 1
-    if preempted.stream:
-        outcome.request_ids = np.append(outcome.request_ids, np.uint64(preempted.request_id))
-        outcome.token_ids = np.append(outcome.token_ids, np.int32(token_id))
-    if preempted.stops_at(token_id, len(preempted.tokens)):
-        _end(preempted, outcome, "stop", preempted.tokens)
-    elif len(preempted.tokens) >= preempted.target:
-        _end(preempted, outcome, "length", preempted.tokens)
+        stops = request.stops_at(int(token_ids[row]), length)
+        if stops or length >= request.target:
+            _end(request, outcome, "stop" if stops else "length", lane.tokens[slot, :length])
+            lane.release(slot)
 
 
-def _ended(lane: Lane, slots: Int32Array) -> list[int]:
-    """Slots whose newest token ends their request."""
-    known = lane.known[slots]
-    newest = lane.tokens[slots, known - 1]
-    candidates = (newest == lane.first_stop[slots]) | lane.more_stops[slots] | (known >= lane.target[slots])
-    ended = []
-    for row in np.flatnonzero(candidates).tolist():
-        request = lane.requests[slots[row]]
-        assert request is not None
-        if request.stops_at(int(newest[row]), int(known[row])) or known[row] >= request.target:
-            ended.append(int(slots[row]))
-    return ended
+def _collect_some(
+    lane: Lane, step: InFlightStep, output: ModelRunnerOutput, alive: BoolArray, token_ids: Int32Array, failed_rows: list[int]
+) -> Outcome:
+    """The same where some rows failed, or belong to requests that have ended or were preempted since."""
+    sampled = np.flatnonzero(step.samples)
+    failed = np.zeros(len(step.slots), bool)
+    failed[sampled[failed_rows]] = True
+    good = alive & ~failed
+    _commit(lane, step.slots[good], step.ends[good])
+    outcome = Outcome(_EMPTY_IDS, _EMPTY)
+    holders = [_holder(lane, int(step.slots[row]), int(step.generations[row])) for row in sampled.tolist()]
+    for entry in output.logprobs:
+        holder = holders[entry.row]
+        if holder is not None and not holder.finished:
+            outcome.logprobs[holder.request_id] = entry.logprobs
+    believed = good[sampled]
+    _believe(lane, step.slots[sampled[believed]], token_ids[believed], outcome)
+    for index in np.flatnonzero(~believed).tolist():
+        row = sampled[index]
+        if alive[row]:
+            _fail(lane, int(step.slots[row]), outcome)
+        else:
+            _settle(holders[index], int(token_ids[index]), bool(failed[row]), outcome)
+    lane.detached = {key: request for key, request in lane.detached.items() if request.in_flight}
+    return outcome
 
 
-def _finish_slot(lane: Lane, slot: int) -> Finished:
+def _holder(lane: Lane, slot: int, generation: int) -> Request | None:
+    """The request that a row was computed for, if it still is one: it holds the slot, or was preempted out of it."""
+    return lane.requests[slot] if lane.generation[slot] == generation else lane.detached.get((slot, generation))
+
+
+def _fail(lane: Lane, slot: int, outcome: Outcome) -> None:
+    """Ends a running request whose logits were not finite; its blocks may hold what is not finite either."""
     request = lane.requests[slot]
     assert request is not None
-    request.finished = True
-    tokens = lane.tokens[slot, : lane.known[slot]]
-    reason: FinishReason = "stop" if request.stops_at(int(tokens[-1]), len(tokens)) else "length"
-    message = finished_message(request, reason, tokens)
+    lane.pool.distrust(lane.blocks_of(slot))
+    _end(request, outcome, "error", lane.tokens[slot, : lane.known[slot]], _NOT_FINITE)
     lane.release(slot)
-    return message
+
+
+def _settle(request: Request | None, token_id: int, failed: bool, outcome: Outcome) -> None:
+    """One row of a request that no longer holds its slot: a preempted one keeps the token, one that has ended does not."""
+    if request is not None:
+        request.in_flight -= 1
+    if request is None or request.finished:
+        outcome.num_discarded += 1
+        return
+    if failed:
+        _end(request, outcome, "error", request.tokens, _NOT_FINITE)
+        return
+    request.append(token_id)
+    outcome.num_tokens += 1
+    if request.stream:
+        outcome.request_ids = np.append(outcome.request_ids, np.uint64(request.request_id))
+        outcome.token_ids = np.append(outcome.token_ids, np.int32(token_id))
+    if request.stops_at(token_id, len(request.tokens)):
+        _end(request, outcome, "stop", request.tokens)
+    elif len(request.tokens) >= request.target:
+        _end(request, outcome, "length", request.tokens)
 
 
 def _end(request: Request, outcome: Outcome, reason: FinishReason, tokens: Int32Array, message: str = "") -> None:

@@ -36,12 +36,10 @@ def _validate_lane(lane: Lane) -> None:
     assert set(decoding) <= set(taken) and set(lane.prefilling) <= set(taken)
     assert not set(decoding) & set(lane.prefilling), "a slot decodes while its prompt is not computed"
     slots = np.array(taken, np.int32)
-    assert (lane.confirmed[slots] <= lane.scheduled[slots]).all()
     assert (lane.known[slots] <= lane.target[slots]).all() and (lane.scheduled[slots] < lane.target[slots]).all()
     assert (lane.scheduled[slots] <= lane.num_blocks[slots] * lane.block_size).all(), "a position without a block is scheduled"
-    assert (lane.committed_blocks[slots] * lane.block_size <= lane.confirmed[slots]).all(), (
-        "a block is shared before it is computed"
-    )
+    named = lane.committed_blocks[slots] * lane.block_size
+    assert (named < lane.known[slots]).all(), "a block is named before its tokens are known"
     for slot in taken:
         expected = _tokens_in_flight(lane, slot)
         placeholders = int(lane.scheduled[slot]) + 1 - int(lane.known[slot]) if slot not in lane.prefilling else 0

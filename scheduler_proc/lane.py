@@ -3,8 +3,8 @@
 Per-slot facts are arrays, so that a steady decode step of 256 requests costs a few vector operations instead of a Python loop.
 
 Lengths of a slot's sequence, in tokens:
-    confirmed <= scheduled    positions whose keys and values are computed, and will be when the steps in flight have run
-    known <= target           tokens whose values are here, and the length at which the request ends
+    scheduled    positions whose keys and values are computed when the steps in flight have run
+    known        tokens whose values are here; at most target, the length at which the request ends
 A token that is scheduled and not known is a placeholder: it counts for blocks, positions and limits; its value stays on the device.
 """
 
@@ -13,7 +13,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from protocol.codec import Int32Array, pack_int32
+from protocol.codec import pack_int32
 from protocol.credit import CreditLedger
 from protocol.messages import NewRequest, WorkerReady
 from scheduler_proc.blocks import BlockPool
@@ -48,7 +48,6 @@ class Lane:
         self.tokens = np.zeros((num_slots, ready.max_model_len + 1), np.int32)
         self.known = np.zeros(num_slots, np.int32)
         self.scheduled = np.zeros(num_slots, np.int32)
-        self.confirmed = np.zeros(num_slots, np.int32)
         self.target = np.zeros(num_slots, np.int32)
         self.committed_blocks = np.zeros(num_slots, np.int32)
         self.num_blocks = np.zeros(num_slots, np.int32)
@@ -109,7 +108,7 @@ class Lane:
         self.generation[slot] += 1
         self.tokens[slot, :length] = request.tokens
         self.known[slot] = length
-        self.scheduled[slot] = self.confirmed[slot] = computed
+        self.scheduled[slot] = computed
         self.target[slot] = request.target
         self.committed_blocks[slot] = len(cached)
         self.num_blocks[slot] = len(blocks)
@@ -167,19 +166,14 @@ class Lane:
         """Blocks of the slot's request, in the order of its positions."""
         return self.block_table[slot, : self.num_blocks[slot]].tolist()  # type: ignore[no-any-return]
 
-    def commit_blocks(self, slots: Int32Array) -> None:
-        """Names the full blocks of these slots whose keys and values are now computed, all from known tokens."""
-        if not self.prefix_caching:
-            return
-        full = self.confirmed[slots] // self.block_size
-        for row in np.flatnonzero(full > self.committed_blocks[slots]).tolist():
-            slot, count = int(slots[row]), int(full[row])
-            request = self.requests[slot]
-            assert request is not None
-            extend_hashes(request.block_hashes, request.cache_salt, self.tokens[slot], count, self.block_size)
-            for index in range(int(self.committed_blocks[slot]), count):
-                self.pool.cache.commit(request.block_hashes[index], int(self.block_table[slot, index]))
-            self.committed_blocks[slot] = count
+    def commit_blocks(self, slot: int, count: int) -> None:
+        """Names the first `count` blocks of this slot, whose keys and values are computed from known tokens."""
+        request = self.requests[slot]
+        assert request is not None
+        extend_hashes(request.block_hashes, request.cache_salt, self.tokens[slot], count, self.block_size)
+        for index in range(int(self.committed_blocks[slot]), count):
+            self.pool.cache.commit(request.block_hashes[index], int(self.block_table[slot, index]))
+        self.committed_blocks[slot] = count
 
     def _cached_blocks(self, request: Request) -> list[int]:
         """Blocks of the longest cached prefix. The last known token is always computed again: its row samples the next one."""

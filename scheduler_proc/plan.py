@@ -31,8 +31,8 @@ def plan_step(lane: Lane, now_ns: int, on_preempt: Callable[[int], None]) -> Sch
         lane.leaves = leaves
         return None
     step_id = lane.ledger.send()
-    lane.scheduled[decoding] += 1
-    slots, samples, ends = decoding, np.ones(len(decoding), bool), lane.scheduled[decoding]
+    slots, samples, ends = decoding, np.ones(len(decoding), bool), lane.scheduled[decoding] + 1
+    lane.scheduled[decoding] = ends
     _retire(lane, decoding, ends)
     if prefill_slots:
         slots = np.concatenate([decoding, np.array(prefill_slots, np.int32)])
@@ -46,7 +46,7 @@ def plan_step(lane: Lane, now_ns: int, on_preempt: Callable[[int], None]) -> Sch
         step_id=step_id,
         released_i32=pack_int32(lane.released) if lane.released else b"",
         new=tuple(lane.new.values()),
-        block_slots_i32=pack_int32(growing),
+        block_slots_i32=pack_int32(growing) if len(growing) else b"",
         block_ids_i32=pack_int32(lane.block_table[growing, lane.num_blocks[growing] - 1]) if len(growing) else b"",
         leaves_i32=pack_int32(leaves) if leaves else b"",
         joins_i32=pack_int32(joins) if joins else b"",

@@ -20,7 +20,7 @@ def block_hash(parent: bytes, token_ids: Int32Array) -> bytes:
 
 
 def extend_hashes(hashes: list[bytes], cache_salt: str, tokens: Int32Array, num_blocks: int, block_size: int) -> None:
-    """Extends the chain `hashes`, in place, to the first `num_blocks` blocks of `tokens`, shape [num_blocks × block_size or more]."""
+    """Extends the chain `hashes`, in place, to the first `num_blocks` blocks of `tokens`, shape [tokens, at least those]."""
     parent = hashes[-1] if hashes else root_hash(cache_salt)
     for index in range(len(hashes), num_blocks):
         parent = block_hash(parent, tokens[index * block_size : (index + 1) * block_size])

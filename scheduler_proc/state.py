@@ -256,7 +256,7 @@ class SchedulerState:
         self._announce(commands)
 
     def _drop_lane(self, lane: Lane) -> None:
-        """Puts the requests of a lane that is no more back in line. Their known tokens stay; what was in flight is computed again."""
+        """Puts the requests of a lane that is no more back in line. Known tokens stay; what was in flight is computed again."""
         del self.lanes[lane.worker]
         lane.in_flight.clear()
         for request in lane.detached.values():
