@@ -4,6 +4,8 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+import msgspec
+
 from protocol.config import PROTOCOL_VERSION, EngineConfig
 from protocol.credit import Verdict
 from protocol.errors import ProtocolError
@@ -86,7 +88,8 @@ class SchedulerState:
         self.counters: Counter[str] = Counter()
         self.trace = TraceRing()
         self._arrivals = 0
-        self._complete = False  # every worker has joined once
+        self._complete = False
+        self._capacity = EngineReady(0, 0, 0, 0, 0, "")  # as last announced  # every worker has joined once
         self._given_up: dict[int, int] = {}  # worker -> epoch that is reported hung or broken, and awaits its replacement
 
     def handle(self, events: Iterable[Event], now_ns: int) -> list[Command]:
@@ -270,18 +273,18 @@ class SchedulerState:
         if not self._complete:
             return
         lanes = list(self.lanes.values())
-        commands.append(
-            ToFrontend(
-                EngineReady(
-                    workers=len(lanes),
-                    max_model_len=min((lane.max_model_len for lane in lanes), default=0),
-                    vocab_size=min((lane.vocab_size for lane in lanes), default=0),
-                    num_blocks=sum(lane.pool.num_blocks for lane in lanes),
-                    block_size=lanes[0].block_size if lanes else 0,
-                    device=lanes[0].device if lanes else "",
-                )
+        if lanes:
+            self._capacity = EngineReady(
+                workers=len(lanes),
+                max_model_len=min(lane.max_model_len for lane in lanes),
+                vocab_size=min(lane.vocab_size for lane in lanes),
+                num_blocks=sum(lane.pool.num_blocks for lane in lanes),
+                block_size=lanes[0].block_size,
+                device=lanes[0].device,
             )
-        )
+        else:  # requests that come now wait for a successor, and are checked against the limits that it will have
+            self._capacity = msgspec.structs.replace(self._capacity, workers=0)
+        commands.append(ToFrontend(self._capacity))
 
     def _stats(self, query_id: int) -> EngineStats:
         return EngineStats(
