@@ -28,6 +28,10 @@ class Steps:
         """The steps of these rows."""
         return Steps({name: column[rows] for name, column in self.columns.items()})
 
+    def last(self, count: int) -> "Steps":
+        """The latest steps."""
+        return Steps({name: column[-count:] for name, column in self.columns.items()})
+
     @property
     def workers(self) -> list[int]:
         """Who ran steps."""

@@ -1,0 +1,145 @@
+"""`engine-bench overlap`: what asynchronous scheduling gains, against a device whose time is known exactly."""
+
+import argparse
+import asyncio
+
+import msgspec
+import numpy as np
+import uvloop
+
+from frontend.bench.engines import RunningEngine, running_engine
+from frontend.bench.http_client import HttpClient
+from frontend.bench.load import LoadSpec, plan_load
+from frontend.bench.metrics import RequestResult
+from frontend.bench.streams import stream_completion
+from frontend.trace.steps import StageTimes, Steps, idle_share, stage_times
+from protocol.clock import now, now_ns
+from protocol.errors import ConfigError, EngineError, ExitCode
+
+SUMMARY = "compare queue depths on the simulated device, streaming over HTTP"
+
+
+class Run(msgspec.Struct, frozen=True):
+    """The figures of one load at one depth."""
+
+    concurrency: int
+    depth: int
+    requests_per_second: float
+    idle_share: float  # of the device, while there is work
+    device_us: float  # of a step, mean
+    step_us: float  # wall time of a step, mean
+    scheduler_us: float
+    pipe_us: float
+    worker_us: float
+    steps: int
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The load of the project's first measurement, by default."""
+    parser.add_argument("--num-prompts", type=int, default=200, metavar="N")
+    parser.add_argument("--random-input-len", type=int, default=230, metavar="TOKENS")
+    parser.add_argument("--random-output-len", type=int, default=120, metavar="TOKENS")
+    parser.add_argument("--concurrency", type=int, nargs="+", default=[3, 32, 64, 256], metavar="N")
+    parser.add_argument("--depths", type=int, nargs="+", default=[1, 2], metavar="D")
+    parser.add_argument("--sim-decode-us", type=float, default=2000.0)
+    parser.add_argument("--sim-decode-us-per-seq", type=float, default=0.0)
+    parser.add_argument("--sim-prefill-us-per-token", type=float, default=0.0, help="0: every step takes the decode time")
+    parser.add_argument("--workers", type=int, default=1)
+    parser.add_argument("--model", default="demo")
+
+
+def run(options: argparse.Namespace) -> int:
+    """Prints a table and one line of JSON. Returns 0 when every request was answered."""
+    if min(options.concurrency) < 1 or options.num_prompts < 1:
+        raise ConfigError("--concurrency and --num-prompts of at least 1 are wanted")
+    runs = []
+    for concurrency in options.concurrency:
+        for depth in options.depths:
+            runs.append(_measure(options, concurrency, depth))
+    _print_table(runs)
+    print(msgspec.json.encode({"overlap": runs, "ratios": _ratios(runs)}).decode())
+    return ExitCode.OK
+
+
+def _measure(options: argparse.Namespace, concurrency: int, depth: int) -> Run:
+    flags = [
+        "--model", options.model, "--device", "sim", "--workers", str(options.workers), "--queue-depth", str(depth),
+        "--max-num-seqs", "256", "--max-num-batched-tokens", "512", "--no-enable-prefix-caching",
+        "--sim-decode-us", str(options.sim_decode_us), "--sim-decode-us-per-seq", str(options.sim_decode_us_per_seq),
+        "--sim-prefill-us-per-token", str(options.sim_prefill_us_per_token),
+    ]  # fmt: skip
+    count = max(options.num_prompts, 2 * concurrency)
+    spec = LoadSpec(count, options.random_input_len, options.random_output_len)
+    with running_engine(*flags) as engine:
+        began_ns = now_ns()
+        results, seconds = uvloop.run(_load(engine, spec, concurrency))
+        with engine.client() as client:
+            steps = client.trace()
+    if failed := [result.error for result in results if result.error]:
+        raise EngineError(f"{len(failed)} of {count} requests failed, the first with: {failed[0]}")
+    return _figures(steps.where(steps["scheduled_ns"] > began_ns), concurrency, depth, count / seconds)
+
+
+async def _load(engine: RunningEngine, spec: LoadSpec, concurrency: int) -> tuple[list[RequestResult], float]:
+    client, gate = HttpClient(engine.base_url), asyncio.Semaphore(concurrency)
+
+    async def send(token_ids: list[int], max_tokens: int) -> RequestResult:
+        fields = {"prompt": token_ids, "max_tokens": max_tokens, "ignore_eos": True, "stream": True}
+        async with gate:
+            return await stream_completion(client, msgspec.json.encode(fields), len(token_ids), lambda _: None)
+
+    try:
+        began = now()
+        results = await asyncio.gather(*(send(planned.token_ids, planned.max_tokens) for planned in plan_load(spec)))
+        return results, now() - began
+    finally:
+        client.close()
+
+
+def _figures(steps: Steps, concurrency: int, depth: int, rate: float) -> Run:
+    # The ramps at both ends have fewer requests than the load is named after.
+    lowest, highest = np.percentile(steps["started_ns"], [2, 98])
+    steady = steps.where((steps["started_ns"] >= lowest) & (steps["started_ns"] <= highest))
+    stages: StageTimes = stage_times(steady)
+    span = float(steady["finished_ns"].max() - steady["started_ns"].min())
+    return Run(
+        concurrency=concurrency,
+        depth=depth,
+        requests_per_second=rate,
+        idle_share=idle_share(steady),
+        device_us=float((steady["finished_ns"] - steady["started_ns"]).mean()) / 1e3,
+        step_us=span / len(steady) * len(steady.workers) / 1e3,
+        scheduler_us=stages.scheduler,
+        pipe_us=stages.pipe,
+        worker_us=stages.worker,
+        steps=len(steps),
+    )
+
+
+def _ratios(runs: list[Run]) -> dict[str, float]:
+    """Requests per second at the greatest depth over the least, by load."""
+    ratios = {}
+    for concurrency in dict.fromkeys(run.concurrency for run in runs):
+        own = sorted((run for run in runs if run.concurrency == concurrency), key=lambda run: run.depth)
+        ratios[str(concurrency)] = own[-1].requests_per_second / own[0].requests_per_second
+    return ratios
+
+
+def _print_table(runs: list[Run]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    columns = ("at a time", "depth", "req/s", "device idle", "device µs", "step µs", "scheduler µs", "pipe µs", "worker µs")
+    table = Table(*columns, title="simulated device, tokens streamed over HTTP; µs are per step")
+    for run in runs:
+        table.add_row(
+            str(run.concurrency),
+            str(run.depth),
+            f"{run.requests_per_second:.2f}",
+            f"{100 * run.idle_share:.1f} %",
+            *(f"{value:.0f}" for value in (run.device_us, run.step_us, run.scheduler_us, run.pipe_us, run.worker_us)),
+        )
+    console = Console()
+    console.print(table)
+    for concurrency, ratio in _ratios(runs).items():
+        console.print(f"{concurrency} at a time: {ratio:.2f}×")
