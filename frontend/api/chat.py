@@ -1,7 +1,5 @@
 """POST /v1/chat/completions."""
 
-import secrets
-import time
 from collections.abc import Sequence
 from functools import partial
 
@@ -10,13 +8,13 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import ASGIApp
 
-from frontend.api import body, jobs
+from frontend.api import body, jobs, logprobs
+from frontend.api.answers import Answer
 from frontend.api.errors import ApiError
-from frontend.api.jobs import Output
 from frontend.api.schemas import CHAT_DECODER, ChatMessage, ChatRequest, asks_for_something, refuse_unsupported
 from frontend.api.sse import EventStream, unless_gone
 from frontend.errors import InvalidRequest
-from frontend.generation import TextDelta, TextEngine, TextGeneration, TokenLogprob
+from frontend.generation import TextEngine, TokenLogprob
 from frontend.text.tokenizer import Tokenizer
 
 # OpenAI's newer name for the role that templates know as "system".
@@ -50,8 +48,7 @@ async def chat_completions(request: Request) -> ASGIApp:
         raise InvalidRequest(str(error), _NAMES.get(name or "", name)) from error
     answer = ChatAnswer(engine.tokenizer, asked, model)
     if asked.stream:
-        options = asked.stream_options
-        last = partial(answer.usage_chunk, generations) if options is not None and options.include_usage else bytes
+        last = partial(answer.usage_chunk, generations) if answer.wants_usage else bytes
         return EventStream(generations, answer.chunk, last)
     try:
         outputs = await unless_gone(request.receive, jobs.collect(generations))
@@ -114,76 +111,23 @@ def flatten(messages: Sequence[ChatMessage]) -> list[dict[str, str]]:
     return flat
 
 
-class ChatAnswer:
-    """Writes the JSON of one request's answer, whole or in chunks."""
+class ChatAnswer(Answer):
+    """A message of the assistant."""
 
     def __init__(self, tokenizer: Tokenizer, asked: ChatRequest, model: str) -> None:
-        self._tokenizer = tokenizer
-        self._asked = asked
-        self._choices = asked.choices
-        self._continuous = asked.stream_options is not None and asked.stream_options.continuous_usage_stats is True
         kind = "chat.completion.chunk" if asked.stream else "chat.completion"
-        # The wall clock: this is for people, and nothing is computed from it.
-        self._head = {"id": f"chatcmpl-{secrets.token_hex(12)}", "object": kind, "created": int(time.time()), "model": model}
-        self._open = _json(self._head)[:-1] + b',"choices":[{"index":'
-        self._begun: set[int] = set()
+        super().__init__(asked, id_prefix="chatcmpl", kind=kind, model=model)
+        self._tokenizer = tokenizer
+        self._logprobs = asked.logprobs is True
 
-    def chunk(self, index: int, generation: TextGeneration, delta: TextDelta) -> bytes:
-        """One event: what `delta` adds to choice `index`. The role comes with the first token: clients time that chunk."""
-        role = extra = b""
-        if index not in self._begun:
-            self._begun.add(index)
-            role = b'"role":"assistant",'
-            if self._asked.return_token_ids:
-                extra = b',"prompt_token_ids":' + _json(generation.prompt_token_ids)
-        if self._asked.return_token_ids:
-            extra += b',"token_ids":' + _json(delta.token_ids)
-        logprobs = _json(self._chat_logprobs(delta.logprobs)) if self._asked.logprobs else b"null"
-        if delta.finish_reason is None:
-            end = b',"finish_reason":null}]'
-        else:
-            end = b',"finish_reason":"%b","stop_reason":%b}]' % (delta.finish_reason.encode(), _json(delta.stop_reason))
-        if self._continuous:
-            end += b',"usage":' + _json(jobs.usage((generation,), 1))
-        return b'%b%d,"delta":{%b"content":%b},"logprobs":%b%b%b}' % (
-            self._open,
-            index,
-            role,
-            _json(delta.text),
-            logprobs,
-            extra,
-            end,
-        )
+    def content_chunk(self, index: int, text: str, *, first: bool) -> bytes:
+        """See Answer. The role comes with the first token: clients take the first chunk's time for that token's."""
+        return b'"delta":{%b"content":%b}' % (b'"role":"assistant",' if first else b"", _json(text))
 
-    def usage_chunk(self, generations: list[TextGeneration]) -> bytes:
-        """The event without choices that ends a stream whose client asked for the usage."""
-        return _json({**self._head, "choices": [], "usage": jobs.usage(generations, self._choices)})
+    def content(self, index: int, text: str) -> dict[str, object]:
+        """See Answer."""
+        return {"message": {"role": "assistant", "content": text}}
 
-    def whole(self, generations: list[TextGeneration], outputs: list[Output]) -> bytes:
-        """The answer to a request that does not stream."""
-        choices = [self._choice(index, generations[index], output) for index, output in enumerate(outputs)]
-        return _json({**self._head, "choices": choices, "usage": jobs.usage(generations, self._choices)})
-
-    def _choice(self, index: int, generation: TextGeneration, output: Output) -> dict[str, object]:
-        choice: dict[str, object] = {
-            "index": index,
-            "message": {"role": "assistant", "content": output.text},
-            "logprobs": self._chat_logprobs(output.logprobs) if self._asked.logprobs else None,
-            "finish_reason": output.finish_reason,
-            "stop_reason": output.stop_reason,
-        }
-        if self._asked.return_token_ids:
-            choice |= {"prompt_token_ids": generation.prompt_token_ids, "token_ids": output.token_ids}
-        return choice
-
-    def _chat_logprobs(self, tokens: list[TokenLogprob]) -> dict[str, object]:
-        return {
-            "content": [
-                {**self._candidate(token.token_id, token.logprob), "top_logprobs": [self._candidate(*item) for item in token.top]}
-                for token in tokens
-            ]
-        }
-
-    def _candidate(self, token_id: int, logprob: float) -> dict[str, object]:
-        data = self._tokenizer.bytes[token_id]
-        return {"token": data.decode(errors="replace"), "logprob": logprob, "bytes": list(data)}
+    def logprobs(self, tokens: list[TokenLogprob]) -> dict[str, object] | None:
+        """See Answer."""
+        return logprobs.for_chats(self._tokenizer, tokens) if self._logprobs else None
