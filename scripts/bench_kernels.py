@@ -6,11 +6,14 @@ import os
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from tpu_worker.attention import AttentionMetadata
+from tpu_worker.attention import cpu as attention
 from tpu_worker.matmul import cpu as matmul
 from tpu_worker.native import build
 
@@ -77,13 +80,68 @@ def bench_matmul(kind: matmul.Kind, tokens: list[int], bandwidth: float, peak: f
     print(f"{kind} products of the whole model ({size / 1e6:.0f} MB: {size / bandwidth / 1e6:.1f} ms to read)")
     for count in tokens:
         x = jnp.asarray(rng.standard_normal((count, WIDTH), np.float32))
-        in_layers = best(lambda x=x: layers(x, weights).block_until_ready())
-        in_head = best(lambda x=x: project(x, head).block_until_ready())
+        in_layers = best(partial(run, layers, x, weights))
+        in_head = best(partial(run, project, x, head))
         spent = in_layers + in_head
         print(
             f"  T={count:4d}: layers {in_layers * 1e3:7.2f} ms, head {in_head * 1e3:7.2f} ms; "
             f"{size / spent / 1e9:5.1f} GB/s ({size / spent / 1e7 / bandwidth:3.0f}%), "
             f"{flops * count / spent / 1e9:6.1f} GFLOP/s ({flops * count / spent / 1e7 / peak:3.0f}%)"
+        )
+
+
+def run(function: Callable[..., object], *arguments: object) -> None:
+    """Calls and waits for the result."""
+    jax.block_until_ready(function(*arguments))
+
+
+def bench_attention(bandwidth: float, peak: float, block_size: int = 16) -> None:
+    """Attention of all layers: decode steps, then a prompt alone."""
+
+    @partial(jax.jit, donate_argnums=0)
+    def attend(caches: list[jax.Array], qkv: jax.Array, meta: AttentionMetadata, rope: jax.Array) -> list[jax.Array]:
+        out = []
+        for cache in caches:
+            result, after = attention.attend_fused(qkv, cache, meta, rope, num_heads=HEADS, scale=HEAD_DIM**-0.5)
+            qkv = qkv.at[0, 0].add(result[0, 0, 0] * 0)
+            out.append(after)
+        return out
+
+    rope = jnp.ones((8192, HEAD_DIM), jnp.float32)
+    print("attention of all layers")
+    for rows, start, count in (
+        (1, 250, 1),
+        (4, 250, 1),
+        (16, 250, 1),
+        (64, 250, 1),
+        (1, 4000, 1),
+        (1, 0, 250),
+        (1, 0, 512),
+        (1, 0, 2048),
+    ):
+        width = -(-(start + count) // block_size)
+        order = np.random.default_rng(0).permutation(rows * width).reshape(rows, width)
+        meta = AttentionMetadata(
+            jnp.asarray(order, jnp.int32),
+            jnp.full(rows, start, jnp.int32),
+            jnp.full(rows, count, jnp.int32),
+            jnp.arange(rows + 1, dtype=jnp.int32) * count,
+        )
+        caches = [attention.make_cache(rows * width, block_size, KV_HEADS, HEAD_DIM) for _ in range(LAYERS)]
+        qkv = jnp.ones((rows * count, (HEADS + 2 * KV_HEADS) * HEAD_DIM), jnp.float32)
+
+        def step() -> None:
+            nonlocal caches
+            caches = jax.block_until_ready(attend(caches, qkv, meta, rope))  # noqa: B023
+
+        spent = best(step)
+        keys = rows * (start + count)
+        size = LAYERS * keys * KV_HEADS * HEAD_DIM * 4
+        flops = LAYERS * rows * count * (start + (count + 1) / 2) * HEADS * HEAD_DIM * 4
+        print(
+            f"  {rows:3d} rows of {count:4d} at {start:4d}: {spent * 1e3:7.2f} ms; "
+            f"{size / spent / 1e9:5.1f} GB/s ({size / spent / 1e7 / bandwidth:3.0f}%), "
+            f"{flops / spent / 1e9:6.1f} GFLOP/s ({flops / spent / 1e7 / peak:3.0f}%)"
         )
 
 
@@ -98,6 +156,7 @@ def main() -> None:
     print(f"{threads} threads: memory {bandwidth:.1f} GB/s, f32 multiply-add {peak:.0f} GFLOP/s")
     for kind in arguments.kinds:
         bench_matmul(kind, arguments.tokens, bandwidth, peak)
+    bench_attention(bandwidth, peak)
 
 
 if __name__ == "__main__":

@@ -4,8 +4,6 @@
 #include "paged.h"
 #include "parallel.h"
 
-namespace ffi = xla::ffi;
-
 namespace twodeep {
 namespace {
 
@@ -17,7 +15,7 @@ struct Task {
 };
 
 template <int W>
-void run(ffi::ThreadPool& pool, const Paged& p) {
+void run(const Pool& pool, const Paged& p) {
   std::vector<Task> tasks, writes;
   double work = 0;
   for (int row = 0; row < p.num_rows; ++row) {
@@ -29,7 +27,7 @@ void run(ffi::ThreadPool& pool, const Paged& p) {
     }
   }
   // Floating-point operations that take about as long as waking a thread.
-  const int threads = work < 1e6 ? 1 : static_cast<int>(pool.num_threads());
+  const int threads = work < 1e6 ? 1 : pool.num_threads();
   // Chunks of one row read what all of them write: a pass of its own. A row of one chunk writes for itself.
   parallel_for<Nothing>(pool, static_cast<int>(writes.size()), threads, [&](int i, Nothing&) {
     write_row<W>(p, writes[i].row, writes[i].head, scratch(p.dim));
@@ -42,95 +40,72 @@ void run(ffi::ThreadPool& pool, const Paged& p) {
   });
 }
 
-const char* check(const Paged& p, int64_t tokens, int64_t rope_positions) {
-  if (p.block_size % 16 || p.dim % 16) return "attend: block size and head size must be multiples of 16";
-  if (p.kv_heads < 1 || p.heads % p.kv_heads) return "attend: the key-value heads must divide the heads";
+// Nothing in the metadata may lead a read or a write out of the arrays.
+void check(const Paged& p, int64_t tokens, int64_t rope_positions) {
+  if (p.block_size % 16 || p.dim % 16) throw Refusal{"attend: block size and head size must be multiples of 16"};
+  if (p.kv_heads < 1 || p.heads % p.kv_heads) throw Refusal{"attend: the key-value heads must divide the heads"};
+  if (p.rotary > p.dim || p.rotary % 2) throw Refusal{"attend: the rotary table does not fit the heads"};
   int64_t total = 0;
   for (int row = 0; row < p.num_rows; ++row) {
     const int64_t start = p.starts[row], count = p.counts[row], end = start + count;
     if (count == 0) continue;
-    if (start < 0 || count < 0 || p.offsets[row] != total || end > static_cast<int64_t>(p.table_width) * p.block_size)
-      return "attend: a row does not fit its block table, or rows do not follow one another";
-    if (p.rope && end > rope_positions) return "attend: a position is past the end of the rotary table";
-    for (int64_t i = 0; i < (end + p.block_size - 1) / p.block_size; ++i) {
+    if (count < 0 || p.offsets[row] != total) throw Refusal{"attend: rows do not follow one another"};
+    if (start < 0 || end > static_cast<int64_t>(p.table_width) * p.block_size) throw Refusal{"attend: a row does not fit its block table"};
+    if (p.rope && end > rope_positions) throw Refusal{"attend: a position is past the end of the rotary table"};
+    for (int64_t i = 0; i * p.block_size < end; ++i) {
       const int32_t id = p.tables[static_cast<int64_t>(row) * p.table_width + i];
-      if (id < 0 || id >= p.num_blocks) return "attend: a block table names a block that does not exist";
+      if (id < 0 || id >= p.num_blocks) throw Refusal{"attend: a block table names a block that does not exist"};
     }
     total += count;
   }
-  return total > tokens ? "attend: the rows have more tokens than there are" : nullptr;
+  if (total > tokens) throw Refusal{"attend: the rows have more tokens than there are"};
+  if (p.offsets[p.num_rows] != total) throw Refusal{"attend: the last offset is not the number of tokens"};
 }
 
-ffi::Error attend(ffi::ThreadPool pool, ffi::Buffer<ffi::F32> q, ffi::Buffer<ffi::F32> k, ffi::Buffer<ffi::F32> v, ffi::Buffer<ffi::U16> cache,
-                  ffi::Buffer<ffi::F32> rope, ffi::Buffer<ffi::S32> tables, ffi::Buffer<ffi::S32> starts, ffi::Buffer<ffi::S32> counts,
-                  ffi::Buffer<ffi::S32> offsets, int32_t q_offset, int32_t k_offset, int32_t v_offset, float scale, int32_t window, float cap,
-                  ffi::ResultBuffer<ffi::F32> out, ffi::ResultBuffer<ffi::U16> updated) {
-  const auto shape = cache.dimensions(), result = out->dimensions(), table = tables.dimensions();
-  if (shape.size() != 5 || result.size() != 3 || table.size() != 2) return ffi::Error::InvalidArgument("attend: wrong ranks");
-  const size_t tokens = result[0];
-  if (tokens == 0) return ffi::Error::Success();
-  if (updated->typed_data() != cache.typed_data()) std::memcpy(updated->typed_data(), cache.typed_data(), cache.size_bytes());
+// Operands: q, k, v, cache, rope or none, block tables, starts, counts, offsets. Results: out [T, H, D], the cache.
+void attend(const Call& call) {
+  const Buffer cache = call.operand(3), rope = call.operand(4), tables = call.operand(5), out = call.result(0), updated = call.result(1);
+  const int64_t tokens = out.dim(0);
+  if (updated.data<uint16_t>() != cache.data<uint16_t>())
+    std::memcpy(updated.data<uint16_t>(), cache.data<uint16_t>(), cache.size() * sizeof(uint16_t));
+  if (tokens == 0) return;
   const Paged p{
-      .q = q.typed_data() + q_offset,
-      .k = k.typed_data() + k_offset,
-      .v = v.typed_data() + v_offset,
-      .q_stride = q.element_count() / tokens,
-      .k_stride = k.element_count() / tokens,
-      .v_stride = v.element_count() / tokens,
-      .rope = rope.element_count() ? rope.typed_data() : nullptr,
-      .cache = updated->typed_data(),
-      .tables = tables.typed_data(),
-      .starts = starts.typed_data(),
-      .counts = counts.typed_data(),
-      .offsets = offsets.typed_data(),
-      .out = out->typed_data(),
-      .num_rows = static_cast<int>(table[0]),
-      .table_width = static_cast<int>(table[1]),
-      .num_blocks = static_cast<int>(shape[0]),
-      .block_size = static_cast<int>(shape[3]),
-      .heads = static_cast<int>(result[1]),
-      .kv_heads = static_cast<int>(shape[1]),
-      .dim = static_cast<int>(result[2]),
-      .rotary = rope.element_count() ? static_cast<int>(rope.dimensions()[1]) : 0,
-      .window = window,
-      .scale = scale,
-      .cap = cap,
+      .q = call.operand(0).data<float>() + call.attribute<int32_t>("q_offset"),
+      .k = call.operand(1).data<float>() + call.attribute<int32_t>("k_offset"),
+      .v = call.operand(2).data<float>() + call.attribute<int32_t>("v_offset"),
+      .q_stride = static_cast<size_t>(call.operand(0).size() / tokens),
+      .k_stride = static_cast<size_t>(call.operand(1).size() / tokens),
+      .v_stride = static_cast<size_t>(call.operand(2).size() / tokens),
+      .rope = rope.data_if_any<float>(),
+      .cache = updated.data<uint16_t>(),
+      .tables = tables.data<int32_t>(),
+      .starts = call.operand(6).data<int32_t>(),
+      .counts = call.operand(7).data<int32_t>(),
+      .offsets = call.operand(8).data<int32_t>(),
+      .out = out.data<float>(),
+      .num_rows = static_cast<int>(tables.dim(0)),
+      .table_width = static_cast<int>(tables.dim(1)),
+      .num_blocks = static_cast<int>(cache.dim(0)),
+      .block_size = static_cast<int>(cache.dim(3)),
+      .heads = static_cast<int>(out.dim(1)),
+      .kv_heads = static_cast<int>(cache.dim(1)),
+      .dim = static_cast<int>(out.dim(2)),
+      .rotary = static_cast<int>(rope.dim(1)),
+      .window = call.attribute<int32_t>("window"),
+      .scale = call.attribute<float>("scale"),
+      .cap = call.attribute<float>("cap"),
   };
-  if (const char* problem = check(p, static_cast<int64_t>(tokens), rope.element_count() ? rope.dimensions()[0] : 0))
-    return ffi::Error::InvalidArgument(problem);
-  const size_t used = std::min<size_t>(tokens, p.offsets[p.num_rows]), width = static_cast<size_t>(p.heads) * p.dim;
+  check(p, tokens, rope.dim(0));
+  const size_t used = p.offsets[p.num_rows], width = static_cast<size_t>(p.heads) * p.dim;
   std::memset(p.out + used * width, 0, (tokens - used) * width * sizeof(float));
   if constexpr (kLanes > 8) {
     // Wide vectors where blocks and heads are cut into whole ones; the shapes of a cache decide, so its layout is always the same.
-    if (p.block_size % (2 * kLanes) == 0 && p.dim % (2 * kLanes) == 0) {
-      run<kLanes>(pool, p);
-      return ffi::Error::Success();
-    }
+    if (p.block_size % (2 * kLanes) == 0 && p.dim % (2 * kLanes) == 0) return run<kLanes>(call.pool(), p);
   }
-  run<8>(pool, p);
-  return ffi::Error::Success();
+  run<8>(call.pool(), p);
 }
 
 }  // namespace
 }  // namespace twodeep
 
-XLA_FFI_DEFINE_HANDLER_SYMBOL(twodeep_attend, twodeep::attend,
-                              ffi::Ffi::Bind()
-                                  .Ctx<ffi::ThreadPool>()
-                                  .Arg<ffi::Buffer<ffi::F32>>()  // q
-                                  .Arg<ffi::Buffer<ffi::F32>>()  // k
-                                  .Arg<ffi::Buffer<ffi::F32>>()  // v
-                                  .Arg<ffi::Buffer<ffi::U16>>()  // cache
-                                  .Arg<ffi::Buffer<ffi::F32>>()  // rope
-                                  .Arg<ffi::Buffer<ffi::S32>>()  // tables
-                                  .Arg<ffi::Buffer<ffi::S32>>()  // starts
-                                  .Arg<ffi::Buffer<ffi::S32>>()  // counts
-                                  .Arg<ffi::Buffer<ffi::S32>>()  // offsets
-                                  .Attr<int32_t>("q_offset")
-                                  .Attr<int32_t>("k_offset")
-                                  .Attr<int32_t>("v_offset")
-                                  .Attr<float>("scale")
-                                  .Attr<int32_t>("window")
-                                  .Attr<float>("cap")
-                                  .Ret<ffi::Buffer<ffi::F32>>()
-                                  .Ret<ffi::Buffer<ffi::U16>>());
+extern "C" XLA_FFI_Error* twodeep_attend(XLA_FFI_CallFrame* frame) { return twodeep::handle(frame, twodeep::attend); }

@@ -19,7 +19,17 @@ import jax
 
 SOURCES = Path(__file__).parent
 LIBRARIES = ("matmul", "attention")  # one .cc file each, compiled side by side
-FLAGS = ("-std=c++17", "-O3", "-march=native", "-ffp-contract=fast", "-fno-math-errno", "-DNDEBUG", "-fPIC", "-shared")
+FLAGS = (
+    "-std=c++17",
+    "-O3",
+    "-march=native",
+    "-ffp-contract=fast",
+    "-fno-math-errno",
+    "-DNDEBUG",
+    "-Wno-psabi",
+    "-fPIC",
+    "-shared",
+)
 # Far above the two or three seconds that it takes: a compiler that hangs must not hang the engine's start.
 COMPILE_TIMEOUT_S = 120
 

@@ -1,8 +1,8 @@
 // XLA custom calls for matrix products with packed weights, and the packing itself.
+#include <type_traits>
+
 #include "gemm.h"
 #include "parallel.h"
-
-namespace ffi = xla::ffi;
 
 namespace twodeep {
 namespace {
@@ -10,13 +10,13 @@ namespace {
 constexpr int kColumns = 2 * kLanes;
 
 template <class B>
-void run(ffi::ThreadPool& pool, const Gemm<B>& g) {
+void run(const Pool& pool, const Gemm<B>& g) {
   const size_t bytes = static_cast<size_t>(g.panels) * g.k * kColumns * sizeof(B);
   const int row_blocks = (g.rows + kRowBlock - 1) / kRowBlock;
   if (row_blocks == 0) return;
   const int rows_each = (((g.rows + row_blocks - 1) / row_blocks) + kTileRows - 1) / kTileRows * kTileRows;
   // Waking a thread costs some tens of microseconds of its time: not for less than that much work.
-  const int threads = bytes * (1 + g.rows / 4) < (128 << 10) ? 1 : static_cast<int>(pool.num_threads());
+  const int threads = bytes * (1 + g.rows / 4) < (128 << 10) ? 1 : pool.num_threads();
   // Several tasks per thread even out what the machine's other work takes; a task keeps a long sequential stream of weights.
   const int groups_wanted = threads == 1 ? 1 : std::max(1, (8 * threads + row_blocks - 1) / row_blocks);
   int group = (g.panels + groups_wanted - 1) / groups_wanted;
@@ -52,28 +52,35 @@ void run(ffi::ThreadPool& pool, const Gemm<B>& g) {
   });
 }
 
-ffi::Error linear(ffi::ThreadPool pool, ffi::Buffer<ffi::F32> x, ffi::AnyBuffer w, ffi::Buffer<ffi::F32> scale, ffi::Buffer<ffi::F32> norm,
-                  ffi::Buffer<ffi::F32> residual, ffi::Buffer<ffi::S32> num_rows, float eps, bool gated, ffi::ResultBuffer<ffi::F32> out) {
-  const auto shape = w.dimensions();
-  if (shape.size() != 3 || shape[2] != kColumns || x.dimensions().size() != 2 || x.dimensions()[1] != shape[1])
-    return ffi::Error::InvalidArgument("linear: the weight is not packed for this machine, or not for inputs of this width");
-  const int tokens = static_cast<int>(x.dimensions()[0]), n = static_cast<int>(out->dimensions()[1]);
-  const int rows = std::clamp(num_rows.typed_data()[0], 0, tokens);
-  std::memset(out->typed_data() + static_cast<size_t>(rows) * n, 0, static_cast<size_t>(tokens - rows) * n * sizeof(float));
-  auto fill = [&](auto* weight) {
-    using B = std::remove_pointer_t<decltype(weight)>;
-    run(pool, Gemm<const B>{x.typed_data(), weight, scale.element_count() ? scale.typed_data() : nullptr,
-                            norm.element_count() ? norm.typed_data() : nullptr, residual.element_count() ? residual.typed_data() : nullptr,
-                            out->typed_data(), rows, static_cast<int>(shape[1]), n, static_cast<int>(shape[0]), eps, gated});
+// Operands: x [T, K], weight, scale or none, norm or none, residual or none, number of rows [1]. Result: [T, N].
+void linear(const Call& call) {
+  const Buffer x = call.operand(0), w = call.operand(1), out = call.result(0);
+  const int tokens = static_cast<int>(x.dim(0)), k = static_cast<int>(x.dim(1)), n = static_cast<int>(out.dim(1));
+  if (w.dim(1) != k || w.dim(2) != kColumns) throw Refusal{"linear: the weight is not packed for this machine or for inputs of this width"};
+  const int rows = std::clamp(call.operand(5).data<int32_t>()[0], 0, tokens);
+  const float* residual = call.operand(4).data_if_any<float>();
+  auto fill = [&](const auto* weight) {
+    run(call.pool(), Gemm<std::remove_reference_t<decltype(*weight)>>{
+                         .x = x.data<float>(),
+                         .w = weight,
+                         .scale = call.operand(2).data_if_any<float>(),
+                         .norm = call.operand(3).data_if_any<float>(),
+                         .residual = residual,
+                         .out = out.data<float>(),
+                         .rows = rows,
+                         .k = k,
+                         .n = n,
+                         .panels = static_cast<int>(w.dim(0)),
+                         .eps = call.attribute<float>("eps"),
+                         .gated = call.attribute<bool>("gated"),
+                     });
   };
-  if (w.element_type() == ffi::U16) {
-    fill(static_cast<const uint16_t*>(w.untyped_data()));
-  } else if (w.element_type() == ffi::S8) {
-    fill(static_cast<const int8_t*>(w.untyped_data()));
+  std::memset(out.data<float>() + static_cast<size_t>(rows) * n, 0, static_cast<size_t>(tokens - rows) * n * sizeof(float));
+  if (w.holds<int8_t>()) {
+    fill(w.data<int8_t>());
   } else {
-    return ffi::Error::InvalidArgument("linear: weights are packed as uint16 (bf16) or int8");
+    fill(w.data<uint16_t>());
   }
-  return ffi::Error::Success();
 }
 
 inline float value(float x) { return x; }
@@ -115,18 +122,7 @@ void pack(const S* weight, int n, int k, bool gated, B* panels, float* scale) {
 }  // namespace
 }  // namespace twodeep
 
-XLA_FFI_DEFINE_HANDLER_SYMBOL(twodeep_linear, twodeep::linear,
-                              ffi::Ffi::Bind()
-                                  .Ctx<ffi::ThreadPool>()
-                                  .Arg<ffi::Buffer<ffi::F32>>()   // x
-                                  .Arg<ffi::AnyBuffer>()          // w
-                                  .Arg<ffi::Buffer<ffi::F32>>()   // scale
-                                  .Arg<ffi::Buffer<ffi::F32>>()   // norm
-                                  .Arg<ffi::Buffer<ffi::F32>>()   // residual
-                                  .Arg<ffi::Buffer<ffi::S32>>()   // num_rows
-                                  .Attr<float>("eps")
-                                  .Attr<bool>("gated")
-                                  .Ret<ffi::Buffer<ffi::F32>>());
+extern "C" XLA_FFI_Error* twodeep_linear(XLA_FFI_CallFrame* frame) { return twodeep::handle(frame, twodeep::linear); }
 
 extern "C" int twodeep_panel_columns() { return twodeep::kColumns; }
 

@@ -1,13 +1,14 @@
 // The micro kernel that matrix products and attention share: a few rows of f32 times panels of 2W columns of narrow numbers.
 #pragma once
 
-#if defined(__AVX2__)
-#include <immintrin.h>
-#endif
-
 #include "vec.h"
 
 namespace twodeep {
+
+typedef char Bytes __attribute__((vector_size(16)));
+#if defined(__AVX512F__)
+typedef int Words __attribute__((vector_size(64)));
+#endif
 
 // One row of a panel: 2W numbers as two vectors of f32.
 template <int W>
@@ -22,22 +23,23 @@ template <int W>
 template <int W>
 [[gnu::always_inline]] inline void widen(const int8_t* b, typename Vec<W>::f32& lo, typename Vec<W>::f32& hi) {
   using F = typename Vec<W>::f32;
-  // GCC takes the general conversion below apart into single numbers.
-#if defined(__AVX512F__)
-  if constexpr (W == 16) {
-    lo = (F)_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(load<__m128i>(b)));
-    hi = (F)_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(load<__m128i>(b + W)));
-    return;
-  }
-#endif
-#if defined(__AVX2__)
-  if constexpr (W == 8) {
-    lo = (F)_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i*)b)));
-    hi = (F)_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i*)(b + W))));
-    return;
-  }
-#endif
   using B = typename Vec<W>::i8;
+  // GCC takes the general conversion apart into single numbers. Its intrinsics' header would double the time to compile this.
+#if defined(__GNUC__) && !defined(__clang__) && defined(__AVX512F__)
+  if constexpr (W == 16) {
+    lo = __builtin_convertvector((typename Vec<W>::i32)__builtin_ia32_pmovsxbd512_mask(load<Bytes>(b), (Words){}, -1), F);
+    hi = __builtin_convertvector((typename Vec<W>::i32)__builtin_ia32_pmovsxbd512_mask(load<Bytes>(b + W), (Words){}, -1), F);
+    return;
+  }
+#elif defined(__GNUC__) && !defined(__clang__) && defined(__AVX2__)
+  if constexpr (W == 8) {
+    // One load for both halves: the instruction widens the lower eight bytes.
+    const Bytes both = load<Bytes>(b);
+    lo = __builtin_convertvector((typename Vec<W>::i32)__builtin_ia32_pmovsxbd256(both), F);
+    hi = __builtin_convertvector((typename Vec<W>::i32)__builtin_ia32_pmovsxbd256(__builtin_shuffle(both, (Bytes){8, 9, 10, 11, 12, 13, 14, 15})), F);
+    return;
+  }
+#endif
   lo = __builtin_convertvector(load<B>(b), F);
   hi = __builtin_convertvector(load<B>(b + W), F);
 }

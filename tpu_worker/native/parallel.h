@@ -1,15 +1,16 @@
 // Work shared with the thread pool that XLA already has.
 #pragma once
 
+#include <sched.h>
+
 #include <algorithm>
 #include <atomic>
 #include <cstdint>
 #include <cstdlib>
 #include <memory>
 #include <new>
-#include <thread>
 
-#include "xla/ffi/api/ffi.h"
+#include "call.h"
 
 namespace twodeep {
 
@@ -23,8 +24,8 @@ namespace twodeep {
 // have run. `Local` is default-constructed once per thread. Tasks are claimed one by one and in order, so that a helper that
 // wakes late costs nothing: it finds no task left.
 template <class Local, class Body>
-void parallel_for(xla::ffi::ThreadPool& pool, int tasks, int threads, const Body& body) {
-  threads = std::min({threads, tasks, static_cast<int>(pool.num_threads())});
+void parallel_for(const Pool& pool, int tasks, int threads, const Body& body) {
+  threads = std::min({threads, tasks, pool.num_threads()});
   if (threads <= 1) {
     Local local;
     for (int i = 0; i < tasks; ++i) body(i, local);
@@ -43,14 +44,14 @@ void parallel_for(xla::ffi::ThreadPool& pool, int tasks, int threads, const Body
       state->done.fetch_add(1, std::memory_order_release);
     }
   };
-  for (int i = 1; i < threads; ++i) pool.Schedule(decltype(work)(work));
+  for (int i = 1; i < threads; ++i) pool.schedule(work);
   work();
   // What is left are tasks that helpers are in the middle of: shorter than a sleep, unless the system took their core away.
   for (int spins = 0; state->done.load(std::memory_order_acquire) < tasks; ++spins) {
     if (spins < 2000) {
       pause();
     } else {
-      std::this_thread::yield();
+      sched_yield();
     }
   }
 }

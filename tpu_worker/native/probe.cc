@@ -19,7 +19,11 @@ extern "C" double twodeep_probe_fma(long rounds) {
   F a = twodeep::splat<F>(0.999f), b = twodeep::splat<F>(0.001f);
   F x0 = a, x1 = a, x2 = a, x3 = a, x4 = a, x5 = a, x6 = a, x7 = a, x8 = a, x9 = a, x10 = a, x11 = a;
   for (long i = 0; i < rounds; ++i) {
-#define STEP(x) x = x * a + b; asm volatile("" : "+x"(x));
+#if defined(__AVX2__)
+#define STEP(x) x = x * a + b; asm volatile("" : "+x"(x));  // or the compiler would work the loop out beforehand
+#else
+#define STEP(x) x = x * a + b; asm volatile("" : "+m"(x));
+#endif
     STEP(x0) STEP(x1) STEP(x2) STEP(x3) STEP(x4) STEP(x5) STEP(x6) STEP(x7) STEP(x8) STEP(x9) STEP(x10) STEP(x11)
 #undef STEP
   }
