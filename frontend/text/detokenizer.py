@@ -1,7 +1,7 @@
 """Token ids to text as they come: never part of a character, never a character twice."""
 
 import codecs
-from collections.abc import Iterable
+from collections.abc import Sequence
 
 from frontend.text.token_bytes import TokenBytes
 
@@ -22,15 +22,16 @@ class Detokenizer:
         self._decoder = _UTF8("replace")
         self._at_start = token_bytes.strips_leading_space
 
-    def feed(self, token_ids: Iterable[int], *, final: bool = False) -> str:
+    def feed(self, token_ids: Sequence[int], *, final: bool = False) -> str:
         """Text that these tokens complete. `final`: none follow, so an unfinished character becomes U+FFFD."""
-        data = b"".join(map(self._bytes.__getitem__, token_ids))
+        table = self._bytes
+        data = table[token_ids[0]] if len(token_ids) == 1 else b"".join([table[token_id] for token_id in token_ids])
         if self._at_start and data:
             self._at_start = False
             data = data.removeprefix(b" ")
         return self._decoder.decode(data, final)
 
 
-def decode(token_bytes: TokenBytes, token_ids: Iterable[int]) -> str:
+def decode(token_bytes: TokenBytes, token_ids: Sequence[int]) -> str:
     """Text of a whole sequence of tokens."""
     return Detokenizer(token_bytes).feed(token_ids, final=True)
