@@ -1,8 +1,10 @@
-"""The shapes that steps are compiled for: every step runs in the smallest one that holds it and is compiled."""
+"""The shapes that steps are compiled for: every step runs in the cheapest one that holds it and is compiled."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
-_FEWEST = 4  # rows; fewer would not be faster (the matrix products run on at least as many)
+_FEWEST = 4  # rows; fewer would not be faster (XLA's matrix products want at least as many)
+_GROWTH = 4  # between sizes: kernels that know the real number of rows skip padding, and each shape costs a compilation
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -14,23 +16,15 @@ class Bucket:
 
 
 def make_buckets(max_num_seqs: int, max_num_batched_tokens: int) -> tuple[Bucket, ...]:
-    """All buckets of an engine, those to compile first at the front: the last of them holds any step.
-
-    Powers of two for decode steps, where time goes with the rows. Steps with prefill come in three sizes of tokens, each a
-    quarter of the next: their padding costs little beside a compilation, and kernels that know the real number skip it.
-    """
-    rows = _powers(_FEWEST, max_num_seqs)
+    """All buckets of an engine. The first two are the smallest and the one that holds any step."""
+    rows = _sizes(max_num_seqs)
     tokens = max(max_num_batched_tokens, rows[-1])
     decode = [Bucket(size, size) for size in rows]
-    sizes = sorted({max(_FEWEST, tokens // 16), max(_FEWEST, tokens // 4), tokens})
-    few = rows[min(1, len(rows) - 1)]
-    mixed = [Bucket(size, width) for size in sizes for width in sorted({few, min(few * 8, rows[-1]), rows[-1]}) if width < size]
-    everything = Bucket(tokens, rows[-1])
-    first = [decode[0], Bucket(tokens, few), everything]
-    return tuple(dict.fromkeys(first + decode + mixed))
+    mixed = [Bucket(size, width) for size in (tokens, tokens // 4) for width in rows[:-1] if width < size]
+    return tuple(dict.fromkeys([decode[0], Bucket(tokens, rows[-1]), *decode, *mixed]))
 
 
-def smallest(buckets: list[Bucket], tokens: int, rows: int, head_cost: float) -> Bucket:
+def cheapest(buckets: Iterable[Bucket], tokens: int, rows: int, head_cost: float) -> Bucket:
     """The cheapest of `buckets` that holds a step. A row costs `head_cost` tokens more, for its logits.
 
     Raises ValueError when none is large enough.
@@ -41,8 +35,8 @@ def smallest(buckets: list[Bucket], tokens: int, rows: int, head_cost: float) ->
     return min(fitting, key=lambda bucket: bucket.tokens + head_cost * bucket.rows)
 
 
-def _powers(least: int, most: int) -> list[int]:
-    sizes = [least]
+def _sizes(most: int) -> list[int]:
+    sizes = [_FEWEST]
     while sizes[-1] < most:
-        sizes.append(sizes[-1] * 2)
+        sizes.append(min(sizes[-1] * _GROWTH, -(-most // _FEWEST) * _FEWEST))
     return sizes

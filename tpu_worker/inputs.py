@@ -8,7 +8,6 @@ import numpy as np
 
 from protocol.codec import Int32Array
 from tpu_worker.attention import AttentionMetadata
-from tpu_worker.buckets import Bucket
 from tpu_worker.device import Admission, StepPlan
 from tpu_worker.sampler import ROW_WIDTH, pack_params
 
@@ -21,17 +20,19 @@ class SlotState(NamedTuple):
     params: jax.Array  # [S, ROW_WIDTH] int32
 
 
-class StepInputs(NamedTuple):
-    """A step of T tokens in R rows, unpacked on the device. Padding rows name slot S, which is outside of every array."""
+class RowInputs(NamedTuple):
+    """The R rows of a step, unpacked. Padding rows name slot S, which is outside of every array, and have a count of 0."""
 
-    flags: jax.Array  # [] int32
+    flags: jax.Array  # [] int32: what the sampler must do
     slots: jax.Array  # [R] int32
-    ends: jax.Array  # [R] int32: position of the token to sample
-    samples: jax.Array  # [R] bool
-    token_ids: jax.Array  # [T] int32
-    positions: jax.Array  # [T] int32
-    last: jax.Array  # [R] int32: index of each row's last token
-    meta: AttentionMetadata
+    starts: jax.Array  # [R] int32
+    counts: jax.Array  # [R] int32
+    samples: jax.Array  # [R] int32, 0 or 1
+
+    @property
+    def ends(self) -> jax.Array:
+        """Position [R] of the token that each row samples."""
+        return self.starts + self.counts
 
 
 def make_state(num_slots: int, max_model_len: int, block_size: int) -> SlotState:
@@ -57,17 +58,29 @@ def pack_step(plan: StepPlan, num_rows: int, num_slots: int, flags: int) -> Int3
     return packed
 
 
-def unpack_step(state: SlotState, packed: jax.Array, bucket: Bucket) -> tuple[SlotState, StepInputs]:
-    """Grows the block tables, then gathers the tokens of the step from the history."""
-    slots, starts, counts, samples, grown, indices, blocks = packed[1:].reshape(7, bucket.rows)
-    state = state._replace(tables=state.tables.at[grown, indices].set(blocks, mode="drop"))
-    offsets = jnp.concatenate([jnp.zeros(1, jnp.int32), jnp.cumsum(counts, dtype=jnp.int32)])
-    tables = state.tables.at[slots].get(mode="clip")
-    meta = AttentionMetadata(tables, starts, counts, offsets)
-    row, positions, real = meta.locate(bucket.tokens)
-    token_ids = jnp.where(real, state.history.at[slots[row], positions].get(mode="clip"), 0)
-    last = jnp.maximum(offsets[1:] - 1, 0)
-    return state, StepInputs(packed[0], slots, starts + counts, samples != 0, token_ids, positions, last, meta)
+def unpack_rows(packed: jax.Array) -> RowInputs:
+    """The rows in what `pack_step` packed."""
+    return RowInputs(packed[0], *packed[1:].reshape(7, -1)[:4])
+
+
+def grow_tables(state: SlotState, packed: jax.Array) -> SlotState:
+    """Appends the blocks in what `pack_step` packed."""
+    slots, indices, blocks = packed[1:].reshape(7, -1)[4:]
+    return state._replace(tables=state.tables.at[slots, indices].set(blocks, mode="drop"))
+
+
+def gather_tokens(state: SlotState, rows: RowInputs, num_tokens: int) -> tuple[jax.Array, AttentionMetadata]:
+    """The step's token ids [T] int32, out of the history, and where they belong."""
+    offsets = jnp.concatenate([jnp.zeros(1, jnp.int32), jnp.cumsum(rows.counts, dtype=jnp.int32)])
+    meta = AttentionMetadata(state.tables.at[rows.slots].get(mode="clip"), rows.starts, rows.counts, offsets)
+    row, positions, real = meta.locate(num_tokens)
+    return jnp.where(real, state.history.at[rows.slots[row], positions].get(mode="clip"), 0), meta
+
+
+def record_tokens(state: SlotState, rows: RowInputs, token_ids: jax.Array) -> SlotState:
+    """Writes the tokens [R] of the rows that sample to the history; the next step reads them there."""
+    slots = jnp.where(rows.samples != 0, rows.slots, state.history.shape[0])  # outside: dropped
+    return state._replace(history=state.history.at[slots, rows.ends].set(jnp.maximum(token_ids, 0), mode="drop"))
 
 
 def pack_admission(admission: Admission, state: SlotState) -> Int32Array:

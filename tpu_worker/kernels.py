@@ -1,7 +1,7 @@
 """The seam below the models: which attention and which matrix product a loaded model runs on."""
 
 import functools
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, Protocol, TypeAlias
 
 import jax
@@ -9,6 +9,7 @@ import numpy.typing as npt
 
 from protocol.errors import ConfigError
 from tpu_worker.attention import AttentionMetadata
+from tpu_worker.attention import cpu as cpu_attention
 from tpu_worker.attention import xla as xla_attention
 from tpu_worker.matmul import cpu as cpu_matmul
 from tpu_worker.matmul import preferred
@@ -24,17 +25,20 @@ class Attend(Protocol):
 
     def __call__(
         self,
-        q: jax.Array,
-        k: jax.Array,
-        v: jax.Array,
+        qkv: jax.Array,
         cache: Cache,
         meta: AttentionMetadata,
+        rope: jax.Array | None,
         *,
+        num_heads: int,
         scale: float,
         sliding_window: int | None = None,
         soft_cap: float | None = None,
     ) -> tuple[jax.Array, Cache]:
-        """q [T, H, D], k and v [T, KH, D], all float32 -> (output [T, H, D] float32, cache)."""
+        """qkv [T, (H + 2 KH) * D] float32: all heads of q, of k, of v -> (output [T, H, D] float32, cache).
+
+        rope [positions, R] float32 is `models.layers.rotary_table`, with which q and k are rotated first; None leaves them.
+        """
         ...
 
 
@@ -86,20 +90,21 @@ class Kernels:
     linear: Linear
 
 
-def choose_kernels(platform: str, quantization: Literal["none", "int8"]) -> Kernels:
-    """The fastest kernels for a JAX platform. Raises ConfigError when nothing there serves the quantization."""
-    from tpu_worker.attention import cpu as cpu_attention
-
-    if platform == "cpu" and cpu_matmul.available():
-        if quantization == "none" and preferred() == "xla":
-            return Kernels("C++ attention, XLA products", cpu_attention.attend, cpu_attention.make_cache, xla_matmul.pack, xla_matmul.linear)
-        pack_native = functools.partial(cpu_matmul.pack, kind="int8" if quantization == "int8" else "bf16")
-        return Kernels("C++", cpu_attention.attend, cpu_attention.make_cache, pack_native, cpu_matmul.linear)
-    if quantization != "none":
-        raise ConfigError(f"--quantization {quantization} needs the C++ kernels of the CPU: leave the flag out")
-    return xla_kernels()
+def choose_kernels(platform: str, quantization: Literal["none", "int8"], block_size: int, head_dim: int) -> Kernels:
+    """The fastest kernels for a JAX platform and these sizes. Raises ConfigError when nothing there serves the quantization."""
+    kernels = xla_kernels()
+    if platform != "cpu" or not cpu_matmul.available():
+        if quantization != "none":
+            raise ConfigError(f"--quantization {quantization} needs the C++ kernels of the CPU: leave the flag out")
+        return kernels
+    if cpu_attention.supports(block_size, head_dim):
+        kernels = replace(kernels, name="C++ and XLA", attend=cpu_attention.attend_fused, make_cache=cpu_attention.make_cache)
+    if quantization == "none" and preferred() == "xla":
+        return kernels
+    pack = functools.partial(cpu_matmul.pack, kind="int8" if quantization == "int8" else "bf16")
+    return replace(kernels, name="C++", pack=pack, linear=cpu_matmul.linear)
 
 
 def xla_kernels() -> Kernels:
     """What runs wherever JAX does."""
-    return Kernels("XLA", xla_attention.attend, xla_attention.make_cache, xla_matmul.pack, xla_matmul.linear)
+    return Kernels("XLA", xla_attention.attend_fused, xla_attention.make_cache, xla_matmul.pack, xla_matmul.linear)

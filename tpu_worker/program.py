@@ -1,4 +1,4 @@
-"""The device programs of a loaded model: one per bucket, and one that admits a request."""
+"""The device programs of a loaded model: a step and a sampler per bucket, and one that admits a request."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -8,14 +8,16 @@ import jax
 import jax.numpy as jnp
 
 from protocol.codec import Int32Array
+from protocol.params import MAX_LOGPROBS
 from tpu_worker.buckets import Bucket
-from tpu_worker.inputs import SlotState, admit, unpack_step
+from tpu_worker.inputs import SlotState, admit, gather_tokens, grow_tables, record_tokens, unpack_rows
 from tpu_worker.kernels import Cache, Kernels
 from tpu_worker.models.llama import Weights, forward
 from tpu_worker.models.spec import ModelSpec
-from tpu_worker.sampler import ROW_WIDTH, Sampled, sample
+from tpu_worker.sampler import ROW_WIDTH, Sampled, greedy, sample
 
 Shapes: TypeAlias = Any  # a pytree of jax.ShapeDtypeStruct
+_ROWS_AT_ONCE = 4  # in the sampler: what it costs goes with the rows that are there, not with the bucket
 
 
 class DeviceState(NamedTuple):
@@ -25,13 +27,14 @@ class DeviceState(NamedTuple):
     slots: SlotState
 
 
-StepProgram: TypeAlias = Callable[[Weights, DeviceState, Int32Array], tuple[DeviceState, Sampled]]
+StepProgram: TypeAlias = Callable[[Weights, DeviceState, Int32Array], tuple[DeviceState, jax.Array, jax.Array]]
+SampleProgram: TypeAlias = Callable[[SlotState, jax.Array, Int32Array], tuple[SlotState, Sampled]]
 AdmitProgram: TypeAlias = Callable[[SlotState, Int32Array], SlotState]
 
 
 @dataclass(frozen=True, slots=True)
 class Compiler:
-    """Makes the programs of one model on one device."""
+    """Makes the programs of one model on one device. Safe on any thread."""
 
     spec: ModelSpec
     kernels: Kernels
@@ -39,31 +42,60 @@ class Compiler:
     state: Shapes  # of a DeviceState
 
     def step(self, bucket: Bucket) -> StepProgram:
-        """Compiles the step of one bucket. Safe on any thread; takes about a second, less from the persistent cache."""
+        """One step with greedy sampling, which is all that most need: (weights, state, `pack_step`'s array) ->
+        (state, logits [R, V] float32, token ids [R] int32, -1 where the logits were not finite)."""
 
-        def step(weights: Weights, state: DeviceState, packed: jax.Array) -> tuple[DeviceState, Sampled]:
-            slots, inputs = unpack_step(state.slots, packed, bucket)
-            logits, caches = forward(
-                self.spec, self.kernels, weights, state.caches, inputs.token_ids, inputs.positions, inputs.meta, inputs.last
-            )
-            params = slots.params.at[inputs.slots].get(mode="clip")
-            history = slots.history.at[inputs.slots].get(mode="clip")
-            sampled = sample(logits, params, history, inputs.ends, inputs.flags)
-            written = jnp.where(inputs.samples, inputs.slots, slots.history.shape[0])  # outside: dropped
-            tokens = jnp.maximum(sampled.token_ids, 0)
-            slots = slots._replace(history=slots.history.at[written, inputs.ends].set(tokens, mode="drop"))
-            return DeviceState(caches, slots), sampled
+        def step(weights: Weights, state: DeviceState, packed: jax.Array) -> tuple[DeviceState, jax.Array, jax.Array]:
+            rows, slots = unpack_rows(packed), grow_tables(state.slots, packed)
+            token_ids, meta = gather_tokens(slots, rows, bucket.tokens)
+            last = jnp.maximum(meta.offsets[1:] - 1, 0)
+            logits, caches = forward(self.spec, self.kernels, weights, state.caches, token_ids, meta, last)
+            sampled = greedy(logits)
+            return DeviceState(caches, record_tokens(slots, rows, sampled)), logits, sampled
 
-        packed = jax.ShapeDtypeStruct((1 + 7 * bucket.rows,), jnp.int32)
-        return jax.jit(step, donate_argnums=1).lower(self.weights, self.state, packed).compile()  # type: ignore[no-any-return]
+        return self._compile(step, 1, self.weights, self.state, _packed_step(bucket.rows))
+
+    def sampler(self, num_rows: int) -> SampleProgram:
+        """Samples the rows of a step again, as their requests want it: (slots, logits [R, V], `pack_step`'s array) ->
+        (slots, sampled). It is a program of its own, since it takes several times longer to compile than a step."""
+
+        def resample(slots: SlotState, logits: jax.Array, packed: jax.Array) -> tuple[SlotState, Sampled]:
+            rows = unpack_rows(packed)
+
+            def sample_some(index: jax.Array, sampled: Sampled) -> Sampled:
+                def some(array: jax.Array) -> jax.Array:
+                    return jax.lax.dynamic_slice_in_dim(array, index * _ROWS_AT_ONCE, _ROWS_AT_ONCE)
+
+                slot = some(rows.slots)
+                params, history = slots.params.at[slot].get(mode="clip"), slots.history.at[slot].get(mode="clip")
+                part = sample(some(logits), params, history, some(rows.ends), rows.flags)
+                return Sampled(
+                    *(jax.lax.dynamic_update_slice_in_dim(a, b, index * _ROWS_AT_ONCE, 0) for a, b in zip(sampled, part, strict=True))
+                )
+
+            width = (num_rows, 1 + MAX_LOGPROBS)
+            empty = Sampled(jnp.zeros(num_rows, jnp.int32), jnp.zeros(width, jnp.float32), jnp.zeros(width, jnp.int32))
+            chunks = (jnp.sum(rows.counts > 0) + _ROWS_AT_ONCE - 1) // _ROWS_AT_ONCE
+            sampled = jax.lax.fori_loop(0, chunks, sample_some, empty)
+            return record_tokens(slots, rows, sampled.token_ids), sampled
+
+        logits = jax.ShapeDtypeStruct((num_rows, self.spec.vocab_size), jnp.float32)
+        return self._compile(resample, 0, self.state.slots, logits, _packed_step(num_rows))
 
     def admit(self) -> AdmitProgram:
-        """Compiles the admission of one request."""
+        """The admission of one request: (slots, `pack_admission`'s array) -> slots."""
         slots: SlotState = self.state.slots
         packed = jax.ShapeDtypeStruct((1 + ROW_WIDTH + slots.tables.shape[1] + slots.history.shape[1],), jnp.int32)
-        return jax.jit(admit, donate_argnums=0).lower(slots, packed).compile()  # type: ignore[no-any-return]
+        return self._compile(admit, 0, slots, packed)
+
+    def _compile(self, program: Callable[..., Any], donated: int, *shapes: Shapes) -> Any:
+        return jax.jit(program, donate_argnums=donated).lower(*shapes).compile()
 
 
 def shapes_of(tree: Any) -> Shapes:
     """The shapes and types of a pytree of arrays."""
     return jax.tree.map(lambda array: jax.ShapeDtypeStruct(array.shape, array.dtype), tree)
+
+
+def _packed_step(num_rows: int) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct((1 + 7 * num_rows,), jnp.int32)

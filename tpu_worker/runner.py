@@ -11,7 +11,7 @@ from protocol.codec import Int32Array, pack_float32, pack_int32
 from protocol.config import EngineConfig
 from protocol.errors import ConfigError
 from protocol.messages import TopLogprobs
-from tpu_worker.buckets import make_buckets, smallest
+from tpu_worker.buckets import make_buckets
 from tpu_worker.device import Capacity, ReportProgress, StepPlan, StepResult
 from tpu_worker.inputs import make_state, pack_admission, pack_step
 from tpu_worker.kernels import Kernels, choose_kernels
@@ -23,14 +23,13 @@ from tpu_worker.sampler import LOGPROBS, Sampled, needs
 from tpu_worker.warmup import Programs, use_compilation_cache
 from tpu_worker.weights.load import load_weights, open_source
 
-_NUM_FIRST = 3  # buckets compiled before the worker is ready
-
 
 @dataclass(frozen=True, slots=True)
 class StepHandle:
     """A step that was queued on the device."""
 
-    sampled: Sampled
+    token_ids: jax.Array  # [R] int32; -1 where the logits were not finite
+    sampled: Sampled | None  # None: greedy, without log-probabilities
     rows: Int32Array  # of the bucket's rows, those that sample
     logprobs: Int32Array  # how many candidates each of them asks for; -1: none
     dispatched_ns: int
@@ -56,25 +55,24 @@ class JaxDevice:
         config = self._config
         use_compilation_cache(config.compilation_cache)
         device = open_device(config)
-        kernels = self._kernels or choose_kernels(device.platform, config.quantization)
         source = open_source(config)
         spec = source.spec
+        kernels = self._kernels or choose_kernels(device.platform, config.quantization, config.block_size, spec.head_dim)
         max_model_len = _max_model_len(config, spec)
-        self._weights = load_weights(source, kernels, lambda done, total: report("loading weights", done, total))
+        self._weights = load_weights(source, kernels, max_model_len, lambda done, total: report("loading weights", done, total))
         num_blocks = count_blocks(config, spec, max_model_len, device)
         state = jax.eval_shape(lambda: _make_state(config, spec, kernels, num_blocks, max_model_len))
         compiler = Compiler(spec, kernels, shapes_of(self._weights), state)
-        buckets = make_buckets(config.max_num_seqs, config.max_num_batched_tokens)
-        self._programs = Programs(compiler, buckets, _NUM_FIRST)
+        layers = sum(array.size for array in jax.tree.leaves(self._weights["layers"]))
+        head_cost = spec.vocab_size * spec.hidden_size / max(1, layers)
+        self._programs = Programs(compiler, make_buckets(config.max_num_seqs, config.max_num_batched_tokens), head_cost)
         with ThreadPoolExecutor(1) as pool:
             # The pages of the cache take as long to come as a program to compile: do both at once.
             made = pool.submit(_make_state, config, spec, kernels, num_blocks, max_model_len)
             self._programs.compile_first(report)
             self._admit = compiler.admit()
             self._state = made.result()
-        layer = sum(array.size for array in jax.tree.leaves(self._weights["layers"]))
-        self._head_cost = spec.vocab_size * spec.hidden_size / max(1, layer)
-        self._programs.compile_rest()
+        self._programs.start_rest()
         return Capacity(num_blocks, max_model_len, spec.vocab_size, describe(device, kernels.name))
 
     def dispatch(self, plan: StepPlan) -> StepHandle:
@@ -86,22 +84,26 @@ class JaxDevice:
             slots = self._admit(slots, pack_admission(admission, slots))
         sampling = plan.slots[plan.samples]
         flags = int(np.bitwise_or.reduce(self._features[sampling])) if len(sampling) else 0
-        rows = max(len(plan.slots), len(plan.block_slots))
-        bucket = smallest(self._programs.buckets, int(plan.counts.sum()), rows, self._head_cost)
+        bucket = self._programs.choose(int(plan.counts.sum()), len(plan.slots), sampler=flags != 0)
         packed = pack_step(plan, bucket.rows, len(self._features), flags)
-        self._state, sampled = self._programs[bucket](self._weights, DeviceState(caches, slots), packed)
-        sampled.token_ids.copy_to_host_async()
-        if flags & LOGPROBS:
-            sampled.logprobs.copy_to_host_async()
-            sampled.ranks.copy_to_host_async()
-        return StepHandle(sampled, np.flatnonzero(plan.samples).astype(np.int32), self._logprobs[sampling], now_ns())
+        self._state, logits, token_ids = self._programs.step(bucket)(self._weights, DeviceState(caches, slots), packed)
+        sampled = None
+        if flags:
+            slots, sampled = self._programs.sampler(bucket)(self._state.slots, logits, packed)
+            self._state, token_ids = self._state._replace(slots=slots), sampled.token_ids
+            if flags & LOGPROBS:
+                sampled.logprobs.copy_to_host_async()
+                sampled.ranks.copy_to_host_async()
+        token_ids.copy_to_host_async()
+        rows = np.flatnonzero(plan.samples).astype(np.int32)
+        return StepHandle(token_ids, sampled, rows, self._logprobs[sampling], now_ns())
 
     def collect(self, handle: object) -> StepResult:
         """As the protocol says."""
         assert isinstance(handle, StepHandle)
-        token_ids = np.asarray(handle.sampled.token_ids)[handle.rows]
+        token_ids = np.asarray(handle.token_ids)[handle.rows]
         logprobs: dict[int, TopLogprobs] = {}
-        if (handle.logprobs >= 0).any():
+        if handle.sampled is not None and (handle.logprobs >= 0).any():
             values, ranks = np.asarray(handle.sampled.logprobs)[handle.rows], np.asarray(handle.sampled.ranks)[handle.rows]
             for row in np.flatnonzero(handle.logprobs >= 0).tolist():
                 best = slice(1, 1 + int(handle.logprobs[row]))

@@ -93,11 +93,9 @@ def sample(logits: jax.Array, packed: jax.Array, history: jax.Array, lengths: ja
     top = jnp.max(logits, axis=-1)
     token_ids = jax.lax.cond(
         flags & (DRAWS | EDITS) == 0,
-        lambda: _first_index(logits, top),
-        lambda: _draw(logits, rows, history, lengths, flags),
+        lambda: greedy(logits),
+        lambda: jnp.where(jnp.isfinite(top), _draw(logits, rows, history, lengths, flags), -1),
     )
-    # The largest logit is NaN if any is, and infinite if one is +inf: one reduction finds every logit that would do harm.
-    token_ids = jnp.where(jnp.isfinite(top), token_ids, -1)
     nothing = jnp.zeros((logits.shape[0], 1 + MAX_LOGPROBS))
     logprobs, ranks = jax.lax.cond(
         flags & LOGPROBS != 0,
@@ -105,6 +103,15 @@ def sample(logits: jax.Array, packed: jax.Array, history: jax.Array, lengths: ja
         lambda: (nothing, nothing.astype(jnp.int32)),
     )
     return Sampled(token_ids, logprobs, ranks)
+
+
+def greedy(logits: jax.Array) -> jax.Array:
+    """The most likely token of each row [R] int32, the first of equals; -1 where the logits [R, V] are not finite.
+
+    The largest logit is NaN if any is, and infinite if one is +inf: one reduction finds every logit that would do harm.
+    """
+    top = jnp.max(logits, axis=-1)
+    return jnp.where(jnp.isfinite(top), _first_index(logits, top), -1)
 
 
 def _unpack(packed: jax.Array) -> Rows:

@@ -2,58 +2,73 @@
 
 import threading
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 
 import jax
 
-from tpu_worker.buckets import Bucket
+from tpu_worker.buckets import Bucket, cheapest
 from tpu_worker.device import ReportProgress
-from tpu_worker.program import Compiler, StepProgram
+from tpu_worker.program import Compiler, SampleProgram, StepProgram
+
+_NUM_FIRST = 2  # buckets: the smallest, and the one that holds any step
 
 
 class Programs:
-    """The step programs by bucket. Grows while steps run; a step takes the best that is there."""
+    """The compiled steps and samplers. They become more while steps run; each step takes the best that are there."""
 
-    def __init__(self, compiler: Compiler, buckets: Sequence[Bucket], num_first: int) -> None:
-        """The first `num_first` buckets are compiled by `compile_first`; between them they must hold any step."""
+    def __init__(self, compiler: Compiler, buckets: Sequence[Bucket], head_cost: float) -> None:
+        """`head_cost`: of the logits of a row, in tokens through the layers."""
         self._compiler = compiler
-        self._first, self._later = buckets[:num_first], buckets[num_first:]
-        self._compiled: dict[Bucket, StepProgram] = {}
+        self._buckets = buckets
+        self._head_cost = head_cost
+        self._steps: dict[Bucket, StepProgram] = {}
+        self._samplers: dict[int, SampleProgram] = {}  # by number of rows
         self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._compile_later, name="compiler")
+        self._thread = threading.Thread(target=self._compile_rest, name="compiler")
 
-    @property
-    def buckets(self) -> list[Bucket]:
-        """Those that steps may use now."""
-        return list(self._compiled)
+    def choose(self, tokens: int, rows: int, *, sampler: bool) -> Bucket:
+        """The cheapest bucket that holds a step and has its programs; with `sampler`, one for its rows too."""
+        ready = list(self._steps)  # at once: the thread below adds to it
+        usable = [bucket for bucket in ready if bucket.rows in self._samplers] if sampler else ready
+        return cheapest(usable, tokens, rows, self._head_cost)
 
-    def __getitem__(self, bucket: Bucket) -> StepProgram:
-        return self._compiled[bucket]
+    def step(self, bucket: Bucket) -> StepProgram:
+        """The step program of a bucket that `choose` returned."""
+        return self._steps[bucket]
+
+    def sampler(self, bucket: Bucket) -> SampleProgram:
+        """Its sampler."""
+        return self._samplers[bucket.rows]
 
     def compile_first(self, report: ReportProgress) -> None:
-        """Compiles the first buckets side by side; XLA lets go of the interpreter lock."""
-        report("compiling", 0, len(self._first))
-        with ThreadPoolExecutor(len(self._first)) as pool:
-            for done, program in enumerate(pool.map(self._compiler.step, self._first), 1):
-                self._compiled[self._first[done - 1]] = program
-                report("compiling", done, len(self._first))
+        """Compiles what any step can run in, one after the other: XLA uses every core for one, and two get in each other's way."""
+        first = self._buckets[:_NUM_FIRST]
+        for done, bucket in enumerate(first):
+            report("compiling", done, len(first) + 1)
+            self._steps[bucket] = self._compiler.step(bucket)
+        report("compiling", len(first), len(first) + 1)
+        largest = first[-1].rows
+        self._samplers[largest] = self._compiler.sampler(largest)
+        report("compiling", len(first) + 1, len(first) + 1)
 
-    def compile_rest(self) -> None:
-        """Starts the thread that compiles the other buckets, one after the other."""
+    def start_rest(self) -> None:
+        """Starts the thread that compiles all others."""
         self._thread.start()
 
     def close(self) -> None:
-        """Waits for the bucket that is being compiled: XLA must not be torn down beneath it."""
+        """Waits for the program that is being compiled: XLA must not be torn down beneath it."""
         self._stop.set()
         if self._thread.is_alive():
             self._thread.join()
 
-    def _compile_later(self) -> None:
-        for bucket in self._later:
+    def _compile_rest(self) -> None:
+        for bucket in self._buckets:
             # A process that ends without `close` must not go on to compile all of them.
             if self._stop.is_set() or not threading.main_thread().is_alive():
                 return
-            self._compiled[bucket] = self._compiler.step(bucket)
+            if bucket not in self._steps:
+                self._steps[bucket] = self._compiler.step(bucket)
+            if bucket.rows not in self._samplers:
+                self._samplers[bucket.rows] = self._compiler.sampler(bucket.rows)
 
 
 def use_compilation_cache(directory: str) -> None:

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 
 from tpu_worker.attention import AttentionMetadata
+from tpu_worker.models.layers import rotate
 
 _KEYS_AT_ONCE = 128  # positions per pass: bounds the gathered keys to T × 128 × KH × D values whatever the context
 
@@ -14,6 +15,28 @@ def make_cache(num_blocks: int, block_size: int, num_kv_heads: int, head_dim: in
     Held as uint16, since XLA's CPU converts the whole operand of a bfloat16 scatter to float32 and back.
     """
     return jnp.zeros((2, num_blocks, block_size, num_kv_heads, head_dim), jnp.uint16)
+
+
+def attend_fused(
+    qkv: jax.Array,
+    cache: jax.Array,
+    meta: AttentionMetadata,
+    rope: jax.Array | None,
+    *,
+    num_heads: int,
+    scale: float,
+    sliding_window: int | None = None,
+    soft_cap: float | None = None,
+) -> tuple[jax.Array, jax.Array]:
+    """As `attention.cpu.attend_fused`: qkv [T, (H + 2 KH) * D] float32, rope [positions, R] float32 or None."""
+    num_kv_heads, head_dim = cache.shape[3:]
+    heads = qkv.reshape(qkv.shape[0], num_heads + 2 * num_kv_heads, head_dim)
+    q, k, v = jnp.split(heads, (num_heads, num_heads + num_kv_heads), axis=1)
+    if rope is not None:
+        _, positions, _ = meta.locate(qkv.shape[0])
+        turns = rope[positions][:, None, :]
+        q, k = rotate(q, turns), rotate(k, turns)
+    return attend(q, k, v, cache, meta, scale=scale, sliding_window=sliding_window, soft_cap=soft_cap)
 
 
 def attend(

@@ -2,6 +2,9 @@
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+
+from protocol.codec import Float32Array
 
 
 def rms_norm(x: jax.Array, weight: jax.Array, eps: float) -> jax.Array:
@@ -9,13 +12,18 @@ def rms_norm(x: jax.Array, weight: jax.Array, eps: float) -> jax.Array:
     return x * jax.lax.rsqrt(jnp.mean(x * x, axis=-1, keepdims=True) + eps) * weight
 
 
-def rotary_tables(positions: jax.Array, inverse_frequencies: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Cosines and sines, each [T, 1, head_dim // 2] float32, of positions [T] int32."""
-    angles = positions[:, None, None].astype(jnp.float32) * inverse_frequencies
-    return jnp.cos(angles), jnp.sin(angles)
+def rotary_table(num_positions: int, frequencies: Float32Array) -> Float32Array:
+    """[num_positions, 2 F]: for each position the cosines, then the sines, of its angles with frequencies [F]."""
+    angles = np.arange(num_positions, dtype=np.float32)[:, None] * frequencies
+    return np.concatenate([np.cos(angles), np.sin(angles)], axis=-1)
 
 
-def rotate(x: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array:
-    """Rotary position embedding of x [T, heads, head_dim] (Su et al. 2021), with the pairs (i, i + head_dim // 2)."""
-    first, second = jnp.split(x, 2, axis=-1)
-    return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
+def rotate(x: jax.Array, turns: jax.Array) -> jax.Array:
+    """Rotary position embedding (Su et al. 2021) of x [T, heads, D] with the pairs (i, i + R / 2) of the first R features.
+
+    turns [T, 1, R] are rows of `rotary_table`.
+    """
+    cos, sin = jnp.split(turns, 2, axis=-1)
+    half = cos.shape[-1]
+    first, second, rest = jnp.split(x, (half, 2 * half), axis=-1)
+    return jnp.concatenate([first * cos - second * sin, second * cos + first * sin, rest], axis=-1)

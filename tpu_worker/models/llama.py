@@ -8,10 +8,9 @@ import jax.numpy as jnp
 
 from tpu_worker.attention import AttentionMetadata
 from tpu_worker.kernels import Cache, Kernels
-from tpu_worker.models.layers import rotary_tables, rotate
 from tpu_worker.models.spec import LogicalAxis, ModelSpec, ParameterSpec, Part
 
-Weights: TypeAlias = dict[str, Any]  # parameters as `parameter_specs` names them, those of layers under "layers"
+Weights: TypeAlias = dict[str, Any]  # parameters by name, those of layers under "layers", and "rope", a rotary table
 
 
 def model_parameters(spec: ModelSpec) -> dict[str, ParameterSpec]:
@@ -61,22 +60,20 @@ def forward(
     weights: Weights,
     caches: list[Cache],
     token_ids: jax.Array,
-    positions: jax.Array,
     meta: AttentionMetadata,
     sampled: jax.Array,
 ) -> tuple[jax.Array, list[Cache]]:
     """One step of T tokens.
 
-    token_ids and positions are [T] int32; sampled [R] int32 names the token of each row whose logits are wanted: only these go
+    token_ids is [T] int32; sampled [R] int32 names the token of each row whose logits are wanted: only these go
     through the head. Returns (logits [R, V] float32, caches). The caches given are updated and must not be used again.
     """
     x = embed(weights["embedding"], token_ids)
-    rotary = rotary_tables(positions, weights["inverse_frequencies"])
     caches = list(caches)
     # A function of its own, jitted: traced once, not once per layer, which is most of the tracing time at start.
     run_layer = jax.jit(functools.partial(_layer, spec, kernels))
     for index, layer in enumerate(weights["layers"]):
-        x, caches[index] = run_layer(layer, caches[index], x, rotary, meta)
+        x, caches[index] = run_layer(layer, caches[index], x, weights["rope"], meta)
     num_sampled = jnp.sum(meta.counts > 0, dtype=jnp.int32)
     return kernels.linear(x[sampled], weights["head"], num_rows=num_sampled, norm=weights["final_norm"], eps=spec.norm_eps), caches
 
@@ -92,24 +89,15 @@ def _layer(
     weights: Weights,
     cache: Cache,
     x: jax.Array,
-    rotary: tuple[jax.Array, jax.Array],
+    rope: jax.Array,
     meta: AttentionMetadata,
 ) -> tuple[jax.Array, Cache]:
     rows, eps = meta.offsets[-1], spec.norm_eps  # real tokens: the kernels may leave out the rest
     qkv = kernels.linear(x, weights["qkv"], num_rows=rows, norm=weights["attention_norm"], eps=eps)
     if "qkv_bias" in weights:
         qkv += weights["qkv_bias"]
-    qkv = qkv.reshape(x.shape[0], spec.num_heads + 2 * spec.num_kv_heads, spec.head_dim)
-    keys, values = spec.num_heads, spec.num_heads + spec.num_kv_heads  # where each begins
-    rotated = rotate(qkv[:, :values], *rotary)
     attended, cache = kernels.attend(
-        rotated[:, :keys],
-        rotated[:, keys:],
-        qkv[:, values:],
-        cache,
-        meta,
-        scale=spec.head_dim**-0.5,
-        sliding_window=spec.sliding_window,
+        qkv, cache, meta, rope, num_heads=spec.num_heads, scale=spec.head_dim**-0.5, sliding_window=spec.sliding_window
     )
     x = kernels.linear(attended.reshape(x.shape[0], -1), weights["output"], num_rows=rows, residual=x)
     if "output_bias" in weights:

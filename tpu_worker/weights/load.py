@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 from protocol.config import EngineConfig
 from tpu_worker.kernels import Kernels
+from tpu_worker.models.layers import rotary_table
 from tpu_worker.models.llama import Weights, layer_parameters, model_parameters
 from tpu_worker.models.spec import ParameterSpec
 from tpu_worker.weights.source import WeightSource
@@ -30,7 +31,7 @@ def open_source(config: EngineConfig) -> WeightSource:
     return SafetensorsSource(config.model_path)
 
 
-def load_weights(source: WeightSource, kernels: Kernels, report: Callable[[int, int], None]) -> Weights:
+def load_weights(source: WeightSource, kernels: Kernels, num_positions: int, report: Callable[[int, int], None]) -> Weights:
     """Reads, stacks, packs and uploads every parameter; `report(done, total)` counts parameters. Raises ModelError."""
     spec = source.spec
     places: list[tuple[Weights, str, ParameterSpec]] = []
@@ -38,7 +39,7 @@ def load_weights(source: WeightSource, kernels: Kernels, report: Callable[[int, 
     places += [(weights, name, parameter) for name, parameter in model_parameters(spec).items()]
     for index, layer in enumerate(weights["layers"]):
         places += [(layer, name, parameter) for name, parameter in layer_parameters(spec, index).items()]
-    weights["inverse_frequencies"] = jnp.asarray(source.inverse_frequencies())
+    weights["rope"] = jnp.asarray(rotary_table(num_positions, source.inverse_frequencies()))
     with ThreadPoolExecutor(_THREADS) as pool:
         pending = [pool.submit(_load, source, parameter, kernels) for _, _, parameter in places]
         try:
