@@ -3,7 +3,7 @@
 from protocol.errors import EngineError
 
 
-class InvalidRequest(EngineError):  # noqa: N818 - names of the public interface
+class InvalidRequest(EngineError):
     """The request itself is wrong; sending it again will not help. `param` names the field."""
 
     def __init__(self, message: str, param: str | None = None) -> None:
@@ -11,7 +11,7 @@ class InvalidRequest(EngineError):  # noqa: N818 - names of the public interface
         self.param = param
 
 
-class Overloaded(EngineError):  # noqa: N818
+class Overloaded(EngineError):
     """Too many requests wait. Try again after `retry_after` seconds."""
 
     def __init__(self, message: str, retry_after: float = 1.0) -> None:
@@ -19,17 +19,17 @@ class Overloaded(EngineError):  # noqa: N818
         self.retry_after = retry_after
 
 
-class EngineRecovering(EngineError):  # noqa: N818
+class EngineRecovering(EngineError):
     """A part of the engine is being replaced. Try again shortly."""
 
 
-class EngineUnavailable(EngineError):  # noqa: N818
+class EngineUnavailable(EngineError):
     """Nobody answers at the socket, or the engine is shutting down."""
 
 
-class RequestLost(EngineError):  # noqa: N818
+class RequestLost(EngineError):
     """The engine ended, or failed on this request, before its answer was complete."""
 
 
-class DeadlineExceeded(EngineError):  # noqa: N818
+class DeadlineExceeded(EngineError):
     """The answer did not come within the time that the caller allowed; the request was aborted."""

@@ -9,7 +9,7 @@ from pathlib import Path
 from frontend.api.app import create_app
 from frontend.generation import TextEngine
 from frontend.http_server import HttpServer, bind_http
-from frontend.ipc_server import IpcServer
+from frontend.ipc.server import IpcServer
 from frontend.router import Router
 from frontend.text.chat import ChatTemplate
 from frontend.text.tokenizer import load_tokenizer
