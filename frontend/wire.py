@@ -1,88 +1,115 @@
-"""Messages between the Python client and the frontend, and how they are framed on a Unix stream socket.
+"""What the Python client and the frontend say to each other, over a Unix stream socket.
 
-A frame is its length, 4 bytes little-endian, and one message in msgpack. Fields are appended with defaults, never reordered. The
-client numbers its requests; a number means nothing on another connection.
+A frame is its length (4 bytes, little-endian) and a msgpack array of messages. The client begins with Hello, the frontend answers
+with Welcome or Refused; then each side says what it has to say, in as few frames as it likes. Request ids are the client's own,
+and rise. Fields are appended with defaults and never reordered; Hello and Refused keep their shape in every version.
 """
 
-import struct
+from collections.abc import Iterable
 from typing import Literal
 
 import msgspec
 
-from protocol.codec import Decoder, encode
+from protocol.codec import Decoder
 from protocol.errors import ProtocolError
 from protocol.messages import EngineStats, FinishReason, Message, TraceRecords
 from protocol.params import SamplingParams
 
 WIRE_VERSION = 1
-MAX_REQUEST_FRAME = 16 << 20  # bytes: above any prompt that a context holds, below what would hurt the server
-MAX_ANSWER_FRAME = 256 << 20  # bytes: a whole trace, or the log-probabilities of long outputs
-
-ErrorKind = Literal["invalid", "overloaded", "recovering", "unavailable", "lost", "version"]
-
-_LENGTH = struct.Struct("<I")
+MAX_FRAME = 1 << 26  # bytes: above any prompt that a context holds, below what one client could hurt the frontend with
+_FRAME_SIZE = 1 << 20  # bytes after which a sender begins another frame: small next to the bound, large next to a header
+_LENGTH_BYTES = 4
+WHOLE_CONNECTION = 0  # the request id of a Refused that concerns no single request
 
 
-# client -> server
+# client -> frontend
 
 
 class Hello(Message, frozen=True, tag="hello"):
-    """The first frame of a connection."""
+    """The first message of a connection."""
 
     version: int
 
 
-class Submit(Message, frozen=True, tag="submit"):
-    """One prompt, as text or as token ids."""
+class TokenPrompt(Message, frozen=True, tag="tokens"):
+    """A prompt as packed token ids."""
 
-    id: int
-    prompt: str | list[int]
-    params: SamplingParams
-    stream: bool = True  # False: the client wants the whole output only
+    token_ids_i32: bytes
+
+
+class TextPrompt(Message, frozen=True, tag="text"):
+    """A prompt as text."""
+
+    text: str
     add_special_tokens: bool = True
-    cache_salt: str = ""
 
 
-class Chat(Message, frozen=True, tag="chat"):
-    """One conversation, for the model's chat template."""
+class ChatTurn(Message, frozen=True):
+    """One message of a conversation; `content` is plain text."""
 
-    id: int
-    messages: list[dict[str, str]]
-    params: SamplingParams
-    stream: bool = True
+    role: str
+    content: str
+    name: str | None = None
+
+
+class Conversation(Message, frozen=True, tag="conversation"):
+    """A prompt that the model's chat template renders."""
+
+    turns: list[ChatTurn]
+    add_generation_prompt: bool = True
     continue_final_message: bool = False
+
+
+Prompt = TokenPrompt | TextPrompt | Conversation
+
+
+class Submit(Message, frozen=True, tag="submit"):
+    """A request: `params.n` outputs of one prompt."""
+
+    request_id: int
+    prompt: Prompt
+    params: SamplingParams
+    stream: bool = True  # False: one Delta per output, when it is complete
     cache_salt: str = ""
 
 
 class Cancel(Message, frozen=True, tag="cancel"):
-    """The client has lost interest in a request. Nothing is answered; unknown numbers are ignored."""
+    """Ends a request. Unknown ids, and those that ended, are ignored."""
 
-    id: int
+    request_id: int
 
 
 class Ask(Message, frozen=True, tag="ask"):
-    """Asks for one Health, Stats or Trace."""
+    """A question about the engine, answered by the report of that name."""
 
-    id: int
+    request_id: int
     what: Literal["health", "stats", "trace"]
 
 
-ClientToServer = Hello | Submit | Chat | Cancel | Ask
-CLIENT_TO_SERVER: Decoder[ClientToServer] = Decoder(ClientToServer)
+ClientMessage = Hello | Submit | Cancel | Ask
+CLIENT_MESSAGES: Decoder[list[ClientMessage]] = Decoder(list[ClientMessage])
 
 
-# server -> client
+# frontend -> client
 
 
 class Welcome(Message, frozen=True, tag="welcome"):
-    """Answers Hello: both sides speak the same version."""
+    """Answers Hello."""
 
     version: int
-    model: str
+    models: tuple[str, ...]  # names, the first one shown
     max_model_len: int
+    vocab_size: int
 
 
-class TokenLogprob(Message, frozen=True):
+class Accepted(Message, frozen=True, tag="accepted"):
+    """The token ids that a prompt became, before the first Delta. Not sent for prompts that came as token ids."""
+
+    request_id: int
+    prompt_i32: bytes
+
+
+class Logprob(Message, frozen=True, gc=False):
     """Log-probability of one output token, its rank among all (1 = most likely), and the most likely candidates."""
 
     token_id: int
@@ -91,114 +118,116 @@ class TokenLogprob(Message, frozen=True):
     top: list[tuple[int, float]]  # (token id, log-probability), falling
 
 
-class Delta(Message, frozen=True, gc=False):
-    """What was added to output `index` of a request. The one with a finish reason is the last of its output."""
+class Delta(Message, frozen=True, tag="delta", gc=False):
+    """What came of one output since its last Delta. The one with a finish reason is the last."""
 
-    id: int
-    index: int
+    request_id: int
+    index: int  # which of the `n` outputs
     text: str
     token_ids: list[int]
-    logprobs: list[TokenLogprob] | None = None  # one per token, where asked
     finish_reason: FinishReason | None = None
-    stop_reason: int | str | None = None  # the stop token id or stop string; None: end of sequence, or no stop
+    stop_reason: int | str | None = None
+    num_cached_tokens: int = 0  # of the prompt, known with the finish reason
+    logprobs: tuple[Logprob, ...] = ()
+    message: str = ""  # why, when the reason is "error"
 
 
-class Done(Message, frozen=True):
-    """All outputs of a request have ended."""
-
-    id: int
-    prompt_token_ids: list[int]  # empty where the client sent them
-    num_cached_tokens: int  # of the prompt, found in the prefix cache
+Refusal = Literal["malformed", "version", "invalid", "overloaded", "recovering", "unavailable", "lost"]
 
 
-class Update(Message, frozen=True, tag="update"):
-    """All that came since the last frame, for any requests of the connection."""
+class Refused(Message, frozen=True, tag="refused"):
+    """A request ends without an answer, or the whole connection with `WHOLE_CONNECTION`."""
 
-    deltas: list[Delta]
-    done: list[Done]
-
-
-class Failed(Message, frozen=True, tag="failed"):
-    """A request, a question, or with id 0 the connection's last frame, was refused or given up."""
-
-    id: int
-    kind: ErrorKind
+    request_id: int
+    kind: Refusal
     message: str
     param: str | None = None
-    retry_after: float = 0.0
+    retry_after: float = 0.0  # seconds
 
 
-class Health(Message, frozen=True, tag="health"):
-    """State of the engine."""
+class Health(msgspec.Struct, frozen=True, kw_only=True):
+    """Whether the engine serves."""
 
-    id: int
-    status: str  # "ok", "degraded" or "no worker is alive"
-    workers: int  # alive
+    status: Literal["ok", "degraded", "recovering", "draining"]  # all workers live; some; none; about to end
+    workers: int  # live now
     workers_wanted: int
     model: str
     device: str
+    max_model_len: int
+    queue_depth: int
     requests: int  # accepted and not ended
 
 
-class Stats(Message, frozen=True, tag="stats"):
-    """The scheduler's statistics."""
+class HealthReport(Message, frozen=True, tag="health"):
+    """Answers Ask("health")."""
 
-    id: int
+    request_id: int
+    health: Health
+
+
+class StatsReport(Message, frozen=True, tag="stats_report"):
+    """Answers Ask("stats")."""
+
+    request_id: int
     stats: EngineStats
 
 
-class Trace(Message, frozen=True, tag="trace"):
-    """The steps in the scheduler's ring buffer."""
+class TraceReport(Message, frozen=True, tag="trace_report"):
+    """Answers Ask("trace")."""
 
-    id: int
+    request_id: int
     records: TraceRecords
+    answered_i64: bytes  # rows (worker, step id, nanoseconds): when the tokens of a step reached the frontend
 
 
-ServerToClient = Welcome | Update | Failed | Health | Stats | Trace
-SERVER_TO_CLIENT: Decoder[ServerToClient] = Decoder(ServerToClient)
+ServerMessage = Welcome | Accepted | Delta | Refused | HealthReport | StatsReport | TraceReport
+SERVER_MESSAGES: Decoder[list[ServerMessage]] = Decoder(list[ServerMessage])
 
 
-def pack(message: object) -> bytes:
-    """One message as a frame, length included."""
-    payload = encode(message)
-    return _LENGTH.pack(len(payload)) + payload
+# framing
 
 
-class Deframer:
-    """Cuts a byte stream into payloads, however the stream was split on its way."""
+def frames(encoded: Iterable[bytes]) -> bytes:
+    """Encoded messages, in order, as one or more frames."""
+    parts: list[bytes] = []
+    group: list[bytes] = []
+    size = 0
+    for message in encoded:
+        group.append(message)
+        size += len(message)
+        if size >= _FRAME_SIZE:
+            parts += (_head(len(group), size), *group)
+            group, size = [], 0
+    if group:
+        parts += (_head(len(group), size), *group)
+    return b"".join(parts)
 
-    def __init__(self, max_frame: int) -> None:
-        """`max_frame`: the longest payload that is taken, in bytes."""
-        self._max_frame = max_frame
+
+def _head(count: int, size: int) -> bytes:
+    array = b"\xdd" + count.to_bytes(4, "big")  # msgpack: an array of up to 2^32 - 1 items
+    return (size + len(array)).to_bytes(_LENGTH_BYTES, "little") + array
+
+
+class FrameReader:
+    """Cuts a byte stream into frames."""
+
+    def __init__(self) -> None:
         self._buffer = bytearray()
 
     def feed(self, data: bytes) -> list[bytes]:
-        """Takes bytes and returns the payloads that they complete.
-
-        Raises ProtocolError on a longer frame than allowed; the stream is of no use then.
-        """
+        """The frames that `data` completes. Raises ProtocolError when one is longer than MAX_FRAME: the stream is then useless."""
         self._buffer += data
-        buffer, offset, payloads = self._buffer, 0, []
-        while len(buffer) - offset >= _LENGTH.size:
-            (length,) = _LENGTH.unpack_from(buffer, offset)
-            if length > self._max_frame:
-                raise ProtocolError(f"a frame of {length} bytes is longer than the {self._max_frame} that are allowed")
-            end = offset + _LENGTH.size + length
-            if end > len(buffer):
+        complete: list[bytes] = []
+        start, end = 0, len(self._buffer)
+        while end - start >= _LENGTH_BYTES:
+            length = int.from_bytes(self._buffer[start : start + _LENGTH_BYTES], "little")
+            if length > MAX_FRAME:
+                raise ProtocolError(f"a frame of {length} bytes: at most {MAX_FRAME} are allowed")
+            stop = start + _LENGTH_BYTES + length
+            if stop > end:
                 break
-            payloads.append(bytes(memoryview(buffer)[offset + _LENGTH.size : end]))
-            offset = end
-        del buffer[:offset]
-        return payloads
-
-
-def request_id(payload: bytes) -> int:
-    """The number in a request that did not decode, so that its sender can be told; 0 where there is none."""
-    try:
-        fields = msgspec.msgpack.decode(payload)
-    except (msgspec.DecodeError, RecursionError, UnicodeDecodeError):
-        return 0
-    match fields:
-        case ["submit" | "chat" | "ask", int(number), *_] if number > 0:
-            return number
-    return 0
+            complete.append(bytes(self._buffer[start + _LENGTH_BYTES : stop]))
+            start = stop
+        if start:
+            del self._buffer[:start]
+        return complete
