@@ -1,0 +1,1 @@
+"""The Python client: talks to a running engine over its Unix socket."""

@@ -1,0 +1,233 @@
+"""What the Python client and the frontend say to each other, over a Unix stream socket.
+
+A frame is its length (4 bytes, little-endian) and a msgpack array of messages. The client begins with Hello, the frontend answers
+with Welcome or Refused; then each side says what it has to say, in as few frames as it likes. Request ids are the client's own,
+and rise. Fields are appended with defaults and never reordered; Hello and Refused keep their shape in every version.
+"""
+
+from collections.abc import Iterable
+from typing import Literal
+
+import msgspec
+
+from protocol.codec import Decoder
+from protocol.errors import ProtocolError
+from protocol.messages import EngineStats, FinishReason, Message, TraceRecords
+from protocol.params import SamplingParams
+
+WIRE_VERSION = 1
+MAX_FRAME = 1 << 26  # bytes: above any prompt that a context holds, below what one client could hurt the frontend with
+_FRAME_SIZE = 1 << 20  # bytes after which a sender begins another frame: small next to the bound, large next to a header
+_LENGTH_BYTES = 4
+WHOLE_CONNECTION = 0  # the request id of a Refused that concerns no single request
+
+
+# client -> frontend
+
+
+class Hello(Message, frozen=True, tag="hello"):
+    """The first message of a connection."""
+
+    version: int
+
+
+class TokenPrompt(Message, frozen=True, tag="tokens"):
+    """A prompt as packed token ids."""
+
+    token_ids_i32: bytes
+
+
+class TextPrompt(Message, frozen=True, tag="text"):
+    """A prompt as text."""
+
+    text: str
+    add_special_tokens: bool = True
+
+
+class ChatTurn(Message, frozen=True):
+    """One message of a conversation; `content` is plain text."""
+
+    role: str
+    content: str
+    name: str | None = None
+
+
+class Conversation(Message, frozen=True, tag="conversation"):
+    """A prompt that the model's chat template renders."""
+
+    turns: list[ChatTurn]
+    add_generation_prompt: bool = True
+    continue_final_message: bool = False
+
+
+Prompt = TokenPrompt | TextPrompt | Conversation
+
+
+class Submit(Message, frozen=True, tag="submit"):
+    """A request: `params.n` outputs of one prompt."""
+
+    request_id: int
+    prompt: Prompt
+    params: SamplingParams
+    stream: bool = True  # False: one Delta per output, when it is complete
+    cache_salt: str = ""
+
+
+class Cancel(Message, frozen=True, tag="cancel"):
+    """Ends a request. Unknown ids, and those that ended, are ignored."""
+
+    request_id: int
+
+
+class Ask(Message, frozen=True, tag="ask"):
+    """A question about the engine, answered by the report of that name."""
+
+    request_id: int
+    what: Literal["health", "stats", "trace"]
+
+
+ClientMessage = Hello | Submit | Cancel | Ask
+CLIENT_MESSAGES: Decoder[list[ClientMessage]] = Decoder(list[ClientMessage])
+
+
+# frontend -> client
+
+
+class Welcome(Message, frozen=True, tag="welcome"):
+    """Answers Hello."""
+
+    version: int
+    models: tuple[str, ...]  # names, the first one shown
+    max_model_len: int
+    vocab_size: int
+
+
+class Accepted(Message, frozen=True, tag="accepted"):
+    """The token ids that a prompt became, before the first Delta. Not sent for prompts that came as token ids."""
+
+    request_id: int
+    prompt_i32: bytes
+
+
+class Logprob(Message, frozen=True, gc=False):
+    """Log-probability of one output token, its rank among all (1 = most likely), and the most likely candidates."""
+
+    token_id: int
+    logprob: float
+    rank: int
+    top: list[tuple[int, float]]  # (token id, log-probability), falling
+
+
+class Delta(Message, frozen=True, tag="delta", gc=False):
+    """What came of one output since its last Delta. The one with a finish reason is the last."""
+
+    request_id: int
+    index: int  # which of the `n` outputs
+    text: str
+    token_ids: list[int]
+    finish_reason: FinishReason | None = None
+    stop_reason: int | str | None = None
+    num_cached_tokens: int = 0  # of the prompt, known with the finish reason
+    logprobs: tuple[Logprob, ...] = ()
+    message: str = ""  # why, when the reason is "error"
+
+
+Refusal = Literal["malformed", "version", "invalid", "overloaded", "recovering", "unavailable", "lost"]
+
+
+class Refused(Message, frozen=True, tag="refused"):
+    """A request ends without an answer, or the whole connection with `WHOLE_CONNECTION`."""
+
+    request_id: int
+    kind: Refusal
+    message: str
+    param: str | None = None
+    retry_after: float = 0.0  # seconds
+
+
+class Health(msgspec.Struct, frozen=True, kw_only=True):
+    """Whether the engine serves."""
+
+    status: Literal["ok", "degraded", "recovering", "draining"]  # all workers live; some; none; about to end
+    workers: int  # live now
+    workers_wanted: int
+    model: str
+    device: str
+    max_model_len: int
+    queue_depth: int
+    requests: int  # accepted and not ended
+
+
+class HealthReport(Message, frozen=True, tag="health"):
+    """Answers Ask("health")."""
+
+    request_id: int
+    health: Health
+
+
+class StatsReport(Message, frozen=True, tag="stats_report"):
+    """Answers Ask("stats")."""
+
+    request_id: int
+    stats: EngineStats
+
+
+class TraceReport(Message, frozen=True, tag="trace_report"):
+    """Answers Ask("trace")."""
+
+    request_id: int
+    records: TraceRecords
+    answered_i64: bytes  # rows (worker, step id, nanoseconds): when the tokens of a step reached the frontend
+
+
+ServerMessage = Welcome | Accepted | Delta | Refused | HealthReport | StatsReport | TraceReport
+SERVER_MESSAGES: Decoder[list[ServerMessage]] = Decoder(list[ServerMessage])
+
+
+# framing
+
+
+def frames(encoded: Iterable[bytes]) -> bytes:
+    """Encoded messages, in order, as one or more frames."""
+    parts: list[bytes] = []
+    group: list[bytes] = []
+    size = 0
+    for message in encoded:
+        group.append(message)
+        size += len(message)
+        if size >= _FRAME_SIZE:
+            parts += (_head(len(group), size), *group)
+            group, size = [], 0
+    if group:
+        parts += (_head(len(group), size), *group)
+    return b"".join(parts)
+
+
+def _head(count: int, size: int) -> bytes:
+    array = b"\xdd" + count.to_bytes(4, "big")  # msgpack: an array of up to 2^32 - 1 items
+    return (size + len(array)).to_bytes(_LENGTH_BYTES, "little") + array
+
+
+class FrameReader:
+    """Cuts a byte stream into frames."""
+
+    def __init__(self) -> None:
+        self._buffer = bytearray()
+
+    def feed(self, data: bytes) -> list[bytes]:
+        """The frames that `data` completes. Raises ProtocolError when one is longer than MAX_FRAME: the stream is then useless."""
+        self._buffer += data
+        complete: list[bytes] = []
+        start, end = 0, len(self._buffer)
+        while end - start >= _LENGTH_BYTES:
+            length = int.from_bytes(self._buffer[start : start + _LENGTH_BYTES], "little")
+            if length > MAX_FRAME:
+                raise ProtocolError(f"a frame of {length} bytes: at most {MAX_FRAME} are allowed")
+            stop = start + _LENGTH_BYTES + length
+            if stop > end:
+                break
+            complete.append(bytes(self._buffer[start + _LENGTH_BYTES : stop]))
+            start = stop
+        if start:
+            del self._buffer[:start]
+        return complete
