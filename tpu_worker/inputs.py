@@ -35,7 +35,7 @@ class RowInputs(NamedTuple):
         return self.starts + self.counts
 
 
-def make_state(num_slots: int, max_model_len: int, block_size: int) -> SlotState:
+def make_slots(num_slots: int, max_model_len: int, block_size: int) -> SlotState:
     """All zeros."""
     tables = jnp.zeros((num_slots, -(-max_model_len // block_size)), jnp.int32)
     history = jnp.zeros((num_slots, max_model_len + 1), jnp.int32)

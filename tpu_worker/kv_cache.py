@@ -8,7 +8,7 @@ from protocol.errors import CapacityError
 from tpu_worker.models.spec import ModelSpec
 
 _CPU_SHARE = 0.5  # of the free memory, shared by the workers; the rest stays for the programs beside the engine
-_CPU_LIMIT = 2 << 30  # bytes over all workers: the pages of a larger cache take seconds to come, and a CPU hardly fills them
+_CPU_LIMIT = 2 << 30  # bytes over all workers: more than two cores fill, little enough to be a guest on a laptop
 _ACCELERATOR_SHARE = 0.85  # of what the weights left free; the rest is for activations and the compiler's scratch
 _BYTES_PER_VALUE = 2  # bfloat16
 

@@ -1,5 +1,6 @@
 """The real device: a model on a JAX platform."""
 
+import functools
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -13,7 +14,7 @@ from protocol.errors import ConfigError
 from protocol.messages import TopLogprobs
 from tpu_worker.buckets import make_buckets
 from tpu_worker.device import Capacity, ReportProgress, StepPlan, StepResult
-from tpu_worker.inputs import make_state, pack_admission, pack_step
+from tpu_worker.inputs import make_slots, pack_admission, pack_step
 from tpu_worker.kernels import Kernels, choose_kernels
 from tpu_worker.kv_cache import count_blocks
 from tpu_worker.mesh import describe, open_device
@@ -21,7 +22,7 @@ from tpu_worker.models.spec import ModelSpec
 from tpu_worker.program import AdmitProgram, Compiler, DeviceState, shapes_of
 from tpu_worker.sampler import LOGPROBS, Sampled, needs
 from tpu_worker.warmup import Programs, use_compilation_cache
-from tpu_worker.weights.load import load_weights, open_source
+from tpu_worker.weights.load import WeightLoader, open_source
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,19 +60,22 @@ class JaxDevice:
         spec = source.spec
         kernels = self._kernels or choose_kernels(device.platform, config.quantization, config.block_size, spec.head_dim)
         max_model_len = _max_model_len(config, spec)
-        self._weights = load_weights(source, kernels, max_model_len, lambda done, total: report("loading weights", done, total))
+        loader = WeightLoader(source, kernels, max_model_len, lambda done, total: report("loading weights", done, total))
+        weights = loader.load_first()
         num_blocks = count_blocks(config, spec, max_model_len, device)
-        state = jax.eval_shape(lambda: _make_state(config, spec, kernels, num_blocks, max_model_len))
-        compiler = Compiler(spec, kernels, shapes_of(self._weights), state)
-        layers = sum(array.size for array in jax.tree.leaves(self._weights["layers"]))
-        head_cost = spec.vocab_size * spec.hidden_size / max(1, layers)
+        make_state = functools.partial(_make_state, config, spec, kernels, num_blocks, max_model_len)
+        shapes = shapes_of(weights)
+        compiler = Compiler(spec, kernels, {**shapes, "layers": shapes["layers"] * spec.num_layers}, jax.eval_shape(make_state))
+        layer = sum(array.size for array in jax.tree.leaves(weights["layers"]))
+        head_cost = spec.vocab_size * spec.hidden_size / (layer * spec.num_layers)
         self._programs = Programs(compiler, make_buckets(config.max_num_seqs, config.max_num_batched_tokens), head_cost)
         with ThreadPoolExecutor(1) as pool:
-            # The pages of the cache take as long to come as a program to compile: do both at once.
-            made = pool.submit(_make_state, config, spec, kernels, num_blocks, max_model_len)
+            loaded = pool.submit(loader.load_rest, weights)
             self._programs.compile_first(report)
             self._admit = compiler.admit()
-            self._state = made.result()
+            self._weights = loaded.result()
+        # As one program, so that the caches are made without a copy.
+        self._state = jax.jit(make_state)()
         self._programs.start_rest()
         return Capacity(num_blocks, max_model_len, spec.vocab_size, describe(device, kernels.name))
 
@@ -124,7 +128,7 @@ def _make_state(config: EngineConfig, spec: ModelSpec, kernels: Kernels, num_blo
     caches = [
         kernels.make_cache(num_blocks, config.block_size, spec.num_kv_heads, spec.head_dim) for _ in range(spec.num_layers)
     ]
-    return DeviceState(caches, make_state(config.max_num_seqs, max_model_len, config.block_size))
+    return DeviceState(caches, make_slots(config.max_num_seqs, max_model_len, config.block_size))
 
 
 def _max_model_len(config: EngineConfig, spec: ModelSpec) -> int:

@@ -25,9 +25,13 @@ def supports(block_size: int, head_dim: int) -> bool:
 def make_cache(num_blocks: int, block_size: int, num_kv_heads: int, head_dim: int) -> jax.Array:
     """An empty cache of one layer: [blocks, KV heads, keys and values, block_size, head_dim] uint16, the bits of bf16.
 
-    Within a block of a head, positions and features lie as the kernel reads them; only `attend` can tell where.
+    Within a block of a head, positions and features lie as the kernel reads them; only `attend` can tell where. What is in it
+    at first means nothing: no position is read before it was written. So its memory is taken, page by page, as it fills.
     """
-    return jnp.zeros((num_blocks, num_kv_heads, 2, block_size, head_dim), jnp.uint16)
+    build.library("attention")
+    shape = jax.ShapeDtypeStruct((num_blocks, num_kv_heads, 2, block_size, head_dim), jnp.uint16)
+    cache: jax.Array = jax.ffi.ffi_call("twodeep_reserve", shape)()
+    return cache
 
 
 def attend(

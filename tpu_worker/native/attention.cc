@@ -108,4 +108,9 @@ void attend(const Call& call) {
 }  // namespace
 }  // namespace twodeep
 
+// Leaves its result as it was allocated. The pages of a large one are zeros that the system brings when they are first touched.
+extern "C" XLA_FFI_Error* twodeep_reserve(XLA_FFI_CallFrame* frame) {
+  return twodeep::handle(frame, [](const twodeep::Call&) {});
+}
+
 extern "C" XLA_FFI_Error* twodeep_attend(XLA_FFI_CallFrame* frame) { return twodeep::handle(frame, twodeep::attend); }

@@ -14,7 +14,7 @@ from protocol.config import EngineConfig
 from tpu_worker.kernels import Kernels
 from tpu_worker.models.layers import rotary_table
 from tpu_worker.models.llama import Weights, layer_parameters, model_parameters
-from tpu_worker.models.spec import ParameterSpec
+from tpu_worker.models.spec import ParameterSpec, Part
 from tpu_worker.weights.source import WeightSource
 
 _THREADS = 2  # NumPy lets go of the interpreter lock while it converts; more only adds peak memory
@@ -31,32 +31,58 @@ def open_source(config: EngineConfig) -> WeightSource:
     return SafetensorsSource(config.model_path)
 
 
-def load_weights(source: WeightSource, kernels: Kernels, num_positions: int, report: Callable[[int, int], None]) -> Weights:
-    """Reads, stacks, packs and uploads every parameter; `report(done, total)` counts parameters. Raises ModelError."""
-    spec = source.spec
-    places: list[tuple[Weights, str, ParameterSpec]] = []
-    weights: Weights = {"layers": [{} for _ in range(spec.num_layers)]}
-    places += [(weights, name, parameter) for name, parameter in model_parameters(spec).items()]
-    for index, layer in enumerate(weights["layers"]):
-        places += [(layer, name, parameter) for name, parameter in layer_parameters(spec, index).items()]
-    weights["rope"] = jnp.asarray(rotary_table(num_positions, source.inverse_frequencies()))
-    with ThreadPoolExecutor(_THREADS) as pool:
-        pending = [pool.submit(_load, source, parameter, kernels) for _, _, parameter in places]
-        try:
-            for done, ((holder, name, _), value) in enumerate(zip(places, pending, strict=True), 1):
-                holder[name] = value.result()
-                report(done, len(places))
-        except BaseException:
-            pool.shutdown(cancel_futures=True)
-            raise
-    return weights
+class WeightLoader:
+    """Reads, stacks, packs and uploads the parameters of a model.
 
+    The layers are alike, so the shapes of all are known when the first is loaded: compiling need not wait for the others.
+    """
 
-def _load(source: WeightSource, parameter: ParameterSpec, kernels: Kernels) -> Any:
-    parts = [source.read(part) for part in parameter.parts]
-    values: npt.NDArray[Any] = parts[0] if len(parts) == 1 else np.concatenate(parts)
-    if parameter.kind in ("matrix", "gated"):
-        return kernels.pack(values, gated=parameter.kind == "gated")
-    if parameter.kind == "table":
-        return jnp.asarray(values.astype(ml_dtypes.bfloat16, copy=False))
-    return jax.device_put(values.astype(np.float32, copy=False))
+    def __init__(self, source: WeightSource, kernels: Kernels, num_positions: int, report: Callable[[int, int], None]) -> None:
+        """`num_positions`: of the rotary table. `report(done, total)` counts layers, and what is outside of them as one."""
+        self._source = source
+        self._kernels = kernels
+        self._num_positions = num_positions
+        self._report = report
+
+    def load_first(self) -> Weights:
+        """What is outside the layers, and the first layer. Raises ModelError."""
+        spec = self._source.spec
+        outside = self._load(model_parameters(spec))
+        outside["rope"] = jnp.asarray(rotary_table(self._num_positions, self._source.inverse_frequencies()))
+        self._report(1, spec.num_layers + 1)
+        outside["layers"] = [self._load(layer_parameters(spec, 0))]
+        self._report(2, spec.num_layers + 1)
+        return outside
+
+    def load_rest(self, first: Weights) -> Weights:
+        """All parameters, with those of `first`. Raises ModelError."""
+        spec = self._source.spec
+        layers = list(first["layers"])
+        with ThreadPoolExecutor(_THREADS) as pool:
+            pending = [pool.submit(self._load, layer_parameters(spec, index)) for index in range(1, spec.num_layers)]
+            try:
+                for layer in pending:
+                    layers.append(layer.result())
+                    self._report(len(layers) + 1, spec.num_layers + 1)
+            except BaseException:
+                pool.shutdown(cancel_futures=True)
+                raise
+        return {**first, "layers": layers}
+
+    def _load(self, parameters: dict[str, ParameterSpec]) -> Weights:
+        read: dict[Part, npt.NDArray[Any]] = {}  # a tied embedding is read once
+        weights: Weights = {}
+        for name, parameter in parameters.items():
+            for part in parameter.parts:
+                if part not in read:
+                    read[part] = self._source.read(part)
+            parts = [read[part] for part in parameter.parts]
+            weights[name] = self._place(parameter, parts[0] if len(parts) == 1 else np.concatenate(parts))
+        return weights
+
+    def _place(self, parameter: ParameterSpec, values: npt.NDArray[Any]) -> Any:
+        if parameter.kind in ("matrix", "gated"):
+            return self._kernels.pack(values, gated=parameter.kind == "gated")
+        if parameter.kind == "table":
+            return jnp.asarray(values.astype(ml_dtypes.bfloat16, copy=False))
+        return jax.device_put(values.astype(np.float32, copy=False))
