@@ -11,7 +11,7 @@ import msgspec
 from frontend.errors import EngineRecovering, EngineUnavailable, InvalidRequest, Overloaded
 from frontend.generation import TextEngine, TextGeneration
 from frontend.ipc.prompts import prompt_token_ids
-from frontend.ipc.wire import (
+from frontend.wire import (
     CLIENT_MESSAGES,
     WHOLE_CONNECTION,
     WIRE_VERSION,

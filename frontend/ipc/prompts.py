@@ -4,7 +4,7 @@ import asyncio
 
 from frontend.errors import InvalidRequest
 from frontend.generation import TextEngine
-from frontend.ipc.wire import Conversation, Prompt, TextPrompt, TokenPrompt
+from frontend.wire import Conversation, Prompt, TextPrompt, TokenPrompt
 from protocol.codec import unpack_int32
 from protocol.errors import ProtocolError
 

@@ -1,4 +1,4 @@
-"""Serves Python clients on a Unix stream socket (`frontend.ipc.wire`); not ZeroMQ, so that a client that leaves is noticed."""
+"""Serves Python clients on a Unix stream socket (`frontend.wire`); not ZeroMQ, so that a client that leaves is noticed."""
 
 import asyncio
 import logging
