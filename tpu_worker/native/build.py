@@ -94,7 +94,7 @@ def _compile(compiler: str, name: str, target: Path) -> None:
             os.unlink(scratch)
 
 
-def build(cache: Path, names: Sequence[str] = LIBRARIES) -> dict[str, Path]:
+def build(cache: Path, names: Sequence[str]) -> dict[str, Path]:
     """Paths of the compiled libraries by name, compiling in parallel those that `cache` does not hold. Raises BuildError."""
     try:
         compiler = find_compiler()
@@ -111,9 +111,16 @@ def build(cache: Path, names: Sequence[str] = LIBRARIES) -> dict[str, Path]:
 
 def load(cache: Path | None = None) -> dict[str, ctypes.CDLL]:
     """The libraries by name, compiled first if need be. Raises BuildError."""
-    paths = build(cache or default_cache())
+    directory = cache or default_cache()
+    paths = build(directory, LIBRARIES)
     try:
         return {name: ctypes.CDLL(str(path)) for name, path in paths.items()}
+    except OSError:
+        # A damaged file would be there for ever: it goes, and its successor is the last try.
+        for path in paths.values():
+            path.unlink(missing_ok=True)
+    try:
+        return {name: ctypes.CDLL(str(path)) for name, path in build(directory, LIBRARIES).items()}
     except OSError as error:
         raise BuildError(f"the compiled kernels do not load: {error}") from error
 

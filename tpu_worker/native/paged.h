@@ -135,7 +135,7 @@ template <int W, int R>
   using F = typename Vec<W>::f32;
   using I = typename Vec<W>::i32;
   constexpr int C = 2 * W;
-  constexpr int kPair = R <= 3 || W == 16 ? 2 : 1;  // panels at once: enough independent chains, within the registers
+  constexpr int kPair = R <= 2 || W == 16 ? 2 : 1;  // panels at once: enough independent chains, within the registers
   const float* queries = s.queries + first * p.dim;
   for (int i = 0; i < tile.num_panels;) {
     const uint16_t* soon = next.keys[std::min(i, next.num_panels - 1)];

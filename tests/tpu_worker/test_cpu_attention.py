@@ -1,0 +1,192 @@
+"""The C++ attention against the reference, and a token's bits against batch, chunks and buckets."""
+
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import ml_dtypes
+import numpy as np
+import numpy.typing as npt
+import pytest
+
+from tpu_worker.attention import AttentionMetadata, cpu, reference
+
+pytestmark = pytest.mark.skipif(not any(map(shutil.which, ("g++", "clang++", "c++"))), reason="needs a C++ compiler")
+
+F32 = npt.NDArray[np.float32]
+STATIC = ("scale", "sliding_window", "soft_cap")
+attend = jax.jit(cpu.attend, static_argnames=STATIC, donate_argnames="cache")
+attend_fused = jax.jit(cpu.attend_fused, static_argnames=("num_heads", *STATIC), donate_argnames="cache")
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Queries, keys and values of a sequence; keys and values hold bf16 numbers, so that the cache loses nothing."""
+
+    q: F32
+    k: F32
+    v: F32
+
+
+@dataclass(frozen=True)
+class Shape:
+    heads: int = 9
+    kv_heads: int = 3
+    dim: int = 64
+    block_size: int = 16
+
+
+def draw(shape: Shape, length: int, seed: int) -> Sample:
+    random = np.random.default_rng(seed)
+    kv = random.standard_normal((2, length, shape.kv_heads, shape.dim), np.float32).astype(ml_dtypes.bfloat16).astype(np.float32)
+    return Sample(random.standard_normal((length, shape.heads, shape.dim), np.float32) * 2, kv[0], kv[1])
+
+
+def metadata(tables: npt.NDArray[np.int32], starts: Sequence[int], counts: Sequence[int]) -> AttentionMetadata:
+    offsets = np.concatenate([[0], np.cumsum(counts)])
+    return AttentionMetadata(*(jnp.asarray(array, jnp.int32) for array in (tables, starts, counts, offsets)))
+
+
+def run(shape: Shape, sequences: list[Sample], cuts: list[list[int]], *, rows: int, tokens: int, **options: Any) -> list[F32]:
+    """Computes the sequences side by side, each in the chunks that its cuts give, in a bucket of `rows` and `tokens`.
+
+    Blocks lie in a random order; the cache, the padding of the batch and that of the tables are poisoned.
+    """
+    width = max(-(-len(s.q) // shape.block_size) for s in sequences) + 1
+    num_blocks = rows * width + 3
+    order = np.random.default_rng(9).permutation(num_blocks)[: rows * width].reshape(rows, width).astype(np.int32)
+    cache = jnp.full(cpu.make_cache(num_blocks, shape.block_size, shape.kv_heads, shape.dim).shape, 0x7FFF, jnp.uint16)  # NaN
+    done, outs = [0] * len(sequences), [np.zeros_like(s.q) for s in sequences]
+    chunks = [np.diff([0, *cut, len(s.q)]).tolist() for s, cut in zip(sequences, cuts, strict=True)]
+    for step in range(max(map(len, chunks))):
+        counts = [c[step] if step < len(c) else 0 for c in chunks] + [0] * (rows - len(sequences))
+        tables = order.copy()
+        for row in range(rows):
+            end = done[row] + counts[row] if row < len(done) else 0
+            tables[row, -(-end // shape.block_size) :] = -7
+        q, k, v = (
+            np.full((tokens, heads, shape.dim), np.nan, np.float32) for heads in (shape.heads, shape.kv_heads, shape.kv_heads)
+        )
+        at = 0
+        for row, sequence in enumerate(sequences):
+            here, there = slice(at, at + counts[row]), slice(done[row], done[row] + counts[row])
+            q[here], k[here], v[here] = sequence.q[there], sequence.k[there], sequence.v[there]
+            at += counts[row]
+        meta = metadata(tables, done + [0] * (rows - len(sequences)), counts)
+        out, cache = attend(q, k, v, cache, meta, scale=shape.dim**-0.5, **options)
+        result = np.asarray(out)
+        np.testing.assert_array_equal(result[at:], 0)
+        at = 0
+        for row in range(len(sequences)):
+            outs[row][done[row] : done[row] + counts[row]] = result[at : at + counts[row]]
+            at += counts[row]
+            done[row] += counts[row]
+    return outs
+
+
+def expected(shape: Shape, sequence: Sample, **options: Any) -> F32:
+    length = len(sequence.q)
+    blocks = -(-length // shape.block_size)
+    empty = np.zeros((2, blocks, shape.block_size, shape.kv_heads, shape.dim), np.float32)
+    table, start, count = np.arange(blocks, dtype=np.int32)[None], np.zeros(1, np.int32), np.array([length], np.int32)
+    out, _ = reference.attend(sequence.q, sequence.k, sequence.v, empty, table, start, count, scale=shape.dim**-0.5, **options)
+    return out
+
+
+SHAPES = [
+    Shape(),
+    Shape(heads=4, kv_heads=4, dim=96, block_size=32),
+    Shape(heads=8, kv_heads=1, dim=128, block_size=48),
+    Shape(heads=2, kv_heads=1, dim=80, block_size=128),
+]
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"sliding_window": 37}, {"soft_cap": 5.0}, {"sliding_window": 1, "soft_cap": 2.0}], ids=str
+)
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_agrees_with_the_reference(shape: Shape, options: dict[str, Any]) -> None:
+    sequences = [draw(shape, length, length) for length in (1, 16, 65, 150)]
+    outs = run(shape, sequences, [[], [15], [64], [17, 80, 149]], rows=6, tokens=240, **options)
+    for sequence, out in zip(sequences, outs, strict=True):
+        np.testing.assert_allclose(out, expected(shape, sequence, **options), rtol=2e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("options", [{}, {"sliding_window": 37, "soft_cap": 5.0}], ids=str)
+@pytest.mark.parametrize("shape", [SHAPES[0], SHAPES[2]], ids=str)
+def test_a_token_has_the_same_bits_in_any_batch_chunk_and_bucket(shape: Shape, options: dict[str, Any]) -> None:
+    length = 150
+    sequence, others = draw(shape, length, 0), [draw(shape, n, n) for n in (3, 70, 130)]
+    whole = run(shape, [sequence], [[]], rows=1, tokens=length, **options)[0]
+    one_by_one = list(range(100, length))
+    for cuts in ([1, 2, 3], [16, 48, 112], [63, 64, 65, 129], one_by_one):
+        outs = run(shape, [*others, sequence], [[], [33], [5, 6, 90], cuts], rows=8, tokens=320, **options)
+        np.testing.assert_array_equal(outs[-1], whole)
+
+
+def test_fused_rotates_as_it_should() -> None:
+    shape, length, rotary = Shape(), 70, 32  # a head whose second half is not rotated
+    random = np.random.default_rng(0)
+    qkv = random.standard_normal((length, (shape.heads + 2 * shape.kv_heads) * shape.dim), np.float32)
+    angles = np.arange(length)[:, None] / 100.0 ** (np.arange(rotary // 2) / (rotary // 2))
+    rope = np.concatenate([np.cos(angles), np.sin(angles)], axis=1).astype(np.float32)
+    heads = qkv.reshape(length, -1, shape.dim)
+    a, b, rest = np.split(heads, [rotary // 2, rotary], axis=2)
+    cos, sin = np.split(rope[:, None], 2, axis=2)
+    rotated = np.concatenate([a * cos - b * sin, b * cos + a * sin, rest], axis=2)
+    q, k, v = rotated[:, : shape.heads], rotated[:, shape.heads : -shape.kv_heads], heads[:, -shape.kv_heads :]
+    blocks = -(-length // shape.block_size)
+    meta = metadata(np.arange(blocks, dtype=np.int32)[None], [0], [length])
+    empty = cpu.make_cache(blocks, shape.block_size, shape.kv_heads, shape.dim)
+    plain, plain_cache = attend(q, k, v, empty.copy(), meta, scale=0.125)
+    fused, fused_cache = attend_fused(qkv, empty.copy(), meta, rope, num_heads=shape.heads, scale=0.125)
+    np.testing.assert_allclose(fused, plain, rtol=1e-3, atol=1e-3)  # keys that a fused multiply-add rounds to the other bf16
+    assert (np.asarray(fused_cache) != np.asarray(plain_cache)).mean() < 0.01
+    unrotated, _ = attend_fused(qkv, empty.copy(), meta, None, num_heads=shape.heads, scale=0.125)
+    assert np.abs(np.asarray(unrotated) - np.asarray(plain)).max() > 0.1
+
+
+def test_a_broken_request_stays_alone() -> None:
+    shape = Shape()
+    good, bad = draw(shape, 40, 0), draw(shape, 40, 1)
+    bad.k[20], bad.v[21] = np.nan, np.inf
+    outs = run(shape, [good, bad], [[], [30]], rows=2, tokens=80)
+    np.testing.assert_array_equal(outs[0], run(shape, [good], [[]], rows=1, tokens=40)[0])
+    assert np.isfinite(outs[1][:20]).all()
+    assert not np.isfinite(outs[1][21:]).any()
+
+
+def test_the_cache_is_updated_in_place() -> None:
+    cache = cpu.make_cache(4, 16, 3, 64)
+    address = cache.unsafe_buffer_pointer()
+    sequence = draw(Shape(), 5, 0)
+    _, after = attend(sequence.q, sequence.k, sequence.v, cache, metadata(np.array([[2]], np.int32), [0], [5]), scale=0.125)
+    assert after.unsafe_buffer_pointer() == address
+    assert np.asarray(after)[2].any()
+    assert not np.asarray(after)[[0, 1, 3]].any()
+
+
+@pytest.mark.parametrize(
+    ("table", "start", "count", "reason"),
+    [
+        ([4], 0, 5, "block that does not exist"),
+        ([-1], 0, 5, "block that does not exist"),
+        ([0], 12, 5, "does not fit its block table"),
+        ([0], -1, 5, "does not fit its block table"),
+        ([0], 0, -1, "do not follow one another"),
+    ],
+)
+def test_metadata_that_leads_astray_is_refused(table: list[int], start: int, count: int, reason: str) -> None:
+    sequence = draw(Shape(), 5, 0)
+    meta = metadata(np.array([table], np.int32), [start], [count])
+    with pytest.raises((jax.errors.JaxRuntimeError, ValueError), match=reason):
+        jax.block_until_ready(attend(sequence.q, sequence.k, sequence.v, cpu.make_cache(4, 16, 3, 64), meta, scale=0.125))
+
+
+def test_sizes() -> None:
+    assert cpu.supports(16, 64)
+    assert not cpu.supports(8, 64)
+    assert not cpu.supports(16, 72)

@@ -1,0 +1,103 @@
+"""The C++ kernels' build: once per machine and source, whole or not at all, and never fatal."""
+
+import shutil
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from tpu_worker.matmul import preferred
+from tpu_worker.native import build
+
+needs_compiler = pytest.mark.skipif(not any(map(shutil.which, ("g++", "clang++", "c++"))), reason="needs a C++ compiler")
+
+
+@pytest.fixture
+def compiler(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A program that passes for a compiler: it logs each compilation and writes what it was given as a library."""
+    script = tmp_path / "compiler"
+    script.write_text(
+        "#!/bin/sh\n"
+        f'if [ "$1" = --version ]; then cat {tmp_path}/version; exit 0; fi\n'
+        f'echo "$@" >> {tmp_path}/log\n'
+        'for last; do :; done; echo library > "$last"\n'
+    )
+    script.chmod(0o755)
+    (tmp_path / "version").write_text("1")
+    monkeypatch.setenv("CXX", str(script))
+    return tmp_path
+
+
+def compilations(folder: Path) -> int:
+    log = folder / "log"
+    return len(log.read_text().splitlines()) if log.exists() else 0
+
+
+def test_compiles_once_for_a_source_and_a_compiler(compiler: Path) -> None:
+    cache = compiler / "cache"
+    first = build.build(cache, build.LIBRARIES)
+    assert compilations(compiler) == len(build.LIBRARIES)
+    assert build.build(cache, build.LIBRARIES) == first
+    assert compilations(compiler) == len(build.LIBRARIES)
+    (compiler / "version").write_text("2")
+    assert set(build.build(cache, build.LIBRARIES).values()).isdisjoint(first.values())
+    assert compilations(compiler) == 2 * len(build.LIBRARIES)
+
+
+def test_the_key_names_the_cpu(compiler: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    here = build.build(compiler / "cache", build.LIBRARIES)
+    monkeypatch.setattr(build, "cpu_flags", lambda: frozenset({"another"}))
+    assert set(build.build(compiler / "cache", build.LIBRARIES).values()).isdisjoint(here.values())
+
+
+def test_nothing_is_left_of_a_failure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    script = tmp_path / "fails"
+    script.write_text('#!/bin/sh\n[ "$1" = --version ] && exit 0\necho "x.cc:1: error: no such luck" >&2\nexit 1\n')
+    script.chmod(0o755)
+    monkeypatch.setenv("CXX", str(script))
+    with pytest.raises(build.BuildError, match="no such luck"):
+        build.build(tmp_path / "cache", build.LIBRARIES)
+    assert list((tmp_path / "cache").iterdir()) == []
+
+
+def test_a_cache_that_cannot_be_written_is_a_build_error(compiler: Path) -> None:
+    (compiler / "file").write_text("")
+    with pytest.raises(build.BuildError, match="file"):
+        build.build(compiler / "file" / "cache", build.LIBRARIES)
+
+
+@pytest.mark.parametrize("named", ["", "/does/not/exist"])
+def test_without_a_compiler_the_loss_is_said_and_nothing_breaks(
+    named: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CXX", named)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    with pytest.warns(build.NativeUnavailableWarning, match="slower on the CPU.*Install a C\\+\\+ compiler"):
+        assert build.libraries.__wrapped__() is None
+
+
+def test_the_cache_follows_xdg(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert build.default_cache() == tmp_path / "twodeep" / "native"
+    monkeypatch.setenv("XDG_CACHE_HOME", "not/absolute")
+    assert build.default_cache() == Path.home() / ".cache" / "twodeep" / "native"
+
+
+@needs_compiler
+def test_several_workers_may_compile_at_once(tmp_path: Path) -> None:
+    with ThreadPoolExecutor(4) as threads:
+        paths = set(threads.map(lambda _: build.build(tmp_path, ["probe"])["probe"], range(4)))
+    assert list(tmp_path.iterdir()) == list(paths)  # one library, and no scratch files
+
+
+@needs_compiler
+def test_a_damaged_library_is_compiled_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(build, "LIBRARIES", ("probe",))
+    build.build(tmp_path, ["probe"])["probe"].write_bytes(b"\x7fELF and no more")
+    assert build.load(tmp_path)["probe"].twodeep_probe_read
+
+
+def test_amx_prefers_xla() -> None:
+    assert preferred(frozenset({"avx2", "avx512f", "amx_bf16"})) == "xla"
+    assert preferred(frozenset({"avx2", "avx512f"})) == "native"

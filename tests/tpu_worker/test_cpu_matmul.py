@@ -1,0 +1,133 @@
+"""The C++ matrix product against NumPy, and a row's bits against its company."""
+
+import shutil
+
+import jax
+import jax.numpy as jnp
+import ml_dtypes
+import numpy as np
+import numpy.typing as npt
+import pytest
+
+from tpu_worker.matmul import cpu
+
+pytestmark = pytest.mark.skipif(not any(map(shutil.which, ("g++", "clang++", "c++"))), reason="needs a C++ compiler")
+
+F32 = npt.NDArray[np.float32]
+SHAPES = [(64, 64), (1, 33), (100, 77), (48, 1), (192, 1536), (40, 700)]  # (out, in): whole panels, cut ones, several depth blocks
+ROWS = [1, 2, 3, 4, 5, 6, 7, 13, 97, 200]  # every tile, and more than a block of rows
+
+
+def normal(seed: int, *shape: int) -> F32:
+    return np.random.default_rng(seed).standard_normal(shape, np.float32)
+
+
+def rounded(weight: F32) -> npt.NDArray[np.float64]:
+    return weight.astype(ml_dtypes.bfloat16).astype(np.float64)
+
+
+linear = jax.jit(cpu.linear, static_argnames="eps")
+
+
+@pytest.mark.parametrize(("out", "width"), SHAPES)
+def test_product(out: int, width: int) -> None:
+    weight = normal(0, out, width)
+    packed = cpu.pack(weight)
+    for rows in (1, 3, 13, 200):
+        x = normal(rows, rows, width)
+        expected = x.astype(np.float64) @ rounded(weight).T
+        np.testing.assert_allclose(linear(x, packed), expected, rtol=1e-5, atol=1e-5 * width**0.5)
+
+
+@pytest.mark.parametrize("kind", ["bf16", "int8"])
+@pytest.mark.parametrize(("out", "width"), [(100, 77), (192, 1536)])
+def test_a_row_has_the_same_bits_in_any_company(kind: cpu.Kind, out: int, width: int) -> None:
+    packed, gated = cpu.pack(normal(0, out, width), kind=kind), cpu.pack(normal(1, out, width), kind=kind, gated=True)
+    x, norm, residual = normal(2, max(ROWS), width), normal(3, width), normal(4, max(ROWS), out // 2)
+    plain = np.asarray(linear(x, packed))
+    fused = np.asarray(linear(x, gated, norm=norm, eps=1e-5, residual=residual))
+    for rows in ROWS:
+        first = max(ROWS) - rows  # another place in the batch for each row
+        np.testing.assert_array_equal(linear(x[first:], packed), plain[first:])
+        np.testing.assert_array_equal(linear(x[first:], gated, norm=norm, eps=1e-5, residual=residual[first:]), fused[first:])
+
+
+def test_padding_is_never_read_and_comes_out_as_zeros() -> None:
+    packed = cpu.pack(normal(0, 48, 40))
+    x = normal(1, 16, 40)
+    whole = np.asarray(linear(x, packed))
+    for rows in (0, 1, 5, 16):
+        poisoned = x.copy()
+        poisoned[rows:] = np.nan
+        out = np.asarray(linear(poisoned, packed, num_rows=jnp.int32(rows)))
+        np.testing.assert_array_equal(out[:rows], whole[:rows])
+        np.testing.assert_array_equal(out[rows:], 0)
+
+
+def test_a_row_that_is_not_finite_stays_alone() -> None:
+    packed = cpu.pack(normal(0, 48, 40))
+    x = normal(1, 8, 40)
+    expected = np.asarray(linear(x, packed))
+    x[3, 7] = np.nan
+    out = np.asarray(linear(x, packed))
+    assert np.isnan(out[3]).all()
+    np.testing.assert_array_equal(np.delete(out, 3, 0), np.delete(expected, 3, 0))
+
+
+@pytest.mark.parametrize("kind", ["bf16", "int8"])
+def test_norm_gate_and_residual(kind: cpu.Kind) -> None:
+    out, width, eps = 56, 96, 1e-5
+    weight = normal(0, 2 * out, width) * 0.2
+    x, norm, residual = normal(1, 9, width), normal(2, width), normal(3, 9, out)
+    packed = cpu.pack(weight, kind=kind, gated=True)
+    kept = rounded(weight)
+    if kind == "int8":
+        steps = np.abs(weight).max(axis=1, keepdims=True) / 127
+        kept = np.rint(weight / steps) * steps
+    normed = x / np.sqrt(np.mean(x.astype(np.float64) ** 2, axis=1, keepdims=True) + eps) * norm
+    gate, up = np.split(normed @ kept.T, 2, axis=1)
+    expected = gate / (1 + np.exp(-gate)) * up + residual
+    np.testing.assert_allclose(linear(x, packed, norm=norm, eps=eps, residual=residual), expected, rtol=2e-5, atol=2e-5)
+
+
+def test_silu_far_out() -> None:
+    packed = cpu.pack(np.array([[1.0], [1.0]], np.float32), gated=True)  # silu(x) * x
+    x = np.array([[-1e4], [-100.0], [-20.0], [0.0], [20.0], [1e4]], np.float32)
+    out = np.asarray(linear(x, packed))[:, 0]
+    np.testing.assert_allclose(out, [0, 0, 400 * np.exp(-20.0), 0, 400, 1e8], rtol=1e-5, atol=1e-30)
+
+
+def test_int8_is_within_half_a_step() -> None:
+    weight = normal(0, 32, 200)
+    weight[5] = 0
+    x = normal(1, 4, 200)
+    packed = cpu.pack(weight, kind="int8")
+    assert packed.panels.dtype == np.int8
+    steps = np.abs(weight).max(axis=1) / 127
+    error = np.abs(np.asarray(linear(x, packed)) - x @ weight.T)
+    assert (error <= np.abs(x).sum(1, keepdims=True) * steps / 2 + 1e-4).all()
+    assert not np.asarray(linear(x, packed))[:, 5].any()
+
+
+def test_weights_round_to_the_nearest_even() -> None:
+    bits = np.random.default_rng(0).integers(0, 1 << 32, 48 * 40, np.uint32)
+    bits[:64] = (bits[:64] & 0xFFFF0000) | 0x8000  # ties
+    weight = bits.view(np.float32).reshape(48, 40)
+    weight[~np.isfinite(weight) | (np.abs(weight) > 1e30) | (np.abs(weight) < 1e-30)] = 0.0
+    expected = rounded(weight).astype(np.float32)
+    np.testing.assert_array_equal(np.asarray(linear(np.eye(40, dtype=np.float32), cpu.pack(weight))).T, expected)
+
+
+def test_all_float_types_pack_alike() -> None:
+    weight = normal(0, 20, 12).astype(ml_dtypes.bfloat16)
+    panels = cpu.pack(weight).panels
+    for same in (weight.astype(np.float32), weight.astype(np.float64), weight.astype(np.float32)[:, ::-1][:, ::-1]):
+        np.testing.assert_array_equal(cpu.pack(same).panels, panels)
+
+
+def test_a_weight_that_does_not_fit_is_refused() -> None:
+    packed = cpu.pack(normal(0, 16, 32))
+    with pytest.raises((jax.errors.JaxRuntimeError, ValueError), match="not packed for"):
+        linear(normal(1, 2, 31), packed).block_until_ready()
+    with pytest.raises(ValueError, match="gate rows"):
+        cpu.pack(normal(0, 3, 4), gated=True)
