@@ -1,34 +1,45 @@
 """Where the engine's socket is, and what to say when nobody answers there."""
 
 import os
+import tempfile
 from pathlib import Path
 
-from frontend.errors import EngineUnavailable
-from protocol.endpoints import default_client_socket
+from frontend.errors import EngineUnavailable, InvalidRequest
+from protocol.endpoints import LONGEST_SOCKET_PATH, default_client_socket
 
-_SERVICE_SOCKET = Path("/run/engine/api.sock")
+_SERVICE_SOCKET = Path("/run/engine/api.sock")  # where the service's engine listens; its directory is not ours to write
 
 
-def find_socket(named: str | os.PathLike[str] | None) -> Path:
-    """The path that was named, as `unix:///path` or plainly; else $ENGINE_SOCKET, the user's runtime directory, a service's."""
-    if named is not None:
-        return Path(os.fspath(named).removeprefix("unix://")).expanduser()
+def find_socket(given: str | os.PathLike[str] | None) -> Path:
+    """The argument (a path, or a unix:// address), then $ENGINE_SOCKET, then the first of the default places with a socket.
+
+    Raises InvalidRequest on an address of another kind, EngineUnavailable on a socket in the shared temporary directory that
+    another user has put there.
+    """
+    if given is not None:
+        text = os.fspath(given)
+        if "://" in text and not text.startswith("unix://"):
+            raise InvalidRequest(f"{text}: the client takes a path or unix:///path; for HTTP there is the openai package", "socket")
+        return _checked(Path(text.removeprefix("unix://")).expanduser())
     path = default_client_socket()
-    # An engine that runs as a service listens where other users may connect but not write.
-    if "ENGINE_SOCKET" not in os.environ and not path.exists() and _SERVICE_SOCKET.exists():
+    if "ENGINE_SOCKET" in os.environ:
+        return _checked(path.expanduser())
+    if not path.exists() and _SERVICE_SOCKET.exists():
         return _SERVICE_SOCKET
+    if path.parent == Path(tempfile.gettempdir()) and path.exists() and path.stat().st_uid != os.getuid():
+        raise EngineUnavailable(f"the socket {path} belongs to another user: name the engine's own as the argument")
+    return _checked(path)
+
+
+def _checked(path: Path) -> Path:
+    if len(os.fsencode(path)) > LONGEST_SOCKET_PATH:
+        raise InvalidRequest(f"{path}: a socket's path has at most {LONGEST_SOCKET_PATH} bytes", "socket")
     return path
 
 
-def refused(path: Path, error: OSError) -> EngineUnavailable:
-    """What a failed connection means."""
-    if isinstance(error, PermissionError):
-        return EngineUnavailable(f"the socket {path} belongs to another user, who alone may use that engine")
-    if isinstance(error, FileNotFoundError | ConnectionRefusedError):
-        return EngineUnavailable(f"no engine listens at {path}: start one with `engine-launch --ipc {path}`")
-    return EngineUnavailable(f"cannot connect to the engine at {path}: {error.strerror or error}")
-
-
-def silent(path: Path, seconds: float) -> EngineUnavailable:
-    """An engine that took the connection and says nothing: it is still starting, or stuck."""
-    return EngineUnavailable(f"the engine at {path} has not answered for {seconds:g} s: it may still be starting")
+def cannot_connect(path: Path, error: OSError) -> EngineUnavailable:
+    """Names the socket and the way out."""
+    return EngineUnavailable(
+        f"no engine answers at {path} ({error.strerror}): start one with `engine-launch --ipc {path}`, "
+        "or name its socket as the argument or in ENGINE_SOCKET"
+    )

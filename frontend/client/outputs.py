@@ -1,42 +1,42 @@
-"""What the Python client returns."""
+"""What a request brings, and how its parts are put together as they come."""
 
-from dataclasses import dataclass
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
 
+from frontend.errors import RequestLost
 from frontend.wire import Delta, Logprob
+from protocol.codec import unpack_int32
+from protocol.errors import EngineError
 from protocol.messages import FinishReason
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class CompletionOutput:
-    """One of the `n` outputs of a prompt."""
+    """One of the `n` outputs of a request."""
 
     index: int
-    text: str  # empty without `detokenize`
-    token_ids: list[int]
-    finish_reason: FinishReason  # "abort": cancelled before its end
-    stop_reason: int | str | None = None  # the stop token id or stop string; None: end of sequence, or no stop
-    logprobs: list[Logprob] | None = None  # one per token, where asked
+    text: str = ""
+    token_ids: list[int] = field(default_factory=list)
+    logprobs: list[Logprob] = field(default_factory=list)  # one per token, where asked
+    finish_reason: FinishReason | None = None
+    stop_reason: int | str | None = None  # the stop id or stop string that ended it
 
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """Tokens read and written by one request. The prompt counts once, however many outputs it has."""
+    """Tokens of a request, all outputs together."""
 
     prompt_tokens: int
     completion_tokens: int
     cached_tokens: int  # of the prompt, found in the prefix cache
 
-    @property
-    def total_tokens(self) -> int:
-        """Prompt and completion together."""
-        return self.prompt_tokens + self.completion_tokens
 
-
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class RequestOutput:
-    """The answer to one prompt. `text` and its neighbours are those of the first output, which mostly is the only one."""
+    """The answer to one prompt. `text`, `token_ids`, `logprobs` and `finish_reason` are those of the first output."""
 
-    prompt: str | None  # None for token ids and conversations
+    prompt: str | None  # None: it came as token ids or as a conversation
     prompt_token_ids: list[int]
     outputs: list[CompletionOutput]
     num_cached_tokens: int = 0
@@ -48,34 +48,74 @@ class RequestOutput:
 
     @property
     def token_ids(self) -> list[int]:
-        """Token ids of the first output, the stop token included."""
+        """Token ids of the first output."""
         return self.outputs[0].token_ids
 
     @property
-    def finish_reason(self) -> FinishReason:
+    def logprobs(self) -> list[Logprob]:
+        """Log-probabilities of the first output's tokens, where asked."""
+        return self.outputs[0].logprobs
+
+    @property
+    def finish_reason(self) -> FinishReason | None:
         """Why the first output ended."""
         return self.outputs[0].finish_reason
 
     @property
-    def logprobs(self) -> list[Logprob] | None:
-        """Log-probabilities of the first output, where asked."""
-        return self.outputs[0].logprobs
+    def usage(self) -> Usage:
+        """How many tokens were read and written."""
+        written = sum(len(output.token_ids) for output in self.outputs)
+        return Usage(len(self.prompt_token_ids), written, self.num_cached_tokens)
+
+
+class Assembly:
+    """A request under way on the client's side. Knows no socket; `notify` is called whenever there is news."""
+
+    def __init__(self, request_id: int, n: int, prompt: str | None, stream: bool, notify: Callable[[], None]) -> None:
+        self.request_id = request_id
+        self.output = RequestOutput(prompt, [], [CompletionOutput(index) for index in range(n)])
+        self.unread: deque[Delta] = deque()  # of a stream: what its reader has not seen
+        self.error: EngineError | None = None
+        self.num_tokens = 0
+        self._stream = stream
+        self._notify = notify
+        self._open = n
 
     @property
-    def usage(self) -> Usage:
-        """Tokens of the whole request."""
-        completion = sum(len(output.token_ids) for output in self.outputs)
-        return Usage(len(self.prompt_token_ids), completion, self.num_cached_tokens)
+    def done(self) -> bool:
+        """Nothing follows: every output ended, or the request failed."""
+        return self._open == 0 or self.error is not None
 
+    def accept(self, prompt_token_ids_i32: bytes) -> None:
+        """The engine took the prompt; these are its tokens."""
+        self.output.prompt_token_ids = unpack_int32(prompt_token_ids_i32).tolist()
 
-def join(index: int, deltas: list[Delta], *, with_logprobs: bool) -> CompletionOutput:
-    """One output from its deltas, in order. None with a finish reason: the output was cancelled."""
-    if len(deltas) == 1:
-        (last,) = deltas
-        text, token_ids = last.text, last.token_ids
-    else:
-        text = "".join([delta.text for delta in deltas])
-        token_ids = [token_id for delta in deltas for token_id in delta.token_ids]
-    reason: FinishReason | None = deltas[-1].finish_reason if deltas else None
-    logprobs = [entry for delta in deltas for entry in delta.logprobs] if with_logprobs else None
-    return CompletionOutput(index, text, token_ids, reason or "abort", deltas[-1].stop_reason if deltas else None, logprobs)
+    def add(self, delta: Delta) -> None:
+        """Takes in a piece of one output."""
+        self.num_tokens += len(delta.token_ids)
+        if self._stream:
+            self.unread.append(delta)
+        else:
+            output = self.output.outputs[delta.index]
+            output.text += delta.text
+            output.token_ids += delta.token_ids
+            output.logprobs += delta.logprobs
+            output.finish_reason, output.stop_reason = delta.finish_reason, delta.stop_reason
+        if delta.finish_reason is not None:
+            self._open -= 1
+            self.output.num_cached_tokens = max(self.output.num_cached_tokens, delta.num_cached_tokens)
+            if delta.finish_reason == "error":
+                self.error = RequestLost(delta.message or "the engine failed on this request")
+        self._notify()
+
+    def fail(self, error: EngineError) -> None:
+        """The request is over, without its answer. Without effect on one that has ended."""
+        if not self.done:
+            self.error = error
+            self._notify()
+
+    def result(self) -> RequestOutput:
+        """The whole answer of a request that is done. Raises what it failed with."""
+        if self.error is not None:
+            raise self.error
+        return self.output

@@ -1,79 +1,121 @@
-"""From what users call a prompt to what travels, checked here because a bad value would not decode at the other end."""
+"""Prompts and parameters as users write them, checked and put into the wire's form."""
 
 from collections.abc import Mapping, Sequence
-from typing import TypeAlias, cast
+from typing import Any, TypeAlias, TypeGuard
 
 import msgspec
 import numpy as np
+import numpy.typing as npt
 
 from frontend.errors import InvalidRequest
-from frontend.wire import ChatTurn, Conversation, Prompt, TextPrompt, TokenPrompt
-from protocol.codec import Decoder, encode, pack_int32
-from protocol.errors import ProtocolError
-from protocol.params import SamplingParams
+from frontend.wire import ChatTurn, Conversation, TextPrompt, TokenPrompt
+from frontend.wire import Prompt as WirePrompt
+from protocol.codec import pack_int32
+from protocol.params import ParameterError, SamplingParams, check
 
-AnyPrompt: TypeAlias = str | Sequence[int]  # text or token ids
+TokenIds: TypeAlias = Sequence[int] | npt.NDArray[np.integer[Any]]
+Messages: TypeAlias = Sequence[Mapping[str, object]]  # {"role": …, "content": text, or a list of {"type": "text", "text": …}}
+Prompt: TypeAlias = str | TokenIds | Messages
+Prompts: TypeAlias = str | TokenIds | Sequence[str] | Sequence[TokenIds]
 
-_PARAMS: Decoder[SamplingParams] = Decoder(SamplingParams)
-_CONVERSATION: Decoder[Conversation] = Decoder(Conversation)
-
-
-def as_list(prompts: AnyPrompt | Sequence[AnyPrompt]) -> list[AnyPrompt]:
-    """One prompt or several, as several. An empty list is no prompts, not an empty one."""
-    if isinstance(prompts, str):
-        return [prompts]
-    if len(prompts) and isinstance(prompts[0], int | np.integer):
-        return [cast("Sequence[int]", prompts)]
-    return list(cast("Sequence[AnyPrompt]", prompts))
+_INT32_MAX = 2**31 - 1
 
 
-def from_user(prompt: AnyPrompt, add_special_tokens: bool) -> Prompt:
-    """Raises InvalidRequest when it is neither text nor token ids."""
+def to_wire(prompt: Prompt, add_special_tokens: bool = True) -> WirePrompt:
+    """A text, token ids or a conversation. Raises InvalidRequest when it is none of them."""
     if isinstance(prompt, str):
         return TextPrompt(prompt, add_special_tokens)
+    if _is_conversation(prompt):
+        return conversation(prompt)
     try:
-        return TokenPrompt(pack_int32(_integers(prompt)))
-    except (TypeError, ValueError, OverflowError) as error:
-        raise InvalidRequest(f"a prompt is a string or a list of token ids: {error}", "prompt") from error
+        token_ids = np.asarray(prompt)
+    except (ValueError, TypeError, OverflowError) as error:
+        raise _no_prompt(prompt) from error
+    if token_ids.ndim != 1 or (token_ids.dtype.kind not in "iu" and token_ids.size):  # an empty list is the engine's to refuse
+        raise _no_prompt(prompt)
+    if token_ids.size and not 0 <= token_ids.min() <= token_ids.max() <= _INT32_MAX:
+        raise InvalidRequest("the prompt holds token ids outside the vocabulary", "prompt")
+    return TokenPrompt(pack_int32(token_ids))
 
 
-def conversation(messages: Sequence[Mapping[str, str]], continue_final_message: bool) -> Conversation:
-    """Raises InvalidRequest when a message has no role or no text."""
-    try:
-        turns = [ChatTurn(message["role"], message["content"], message.get("name")) for message in messages]
-        made = Conversation(turns, not continue_final_message, continue_final_message)
-        return _CONVERSATION.decode(encode(made))
-    except (KeyError, TypeError, AttributeError, ValueError, ProtocolError) as error:
-        raise InvalidRequest(f"a message is a dict with the strings 'role' and 'content': {error!r}", "messages") from error
+def conversation(messages: Messages, *, add_generation_prompt: bool = True, continue_final_message: bool = False) -> Conversation:
+    """Messages with "role" and "content". Raises InvalidRequest naming the message at fault."""
+    if isinstance(messages, str) or not isinstance(messages, Sequence):
+        raise InvalidRequest("messages must be a list of {'role': …, 'content': …}", "messages")
+    turns = [_turn(message, f"messages[{index}]") for index, message in enumerate(messages)]
+    return Conversation(turns, add_generation_prompt and not continue_final_message, continue_final_message)
 
 
-def checked(params: SamplingParams | None) -> SamplingParams:
-    """The defaults for None. Raises InvalidRequest when a field has a wrong type; the engine checks the values."""
+def _turn(message: Mapping[str, object], where: str) -> ChatTurn:
+    if not isinstance(message, Mapping):
+        raise InvalidRequest(f"{where} must be a mapping with role and content, not {type(message).__name__}", where)
+    role, content, name = message.get("role"), message.get("content"), message.get("name")
+    if not isinstance(role, str):
+        raise InvalidRequest(f"{where} needs a role", f"{where}.role")
+    if isinstance(content, Sequence) and not isinstance(content, str):
+        content = "\n".join(_text_of(part, f"{where}.content") for part in content)
+    if not isinstance(content, str | None):
+        raise InvalidRequest(f"{where} needs a text as its content", f"{where}.content")
+    if not isinstance(name, str | None):
+        raise InvalidRequest(f"{where} has a name that is no text", f"{where}.name")
+    return ChatTurn(role, content or "", name)
+
+
+def _text_of(part: object, where: str) -> str:
+    text = part.get("text") if isinstance(part, Mapping) and part.get("type") == "text" else None
+    if not isinstance(text, str):
+        raise InvalidRequest("only content parts {'type': 'text', 'text': …} are supported", where)
+    return text
+
+
+def pair(prompts: Prompts, params: SamplingParams | Sequence[SamplingParams] | None) -> list[tuple[Prompt, SamplingParams]]:
+    """Each prompt with its parameters: one set for all, or one each. Raises InvalidRequest when the numbers differ."""
+    several: list[Prompt]
+    if isinstance(prompts, str) or _is_token_ids(prompts):
+        several = [prompts]
+    else:
+        several = list(prompts)  # type: ignore[arg-type]
+    if params is None or isinstance(params, SamplingParams):
+        return [(prompt, params or SamplingParams()) for prompt in several]
+    sets = list(params)
+    if len(sets) != len(several):
+        raise InvalidRequest(f"{len(several)} prompts, but {len(sets)} sets of parameters", "params")
+    return list(zip(several, sets, strict=True))
+
+
+def checked(params: SamplingParams | None, vocab_size: int) -> SamplingParams:
+    """The parameters, defaults for None. Raises InvalidRequest naming the field of a wrong type or out of range."""
     if params is None:
         return SamplingParams()
     if not isinstance(params, SamplingParams):
-        raise InvalidRequest(f"params must be SamplingParams, not {type(params).__name__}")
+        raise InvalidRequest(f"params must be SamplingParams, not {type(params).__name__}", "params")
     try:
-        return _PARAMS.decode(encode(params))
-    except (TypeError, ValueError, OverflowError, msgspec.MsgspecError, ProtocolError) as error:
-        raise InvalidRequest(f"SamplingParams: {error.__cause__ or error}") from error
+        # A Struct takes any value; only encoding and decoding look at the types.
+        same: SamplingParams = _DECODER.decode(_ENCODER.encode(params))
+        check(same, vocab_size)
+    except ParameterError as error:
+        raise InvalidRequest(str(error), error.param) from error
+    except (msgspec.MsgspecError, TypeError, OverflowError, UnicodeEncodeError) as error:
+        reason, _, path = str(error).partition(" - at `$.")
+        param = path.rstrip("`") or "params"
+        raise InvalidRequest(f"{param}: {reason}", param) from error
+    return same
 
 
-def params_of_each(params: "SamplingParams | Sequence[SamplingParams] | None", count: int) -> list[SamplingParams]:
-    """Parameters of each of `count` prompts, from the same for all or one for each."""
-    if params is None or isinstance(params, SamplingParams):
-        return [checked(params)] * count
-    if len(params) != count:
-        raise InvalidRequest(f"{count} prompts came with {len(params)} SamplingParams: give one for all, or one for each")
-    return [checked(one) for one in params]
+_ENCODER = msgspec.msgpack.Encoder()
+_DECODER = msgspec.msgpack.Decoder(SamplingParams)
 
 
-def _integers(prompt: Sequence[int]) -> "np.ndarray[tuple[int, ...], np.dtype[np.int32]]":
-    array = np.asarray(prompt)
-    if array.size == 0:
-        return np.zeros(0, np.int32)
-    if array.ndim != 1 or array.dtype.kind not in "iu":
-        raise TypeError(f"{type(prompt).__name__} of {array.dtype} with {array.ndim} dimensions")
-    if int(array.min()) < -(2**31) or int(array.max()) >= 2**31:
-        raise ValueError("token ids outside the vocabulary")
-    return array.astype(np.int32)
+def _is_conversation(prompt: TokenIds | Messages) -> TypeGuard[Messages]:
+    return isinstance(prompt, Sequence) and len(prompt) > 0 and isinstance(prompt[0], Mapping)
+
+
+def _is_token_ids(prompts: object) -> bool:
+    if isinstance(prompts, np.ndarray):
+        return prompts.ndim == 1
+    return isinstance(prompts, Sequence) and len(prompts) > 0 and isinstance(prompts[0], int | np.integer)
+
+
+def _no_prompt(prompt: object) -> InvalidRequest:
+    text = f"a prompt is a text, a list of token ids or a list of messages, not {type(prompt).__name__} {prompt!r:.80}"
+    return InvalidRequest(text, "prompt")
