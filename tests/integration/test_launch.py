@@ -1,5 +1,6 @@
 """engine-launch with its real children: start, stop, and every way that a start can fail."""
 
+import json
 import socket
 import threading
 from pathlib import Path
@@ -72,29 +73,30 @@ def test_a_gguf_that_is_cut_short(tmp_path: Path, device: str) -> None:
 
 
 def test_sigterm_under_load_finishes_what_runs_and_leaves_nothing(tmp_path: Path) -> None:
-    answers: list[dict[str, object]] = []
-    with launch(tmp_path, *SIMULATED, "--sim-decode-us", "3000", "--workers", "2") as engine:
-        fields = {"max_tokens": 200, "ignore_eos": True}
-        threads = [threading.Thread(target=lambda: answers.append(engine.complete([7] * 20, **fields))) for _ in range(6)]
+    streams, lengths = 6, []
+    all_began = threading.Barrier(streams + 1, timeout=STOP_LIMIT)
+
+    def read(address: str) -> None:
+        body = {"model": "demo", "prompt": [7] * 20, "max_tokens": 300, "ignore_eos": True, "stream": True}
+        with httpx.stream("POST", address + "/v1/completions", json=body | {"return_token_ids": True}, timeout=60) as response:
+            chunks = (json.loads(line[6:]) for line in response.iter_lines() if line.startswith("data: {"))
+            first = next(chunks)
+            all_began.wait()
+            lengths.append(sum(len(chunk["choices"][0]["token_ids"]) for chunk in (first, *chunks)))
+
+    with launch(tmp_path, *SIMULATED, "--sim-decode-us", "5000", "--workers", "2") as engine:
+        threads = [threading.Thread(target=read, args=(engine.address,)) for _ in range(streams)]
         for thread in threads:
             thread.start()
-        while len(running(engine)) < len(threads):
-            pass
+        all_began.wait()  # 1.5 s of tokens are still to come
         children = engine.children()
         assert engine.stop() == ExitCode.OK
         for thread in threads:
             thread.join()
-        assert [answer["usage"]["completion_tokens"] for answer in answers] == [200] * len(threads)  # type: ignore[index]
+        assert lengths == [300] * streams
         wait_gone(children)
         assert list(engine.directory.iterdir()) == []
         assert "Traceback" not in engine.said()
-
-
-def running(engine: Engine) -> list[object]:
-    """Connections that the frontend serves now."""
-    port = httpx.URL(engine.address).port
-    connections = engine.child("frontend").net_connections(kind="tcp4")
-    return [one for one in connections if one.laddr.port == port and one.status == psutil.CONN_ESTABLISHED]
 
 
 def test_a_killed_worker_is_replaced_and_serves(tmp_path: Path) -> None:
