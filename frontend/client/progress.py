@@ -24,7 +24,7 @@ class Progress:
         if shown:
             from rich.console import Console  # a tenth of a second that only a terminal needs
             from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-            from rich.progress import Progress as Bars
+            from rich.progress import Progress as ProgressBars
 
             columns = (
                 TextColumn("{task.description}"),
@@ -34,7 +34,7 @@ class Progress:
                 TimeElapsedColumn(),
                 TimeRemainingColumn(),
             )
-            self._bars = Bars(*columns, console=Console(stderr=True), auto_refresh=False)  # no thread of its own
+            self._bars = ProgressBars(*columns, console=Console(stderr=True), auto_refresh=False)  # no thread of its own
             self._task = self._bars.add_task("generating", total=total, rate=0.0)
 
     def __enter__(self) -> "Progress":

@@ -70,11 +70,8 @@ def _text_of(part: object, where: str) -> str:
 
 def pair(prompts: Prompts, params: SamplingParams | Sequence[SamplingParams] | None) -> list[tuple[Prompt, SamplingParams]]:
     """Each prompt with its parameters: one set for all, or one each. Raises InvalidRequest when the numbers differ."""
-    several: list[Prompt]
-    if isinstance(prompts, str) or _is_token_ids(prompts):
-        several = [prompts]
-    else:
-        several = list(prompts)  # type: ignore[arg-type]
+    single = isinstance(prompts, str) or _is_token_ids(prompts)
+    several: list[Prompt] = [prompts] if single else list(prompts)  # type: ignore[list-item, arg-type]
     if params is None or isinstance(params, SamplingParams):
         return [(prompt, params or SamplingParams()) for prompt in several]
     sets = list(params)

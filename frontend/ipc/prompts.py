@@ -2,6 +2,8 @@
 
 import asyncio
 
+from frontend.api.chat import flatten
+from frontend.api.schemas import ChatMessage
 from frontend.errors import InvalidRequest
 from frontend.generation import TextEngine
 from frontend.wire import Conversation, Prompt, TextPrompt, TokenPrompt
@@ -31,10 +33,7 @@ async def prompt_token_ids(engine: TextEngine, prompt: Prompt) -> list[int]:
 
 
 def _render(engine: TextEngine, conversation: Conversation) -> list[int]:
-    messages = [
-        {"role": turn.role, "content": turn.content} | ({} if turn.name is None else {"name": turn.name})
-        for turn in conversation.turns
-    ]
+    messages = flatten([ChatMessage(turn.role, turn.content, turn.name) for turn in conversation.turns])
     text = engine.chat_template.render(
         messages,
         add_generation_prompt=conversation.add_generation_prompt,
