@@ -1,6 +1,6 @@
 """Prompts and parameters as users write them, checked and put into the wire's form."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, TypeAlias, TypeGuard
 
 import msgspec
@@ -70,6 +70,8 @@ def _text_of(part: object, where: str) -> str:
 
 def pair(prompts: Prompts, params: SamplingParams | Sequence[SamplingParams] | None) -> list[tuple[Prompt, SamplingParams]]:
     """Each prompt with its parameters: one set for all, or one each. Raises InvalidRequest when the numbers differ."""
+    if not isinstance(prompts, Iterable) or isinstance(prompts, Mapping):
+        raise _no_prompt(prompts)
     single = isinstance(prompts, str) or _is_token_ids(prompts)
     several: list[Prompt] = [prompts] if single else list(prompts)  # type: ignore[list-item, arg-type]
     if params is None or isinstance(params, SamplingParams):

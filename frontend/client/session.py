@@ -136,8 +136,10 @@ class Session:
         if self.lost is not None:
             return
         self.lost = error
-        for waiting in (*self._assemblies.values(), *self._questions.values()):
-            waiting.fail(error)
+        for assembly in self._assemblies.values():
+            assembly.fail(error)
+        for question in self._questions.values():
+            question.fail(error)
         self._assemblies.clear()
         self._questions.clear()
         self._notify()

@@ -19,9 +19,10 @@ async def prompt_token_ids(engine: TextEngine, prompt: Prompt) -> list[int]:
     match prompt:
         case TokenPrompt(token_ids_i32):
             try:
-                return unpack_int32(token_ids_i32).tolist()
+                token_ids: list[int] = unpack_int32(token_ids_i32).tolist()
             except ProtocolError as error:
                 raise InvalidRequest(str(error), "prompt") from error
+            return token_ids
         case TextPrompt(text, add_special_tokens):
             if len(text) < _OFF_LOOP:
                 return engine.encode(text, add_special_tokens)
