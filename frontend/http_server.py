@@ -47,6 +47,10 @@ class HttpServer(uvicorn.Server):
         )
         self._listener = listener
 
+    def listen(self) -> None:
+        """From now on connections queue, so that nobody is refused who was told that the engine is ready."""
+        self._listener.listen(_BACKLOG)
+
     async def run_until_stopped(self) -> None:
         """Serves until `stop`, then finishes the requests under way."""
         await self.serve(sockets=[self._listener])

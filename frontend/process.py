@@ -45,6 +45,7 @@ class FrontendProcess:
                 return
             engine = TextEngine(config, router, tokenizer, template)
             http = HttpServer(create_app(engine, config), listener, config.drain_timeout)
+            http.listen()
             serving = asyncio.create_task(http.run_until_stopped(), name="http")
             await ipc.start(engine)
             host, port = listener.getsockname()[:2]

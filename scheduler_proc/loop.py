@@ -63,14 +63,18 @@ class SchedulerLoop:
     def run(self) -> None:
         """Serves until the launcher says drain, or is gone."""
         self._launcher.send(Ready())
+        checked = True  # whether the state was validated since the last event
         while not (self._draining or self._launcher.closed):
             self._poller.wait(_TICK)
             began = now_ns()
             events = self._read()
             self._execute(self._state.handle(events, began))
-            if not events and self._state.idle:
-                validate(self._state)
             self._busy_ns += now_ns() - began
+            if events:
+                checked = False
+            elif self._state.idle and not checked:
+                validate(self._state)
+                checked = True
             self._state.counters["scheduler_busy_ns"] = self._busy_ns
         for sender in self._to_workers:
             sender.send(Shutdown())
