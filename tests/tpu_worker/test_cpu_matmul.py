@@ -10,6 +10,7 @@ import numpy.typing as npt
 import pytest
 
 from tpu_worker.matmul import cpu
+from tpu_worker.native.memory import Arena, process_arena
 
 pytestmark = pytest.mark.skipif(not any(map(shutil.which, ("g++", "clang++", "c++"))), reason="needs a C++ compiler")
 
@@ -123,6 +124,24 @@ def test_all_float_types_pack_alike() -> None:
     panels = cpu.pack(weight).panels
     for same in (weight.astype(np.float32), weight.astype(np.float64), weight.astype(np.float32)[:, ::-1][:, ::-1]):
         np.testing.assert_array_equal(cpu.pack(same).panels, panels)
+
+
+def test_arrays_of_an_arena_are_apart_and_aligned() -> None:
+    arena = Arena()
+    arrays = [arena.zeros(shape, np.uint16) for shape in ((3, 5), (1,), (40 << 20,), (7, 11))]  # the third takes a chunk of its own
+    for value, array in enumerate(arrays):
+        assert array.ctypes.data % 64 == 0
+        assert not array.any()
+        array[...] = value
+    assert [np.unique(array[:100]).tolist() for array in arrays] == [[0], [1], [2], [3]]
+
+
+def test_packed_weights_are_not_copied() -> None:
+    shared = process_arena()
+    before = shared.zeros((64,), np.uint8).ctypes.data
+    panels = cpu.pack(normal(0, 32, 64)).panels
+    after = shared.zeros((64,), np.uint8).ctypes.data
+    assert after < before or before < panels.unsafe_buffer_pointer() < after  # unless a new chunk was begun
 
 
 def test_a_weight_that_does_not_fit_is_refused() -> None:

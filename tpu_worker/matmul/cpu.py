@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tpu_worker.native import build
+from tpu_worker.native.memory import process_arena
 
 Kind = Literal["bf16", "int8"]
 
@@ -51,7 +52,7 @@ def pack(weight: npt.ArrayLike, *, kind: Kind = "bf16", gated: bool = False) -> 
     columns: int = library.twodeep_panel_columns()
     features = rows // 2 if gated else rows
     num_panels = -(-features // columns) * (2 if gated else 1)
-    panels = np.zeros((num_panels, width, columns), np.int8 if kind == "int8" else np.uint16)
+    panels = process_arena().zeros((num_panels, width, columns), np.int8 if kind == "int8" else np.uint16)
     scales = np.zeros(num_panels * columns, np.float32) if kind == "int8" else None
     library.twodeep_pack(
         ctypes.c_void_p(source.ctypes.data),
@@ -62,7 +63,7 @@ def pack(weight: npt.ArrayLike, *, kind: Kind = "bf16", gated: bool = False) -> 
         ctypes.c_void_p(panels.ctypes.data),
         ctypes.c_void_p(None if scales is None else scales.ctypes.data),
     )
-    return PackedWeight(jnp.asarray(panels), None if scales is None else jnp.asarray(scales), features, gated)
+    return PackedWeight(jax.dlpack.from_dlpack(panels), None if scales is None else jnp.asarray(scales), features, gated)
 
 
 def linear(

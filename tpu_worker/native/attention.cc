@@ -1,4 +1,6 @@
 // The XLA custom call for paged attention.
+#include <sys/mman.h>
+
 #include <vector>
 
 #include "paged.h"
@@ -105,12 +107,21 @@ void attend(const Call& call) {
   run<8>(call.pool(), p);
 }
 
+// Leaves its result as it was allocated: the pages of a large one are zeros that the system brings when they are first touched.
+// Asks for huge pages, since attention jumps from block to block, and blocks are about as large as ordinary pages.
+void reserve(const Call& call) {
+  const Buffer cache = call.result(0);
+#if defined(MADV_HUGEPAGE)
+  constexpr uintptr_t kPage = 4096;
+  const uintptr_t begin = reinterpret_cast<uintptr_t>(cache.data<uint16_t>()), end = begin + cache.size() * sizeof(uint16_t);
+  const uintptr_t first = (begin + kPage - 1) / kPage * kPage;
+  if (first < end) madvise(reinterpret_cast<void*>(first), (end - first) / kPage * kPage, MADV_HUGEPAGE);
+#endif
+}
+
 }  // namespace
 }  // namespace twodeep
 
-// Leaves its result as it was allocated. The pages of a large one are zeros that the system brings when they are first touched.
-extern "C" XLA_FFI_Error* twodeep_reserve(XLA_FFI_CallFrame* frame) {
-  return twodeep::handle(frame, [](const twodeep::Call&) {});
-}
+extern "C" XLA_FFI_Error* twodeep_reserve(XLA_FFI_CallFrame* frame) { return twodeep::handle(frame, twodeep::reserve); }
 
 extern "C" XLA_FFI_Error* twodeep_attend(XLA_FFI_CallFrame* frame) { return twodeep::handle(frame, twodeep::attend); }

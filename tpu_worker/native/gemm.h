@@ -89,14 +89,16 @@ void multiply(const Gemm<B>& g, const float* a, size_t lda, int rows, int first,
   const size_t panel = static_cast<size_t>(g.k) * kColumns;
   const int steps = rows <= kTileRows ? 1 : (g.k + kDepthBlock - 1) / kDepthBlock;
   const int depth = (g.k + steps - 1) / steps;
-  const int most = tile_panels<W>(std::min(rows, kTileRows));
+  // Tiles of about one height: a low one at the end would have too few chains to keep the multipliers busy.
+  const int tiles = (rows + kTileRows - 1) / kTileRows;
+  const int most = tile_panels<W>((rows + tiles - 1) / tiles);
   for (int k = 0; k < g.k; k += depth) {
     const int size = std::min(depth, g.k - k);
     for (int p = first; p < last;) {
       const int width = std::min(most, last - p);
       const B* b = g.w + p * panel + static_cast<size_t>(k) * kColumns;
-      for (int r = 0; r < rows; r += kTileRows) {
-        const int tall = std::min(kTileRows, rows - r);
+      for (int t = 0; t < tiles; ++t) {
+        const int r = rows * t / tiles, tall = rows * (t + 1) / tiles - r;
         float* corner = c + r * ldc + static_cast<size_t>(p - first) * kColumns;
         tile<W>(tall, width, a + r * lda + k, lda, b, panel, size, corner, ldc, k > 0);
       }
