@@ -169,7 +169,6 @@ class Router:
         if len(self._generations) >= _MOST_REQUESTS:
             raise Overloaded(f"{_MOST_REQUESTS} requests are under way: try again later")
         generation = Generation(self, next(self._ids))
-        self._generations[generation.request_id] = generation
         self._outbox.send(
             AddRequest(
                 request_id=generation.request_id,
@@ -181,6 +180,7 @@ class Router:
                 cache_salt=cache_salt,
             )
         )
+        self._generations[generation.request_id] = generation
         return generation
 
     def abort(self, generation: Generation) -> None:

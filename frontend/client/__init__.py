@@ -7,9 +7,11 @@
 same methods for asyncio.
 """
 
-from frontend.client.asynchronous import AsyncClient, AsyncHandle
+from frontend.client.async_requests import AsyncHandle, AsyncStream
+from frontend.client.asynchronous import AsyncClient
 from frontend.client.outputs import CompletionOutput, RequestOutput, Usage
-from frontend.client.synchronous import Client, Handle
+from frontend.client.requests import Handle, Stream
+from frontend.client.synchronous import Client
 from frontend.errors import DeadlineExceeded, EngineRecovering, EngineUnavailable, InvalidRequest, Overloaded, RequestLost
 from frontend.wire import Delta, Health, Logprob
 from protocol.errors import EngineError
@@ -18,6 +20,7 @@ from protocol.params import SamplingParams
 __all__ = [
     "AsyncClient",
     "AsyncHandle",
+    "AsyncStream",
     "Client",
     "CompletionOutput",
     "DeadlineExceeded",
@@ -33,5 +36,6 @@ __all__ = [
     "RequestLost",
     "RequestOutput",
     "SamplingParams",
+    "Stream",
     "Usage",
 ]

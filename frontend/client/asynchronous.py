@@ -2,100 +2,35 @@
 
 import asyncio
 import os
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import Sequence
 from types import TracebackType
-from typing import Literal, cast
+from typing import Literal
 
+from frontend.client.async_pipe import AsyncPipe
+from frontend.client.async_requests import AsyncHandle, AsyncStream
 from frontend.client.batch import Batch
-from frontend.client.discovery import cannot_connect, find_socket
+from frontend.client.discovery import find_socket
 from frontend.client.outputs import Assembly, RequestOutput
 from frontend.client.progress import Progress
 from frontend.client.prompts import Messages, Prompt, Prompts, checked, conversation, to_wire
 from frontend.client.reports import steps_of
-from frontend.client.session import Report, Session
-from frontend.errors import DeadlineExceeded, EngineUnavailable, RequestLost
+from frontend.client.session import CONNECT_SECONDS, QUESTION_SECONDS, Report
+from frontend.errors import DeadlineExceeded
 from frontend.trace.steps import Steps
-from frontend.wire import Delta, Health, HealthReport, StatsReport, TraceReport, Welcome
+from frontend.wire import Health, HealthReport, StatsReport, TraceReport
 from frontend.wire import Prompt as WirePrompt
 from protocol.messages import EngineStats
 from protocol.params import SamplingParams
 
-_QUESTION_SECONDS = 30.0  # an engine that is alive answers in milliseconds
-
-
-class _Pipe(asyncio.Protocol):
-    """Carries bytes between the session and its socket."""
-
-    def __init__(self, session: Session) -> None:
-        self._session = session
-        self._loop = asyncio.get_running_loop()
-        self._flush_is_due = False
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._transport = cast(asyncio.Transport, transport)
-        self.flush()
-
-    def data_received(self, data: bytes) -> None:
-        self._session.feed(data)
-
-    def connection_lost(self, error: Exception | None) -> None:
-        self._session.feed(b"")
-
-    def flush_soon(self) -> None:
-        """Everything that this tick of the loop has to say goes out in one write."""
-        if not self._flush_is_due:
-            self._flush_is_due = True
-            self._loop.call_soon(self.flush)
-
-    def flush(self) -> None:
-        self._flush_is_due = False
-        if (data := self._session.take_outgoing()) and not self._transport.is_closing():
-            self._transport.write(data)
-
-    def close(self) -> None:
-        self.flush()
-        self._transport.close()
-
-
-class AsyncHandle:
-    """A request that was submitted."""
-
-    def __init__(self, client: "AsyncClient", assembly: Assembly, news: asyncio.Event) -> None:
-        self._client = client
-        self._assembly = assembly
-        self._news = news
-
-    @property
-    def done(self) -> bool:
-        """Whether `result` would return, or raise, at once."""
-        return self._assembly.done
-
-    async def result(self, timeout: float | None = None) -> RequestOutput:
-        """Waits for the whole answer. Raises DeadlineExceeded after `timeout` seconds, and then the request is aborted."""
-        try:
-            async with asyncio.timeout(timeout):
-                while not self._assembly.done:
-                    self._news.clear()
-                    await self._news.wait()
-        except TimeoutError as error:
-            self.cancel()
-            raise DeadlineExceeded(f"no answer within {timeout:g} s; the request was aborted") from error
-        return self._assembly.result()
-
-    def cancel(self) -> None:
-        """Aborts the request. Idempotent, and without effect on one that has ended."""
-        self._client._cancel(self._assembly)
-
 
 class AsyncClient:
-    """A connection to a running engine: `async with AsyncClient() as client`. Cancelling a task that waits aborts its request."""
+    """A connection to a running engine: `async with AsyncClient() as client`. A task that is cancelled aborts what it waits for."""
 
-    def __init__(self, socket_path: str | os.PathLike[str] | None = None, *, connect_timeout: float = 60.0) -> None:
-        self._path = find_socket(socket_path)
+    def __init__(self, socket_path: str | os.PathLike[str] | None = None, *, connect_timeout: float = CONNECT_SECONDS) -> None:
+        """The socket is found as the blocking client finds it."""
+        self._pipe = AsyncPipe(find_socket(socket_path))
+        self._session = self._pipe.session
         self._connect_timeout = connect_timeout
-        self._greeted = asyncio.Event()
-        self._session = Session(self._greeted.set)
-        self._pipe: _Pipe | None = None
 
     async def __aenter__(self) -> "AsyncClient":
         await self.connect()
@@ -107,30 +42,14 @@ class AsyncClient:
     async def connect(self) -> None:
         """Connects; an engine that is still starting is waited for.
 
-        Raises EngineUnavailable, naming the socket, when no engine is there, and DeadlineExceeded when it does not get ready.
+        Raises EngineUnavailable, naming the socket, when none is there, DeadlineExceeded when it does not get ready, ProtocolError
+        when it is of another version.
         """
-        loop = asyncio.get_running_loop()
-        try:
-            async with asyncio.timeout(self._connect_timeout):
-                _, self._pipe = await loop.create_unix_connection(lambda: _Pipe(self._session), str(self._path))
-                await self._greeted.wait()
-        except TimeoutError as error:
-            self.close()
-            raise DeadlineExceeded(f"the engine at {self._path} was not ready within {self._connect_timeout:g} s") from error
-        except OSError as error:
-            raise cannot_connect(self._path, error) from error
-        if self._session.welcome is None:
-            self.close()
-            if isinstance(self._session.lost, RequestLost):
-                raise EngineUnavailable(f"the engine at {self._path} ended before it was ready")
-        self._engine  # noqa: B018 - raises what else went wrong
+        await self._pipe.connect(self._connect_timeout)
 
     def close(self) -> None:
         """Closes the connection; the engine aborts what is under way. Idempotent."""
-        self._session.lose(RequestLost("the client is closed"))
-        if self._pipe is not None:
-            self._pipe.close()
-            self._pipe = None
+        self._pipe.close()
 
     async def generate(
         self,
@@ -144,7 +63,6 @@ class AsyncClient:
 
         Raises InvalidRequest, Overloaded, RequestLost, or DeadlineExceeded after `timeout` seconds; the rest is then aborted.
         """
-        self._engine  # noqa: B018 - raises when the connection is lost
         news = asyncio.Event()
         batch = Batch(self._session, prompts, params, news.set)
         try:
@@ -153,16 +71,15 @@ class AsyncClient:
                     while not batch.done:
                         news.clear()
                         batch.top_up()
-                        self._flush_soon()
+                        self._pipe.flush()
                         await news.wait()
                         bar.update(batch.finished, batch.num_tokens)
             return batch.results()
         except TimeoutError as error:
-            text = f"{batch.finished} of {len(batch)} answers within {timeout:g} s; the rest was aborted"
-            raise DeadlineExceeded(text) from error
+            raise batch.late(timeout) from error
         finally:
             batch.cancel()
-            self._flush_soon()
+            self._pipe.flush()
 
     async def chat(
         self,
@@ -175,30 +92,19 @@ class AsyncClient:
     ) -> RequestOutput:
         """The answer to a conversation of {"role", "content"} messages, by the model's own chat template."""
         prompt = conversation(messages, add_generation_prompt=add_generation_prompt, continue_final_message=continue_final_message)
-        handle = self._submit(prompt, params)
+        handle = AsyncHandle(self._pipe, *self._submit(prompt, params))
         try:
             return await handle.result(timeout)
         finally:
             handle.cancel()
 
-    async def stream(self, prompt: Prompt, params: SamplingParams | None = None, *, cache_salt: str = "") -> AsyncIterator[Delta]:
-        """Yields the answer to a text, token ids or messages piece by piece. Closing the iterator aborts the request."""
-        handle = self._submit(to_wire(prompt), params, stream=True, cache_salt=cache_salt)
-        assembly, news = handle._assembly, handle._news
-        try:
-            while not assembly.done or assembly.unread:
-                if not assembly.unread:
-                    news.clear()
-                    await news.wait()
-                while assembly.unread:
-                    yield assembly.unread.popleft()
-            assembly.result()  # raises what it failed with
-        finally:
-            handle.cancel()
+    def stream(self, prompt: Prompt, params: SamplingParams | None = None, *, cache_salt: str = "") -> AsyncStream:
+        """The answer to a text, token ids or messages, piece by piece. Leaving the loop over it aborts the request."""
+        return AsyncStream(self._pipe, *self._submit(to_wire(prompt), params, stream=True, cache_salt=cache_salt))
 
     def submit(self, prompt: Prompt, params: SamplingParams | None = None, *, cache_salt: str = "") -> AsyncHandle:
         """Sends a request for the answer to a text, token ids or messages, and returns at once."""
-        return self._submit(to_wire(prompt), params, cache_salt=cache_salt)
+        return AsyncHandle(self._pipe, *self._submit(to_wire(prompt), params, cache_salt=cache_salt))
 
     async def health(self) -> Health:
         """Whether the engine serves, and how many workers are alive."""
@@ -218,41 +124,22 @@ class AsyncClient:
         assert isinstance(report, TraceReport)
         return steps_of(report)
 
-    @property
-    def _engine(self) -> Welcome:
-        """What the engine said of itself. Raises what ended the connection."""
-        if self._session.lost is not None:
-            raise self._session.lost
-        if self._session.welcome is None:
-            raise EngineUnavailable("the client is not connected: use `async with`, or connect() first")
-        return self._session.welcome
-
     def _submit(
         self, prompt: WirePrompt, params: SamplingParams | None, *, stream: bool = False, cache_salt: str = ""
-    ) -> AsyncHandle:
-        params, news = checked(params, self._engine.vocab_size), asyncio.Event()
+    ) -> tuple[Assembly, asyncio.Event]:
+        params, news = checked(params, self._session.engine.vocab_size), asyncio.Event()
         assembly = self._session.submit(prompt, params, stream=stream, cache_salt=cache_salt, notify=news.set)
-        self._flush_soon()
-        return AsyncHandle(self, assembly, news)
-
-    def _cancel(self, assembly: Assembly) -> None:
-        self._session.cancel(assembly)
-        self._flush_soon()
+        self._pipe.flush()
+        return assembly, news
 
     async def _ask(self, what: Literal["health", "stats", "trace"]) -> Report:
-        self._engine  # noqa: B018 - raises when the connection is lost
         news = asyncio.Event()
         question = self._session.ask(what, news.set)
-        self._flush_soon()
+        self._pipe.flush()
         try:
-            async with asyncio.timeout(_QUESTION_SECONDS):
+            async with asyncio.timeout(QUESTION_SECONDS):
                 await news.wait()
         except TimeoutError as error:
-            raise DeadlineExceeded(f"the engine at {self._path} did not answer within {_QUESTION_SECONDS:g} s") from error
-        if question.report is None:
-            raise question.error or EngineUnavailable("no answer")
-        return question.report
-
-    def _flush_soon(self) -> None:
-        if self._pipe is not None:
-            self._pipe.flush_soon()
+            text = f"the engine at {self._pipe.path} did not answer within {QUESTION_SECONDS:g} s"
+            raise DeadlineExceeded(text) from error
+        return question.answer()

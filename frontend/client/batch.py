@@ -4,7 +4,8 @@ from collections.abc import Callable, Sequence
 
 from frontend.client.outputs import Assembly, RequestOutput
 from frontend.client.prompts import Prompts, checked, pair, to_wire
-from frontend.client.session import Session
+from frontend.client.session import Session, nobody
+from frontend.errors import DeadlineExceeded
 from frontend.wire import Prompt as WirePrompt
 from protocol.errors import EngineError
 from protocol.params import SamplingParams
@@ -20,20 +21,21 @@ class Batch:
         session: Session,
         prompts: Prompts,
         params: SamplingParams | Sequence[SamplingParams] | None,
-        notify: Callable[[], None],
+        notify: Callable[[], None] = nobody,
     ) -> None:
         """Raises InvalidRequest, naming what is wrong, before anything is sent."""
-        assert session.welcome is not None, "the client is connected"
+        vocab_size = session.engine.vocab_size
         known: dict[int, SamplingParams] = {}  # checked once, also where one object serves a thousand prompts
         self._requests: list[tuple[WirePrompt, SamplingParams]] = []
         for prompt, given in pair(prompts, params):
             if id(given) not in known:
-                known[id(given)] = checked(given, session.welcome.vocab_size)
+                known[id(given)] = checked(given, vocab_size)
             self._requests.append((to_wire(prompt), known[id(given)]))
         self._session = session
         self._notify = notify
         self._assemblies: list[Assembly] = []
         self._under_way = 0  # outputs
+        self._news = False
         self.finished = 0  # requests
         self.num_tokens = 0  # of the finished ones
         self.error: EngineError | None = None
@@ -54,6 +56,15 @@ class Batch:
             self._under_way += params.n
             self._assemblies.append(self._session.submit(prompt, params, notify=lambda index=index: self._on_news(index)))  # type: ignore[misc]
 
+    def has_news(self) -> bool:
+        """Whether something ended since this was True."""
+        news, self._news = self._news, False
+        return news
+
+    def late(self, timeout: float | None) -> DeadlineExceeded:
+        """What to raise when the time is over."""
+        return DeadlineExceeded(f"{self.finished} of {len(self)} answers within {timeout:g} s; the rest was aborted")
+
     def results(self) -> list[RequestOutput]:
         """All answers, in the order of the prompts. Raises what the first to fail failed with."""
         if self.error is not None:
@@ -73,4 +84,5 @@ class Batch:
             self.num_tokens += assembly.num_tokens
             if self.error is None:
                 self.error = assembly.error
+            self._news = True
             self._notify()

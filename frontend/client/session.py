@@ -34,10 +34,13 @@ from protocol.codec import encode
 from protocol.errors import EngineError, ProtocolError
 from protocol.params import SamplingParams
 
+CONNECT_SECONDS = 60.0  # an engine that compiles for the first time takes so long
+QUESTION_SECONDS = 30.0  # an engine that is alive answers in milliseconds
+
 Report = HealthReport | StatsReport | TraceReport
 
 
-def _nobody() -> None:
+def nobody() -> None:
     """Nobody waits."""
 
 
@@ -54,6 +57,12 @@ class Question:
         """Whether there is an answer, or there will be none."""
         return self.report is not None or self.error is not None
 
+    def answer(self) -> Report:
+        """The answer. Raises why there is none."""
+        if self.report is None:
+            raise self.error or EngineUnavailable("the engine has not answered")
+        return self.report
+
     def fail(self, error: EngineError) -> None:
         """There will be no answer."""
         self.error = error
@@ -63,7 +72,7 @@ class Question:
 class Session:
     """The requests and questions of one connection. What is to be sent waits in here until `take_outgoing`."""
 
-    def __init__(self, notify: Callable[[], None] = _nobody) -> None:
+    def __init__(self, notify: Callable[[], None] = nobody) -> None:
         """`notify` is called when the engine said welcome, or the connection is lost."""
         self.welcome: Welcome | None = None
         self.lost: EngineError | None = None
@@ -74,6 +83,13 @@ class Session:
         self._questions: dict[int, Question] = {}
         self._outgoing: list[bytes] = [encode(Hello(WIRE_VERSION))]
 
+    @property
+    def engine(self) -> Welcome:
+        """What the engine said of itself. Raises what ended the connection."""
+        self._check()
+        assert self.welcome is not None
+        return self.welcome
+
     def submit(
         self,
         prompt: Prompt,
@@ -81,10 +97,10 @@ class Session:
         *,
         stream: bool = False,
         cache_salt: str = "",
-        notify: Callable[[], None] = _nobody,
+        notify: Callable[[], None] = nobody,
     ) -> Assembly:
         """A new request with checked parameters. Raises InvalidRequest, or what ended the connection."""
-        self._raise_if_lost()
+        self._check()
         request_id = next(self._ids)
         try:
             message = encode(Submit(request_id, prompt, params, stream, cache_salt))
@@ -106,9 +122,9 @@ class Session:
             self._outgoing.append(encode(Cancel(assembly.request_id)))
             assembly.fail(RequestLost("the request was cancelled"))
 
-    def ask(self, what: Literal["health", "stats", "trace"], notify: Callable[[], None] = _nobody) -> Question:
+    def ask(self, what: Literal["health", "stats", "trace"], notify: Callable[[], None] = nobody) -> Question:
         """A new question. Raises what ended the connection."""
-        self._raise_if_lost()
+        self._check()
         request_id, question = next(self._ids), Question(notify)
         self._questions[request_id] = question
         self._outgoing.append(encode(Ask(request_id, what)))
@@ -136,7 +152,7 @@ class Session:
         if self.lost is not None:
             return
         self.lost = error
-        for assembly in self._assemblies.values():
+        for assembly in list(self._assemblies.values()):  # a stream may be collected, and cancelled, at any point
             assembly.fail(error)
         for question in self._questions.values():
             question.fail(error)
@@ -173,9 +189,11 @@ class Session:
         ) is not None:
             waiting.fail(error)
 
-    def _raise_if_lost(self) -> None:
+    def _check(self) -> None:
         if self.lost is not None:
             raise self.lost
+        if self.welcome is None:
+            raise EngineUnavailable("the client is not connected: use `async with`, or connect() first")
 
 
 def _error(refused: Refused) -> EngineError:
