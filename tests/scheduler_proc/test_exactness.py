@@ -18,7 +18,7 @@ from tests.scheduler_proc.world import World, random_requests
     ids=["roomy", "scarce", "scarce-no-prefix-cache", "three-workers"],
 )
 def test_a_thousand_mixed_requests(depth: int, shape: dict[str, int]) -> None:
-    world = World(depth=depth, **shape)  # type: ignore[arg-type]
+    world = World(depth=depth, validate_every=10, **shape)  # type: ignore[arg-type]
     rng = np.random.default_rng(depth)
     for request_id, (prompt, params) in enumerate(random_requests(1000, seed=7, max_model_len=64)):
         world.add(request_id, prompt, stream=bool(request_id % 3), priority=int(rng.integers(3)), **params)

@@ -1,5 +1,6 @@
 """What asynchrony makes hard, one by one. Each comes from a bug that an engine of this kind had."""
 
+import msgspec
 import pytest
 
 from protocol.codec import pack_int32, unpack_int32
@@ -246,8 +247,7 @@ def test_prefix_cache_changes_no_token(cache: bool) -> None:
 def test_salted_requests_share_nothing() -> None:
     world = World()
     for request_id, salt in enumerate(["a", "b", "a"]):
-        message = world.message(request_id, [7] * 17, max_tokens=2)
-        world.feed(type(message)(*(salt if name == "cache_salt" else getattr(message, name) for name in message.__struct_fields__)))
+        world.feed(msgspec.structs.replace(world.message(request_id, [7] * 17, max_tokens=2), cache_salt=salt))
         world.drain()
     world.check()
     cached = [world.sent[i].end.num_cached_tokens for i in range(3)]  # type: ignore[union-attr]
