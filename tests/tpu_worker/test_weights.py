@@ -1,0 +1,211 @@
+"""Weights arrive as they were written, and files that cannot be right are named."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import ml_dtypes
+import numpy as np
+import pytest
+from gguf import GGMLQuantizationType, GGUFWriter
+from gguf.quants import quantize
+
+from protocol.codec import Float32Array
+from protocol.errors import ModelError
+from tests.tpu_worker.tiny_models import CONFIG, Tensors, make_tensors, write_model
+from tpu_worker.kernels import Kernels, xla_kernels
+from tpu_worker.models.llama import Weights
+from tpu_worker.weights.gguf import GgufSource, unpermute
+from tpu_worker.weights.load import WeightLoader
+from tpu_worker.weights.names import gguf_name
+from tpu_worker.weights.safetensors import SafetensorsSource
+from tpu_worker.weights.source import WeightSource
+
+TENSORS = make_tensors(CONFIG)
+KERNELS: Kernels = xla_kernels()
+
+
+def load(source: WeightSource) -> Weights:
+    loader = WeightLoader(source, KERNELS, 16, lambda done, total: None)
+    return loader.load_rest(loader.load_first())
+
+
+def write_gguf(path: Path, tensors: Tensors, kind: GGMLQuantizationType = GGMLQuantizationType.F32) -> Path:
+    """The tiny model as llama.cpp's converter writes it: q and k with their rotary pairs side by side."""
+    writer = GGUFWriter(path, "llama")
+    writer.add_block_count(2)
+    writer.add_context_length(256)
+    writer.add_embedding_length(64)
+    writer.add_feed_forward_length(80)
+    writer.add_head_count(4)
+    writer.add_head_count_kv(2)
+    writer.add_key_length(32)
+    writer.add_rope_freq_base(500.0)
+    writer.add_layer_norm_rms_eps(1e-5)
+    for name, tensor in tensors.items():
+        values = tensor.astype(np.float32)
+        for projection, heads in (("q_proj", 4), ("k_proj", 2)):
+            if projection in name:
+                values = values.reshape(heads, 2, 16, -1).swapaxes(1, 2).reshape(values.shape)
+        if kind != GGMLQuantizationType.F32 and values.ndim == 2 and values.shape[1] % 32 == 0:
+            writer.add_tensor(gguf_name(name), quantize(values, kind), raw_dtype=kind)
+        else:
+            writer.add_tensor(gguf_name(name), np.ascontiguousarray(values))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
+
+
+def f32(values: object) -> Float32Array:
+    return np.asarray(values).astype(np.float32)
+
+
+def check_against(weights: Weights, tensors: Tensors, tolerance: float) -> None:
+    expected = {name: tensor.astype(np.float32) for name, tensor in tensors.items()}
+
+    def same(found: object, *names: str) -> None:
+        np.testing.assert_allclose(f32(found), np.concatenate([expected[name] for name in names]), atol=tolerance)
+
+    same(weights["embedding"], "model.embed_tokens.weight")
+    same(weights["head"].values, "lm_head.weight")
+    same(weights["final_norm"], "model.norm.weight")
+    assert len(weights["layers"]) == 2
+    for index, layer in enumerate(weights["layers"]):
+        prefix = f"model.layers.{index}."
+        same(layer["qkv"].values, *(f"{prefix}self_attn.{p}_proj.weight" for p in "qkv"))
+        same(layer["output"].values, prefix + "self_attn.o_proj.weight")
+        same(layer["gate_up"].values, prefix + "mlp.gate_proj.weight", prefix + "mlp.up_proj.weight")
+        same(layer["down"].values, prefix + "mlp.down_proj.weight")
+        same(layer["attention_norm"], prefix + "input_layernorm.weight")
+        same(layer["mlp_norm"], prefix + "post_attention_layernorm.weight")
+
+
+@pytest.mark.parametrize("shards", [1, 3])
+def test_safetensors(tmp_path: Path, shards: int) -> None:
+    source = SafetensorsSource(write_model(tmp_path, CONFIG, TENSORS, shards))
+    check_against(load(source), TENSORS, 0.0)
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32])
+def test_safetensors_of_other_float_types(tmp_path: Path, dtype: type) -> None:
+    tensors = {name: tensor.astype(dtype) for name, tensor in TENSORS.items()}
+    check_against(load(SafetensorsSource(write_model(tmp_path, CONFIG, tensors))), TENSORS, 0.0)
+
+
+@pytest.mark.parametrize(
+    ("kind", "tolerance"), [(GGMLQuantizationType.F32, 0.0), (GGMLQuantizationType.Q8_0, 0.02), (GGMLQuantizationType.Q4_1, 0.2)]
+)
+def test_gguf(tmp_path: Path, kind: GGMLQuantizationType, tolerance: float) -> None:
+    source = GgufSource(write_gguf(tmp_path / "m.gguf", TENSORS, kind))
+    check_against(load(source), TENSORS, tolerance)
+    theirs = SafetensorsSource(write_model(tmp_path / "hf", CONFIG, TENSORS)).spec
+    assert source.spec.norm_eps == np.float32(theirs.norm_eps)  # GGUF holds it in single precision
+    assert dataclasses.replace(source.spec, architecture=theirs.architecture, norm_eps=theirs.norm_eps) == theirs
+
+
+def test_unpermute_written_out() -> None:
+    """One head of six rows: the file holds the pairs (0, 3), (1, 4), (2, 5) side by side."""
+    rows = np.array([[0.0], [3], [1], [4], [2], [5]], np.float32)
+    assert unpermute(rows, 1)[:, 0].tolist() == [0, 1, 2, 3, 4, 5]
+    two_heads = np.concatenate([rows, rows + 10])
+    assert unpermute(two_heads, 2)[:, 0].tolist() == [0, 1, 2, 3, 4, 5, 10, 11, 12, 13, 14, 15]
+
+
+def test_gguf_cut_short(tmp_path: Path) -> None:
+    path = write_gguf(tmp_path / "m.gguf", TENSORS)
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(ModelError, match=r"m\.gguf: cut short: tensor .* ends at byte"):
+        GgufSource(path)
+
+
+def test_gguf_with_a_missing_tensor(tmp_path: Path) -> None:
+    tensors = {name: tensor for name, tensor in TENSORS.items() if name != "model.layers.1.mlp.up_proj.weight"}
+    source = GgufSource(write_gguf(tmp_path / "m.gguf", tensors))
+    with pytest.raises(ModelError, match=r"m\.gguf: tensor model\.layers\.1\.mlp\.up_proj\.weight of shape \[80, 64\] is missing"):
+        load(source)
+
+
+def test_gguf_rope_factors_divide_the_frequencies(tmp_path: Path) -> None:
+    path = write_gguf(tmp_path / "plain.gguf", TENSORS)
+    plain = GgufSource(path).inverse_frequencies()
+    writer = GGUFWriter(tmp_path / "factors.gguf", "llama")
+    for add, value in (
+        (writer.add_block_count, 2),
+        (writer.add_context_length, 256),
+        (writer.add_embedding_length, 64),
+        (writer.add_feed_forward_length, 80),
+        (writer.add_head_count, 4),
+        (writer.add_head_count_kv, 2),
+        (writer.add_key_length, 32),
+    ):
+        add(value)
+    writer.add_rope_freq_base(500.0)
+    writer.add_layer_norm_rms_eps(1e-5)
+    factors = np.linspace(1, 8, 16).astype(np.float32)
+    writer.add_tensor("rope_freqs.weight", factors)
+    writer.add_tensor("token_embd.weight", np.zeros((96, 64), np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    np.testing.assert_allclose(GgufSource(tmp_path / "factors.gguf").inverse_frequencies(), plain / factors, rtol=1e-6)
+
+
+def test_safetensors_with_a_missing_tensor(tmp_path: Path) -> None:
+    tensors = {name: tensor for name, tensor in TENSORS.items() if name != "lm_head.weight"}
+    source = SafetensorsSource(write_model(tmp_path, CONFIG, tensors))
+    with pytest.raises(ModelError, match=r"tensor lm_head\.weight of shape \[96, 64\] is missing"):
+        load(source)
+
+
+def test_safetensors_with_a_wrong_shape(tmp_path: Path) -> None:
+    tensors = {**TENSORS, "model.layers.0.mlp.down_proj.weight": np.zeros((64, 81), ml_dtypes.bfloat16)}
+    source = SafetensorsSource(write_model(tmp_path, CONFIG, tensors))
+    with pytest.raises(ModelError, match=r"down_proj\.weight has shape \[64, 81\], but the model's sizes ask for \[64, 80\]"):
+        load(source)
+
+
+def test_safetensors_of_integers(tmp_path: Path) -> None:
+    tensors = {**TENSORS, "model.norm.weight": np.zeros(64, np.int8)}
+    with pytest.raises(ModelError, match=r"model\.norm\.weight is of type I8"):
+        load(SafetensorsSource(write_model(tmp_path, CONFIG, tensors)))
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda d: (d / "model.safetensors").unlink(), "neither model.safetensors nor"),
+        (lambda d: (d / "model.safetensors").write_bytes((d / "model.safetensors").read_bytes()[:-10]), "cut short"),
+        (lambda d: (d / "config.json").unlink(), "config.json: No such file"),
+        (lambda d: (d / "config.json").write_text("{"), "config.json: "),
+        (lambda d: (d / "model.safetensors.index.json").write_text("{}"), "no weight_map"),
+        (lambda d: (d / "model.safetensors.index.json").write_text('{"weight_map": {"a": "../x"}}'), "no plain file name"),
+        (lambda d: (d / "model.safetensors.index.json").write_text('{"weight_map": {"a": "gone.safetensors"}}'), "not here"),
+    ],
+)
+def test_damaged_directories(tmp_path: Path, damage, message: str) -> None:  # type: ignore[no-untyped-def]
+    write_model(tmp_path, CONFIG, TENSORS)
+    damage(tmp_path)
+    with pytest.raises(ModelError, match=message):
+        SafetensorsSource(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"architectures": ["BertModel"]}, "architecture BertModel is not supported; supported: LlamaForCausalLM"),
+        ({"architectures": None}, "none named"),
+        ({"hidden_act": "gelu"}, "hidden_act 'gelu'"),
+        ({"rope_scaling": {"rope_type": "yarn", "factor": 4.0}}, "rope scaling 'yarn'"),
+        ({"quantization_config": {"quant_method": "gptq"}}, "quantised"),
+        ({"num_key_value_heads": 3}, "4 heads cannot share 3"),
+        ({"num_hidden_layers": 0}, "num_layers is 0"),
+        ({"vocab_size": "many"}, "vocab_size"),
+    ],
+)
+def test_unsupported_configurations(tmp_path: Path, change: dict[str, object], message: str) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({**CONFIG, **change}))
+    with pytest.raises(ModelError, match=message):
+        SafetensorsSource(tmp_path)
