@@ -16,7 +16,7 @@ from protocol.params import ParameterError, SamplingParams, check
 TokenIds: TypeAlias = Sequence[int] | npt.NDArray[np.integer[Any]]
 Messages: TypeAlias = Sequence[Mapping[str, object]]  # {"role": …, "content": text, or a list of {"type": "text", "text": …}}
 Prompt: TypeAlias = str | TokenIds | Messages
-Prompts: TypeAlias = str | TokenIds | Sequence[str] | Sequence[TokenIds]
+Prompts: TypeAlias = str | TokenIds | Sequence[str] | Sequence[TokenIds] | Sequence[str | TokenIds]
 
 _INT32_MAX = 2**31 - 1
 

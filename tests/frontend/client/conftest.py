@@ -1,0 +1,21 @@
+"""One engine and one server for all tests of the client."""
+
+from collections.abc import Iterator
+
+import pytest
+
+from frontend.client import Client
+from tests.frontend.api.running import demo_config, running_engine
+from tests.frontend.ipc.serving import Served, serving
+
+
+@pytest.fixture(scope="session")
+def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    with running_engine(demo_config()) as running, serving(running, tmp_path_factory.mktemp("client") / "api.sock") as served:
+        yield served
+
+
+@pytest.fixture
+def client(served: Served) -> Iterator[Client]:
+    with Client(served.path) as client:
+        yield client

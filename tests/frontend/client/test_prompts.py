@@ -1,0 +1,115 @@
+"""What users pass, checked before anything travels."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from frontend.client.prompts import checked, conversation, pair, to_wire
+from frontend.errors import InvalidRequest
+from frontend.wire import ChatTurn, Conversation, TextPrompt, TokenPrompt
+from protocol.codec import pack_int32
+from protocol.params import SamplingParams
+
+PARAMS = SamplingParams(max_tokens=1)
+OTHERS = SamplingParams(max_tokens=2)
+
+
+def test_prompts_of_every_kind() -> None:
+    assert to_wire("text") == TextPrompt("text")
+    assert (
+        to_wire([1, 2]) == to_wire((1, 2)) == to_wire(np.array([1, 2])) == to_wire(range(1, 3)) == TokenPrompt(pack_int32([1, 2]))
+    )
+    assert to_wire([]) == TokenPrompt(b"")
+    assert to_wire([{"role": "user", "content": "hi"}]) == Conversation([ChatTurn("user", "hi")])
+
+
+@pytest.mark.parametrize(
+    "prompt", [None, 5, 1.5, [1.5], [True], ["a"], [[1]], [None], b"bytes", {"role": "user"}, [2**31], [-1], [2**70]]
+)
+def test_what_is_no_prompt(prompt: Any) -> None:
+    with pytest.raises(InvalidRequest) as refused:
+        to_wire(prompt)
+    assert refused.value.param == "prompt"
+
+
+def test_conversations() -> None:
+    parts = [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]
+    assert conversation([{"role": "user", "content": parts, "name": "Ann", "cache_control": {}}]).turns == [
+        ChatTurn("user", "a\nb", "Ann")
+    ]
+    assert conversation([{"role": "assistant", "content": None}]).turns == [ChatTurn("assistant", "")]
+    open_ended = conversation([{"role": "assistant", "content": "a"}], continue_final_message=True)
+    assert (open_ended.add_generation_prompt, open_ended.continue_final_message) == (False, True)
+
+
+@pytest.mark.parametrize(
+    ("messages", "param"),
+    [
+        ("hello", "messages"),
+        (None, "messages"),
+        (["hello"], "messages[0]"),
+        ([{"content": "a"}], "messages[0].role"),
+        ([{"role": "user", "content": "a"}, {"role": "user", "content": 5}], "messages[1].content"),
+        ([{"role": "user", "content": [{"type": "image_url"}]}], "messages[0].content"),
+        ([{"role": "user", "content": "a", "name": 5}], "messages[0].name"),
+    ],
+)
+def test_what_is_no_conversation(messages: Any, param: str) -> None:
+    with pytest.raises(InvalidRequest) as refused:
+        conversation(messages)
+    assert refused.value.param == param
+
+
+def test_one_set_of_parameters_for_all_or_one_each() -> None:
+    assert pair("a", None) == [("a", SamplingParams())]
+    assert pair([1, 2], PARAMS) == [([1, 2], PARAMS)]
+    mixed: list[str | list[int]] = ["a", [1]]
+    assert pair(mixed, [PARAMS, OTHERS]) == [("a", PARAMS), ([1], OTHERS)]
+    assert pair(iter(["a", "b"]), PARAMS) == [("a", PARAMS), ("b", PARAMS)]  # type: ignore[arg-type]
+    assert pair([], PARAMS) == []
+    with pytest.raises(InvalidRequest, match="2 prompts, but 1"):
+        pair(["a", "b"], [PARAMS])
+
+
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [
+        ({"max_tokens": "5"}, "max_tokens"),
+        ({"max_tokens": 0}, "max_tokens"),
+        ({"temperature": float("nan")}, "temperature"),
+        ({"stop": "END"}, "stop"),
+        ({"stop": ["a", 5]}, "stop[1]"),
+        ({"stop_token_ids": [50]}, "stop_token_ids"),
+        ({"n": 10**9}, "n"),
+        ({"seed": 2**80}, "params"),
+        ({"stop": ["\ud800"]}, "params"),
+    ],
+)
+def test_parameters_of_a_wrong_type_or_out_of_range(fields: dict[str, Any], param: str) -> None:
+    with pytest.raises(InvalidRequest) as refused:
+        checked(SamplingParams(**fields), vocab_size=50)
+    assert refused.value.param == param
+
+
+def test_what_is_no_parameters() -> None:
+    with pytest.raises(InvalidRequest, match="not dict"):
+        checked({"max_tokens": 5}, vocab_size=50)  # type: ignore[arg-type]
+    assert checked(None, vocab_size=50) == SamplingParams()
+
+
+anything = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=3) | st.binary(max_size=3),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=7), inner, max_size=3),
+    max_leaves=8,
+)
+
+
+@given(anything)
+def test_whatever_is_passed_is_a_prompt_or_an_invalid_request(value: Any) -> None:
+    try:
+        assert isinstance(to_wire(value), TextPrompt | TokenPrompt | Conversation)
+    except InvalidRequest:
+        pass

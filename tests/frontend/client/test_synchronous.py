@@ -1,0 +1,213 @@
+"""The blocking client on a running engine."""
+
+import time
+from pathlib import Path
+
+import httpx
+import numpy as np
+import pytest
+
+from frontend import router as router_module
+from frontend.client import (
+    Client,
+    DeadlineExceeded,
+    EngineUnavailable,
+    InvalidRequest,
+    Overloaded,
+    RequestLost,
+    SamplingParams,
+    batch,
+)
+from tests.frontend.ipc.serving import Served, serving
+
+SHORT = SamplingParams(max_tokens=6, seed=1, ignore_eos=True)
+ENDLESS = SamplingParams(seed=1, ignore_eos=True)
+
+
+def test_answers_come_in_the_order_of_the_prompts(client: Client) -> None:
+    lengths = [9, 1, 30, 2, 17]
+    params = [SamplingParams(max_tokens=length, seed=index, ignore_eos=True) for index, length in enumerate(lengths)]
+    outputs = client.generate([f"prompt {index}" for index in range(5)], params, progress=False)
+    assert [len(output.token_ids) for output in outputs] == lengths
+    assert [output.prompt for output in outputs] == [f"prompt {index}" for index in range(5)]
+    assert [output.usage.completion_tokens for output in outputs] == lengths
+    alone = client.generate("prompt 2", params[2])
+    assert (alone[0].text, alone[0].token_ids) == (outputs[2].text, outputs[2].token_ids)
+    assert alone[0].finish_reason == "length"
+
+
+def test_the_same_answer_whole_streamed_submitted_as_ids_and_over_http(client: Client, served: Served) -> None:
+    (whole,) = client.generate("One way", SHORT)
+    deltas = list(client.stream("One way", SHORT))
+    assert "".join(delta.text for delta in deltas) == whole.text
+    assert [token for delta in deltas for token in delta.token_ids] == whole.token_ids
+    assert [delta.finish_reason for delta in deltas][-1] == "length"
+    assert client.submit("One way", SHORT).result(timeout=30) == whole
+    for ids in (whole.prompt_token_ids, tuple(whole.prompt_token_ids), np.array(whole.prompt_token_ids)):
+        (by_ids,) = client.generate(ids, SHORT)
+        assert (by_ids.prompt, by_ids.prompt_token_ids, by_ids.text) == (None, whole.prompt_token_ids, whole.text)
+    body = {"model": "demo", "prompt": "One way", "max_tokens": 6, "seed": 1, "ignore_eos": True}
+    answer = httpx.post(served.running.url + "/v1/completions", json=body).json()
+    assert answer["choices"][0]["text"] == whole.text
+
+
+def test_chat_renders_the_template_that_http_renders(client: Client, served: Served) -> None:
+    messages = [{"role": "user", "content": [{"type": "text", "text": "Hello"}]}]
+    output = client.chat(messages, SHORT)
+    body = {"model": "demo", "messages": messages, "max_tokens": 6, "seed": 1, "ignore_eos": True}
+    answer = httpx.post(served.running.url + "/v1/chat/completions", json=body).json()
+    assert output.text == answer["choices"][0]["message"]["content"]
+    assert output.usage.prompt_tokens == answer["usage"]["prompt_tokens"]
+    assert "".join(delta.text for delta in client.stream(messages, SHORT)) == output.text
+    opened = client.chat([*messages, {"role": "assistant", "content": "Well"}], SHORT, continue_final_message=True)
+    assert opened.prompt_token_ids[: len(output.prompt_token_ids)] == output.prompt_token_ids
+
+
+def test_each_of_n_outputs_has_its_own_seed(client: Client) -> None:
+    (output,) = client.generate("Three", SamplingParams(max_tokens=5, seed=10, n=3, ignore_eos=True))
+    alone = client.generate(["Three"] * 3, [SamplingParams(max_tokens=5, seed=10 + index, ignore_eos=True) for index in range(3)])
+    assert [one.token_ids for one in output.outputs] == [one.token_ids for one in alone]
+    assert [one.index for one in output.outputs] == [0, 1, 2]
+    assert output.usage.completion_tokens == 15
+    streamed: dict[int, list[int]] = {0: [], 1: [], 2: []}
+    for delta in client.stream("Three", SamplingParams(max_tokens=5, seed=10, n=3, ignore_eos=True)):
+        streamed[delta.index] += delta.token_ids
+    assert list(streamed.values()) == [one.token_ids for one in output.outputs]
+
+
+def test_a_stop_string_ends_the_text_and_the_count(client: Client) -> None:
+    (free,) = client.generate("Stop", SamplingParams(max_tokens=40, seed=3, ignore_eos=True))
+    word = free.text[10:14]
+    (stopped,) = client.generate("Stop", SamplingParams(max_tokens=40, seed=3, ignore_eos=True, stop=[word]))
+    assert stopped.text == free.text[: free.text.index(word)]
+    assert (stopped.finish_reason, stopped.outputs[0].stop_reason) == ("stop", word)
+    assert len(stopped.token_ids) < 40
+
+
+def test_more_prompts_than_the_window_holds(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(batch, "_WINDOW", 4)
+    outputs = client.generate([[index + 1] for index in range(25)], SHORT, progress=False)
+    assert [output.prompt_token_ids for output in outputs] == [[index + 1] for index in range(25)]
+    assert client.generate([]) == []
+
+
+def test_progress_is_shown_when_asked_and_not_without_a_terminal(client: Client, capsys: pytest.CaptureFixture[str]) -> None:
+    client.generate(["a", "b"], SHORT)
+    assert capsys.readouterr() == ("", "")
+    client.generate(["a", "b"], SHORT, progress=True)
+    shown = capsys.readouterr()
+    assert shown.out == ""
+    assert "2/2" in shown.err
+    assert "tokens/s" in shown.err
+
+
+def test_requests_go_on_while_another_is_waited_for(client: Client) -> None:
+    handles = [client.submit([index + 1], SHORT) for index in range(10)]
+    last = client.submit([99], SamplingParams(max_tokens=200, seed=1, ignore_eos=True))
+    assert not last.done
+    last.result(timeout=30)
+    assert all(handle.done for handle in handles)
+    assert [len(handle.result().token_ids) for handle in handles] == [6] * 10
+
+
+def test_done_looks_for_news(client: Client) -> None:
+    handle = client.submit([5], SHORT)
+    deadline = time.monotonic() + 30
+    while not handle.done:
+        assert time.monotonic() < deadline
+
+
+def test_leaving_a_stream_aborts_the_request(client: Client, served: Served) -> None:
+    aborted = served.count("finished_abort")
+    for _ in client.stream("endless", ENDLESS):
+        break
+    stream = client.stream("endless", ENDLESS)
+    next(stream)
+    stream.close()
+    assert list(stream) == []
+    never_read = client.stream("endless", ENDLESS)
+    del never_read
+    handle = client.submit("endless", ENDLESS)
+    handle.cancel()
+    handle.cancel()
+    with pytest.raises(RequestLost, match="cancelled"):
+        handle.result()
+    assert client.generate("still here", SHORT)
+    served.running.wait_until_idle()
+    assert served.count("finished_abort") - aborted in (2, 3, 4)  # a request that had not reached the scheduler is none of its
+
+
+def test_time_runs_out(client: Client, served: Served) -> None:
+    with pytest.raises(DeadlineExceeded, match=r"0\.05 s"):
+        client.submit("endless", ENDLESS).result(timeout=0.05)
+    with pytest.raises(DeadlineExceeded, match="1 of 2 answers"):
+        client.generate(["a", "b"], [SamplingParams(max_tokens=1), ENDLESS], timeout=0.3)
+    with pytest.raises(DeadlineExceeded):
+        client.chat([{"role": "user", "content": "a"}], ENDLESS, timeout=0.05)
+    served.running.wait_until_idle()
+
+
+def test_one_wrong_request_of_many_aborts_the_rest(client: Client, served: Served) -> None:
+    with pytest.raises(InvalidRequest) as refused:
+        client.generate([[1], [2] * 9000, [3]], ENDLESS)
+    assert refused.value.param == "prompt"
+    served.running.wait_until_idle()
+
+
+def test_overload_says_when_to_come_back(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(router_module, "_MOST_REQUESTS", 2)
+    running = [client.stream("endless", ENDLESS) for _ in range(2)]
+    assert [bool(next(stream).token_ids) for stream in running] == [True, True]
+    with pytest.raises(Overloaded) as refused:
+        client.generate("one more", SHORT)
+    assert refused.value.retry_after > 0
+
+
+def test_health_statistics_and_trace(client: Client) -> None:
+    health = client.health()
+    assert (health.status, health.workers, health.workers_wanted, health.model) == ("ok", 1, 1, "demo")
+    before = client.stats().counters["generation_tokens"]
+    stream = client.stream("count", SHORT)
+    assert sum(len(delta.token_ids) for delta in stream) == 6
+    stats = client.stats()
+    assert stats.counters["generation_tokens"] == before + 6
+    assert stats.counters["malformed_client_frames"] == 0
+    steps = client.trace()
+    delivered, answered = steps["delivered_ns"], steps["answered_ns"]
+    assert len(steps) >= 6
+    assert delivered.any()
+    assert (delivered[delivered > 0] >= steps["collected_ns"][delivered > 0]).all()
+    assert len(answered) == len(delivered)
+
+
+def test_the_engine_goes_while_requests_wait(served: Served, tmp_path: Path) -> None:
+    with serving(served.running, tmp_path / "api.sock") as other:
+        client = Client(other.path)
+        stream = client.stream("endless", ENDLESS)
+        next(stream)
+        handle = client.submit("endless", ENDLESS)
+    with client:
+        with pytest.raises(RequestLost):
+            handle.result(timeout=30)
+        with pytest.raises(RequestLost):
+            list(stream)
+        with pytest.raises(RequestLost):
+            client.health()
+        with pytest.raises(RequestLost):
+            client.generate("too late", SHORT)
+
+
+def test_after_close_everything_says_so(served: Served) -> None:
+    client = Client(served.path)
+    handle = client.submit("endless", ENDLESS)
+    client.close()
+    client.close()
+    with pytest.raises(RequestLost, match="closed"):
+        handle.result()
+    with pytest.raises(RequestLost, match="closed"):
+        client.stats()
+
+
+def test_nobody_there(tmp_path: Path) -> None:
+    with pytest.raises(EngineUnavailable, match=r"gone\.sock.*engine-launch --ipc"):
+        Client(tmp_path / "gone.sock")
