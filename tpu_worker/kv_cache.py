@@ -38,8 +38,7 @@ def count_blocks(config: EngineConfig, spec: ModelSpec, max_model_len: int, devi
 
 def _free_memory(config: EngineConfig, device: jax.Device) -> int:
     if device.platform == "cpu":
-        free = int(min(psutil.virtual_memory().available * _CPU_SHARE, _CPU_LIMIT)) // config.workers
-        return free
+        return int(min(psutil.virtual_memory().available * _CPU_SHARE, _CPU_LIMIT)) // config.workers
     stats = device.memory_stats()
     if not stats or "bytes_limit" not in stats:
         raise CapacityError(f"{device.device_kind} does not say how much memory it has: set --kv-cache-memory")

@@ -1,5 +1,6 @@
 """The device programs of a loaded model: a step and a sampler per bucket, and one that admits a request."""
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeAlias
@@ -53,7 +54,8 @@ class Compiler:
             sampled = greedy(logits)
             return DeviceState(caches, record_tokens(slots, rows, sampled)), logits, sampled
 
-        return self._compile(step, 1, self.weights, self.state, _packed_step(bucket.rows))
+        program: StepProgram = self._compile(step, 1, self.weights, self.state, _packed_step(bucket.rows))
+        return program
 
     def sampler(self, num_rows: int) -> SampleProgram:
         """Samples the rows of a step again, as their requests want it: (slots, logits [R, V], `pack_step`'s array) ->
@@ -69,9 +71,8 @@ class Compiler:
                 slot = some(rows.slots)
                 params, history = slots.params.at[slot].get(mode="clip"), slots.history.at[slot].get(mode="clip")
                 part = sample(some(logits), params, history, some(rows.ends), rows.flags)
-                return Sampled(
-                    *(jax.lax.dynamic_update_slice_in_dim(a, b, index * _ROWS_AT_ONCE, 0) for a, b in zip(sampled, part, strict=True))
-                )
+                put = functools.partial(jax.lax.dynamic_update_slice_in_dim, start_index=index * _ROWS_AT_ONCE, axis=0)
+                return Sampled(*(put(whole, some_rows) for whole, some_rows in zip(sampled, part, strict=True)))
 
             width = (num_rows, 1 + MAX_LOGPROBS)
             empty = Sampled(jnp.zeros(num_rows, jnp.int32), jnp.zeros(width, jnp.float32), jnp.zeros(width, jnp.int32))
@@ -80,13 +81,15 @@ class Compiler:
             return record_tokens(slots, rows, sampled.token_ids), sampled
 
         logits = jax.ShapeDtypeStruct((num_rows, self.spec.vocab_size), jnp.float32)
-        return self._compile(resample, 0, self.state.slots, logits, _packed_step(num_rows))
+        program: SampleProgram = self._compile(resample, 0, self.state.slots, logits, _packed_step(num_rows))
+        return program
 
     def admit(self) -> AdmitProgram:
         """The admission of one request: (slots, `pack_admission`'s array) -> slots."""
         slots: SlotState = self.state.slots
         packed = jax.ShapeDtypeStruct((1 + ROW_WIDTH + slots.tables.shape[1] + slots.history.shape[1],), jnp.int32)
-        return self._compile(admit, 0, slots, packed)
+        program: AdmitProgram = self._compile(admit, 0, slots, packed)
+        return program
 
     def _compile(self, program: Callable[..., Any], donated: int, *shapes: Shapes) -> Any:
         return jax.jit(program, donate_argnums=donated).lower(*shapes).compile()

@@ -125,9 +125,7 @@ class JaxDevice:
 
 
 def _make_state(config: EngineConfig, spec: ModelSpec, kernels: Kernels, num_blocks: int, max_model_len: int) -> DeviceState:
-    caches = [
-        kernels.make_cache(num_blocks, config.block_size, spec.num_kv_heads, spec.head_dim) for _ in range(spec.num_layers)
-    ]
+    caches = [kernels.make_cache(num_blocks, config.block_size, spec.num_kv_heads, spec.head_dim) for _ in range(spec.num_layers)]
     return DeviceState(caches, make_slots(config.max_num_seqs, max_model_len, config.block_size))
 
 

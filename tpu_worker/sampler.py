@@ -115,10 +115,11 @@ def greedy(logits: jax.Array) -> jax.Array:
 
 
 def _unpack(packed: jax.Array) -> Rows:
-    floats = jax.lax.bitcast_convert_type(packed[:, _INTS : _INTS + _FLOATS], jnp.float32)
-    seeds = jax.lax.bitcast_convert_type(packed[:, 3:5], jnp.uint32)
-    num_prompt, min_length, top_k = packed[:, 0], packed[:, 1], packed[:, 2]
-    return Rows(num_prompt, min_length, top_k, seeds, *(floats[:, i] for i in range(_FLOATS)), packed[:, _INTS + _FLOATS :])
+    ints, floats, stop_ids = jnp.split(packed, (_INTS, _INTS + _FLOATS), axis=1)
+    num_prompt, min_length, top_k = ints[:, 0], ints[:, 1], ints[:, 2]
+    seeds = jax.lax.bitcast_convert_type(ints[:, 3:], jnp.uint32)
+    temperature, top_p, min_p, repetition, presence, frequency = jax.lax.bitcast_convert_type(floats, jnp.float32).T
+    return Rows(num_prompt, min_length, top_k, seeds, temperature, top_p, min_p, repetition, presence, frequency, stop_ids)
 
 
 def _first_index(values: jax.Array, top: jax.Array) -> jax.Array:
@@ -169,7 +170,8 @@ def _count(history: jax.Array, num_prompt: jax.Array, lengths: jax.Array, vocab_
 
     chunks = (jnp.max(lengths) + _HISTORY_CHUNK - 1) // _HISTORY_CHUNK
     start = (jnp.zeros((num_rows, vocab_size), bool), jnp.zeros((num_rows, vocab_size)))
-    return jax.lax.fori_loop(0, chunks, count_chunk, start)
+    counted: tuple[jax.Array, jax.Array] = jax.lax.fori_loop(0, chunks, count_chunk, start)
+    return counted
 
 
 def _filter(logits: jax.Array, rows: Rows) -> jax.Array:

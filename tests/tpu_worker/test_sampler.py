@@ -24,7 +24,8 @@ def draw(
     packed = jnp.asarray(np.stack([pack_params(num_prompt, p) for p in params]))
     flags = functools.reduce(lambda a, b: a | b, map(needs, params))
     tokens = np.zeros((len(params), HISTORY), np.int32) if history is None else np.asarray(history, np.int32)
-    return run(jnp.asarray(logits), packed, jnp.asarray(tokens), jnp.asarray(lengths, jnp.int32), jnp.int32(flags))
+    sampled: Sampled = run(jnp.asarray(logits), packed, jnp.asarray(tokens), jnp.asarray(lengths, jnp.int32), jnp.int32(flags))
+    return sampled
 
 
 def random_logits(rows: int, seed: int = 0) -> Floats:

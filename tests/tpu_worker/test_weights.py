@@ -26,7 +26,7 @@ KERNELS: Kernels = xla_kernels()
 
 
 def load(source: WeightSource) -> Weights:
-    loader = WeightLoader(source, KERNELS, 16, lambda done, total: None)
+    loader = WeightLoader(source, KERNELS, 16, lambda *_: None)
     return loader.load_rest(loader.load_first())
 
 
@@ -90,7 +90,7 @@ def test_safetensors(tmp_path: Path, shards: int) -> None:
 
 @pytest.mark.parametrize("dtype", [np.float16, np.float32])
 def test_safetensors_of_other_float_types(tmp_path: Path, dtype: type) -> None:
-    tensors = {name: tensor.astype(dtype) for name, tensor in TENSORS.items()}
+    tensors: Tensors = {name: tensor.astype(dtype) for name, tensor in TENSORS.items()}
     check_against(load(SafetensorsSource(write_model(tmp_path, CONFIG, tensors))), TENSORS, 0.0)
 
 
@@ -161,14 +161,14 @@ def test_safetensors_with_a_missing_tensor(tmp_path: Path) -> None:
 
 
 def test_safetensors_with_a_wrong_shape(tmp_path: Path) -> None:
-    tensors = {**TENSORS, "model.layers.0.mlp.down_proj.weight": np.zeros((64, 81), ml_dtypes.bfloat16)}
+    tensors: Tensors = {**TENSORS, "model.layers.0.mlp.down_proj.weight": np.zeros((64, 81), ml_dtypes.bfloat16)}
     source = SafetensorsSource(write_model(tmp_path, CONFIG, tensors))
     with pytest.raises(ModelError, match=r"down_proj\.weight has shape \[64, 81\], but the model's sizes ask for \[64, 80\]"):
         load(source)
 
 
 def test_safetensors_of_integers(tmp_path: Path) -> None:
-    tensors = {**TENSORS, "model.norm.weight": np.zeros(64, np.int8)}
+    tensors: Tensors = {**TENSORS, "model.norm.weight": np.zeros(64, np.int8)}
     with pytest.raises(ModelError, match=r"model\.norm\.weight is of type I8"):
         load(SafetensorsSource(write_model(tmp_path, CONFIG, tensors)))
 

@@ -32,7 +32,8 @@ def make_tensors(config: Mapping[str, Any], seed: int = 0) -> Tensors:
     rng = np.random.default_rng(seed)
     hidden, mlp, dim = config["hidden_size"], config["intermediate_size"], config["head_dim"]
     q_size, kv_size = config["num_attention_heads"] * dim, config["num_key_value_heads"] * dim
-    shapes: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (config["vocab_size"], hidden), "model.norm.weight": (hidden,)}
+    shapes: dict[str, tuple[int, ...]] = {"model.norm.weight": (hidden,)}
+    shapes["model.embed_tokens.weight"] = (config["vocab_size"], hidden)
     if not config["tie_word_embeddings"]:
         shapes["lm_head.weight"] = (config["vocab_size"], hidden)
     for layer in range(config["num_hidden_layers"]):
@@ -82,7 +83,7 @@ def reference_logits(config: Mapping[str, Any], tensors: Tensors, token_ids: npt
     turn = np.exp(1j * angles)[:, None, :]
 
     def project(x: npt.NDArray[Any], name: str) -> npt.NDArray[Any]:
-        return x @ weights[name + ".weight"].T + weights.get(name + ".bias", 0.0)  # type: ignore[no-any-return]
+        return x @ weights[name + ".weight"].T + weights.get(name + ".bias", 0.0)
 
     def norm(x: npt.NDArray[Any], name: str) -> npt.NDArray[Any]:
         return x / np.sqrt((x**2).mean(-1, keepdims=True) + eps) * weights[name + ".weight"]  # type: ignore[no-any-return]
@@ -109,4 +110,4 @@ def reference_logits(config: Mapping[str, Any], tensors: Tensors, token_ids: npt
         gate = project(h, prefix + "mlp.gate_proj")
         x = x + project(gate / (1 + np.exp(-gate)) * project(h, prefix + "mlp.up_proj"), prefix + "mlp.down_proj")
     head = "model.embed_tokens.weight" if config["tie_word_embeddings"] else "lm_head.weight"
-    return norm(x, "model.norm") @ weights[head].T  # type: ignore[no-any-return]
+    return norm(x, "model.norm") @ weights[head].T

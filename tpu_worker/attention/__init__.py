@@ -22,7 +22,7 @@ class AttentionMetadata:
     offsets: jax.Array  # [R + 1] int32, offsets[0] = 0
 
     def locate(self, num_tokens: int) -> tuple[jax.Array, jax.Array, jax.Array]:
-        """Of each of T tokens its row [T] int32, position [T] int32, and whether it is real [T] bool; padding has row and position 0."""
+        """Of each of T tokens its row and position, [T] int32, and whether it is real, [T] bool; padding has row and position 0."""
         tokens = jnp.arange(num_tokens, dtype=jnp.int32)
         rows = jnp.searchsorted(self.offsets[1:], tokens, side="right", method="compare_all").astype(jnp.int32)
         real = rows < self.starts.shape[0]

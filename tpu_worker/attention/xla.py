@@ -1,10 +1,14 @@
 """Paged attention in plain XLA: runs wherever JAX does, and is the fallback where no kernel of the platform is there."""
 
+from typing import TypeAlias
+
 import jax
 import jax.numpy as jnp
 
 from tpu_worker.attention import AttentionMetadata
 from tpu_worker.models.layers import rotate
+
+Pass: TypeAlias = tuple[jax.Array, jax.Array, jax.Array, jax.Array]  # index, top scores, sums of weights, sums of values
 
 _KEYS_AT_ONCE = 128  # positions per pass: bounds the gathered keys to T × 128 × KH × D values whatever the context
 
@@ -67,7 +71,7 @@ def attend(
     grouped = (q * scale).reshape(num_tokens, num_kv_heads, num_heads // num_kv_heads, head_dim)
     width = blocks_at_once * block_size
 
-    def one_pass(carry: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
+    def one_pass(carry: Pass) -> Pass:
         index, top, total, out = carry
         blocks = jax.lax.dynamic_slice_in_dim(tables, index * blocks_at_once, blocks_at_once, axis=1)
         gathered = jax.lax.bitcast_convert_type(cache[:, blocks], jnp.bfloat16).astype(jnp.float32)
@@ -98,9 +102,7 @@ def attend(
     return out.reshape(num_tokens, num_heads, head_dim), cache
 
 
-def _write(
-    cache: jax.Array, k: jax.Array, v: jax.Array, tables: jax.Array, positions: jax.Array, real: jax.Array
-) -> jax.Array:
+def _write(cache: jax.Array, k: jax.Array, v: jax.Array, tables: jax.Array, positions: jax.Array, real: jax.Array) -> jax.Array:
     num_blocks, block_size = cache.shape[1:3]
     blocks = jnp.take_along_axis(tables, (positions // block_size)[:, None], axis=1)[:, 0]
     blocks = jnp.where(real, blocks, num_blocks)  # outside: dropped

@@ -31,7 +31,7 @@ def linear(
     x: jax.Array,
     weight: PlainWeight,
     *,
-    num_rows: jax.Array | None = None,
+    num_rows: jax.Array | None = None,  # noqa: ARG001 padding is computed like the rest
     norm: jax.Array | None = None,
     eps: float = 0.0,
     residual: jax.Array | None = None,

@@ -1,0 +1,63 @@
+"""The portable attention against the obvious one."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import ml_dtypes
+import numpy as np
+import pytest
+
+from protocol.codec import Float32Array, Int32Array
+from tpu_worker.attention import AttentionMetadata, reference, xla
+from tpu_worker.models.layers import rotary_table
+
+BLOCKS, BLOCK_SIZE, MAX_BLOCKS = 60, 8, 20
+
+
+def rounded(values: Float32Array) -> Float32Array:
+    """What a bfloat16 cache makes of them."""
+    return values.astype(ml_dtypes.bfloat16).astype(np.float32)
+
+
+@pytest.mark.parametrize(("heads", "kv_heads", "dim"), [(4, 2, 16), (9, 3, 64), (2, 2, 96)])
+@pytest.mark.parametrize(("window", "cap"), [(None, None), (5, None), (None, 3.0), (40, 8.0)])
+def test_agrees_with_the_reference(heads: int, kv_heads: int, dim: int, window: int | None, cap: float | None) -> None:
+    """A decode row, a whole prompt, a later chunk, a padding row; padding tokens and unwritten cache are NaN."""
+    rng = np.random.default_rng(0)
+    starts, counts = np.array([131, 0, 13, 0], np.int32), np.array([1, 19, 12, 0], np.int32)
+    offsets = np.concatenate([[0], np.cumsum(counts)]).astype(np.int32)
+    used, tokens = int(offsets[-1]), int(offsets[-1]) + 5
+    shuffled = rng.permutation(BLOCKS)[: 3 * MAX_BLOCKS].reshape(3, MAX_BLOCKS)
+    tables: Int32Array = np.concatenate([shuffled, np.zeros((1, MAX_BLOCKS), int)]).astype(np.int32)
+    cache = np.full((2, BLOCKS, BLOCK_SIZE, kv_heads, dim), np.nan, np.float32)
+    for row in range(4):
+        for position in range(starts[row]):
+            where = tables[row, position // BLOCK_SIZE], position % BLOCK_SIZE
+            cache[:, where[0], where[1]] = rounded(rng.normal(size=(2, kv_heads, dim)).astype(np.float32))
+    q = rng.normal(size=(tokens, heads, dim)).astype(np.float32)
+    k, v = rng.normal(size=(2, tokens, kv_heads, dim)).astype(np.float32)
+    q[used:], k[used:], v[used:] = np.nan, np.nan, np.nan
+
+    expected, cache_after = reference.attend(
+        q, rounded(k), rounded(v), cache, tables, starts, counts, scale=0.3, sliding_window=window, soft_cap=cap
+    )
+    bits = jnp.asarray(cache.astype(ml_dtypes.bfloat16).view(np.uint16))
+    meta = AttentionMetadata(*map(jnp.asarray, (tables, starts, counts, offsets)))
+    attend = jax.jit(functools.partial(xla.attend, scale=0.3, sliding_window=window, soft_cap=cap))
+    out, written = attend(q, k, v, bits, meta)
+    np.testing.assert_allclose(np.asarray(out), expected, atol=2e-5)
+    assert not np.asarray(out)[used:].any()
+    np.testing.assert_array_equal(np.asarray(written).view(ml_dtypes.bfloat16).astype(np.float32), cache_after)
+
+
+def test_fused_rotates_by_position() -> None:
+    """One token at position 3 of a rotation by a quarter turn per position: three quarters, written out."""
+    table = jnp.asarray(rotary_table(8, np.array([np.pi / 2], np.float32)))
+    cache = jnp.zeros((2, 2, 4, 1, 2), jnp.uint16)
+    meta = AttentionMetadata(jnp.array([[1, 0]]), jnp.array([3]), jnp.array([1]), jnp.array([0, 1]))
+    qkv = jnp.array([[1.0, 0.0, 1.0, 2.0, 5.0, 6.0]])  # q, k, v
+    out, cache = xla.attend_fused(qkv, cache, meta, table, num_heads=1, scale=1.0)
+    stored = jax.lax.bitcast_convert_type(cache, jnp.bfloat16)[:, 1, 3, 0].astype(jnp.float32)
+    np.testing.assert_allclose(np.asarray(stored), [[2.0, -1.0], [5.0, 6.0]], atol=1e-2)  # (a, b) turned by 270° is (b, -a)
+    assert out.shape == (1, 1, 2)

@@ -1,0 +1,36 @@
+"""Every step finds a shape, and a cheap one."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tpu_worker.buckets import Bucket, cheapest, make_buckets
+
+
+@given(st.integers(1, 600), st.integers(1, 4096), st.data())
+def test_the_first_two_hold_any_step(max_num_seqs: int, max_num_batched_tokens: int, data: st.DataObject) -> None:
+    buckets = make_buckets(max_num_seqs, max_num_batched_tokens)
+    rows = data.draw(st.integers(1, max_num_seqs))
+    tokens = data.draw(st.integers(rows, max(rows, max_num_batched_tokens)))
+    for ready in (buckets[:2], buckets):
+        chosen = cheapest(ready, tokens, rows, 0.3)
+        assert chosen.tokens >= tokens and chosen.rows >= rows
+    assert len(set(buckets)) == len(buckets) and all(bucket.tokens >= bucket.rows for bucket in buckets)
+
+
+def test_buckets_of_the_defaults() -> None:
+    buckets = make_buckets(256, 512)
+    assert buckets[:2] == (Bucket(4, 4), Bucket(512, 256))
+    assert {Bucket(16, 16), Bucket(64, 64), Bucket(256, 256), Bucket(512, 4), Bucket(128, 16)} <= set(buckets)
+
+
+def test_decode_takes_the_decode_bucket() -> None:
+    buckets = make_buckets(64, 512)
+    assert cheapest(buckets, 3, 3, 0.3) == Bucket(4, 4)
+    assert cheapest(buckets, 17, 17, 0.3) == Bucket(64, 64)
+    assert cheapest(buckets, 100, 2, 0.3) == Bucket(128, 4)
+
+
+def test_a_step_that_none_holds_is_refused() -> None:
+    with pytest.raises(ValueError, match="no bucket holds 600 tokens of 2 rows"):
+        cheapest(make_buckets(64, 512), 600, 2, 0.3)
