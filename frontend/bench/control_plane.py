@@ -64,7 +64,5 @@ def _print_table(rows: list[Row]) -> None:
 
     table = Table("running", "steps/s", "ms/step", "scheduler µs/step", title="control plane alone")
     for row in rows:
-        table.add_row(
-            str(row.running), f"{row.steps_per_second:.0f}", f"{row.ms_per_step:.3f}", f"{row.scheduler_busy_us:.0f}"
-        )
+        table.add_row(str(row.running), f"{row.steps_per_second:.0f}", f"{row.ms_per_step:.3f}", f"{row.scheduler_busy_us:.0f}")
     Console().print(table)
