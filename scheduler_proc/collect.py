@@ -7,6 +7,7 @@ import numpy as np
 from protocol.codec import BoolArray, Int32Array, UInt64Array, unpack_int32
 from protocol.errors import ProtocolError
 from protocol.messages import Finished, FinishReason, ModelRunnerOutput, TopLogprobs
+from scheduler_proc.cohort import Cohort
 from scheduler_proc.in_flight import InFlightStep
 from scheduler_proc.lane import Lane
 from scheduler_proc.request import Request
@@ -37,13 +38,16 @@ def collect_step(lane: Lane, output: ModelRunnerOutput) -> tuple[InFlightStep, O
     token_ids, failed_rows = _unpack(lane, step, output)
     lane.in_flight.popleft()
     lane.ledger.answer()
-    alive = lane.generation[step.slots] == step.generations
-    if failed_rows or not alive.all():
-        return step, _collect_some(lane, step, output, alive, token_ids, failed_rows)
-    _commit(lane, step.slots, step.ends)
-    slots = step.sampled_slots
-    outcome = Outcome(_EMPTY_IDS, _EMPTY, logprobs={int(lane.request_id[slots[e.row]]): e.logprobs for e in output.logprobs})
-    _believe(lane, slots, token_ids, outcome)
+    if failed_rows or step.releases != lane.releases:
+        alive = lane.generation[step.slots] == step.generations
+        if failed_rows or not alive.all():
+            return step, _collect_some(lane, step, output, alive, token_ids, failed_rows)
+    # Every decode row ends a position further than the step before, so it fills a block only when it ends on a boundary.
+    if step.cohort is None or not (step.ends % lane.block_size).all():
+        _commit(lane, step.slots, step.ends)
+    cohort = step.cohort or lane.gather(step.sampled_slots)
+    outcome = Outcome(_EMPTY_IDS, _EMPTY, logprobs={int(cohort.request_ids[e.row]): e.logprobs for e in output.logprobs})
+    _believe(lane, cohort, token_ids, outcome)
     return step, outcome
 
 
@@ -62,7 +66,8 @@ def finished_message(request: Request, reason: FinishReason, tokens: Int32Array,
 
 def _unpack(lane: Lane, step: InFlightStep, output: ModelRunnerOutput) -> tuple[Int32Array, list[int]]:
     """Token ids and failed rows of an answer. Raises ProtocolError when they do not fit the step."""
-    token_ids, failed_rows = unpack_int32(output.token_ids_i32), unpack_int32(output.failed_rows_i32).tolist()
+    token_ids = unpack_int32(output.token_ids_i32)
+    failed_rows = unpack_int32(output.failed_rows_i32).tolist() if output.failed_rows_i32 else []
     if len(token_ids) != step.num_tokens:
         raise ProtocolError(f"step {step.step_id} samples {step.num_tokens} rows, its answer has {len(token_ids)} tokens")
     if any(not 0 <= row < len(token_ids) for row in failed_rows) or any(not 0 <= e.row < len(token_ids) for e in output.logprobs):
@@ -81,17 +86,23 @@ def _commit(lane: Lane, slots: Int32Array, ends: Int32Array) -> None:
             lane.commit_blocks(int(slots[row]), int(full[row]))
 
 
-def _believe(lane: Lane, slots: Int32Array, token_ids: Int32Array, outcome: Outcome) -> None:
+def _believe(lane: Lane, cohort: Cohort, token_ids: Int32Array, outcome: Outcome) -> None:
     """Appends the values of rows whose request still holds its slot, and ends the requests whose last token they bring."""
+    slots = cohort.slots
     lengths = lane.known[slots]
     lane.tokens[slots, lengths] = token_ids
     lengths += 1
     lane.known[slots] = lengths
     outcome.num_tokens += len(slots)
-    streamed = lane.stream[slots]
-    if streamed.any():
-        outcome.request_ids, outcome.token_ids = lane.request_id[slots[streamed]], token_ids[streamed]
-    candidates = (token_ids == lane.first_stop[slots]) | (lengths >= lane.target[slots]) | lane.more_stops[slots]
+    if cohort.streamed is None:
+        outcome.request_ids, outcome.token_ids = cohort.request_ids, token_ids
+    elif cohort.streamed.any():
+        outcome.request_ids, outcome.token_ids = cohort.request_ids[cohort.streamed], token_ids[cohort.streamed]
+    candidates = (token_ids == cohort.first_stop) | (lengths >= cohort.target)
+    if cohort.more_stops is not None:
+        candidates |= cohort.more_stops
+    if not candidates.any():
+        return
     for row in np.flatnonzero(candidates).tolist():
         slot, length = int(slots[row]), int(lengths[row])
         request = lane.requests[slot]
@@ -118,7 +129,7 @@ def _collect_some(
         if holder is not None and not holder.finished:
             outcome.logprobs[holder.request_id] = entry.logprobs
     believed = good[sampled]
-    _believe(lane, step.slots[sampled[believed]], token_ids[believed], outcome)
+    _believe(lane, lane.gather(step.slots[sampled[believed]]), token_ids[believed], outcome)
     for index in np.flatnonzero(~believed).tolist():
         row = sampled[index]
         if alive[row]:

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from protocol.codec import BoolArray, Int32Array, Int64Array
+from scheduler_proc.cohort import Cohort
 
 
 @dataclass(slots=True)
@@ -18,6 +19,8 @@ class InFlightStep:
     num_prefill_tokens: int
     scheduled_ns: int
     sent_ns: int = 0
+    cohort: Cohort | None = None  # of all rows, when they are the decode set and no more
+    releases: int = 0  # of the lane, when the step was planned: the same number later means that nobody left since
 
     @property
     def sampled_slots(self) -> Int32Array:

@@ -13,10 +13,11 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from protocol.codec import pack_int32
+from protocol.codec import Int32Array, pack_int32
 from protocol.credit import CreditLedger
 from protocol.messages import NewRequest, WorkerReady
 from scheduler_proc.blocks import BlockPool
+from scheduler_proc.cohort import Cohort
 from scheduler_proc.in_flight import InFlightStep
 from scheduler_proc.prefix_cache import extend_hashes
 from scheduler_proc.request import Request
@@ -51,12 +52,14 @@ class Lane:
         self.target = np.zeros(num_slots, np.int32)
         self.committed_blocks = np.zeros(num_slots, np.int32)
         self.num_blocks = np.zeros(num_slots, np.int32)
+        self.releases = 0  # rises whenever a request leaves its slot
         self.block_table = np.zeros((num_slots, max_blocks), np.int32)
         self.request_id = np.zeros(num_slots, np.uint64)
         self.stream = np.zeros(num_slots, bool)
         self.first_stop = np.full(num_slots, _NO_STOP, np.int32)
         self.more_stops = np.zeros(num_slots, bool)  # has stop ids beyond the first
-        self.decoding = _EMPTY  # slots of the standing decode set, in row order
+        self.decoding = _EMPTY  # slots of the standing decode set, in row order; replaced, never changed in place
+        self._cohort = self.gather(_EMPTY)
         self.prefilling: dict[int, int] = {}  # slot -> length at which its prefill ends, in order of admission
         self.detached: dict[tuple[int, int], Request] = {}  # (slot, generation) -> preempted request with tokens in flight
         self.new: dict[int, NewRequest] = {}  # by slot; these and the next three wait for the next step's message
@@ -78,6 +81,26 @@ class Lane:
     def has_work(self) -> bool:
         """Whether a step sent now would compute anything."""
         return bool(len(self.decoding) or self.prefilling or self.joins)
+
+    @property
+    def cohort(self) -> Cohort:
+        """The decode set with its facts."""
+        if self._cohort.slots is not self.decoding:
+            self._cohort = self.gather(self.decoding)
+        return self._cohort
+
+    def gather(self, slots: Int32Array) -> Cohort:
+        """These slots with the facts of their holders."""
+        more_stops, streamed = self.more_stops[slots], self.stream[slots]
+        return Cohort(
+            slots,
+            self.generation[slots],
+            self.request_id[slots],
+            self.target[slots],
+            self.first_stop[slots],
+            more_stops if more_stops.any() else None,
+            None if streamed.all() else streamed,
+        )
 
     def running(self) -> Iterator[tuple[int, Request]]:
         """Each slot that is taken, with its request."""
@@ -131,10 +154,12 @@ class Lane:
         """Takes back slot and blocks of a request that ended or gives way."""
         self.requests[slot] = None
         self.generation[slot] += 1
+        self.releases += 1
         self.pool.release(self.blocks_of(slot))
         self.num_blocks[slot] = 0
         self.free_slots.append(slot)
-        self.decoding = self.decoding[self.decoding != slot]
+        if slot in self.decoding:
+            self.decoding = self.decoding[self.decoding != slot]
         self.prefilling.pop(slot, None)
         if slot in self.joins:
             self.joins.remove(slot)

@@ -6,11 +6,12 @@ import numpy as np
 
 from protocol.codec import Int32Array, pack_int32
 from protocol.messages import SchedulerOutput
+from scheduler_proc.cohort import Cohort
 from scheduler_proc.in_flight import InFlightStep
 from scheduler_proc.lane import Lane
 from scheduler_proc.policy import choose_victim
 
-_EMPTY = np.empty(0, np.int32)
+_NOBODY = np.empty(0, np.int32)
 
 
 def plan_step(lane: Lane, now_ns: int, on_preempt: Callable[[int], None]) -> SchedulerOutput | None:
@@ -20,30 +21,36 @@ def plan_step(lane: Lane, now_ns: int, on_preempt: Callable[[int], None]) -> Sch
     """
     if lane.ledger.available < 1 or not lane.has_work:
         return None
-    lane.decoding = np.concatenate([lane.decoding, np.array(lane.joins, np.int32)]) if lane.joins else lane.decoding
     joins, lane.joins = lane.joins, []
-    growing = _grow(lane, on_preempt)
-    decoding = lane.decoding
-    joins = [slot for slot in joins if slot in decoding] if joins else joins  # growth may have preempted some
+    if joins:
+        lane.decoding = np.concatenate([lane.decoding, np.array(joins, np.int32)])
+    growing = _grow(lane, on_preempt) if lane.cohort.quiet_steps == 0 else _NOBODY
+    if joins:
+        joins = [slot for slot in joins if slot in lane.decoding]  # growth may have preempted some
     leaves, lane.leaves = lane.leaves, []
-    prefill_slots, prefill_counts = _choose_chunks(lane, lane.token_budget - len(decoding))
-    if not len(decoding) and not prefill_slots:
+    cohort = lane.cohort
+    prefill_slots, prefill_counts = _choose_chunks(lane, lane.token_budget - len(cohort.slots)) if lane.prefilling else ([], [])
+    if not len(cohort.slots) and not prefill_slots:
         lane.leaves = leaves
         return None
-    step_id = lane.ledger.send()
-    slots, samples, ends = decoding, np.ones(len(decoding), bool), lane.scheduled[decoding] + 1
-    lane.scheduled[decoding] = ends
-    _retire(lane, decoding, ends)
+    step = InFlightStep(
+        step_id=lane.ledger.send(),
+        slots=cohort.slots,
+        generations=cohort.generations,
+        ends=_advance_decodes(lane, cohort),
+        samples=np.ones(len(cohort.slots), bool),
+        num_decodes=len(cohort.slots),
+        num_prefill_tokens=sum(prefill_counts),
+        scheduled_ns=now_ns,
+        cohort=None if prefill_slots else cohort,
+        releases=lane.releases,
+    )
     if prefill_slots:
-        slots = np.concatenate([decoding, np.array(prefill_slots, np.int32)])
-        sampled = [_advance_prefill(lane, slot, count) for slot, count in zip(prefill_slots, prefill_counts, strict=True)]
-        samples = np.concatenate([samples, np.array(sampled, bool)])
-        ends = lane.scheduled[slots]
-    generations = lane.generation[slots]
-    lane.in_flight.append(InFlightStep(step_id, slots, generations, ends, samples, len(decoding), sum(prefill_counts), now_ns))
+        _add_chunks(lane, step, prefill_slots, prefill_counts)
+    lane.in_flight.append(step)
     output = SchedulerOutput(
         epoch=lane.ledger.epoch,
-        step_id=step_id,
+        step_id=step.step_id,
         released_i32=pack_int32(lane.released) if lane.released else b"",
         new=tuple(lane.new.values()),
         block_slots_i32=pack_int32(growing) if len(growing) else b"",
@@ -52,7 +59,7 @@ def plan_step(lane: Lane, now_ns: int, on_preempt: Callable[[int], None]) -> Sch
         joins_i32=pack_int32(joins) if joins else b"",
         prefill_slots_i32=pack_int32(prefill_slots) if prefill_slots else b"",
         prefill_counts_i32=pack_int32(prefill_counts) if prefill_slots else b"",
-        num_decodes=len(decoding),
+        num_decodes=step.num_decodes,
         scheduled_ns=now_ns,
     )
     lane.released, lane.new = [], {}
@@ -98,9 +105,31 @@ def _advance_prefill(lane: Lane, slot: int, count: int) -> bool:
     return True
 
 
-def _retire(lane: Lane, decoding: Int32Array, ends: Int32Array) -> None:
-    """Takes out of the decode set whoever has its last token scheduled: lengths are known ahead, so no step goes past them."""
-    last = ends + 1 >= lane.target[decoding]
+def _add_chunks(lane: Lane, step: InFlightStep, prefill_slots: list[int], prefill_counts: list[int]) -> None:
+    """Puts the rows of the prompt chunks behind the decode rows."""
+    sampled = [_advance_prefill(lane, slot, count) for slot, count in zip(prefill_slots, prefill_counts, strict=True)]
+    step.slots = np.concatenate([step.slots, np.array(prefill_slots, np.int32)])
+    step.generations = lane.generation[step.slots]
+    step.samples = np.concatenate([step.samples, np.array(sampled, bool)])
+    step.ends = lane.scheduled[step.slots]
+
+
+def _advance_decodes(lane: Lane, cohort: Cohort) -> Int32Array:
+    """Counts one position of each decode row as scheduled; returns where they end.
+
+    Whoever has its last token scheduled leaves the decode set: lengths are known ahead, so no step goes past them.
+    """
+    ends: Int32Array = lane.scheduled[cohort.slots]
+    ends += 1
+    lane.scheduled[cohort.slots] = ends
+    if cohort.quiet_steps > 0:
+        cohort.quiet_steps -= 1
+        return ends
+    last = ends + 1 >= cohort.target
     if last.any():
-        lane.leaves.extend(decoding[last].tolist())
-        lane.decoding = decoding[~last]
+        lane.leaves.extend(cohort.slots[last].tolist())
+        lane.decoding = cohort.slots[~last]
+    elif len(ends):
+        room = lane.num_blocks[cohort.slots] * lane.block_size - ends
+        cohort.quiet_steps = int(min(room.min(), (cohort.target - ends).min() - 2))
+    return ends

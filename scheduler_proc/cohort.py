@@ -1,0 +1,22 @@
+"""Slots that run together in a step, with those of their facts that stay as long as each slot keeps its holder.
+
+They are gathered once, when the set changes, and not in every step: a steady step then costs a handful of vector operations.
+"""
+
+from dataclasses import dataclass
+
+from protocol.codec import BoolArray, Int32Array, Int64Array, UInt64Array
+
+
+@dataclass(slots=True)
+class Cohort:
+    """Row r is slot slots[r]."""
+
+    slots: Int32Array  # [R]
+    generations: Int64Array  # [R], of the slots' holders
+    request_ids: UInt64Array  # [R]
+    target: Int32Array  # [R], lengths at which the requests end
+    first_stop: Int32Array  # [R], one stop id of each, or -1
+    more_stops: BoolArray | None  # [R], who has others; None: nobody
+    streamed: BoolArray | None  # [R], who wants each token at once; None: everybody
+    quiet_steps: int = 0  # steps that can be planned before one of these needs a block or has its last token scheduled
