@@ -96,14 +96,18 @@ class Poller:
 
     def __init__(self) -> None:
         self._poller = zmq.Poller()
+        self._sources: dict[object, object] = {}  # what ZeroMQ watches -> what was asked to be watched
 
     def watch(self, source: "Receiver[Message] | int") -> None:
         """Adds a receiver or a file descriptor."""
-        self._poller.register(source if isinstance(source, int) else source._socket, zmq.POLLIN)
+        watched = source if isinstance(source, int) else source._socket
+        self._sources[watched] = source
+        self._poller.register(watched, zmq.POLLIN)
 
-    def wait(self, timeout: float | None) -> None:
-        """Returns as soon as something is readable, or after `timeout` seconds; None waits for ever."""
-        self._poller.poll(None if timeout is None else max(0, int(timeout * 1e3)))
+    def wait(self, timeout: float | None) -> list[object]:
+        """The sources that are readable, as soon as one is; none after `timeout` seconds; None waits for ever."""
+        ready = self._poller.poll(None if timeout is None else max(0, int(timeout * 1e3)))
+        return [self._sources[watched] for watched, _ in ready]
 
 
 def _open(kind: int, address: str, *, bind: bool) -> "zmq.Socket[bytes]":

@@ -65,9 +65,9 @@ class SchedulerLoop:
         self._launcher.send(Ready())
         checked = True  # whether the state was validated since the last event
         while not (self._draining or self._launcher.closed):
-            self._poller.wait(_TICK)
+            ready = self._poller.wait(_TICK)
             began = now_ns()
-            events = self._read()
+            events = self._read(ready)
             self._execute(self._state.handle(events, began))
             self._busy_ns += now_ns() - began
             if events:
@@ -87,19 +87,22 @@ class SchedulerLoop:
         for sender in (self._to_frontend, *self._to_workers):
             sender.close()
 
-    def _read(self) -> list[Event]:
+    def _read(self, ready: list[object]) -> list[Event]:
         events: list[Event] = []
-        while (order := self._launcher.receive()) is not None:
-            match order:
-                case Drain():
-                    self._draining = True
-                case WorkerLost():
-                    events.append(order)
-        while (message := self._from_frontend.receive()) is not None:
-            events.append(message)
+        if self._launcher.fileno() in ready:
+            while (order := self._launcher.receive()) is not None:
+                match order:
+                    case Drain():
+                        self._draining = True
+                    case WorkerLost():
+                        events.append(order)
+        if self._from_frontend in ready:
+            while (message := self._from_frontend.receive()) is not None:
+                events.append(message)
         for worker, receiver in enumerate(self._from_workers):
-            while (answer := receiver.receive()) is not None:
-                events.append(FromWorker(worker, answer))
+            if receiver in ready:
+                while (answer := receiver.receive()) is not None:
+                    events.append(FromWorker(worker, answer))
         self._state.counters["malformed_frames"] = self._from_frontend.malformed + sum(
             receiver.malformed for receiver in self._from_workers
         )

@@ -118,8 +118,8 @@ class WorkerLoop:
         poller.watch(self._launcher.fileno())
         running = True
         while running and not self._launcher.closed:
-            poller.wait(None)
-            running = not isinstance(self._launcher.receive(), Drain)
+            if self._launcher.fileno() in poller.wait(None):
+                running = not isinstance(self._launcher.receive(), Drain)
             while (message := self._inbox.receive()) is not None:
                 if isinstance(message, Shutdown):
                     running = False

@@ -3,14 +3,16 @@
 It has what a real one has, a block table per slot, a paged cache and a token history per slot, and its tokens depend on the
 whole context as read through them. So a wrong block, position, slot or placeholder shows as a wrong token.
 
-The token at position n of a request with seed s is a hash of (token 0, …, token n-1, n, s): `simulated_token` says it in one line.
+The token at position n of a request with seed s is a hash of (token 0, …, token n-1, n, s): see `simulated_token`.
 """
 
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from protocol.clock import now_ns
 from protocol.codec import BoolArray, Int32Array, UInt64Array
@@ -25,8 +27,9 @@ _SPIN_LIMIT = 64  # attempts to find a token that min_tokens allows; more stop i
 
 def simulated_token(context: Sequence[int], seed: int, vocab_size: int) -> int:
     """The token that follows `context`, prompt and output so far, for a request with this seed."""
-    cells = _cells(np.asarray(context, np.uint64), np.arange(len(context), dtype=np.uint64))
-    return int(_tokens(np.array([cells.sum()], np.uint64), np.array([len(context)]), np.array([seed], np.uint64), vocab_size)[0])
+    weights = _weights(len(context) + 1)
+    context_sum = ((np.asarray(context, np.uint64) + np.uint64(1)) * weights[:-1]).sum(dtype=np.uint64, keepdims=True)
+    return int(_tokens(context_sum, weights[-1:], _mix(np.array([seed % 2**64], np.uint64)), vocab_size)[0])
 
 
 def _mix(values: UInt64Array) -> UInt64Array:
@@ -36,14 +39,15 @@ def _mix(values: UInt64Array) -> UInt64Array:
     return values ^ (values >> np.uint64(31))
 
 
-def _cells(token_ids: UInt64Array, positions: UInt64Array) -> UInt64Array:
-    """What the cache holds for each token: its contribution to the context's hash."""
-    return _mix(token_ids * np.uint64(0x100000001B3) + positions + np.uint64(1))
+def _weights(count: int) -> UInt64Array:
+    """A random odd weight for each position. What the cache holds of a token is (token + 1) × the weight of its position, and the
+    sum of these is a hash of the context."""
+    return _mix(np.arange(1, count + 1, dtype=np.uint64)) | np.uint64(1)
 
 
-def _tokens(context_sums: UInt64Array, positions: Int32Array, seeds: UInt64Array, vocab_size: int) -> Int32Array:
-    hashed = _mix(context_sums ^ _mix(seeds + positions.astype(np.uint64) * _POISON))
-    return (hashed % np.uint64(vocab_size)).astype(np.int32)
+def _tokens(context_sums: UInt64Array, weights: UInt64Array, seed_hashes: UInt64Array, vocab_size: int) -> Int32Array:
+    """`weights`: of the new tokens' positions."""
+    return (_mix(context_sums ^ (seed_hashes + weights)) % np.uint64(vocab_size)).astype(np.int32)
 
 
 @dataclass(slots=True)
@@ -82,7 +86,8 @@ class SimulatedDevice:
         self._sums = np.zeros((self._num_blocks, config.block_size), np.uint64)  # [i, j]: sum of the cells 0 … j of block i
         self._tables = np.zeros((slots, blocks_per_sequence), np.int32)
         self._history = np.zeros((slots, max_model_len + 1), np.int32)
-        self._seeds = np.zeros(slots, np.uint64)
+        self._seed_hashes = np.zeros(slots, np.uint64)
+        self._weights = _weights(max_model_len + 1)
         self._stops: dict[int, tuple[int, frozenset[int]]] = {}  # slot -> length below which these ids are not drawn
         self._free_at_ns = 0
         self._closed = threading.Event()
@@ -120,14 +125,17 @@ class SimulatedDevice:
         """The tokens of one step, for its sampling rows in their order; takes no simulated time."""
         for admission in plan.admissions:
             self._admit(admission)
-        self._tables[plan.block_slots, plan.block_indices] = plan.block_ids
+        if len(plan.block_slots):
+            self._tables[plan.block_slots, plan.block_indices] = plan.block_ids
         decoding = plan.slots[: plan.num_decodes]
         self._write(decoding, plan.starts[: plan.num_decodes])
         for row in range(plan.num_decodes, len(plan.slots)):
             self._write_chunk(int(plan.slots[row]), int(plan.starts[row]), int(plan.starts[row] + plan.counts[row]))
-        slots, lengths = plan.slots[plan.samples], (plan.starts + plan.counts)[plan.samples]
+        slots, lengths = plan.slots, plan.starts + plan.counts
+        if len(slots) > plan.num_decodes:
+            slots, lengths = slots[plan.samples], lengths[plan.samples]
         sums = self._context_sums(slots, lengths)
-        token_ids = _tokens(sums, lengths, self._seeds[slots], self._vocab_size)
+        token_ids = _tokens(sums, self._weights[lengths], self._seed_hashes[slots], self._vocab_size)
         if self._stops:
             self._avoid_stops(slots, lengths, token_ids)
         self._history[slots, lengths] = token_ids
@@ -137,7 +145,7 @@ class SimulatedDevice:
         slot, params = admission.slot, admission.params
         self._history[slot, : len(admission.token_ids)] = admission.token_ids
         self._tables[slot, : len(admission.block_ids)] = admission.block_ids
-        self._seeds[slot] = params.seed % 2**64
+        self._seed_hashes[slot : slot + 1] = _mix(np.array([params.seed % 2**64], np.uint64))
         self._stops.pop(slot, None)
         if params.min_tokens:
             self._stops[slot] = admission.num_prompt_tokens + params.min_tokens, frozenset(params.stop_token_ids)
@@ -147,15 +155,14 @@ class SimulatedDevice:
         if not len(slots):
             return
         blocks, offsets = self._tables[slots, positions // self._block_size], positions % self._block_size
-        before = np.where(offsets > 0, self._sums[blocks, offsets - 1], np.uint64(0))
-        cells = _cells(self._history[slots, positions].astype(np.uint64), positions.astype(np.uint64))
+        before = self._sums[blocks, offsets - 1]
+        before[offsets == 0] = 0
         self._sums[blocks, -1] = _POISON
-        self._sums[blocks, offsets] = before + cells
+        self._sums[blocks, offsets] = before + self._cells(slots, positions)
 
     def _write_chunk(self, slot: int, start: int, end: int) -> None:
         """Like `_write`, for positions start … end - 1 of one slot, block by block."""
-        positions = np.arange(start, end, dtype=np.uint64)
-        cells = _cells(self._history[slot, start:end].astype(np.uint64), positions)
+        cells = self._cells(np.int32(slot), np.arange(start, end))
         while start < end:
             block, offset = self._tables[slot, start // self._block_size], start % self._block_size
             count = min(self._block_size - offset, end - start)
@@ -163,6 +170,10 @@ class SimulatedDevice:
             self._sums[block, -1] = _POISON
             self._sums[block, offset : offset + count] = before + np.cumsum(cells[:count], dtype=np.uint64)
             cells, start = cells[count:], start + count
+
+    def _cells(self, slots: "Int32Array | np.int32", positions: npt.NDArray[np.integer[Any]]) -> UInt64Array:
+        """What the cache holds for the tokens of these slots at these positions."""
+        return (self._history[slots, positions].astype(np.uint64) + np.uint64(1)) * self._weights[positions]  # type: ignore[no-any-return]
 
     def _context_sums(self, slots: Int32Array, lengths: Int32Array) -> UInt64Array:
         """Sum of the cells of the first `lengths` positions of each slot, read through its block table."""
