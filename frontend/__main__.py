@@ -1,5 +1,6 @@
 """Entry point of the frontend process: `python -m frontend FD`, started by the launcher."""
 
+import os
 import sys
 
 import uvloop
@@ -9,10 +10,13 @@ from protocol.errors import EngineError
 from protocol.messages import Failed
 from protocol.supervision import enter_child
 
+_NICENESS = 5  # where cores are few: a late write delays one client, a late step delays all of them
+
 
 def main() -> int:
     """Serves until told to end; returns the exit code."""
     spec, launcher = enter_child(int(sys.argv[1]), "frontend", die_with_launcher=False)
+    os.nice(_NICENESS)
     try:
         uvloop.run(FrontendProcess(spec, launcher).run())
     except EngineError as error:
