@@ -73,7 +73,7 @@ def _measure(options: argparse.Namespace, concurrency: int, depth: int) -> Run:
         "--sim-decode-us", str(options.sim_decode_us), "--sim-decode-us-per-seq", str(options.sim_decode_us_per_seq),
         "--sim-prefill-us-per-token", str(options.sim_prefill_us_per_token),
     ]  # fmt: skip
-    count = max(options.num_prompts, 2 * concurrency)
+    count = max(options.num_prompts, 4 * concurrency)  # enough waves for a steady state
     spec = LoadSpec(count, options.random_input_len, options.random_output_len)
     with running_engine(*flags) as engine:
         began_ns = now_ns()
