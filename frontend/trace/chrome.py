@@ -4,12 +4,12 @@ import msgspec
 
 from frontend.trace.steps import Steps
 
-_SCHEDULER, _FIRST_WORKER, _FIRST_DEVICE = 1, 100, 1000  # process ids of the trace: its lanes, from top to bottom
+_FRONTEND, _SCHEDULER, _FIRST_WORKER, _FIRST_DEVICE = 1, 2, 100, 1000  # process ids of the trace: its lanes, from top to bottom
 
 
 def chrome_trace(steps: Steps) -> bytes:
     """JSON of the trace. Times become microseconds after the first event, each event names its step."""
-    events: list[dict[str, object]] = [_name(_SCHEDULER, "scheduler_proc")]
+    events: list[dict[str, object]] = [_name(_FRONTEND, "frontend"), _name(_SCHEDULER, "scheduler_proc")]
     for worker in steps.workers:
         events += [_name(_FIRST_WORKER + worker, f"tpu_worker {worker}"), _name(_FIRST_DEVICE + worker, f"device {worker}")]
     origin = int(steps["scheduled_ns"].min()) if len(steps) else 0
@@ -24,7 +24,10 @@ def chrome_trace(steps: Steps) -> bytes:
             (_FIRST_DEVICE + worker, "run", "started_ns", "finished_ns"),
             (_FIRST_WORKER + worker, "collect", "finished_ns", "collected_ns"),
             (_SCHEDULER, "answer", "collected_ns", "answered_ns"),
+            (_FRONTEND, "deliver", "answered_ns", "delivered_ns"),
         ):
+            if row.get(end, 0) == 0:  # a step that brought nobody a token is not delivered
+                continue
             # Collection and answers overlap the stages of the next step, so they get rows of their own.
             thread = 2 if what in ("collect", "answer") else 1
             begin_us, end_us = (row[begin] - origin) / 1e3, (row[end] - origin) / 1e3
