@@ -13,7 +13,6 @@ from protocol.messages import (
     AbortRequest,
     AddRequest,
     EngineReady,
-    EngineStats,
     Finished,
     FrontendToScheduler,
     GetStats,
@@ -27,7 +26,6 @@ from protocol.messages import (
     WorkerHung,
     WorkerLost,
     WorkerReady,
-    WorkerStats,
     WorkerToScheduler,
 )
 from scheduler_proc.collect import collect_step
@@ -36,6 +34,7 @@ from scheduler_proc.lane import Lane
 from scheduler_proc.plan import plan_step
 from scheduler_proc.policy import choose_lane
 from scheduler_proc.request import Request, from_message
+from scheduler_proc.stats import engine_stats
 from scheduler_proc.trace import COLUMNS, TraceRing
 from scheduler_proc.waiting import WaitingQueue
 
@@ -106,7 +105,9 @@ class SchedulerState:
                 case WorkerLost(worker, epoch):
                     self._on_worker_lost(worker, epoch, commands)
                 case GetStats(query_id):
-                    commands.append(ToFrontend(self._stats(query_id)))
+                    commands.append(
+                        ToFrontend(engine_stats(query_id, self.lanes, self._config.workers, len(self.waiting), self.counters))
+                    )
                 case GetTrace(query_id):
                     commands.append(ToFrontend(TraceRecords(query_id, COLUMNS, self.trace.rows().astype("<i8").tobytes())))
         self._find_hung(now_ns, commands)
@@ -285,25 +286,3 @@ class SchedulerState:
         else:  # requests that come now wait for a successor, and are checked against the limits that it will have
             self._capacity = msgspec.structs.replace(self._capacity, workers=0)
         commands.append(ToFrontend(self._capacity))
-
-    def _stats(self, query_id: int) -> EngineStats:
-        return EngineStats(
-            query_id=query_id,
-            waiting=len(self.waiting),
-            workers=tuple(self._worker_stats(index) for index in range(self._config.workers)),
-            counters=dict(self.counters),
-        )
-
-    def _worker_stats(self, index: int) -> WorkerStats:
-        lane = self.lanes.get(index)
-        if lane is None:
-            return WorkerStats(worker=index, alive=False, running=0, blocks=0, blocks_free=0, steps=0, in_flight=0)
-        return WorkerStats(
-            worker=index,
-            alive=True,
-            running=lane.num_running,
-            blocks=lane.pool.num_blocks,
-            blocks_free=lane.pool.num_free,
-            steps=lane.ledger.next_step,
-            in_flight=len(lane.in_flight),
-        )
