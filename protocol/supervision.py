@@ -8,13 +8,14 @@ import ctypes
 import os
 import signal
 import socket
+from collections.abc import Callable
 from pathlib import Path
 from typing import Generic, TypeVar
 
 from protocol.codec import Decoder, encode
 from protocol.config import CHILD_SPEC_DECODER, PROTOCOL_VERSION, ChildSpec
-from protocol.errors import ProtocolError
-from protocol.messages import LAUNCHER_TO_CHILD, LauncherToChild
+from protocol.errors import EngineError, ExitCode, ProtocolError
+from protocol.messages import LAUNCHER_TO_CHILD, Failed, LauncherToChild
 
 Message = TypeVar("Message")
 
@@ -94,3 +95,13 @@ def enter_child(fd: int, title: str, *, die_with_launcher: bool) -> tuple[ChildS
     if spec.cpus:
         os.sched_setaffinity(0, spec.cpus)
     return spec, SupervisionLink(end, LAUNCHER_TO_CHILD)
+
+
+def run_child(launcher: SupervisionLink[LauncherToChild], serve: Callable[[], object]) -> int:
+    """Last call of every child: does its work and returns its exit code. An EngineError becomes its last word to the launcher."""
+    try:
+        serve()
+    except EngineError as error:
+        launcher.send(Failed(error.exit_code, str(error)))
+        return error.exit_code
+    return ExitCode.OK

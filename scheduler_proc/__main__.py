@@ -2,25 +2,22 @@
 
 import sys
 
-from protocol.errors import EngineError
-from protocol.messages import Failed
-from protocol.supervision import enter_child
+from protocol.supervision import enter_child, run_child
 from scheduler_proc.loop import SchedulerLoop
 
 
 def main() -> int:
     """Serves until told to end; returns the exit code."""
     spec, launcher = enter_child(int(sys.argv[1]), "scheduler_proc", die_with_launcher=True)
-    try:
+
+    def serve() -> None:
         loop = SchedulerLoop(spec, launcher)
         try:
             loop.run()
         finally:
             loop.close()
-    except EngineError as error:
-        launcher.send(Failed(error.exit_code, str(error)))
-        return error.exit_code
-    return 0
+
+    return run_child(launcher, serve)
 
 
 if __name__ == "__main__":

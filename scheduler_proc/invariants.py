@@ -41,13 +41,8 @@ def _validate_lane(lane: Lane) -> None:
     named = lane.committed_blocks[slots] * lane.block_size
     assert (named < lane.known[slots]).all(), "a block is named before its tokens are known"
     for slot in taken:
-        expected = _tokens_in_flight(lane, slot)
+        expected = lane.tokens_in_flight(slot)
         placeholders = int(lane.scheduled[slot]) + 1 - int(lane.known[slot]) if slot not in lane.prefilling else 0
         assert placeholders == expected, f"slot {slot} counts {placeholders} placeholders, {expected} are in flight"
     for (_, generation), request in lane.detached.items():
         assert request.in_flight > 0 and generation >= 0
-
-
-def _tokens_in_flight(lane: Lane, slot: int) -> int:
-    generation = lane.generation[slot]
-    return sum(int(((step.sampled_slots == slot) & (step.sampled_generations == generation)).sum()) for step in lane.in_flight)

@@ -178,14 +178,19 @@ class Lane:
         assert request is not None
         generation = int(self.generation[slot])
         request.tokens = self.tokens[slot, : self.known[slot]].copy()
-        request.in_flight = sum(
-            int(np.count_nonzero((step.sampled_slots == slot) & (step.sampled_generations == generation)))
-            for step in self.in_flight
-        )
+        request.in_flight = self.tokens_in_flight(slot)
         if request.in_flight:
             self.detached[slot, generation] = request
         self.release(slot)
         return request
+
+    def tokens_in_flight(self, slot: int) -> int:
+        """Sampled tokens of the slot's holder that are still to come."""
+        generation = self.generation[slot]
+        return sum(
+            int(np.count_nonzero((step.sampled_slots == slot) & (step.sampled_generations == generation)))
+            for step in self.in_flight
+        )
 
     def blocks_of(self, slot: int) -> list[int]:
         """Blocks of the slot's request, in the order of its positions."""

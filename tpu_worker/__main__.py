@@ -6,10 +6,9 @@ from pathlib import Path
 import msgspec
 
 from protocol.config import EngineConfig
-from protocol.errors import EngineError, ModelError
+from protocol.errors import ModelError
 from protocol.gguf_header import read_gguf_header
-from protocol.messages import Failed
-from protocol.supervision import enter_child
+from protocol.supervision import enter_child, run_child
 from tpu_worker.device import Device
 from tpu_worker.loop import WorkerLoop
 
@@ -17,12 +16,7 @@ from tpu_worker.loop import WorkerLoop
 def main() -> int:
     """Serves until told to end; returns the exit code."""
     spec, launcher = enter_child(int(sys.argv[1]), "tpu_worker", die_with_launcher=True)
-    try:
-        WorkerLoop(spec, launcher, _make_device(spec.config, spec.index)).run()
-    except EngineError as error:
-        launcher.send(Failed(error.exit_code, str(error)))
-        return error.exit_code
-    return 0
+    return run_child(launcher, lambda: WorkerLoop(spec, launcher, _make_device(spec.config, spec.index)).run())
 
 
 def _make_device(config: EngineConfig, index: int) -> Device:

@@ -2,6 +2,7 @@
 
 import secrets
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 
 import msgspec
@@ -14,7 +15,7 @@ from frontend.generation import TextDelta, TextGeneration, TokenLogprob
 _json = msgspec.json.encode
 
 
-class Answer:
+class Answer(ABC):
     """What completions and chats share; each says how it writes text and log-probabilities.
 
     Chunks are put together from bytes: what does not change within a request is encoded once.
@@ -31,17 +32,17 @@ class Answer:
         self._continuous = options is not None and options.continuous_usage_stats is True
         self._begun: set[int] = set()
 
+    @abstractmethod
     def content_chunk(self, index: int, text: str, *, first: bool) -> bytes:
         """Members of a chunk's choice that hold its text. `first`: of this choice."""
-        raise NotImplementedError
 
+    @abstractmethod
     def content(self, index: int, text: str) -> dict[str, object]:
         """Members of a whole choice that hold its text."""
-        raise NotImplementedError
 
+    @abstractmethod
     def logprobs(self, tokens: list[TokenLogprob]) -> dict[str, object] | None:
         """Log-probabilities in the format of the route; None where not asked."""
-        raise NotImplementedError
 
     def chunk(self, index: int, generation: TextGeneration, delta: TextDelta) -> bytes:
         """One event: what `delta` adds to choice `index`."""
