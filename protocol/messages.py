@@ -195,6 +195,7 @@ class WorkerReady(Message, frozen=True, tag="ready"):
     max_model_len: int
     vocab_size: int
     device: str
+    saturating_tokens: int = 0  # tokens of a step that keep its arithmetic busy: more take in proportion longer; 0: not known
 
 
 class RowLogprobs(Message, frozen=True):

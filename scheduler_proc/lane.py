@@ -37,6 +37,7 @@ class Lane:
         self.max_model_len = ready.max_model_len
         self.vocab_size = ready.vocab_size
         self.token_budget = token_budget  # tokens a step may compute
+        self.saturating_tokens = ready.saturating_tokens or token_budget
         self.prefix_caching = prefix_caching
         self.ledger = CreditLedger(queue_depth, ready.epoch)
         self.pool = BlockPool(ready.num_blocks)

@@ -29,7 +29,7 @@ def plan_step(lane: Lane, now_ns: int, on_preempt: Callable[[int], None]) -> Sch
         joins = [slot for slot in joins if slot in lane.decoding]  # growth may have preempted some
     leaves, lane.leaves = lane.leaves, []
     cohort = lane.cohort
-    prefill_slots, prefill_counts = _choose_chunks(lane, lane.token_budget - len(cohort.slots)) if lane.prefilling else ([], [])
+    prefill_slots, prefill_counts = _choose_chunks(lane, len(cohort.slots)) if lane.prefilling else ([], [])
     if not len(cohort.slots) and not prefill_slots:
         lane.leaves = leaves
         return None
@@ -80,16 +80,21 @@ def _grow(lane: Lane, on_preempt: Callable[[int], None]) -> Int32Array:
     return growing
 
 
-def _choose_chunks(lane: Lane, budget: int) -> tuple[list[int], list[int]]:
-    """Slots and token counts of the prompt chunks that fit into `budget` tokens."""
-    slots, counts = [], []
+def _choose_chunks(lane: Lane, num_tokens: int) -> tuple[list[int], list[int]]:
+    """Slots and token counts of the prompt chunks that fit into the budget beside `num_tokens` decode tokens.
+
+    Once the step saturates the device, another prompt would only delay the first token of the ones before it: it waits for the
+    next step.
+    """
+    slots: list[int] = []
+    counts: list[int] = []
     for slot, end in lane.prefilling.items():
-        if budget <= 0:
+        if num_tokens >= lane.token_budget or (slots and num_tokens >= lane.saturating_tokens):
             break
-        count = min(end - int(lane.scheduled[slot]), budget)
+        count = min(end - int(lane.scheduled[slot]), lane.token_budget - num_tokens)
         slots.append(slot)
         counts.append(count)
-        budget -= count
+        num_tokens += count
     return slots, counts
 
 

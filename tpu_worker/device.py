@@ -62,6 +62,7 @@ class Capacity:
     max_model_len: int  # tokens
     vocab_size: int
     description: str  # for people: "cpu (2 threads)", "TPU v6e x4"
+    saturating_tokens: int = 0  # tokens of a step from which on its time grows in proportion; 0: not known
 
 
 class Device(Protocol):

@@ -144,6 +144,7 @@ class WorkerLoop:
                 max_model_len=capacity.max_model_len,
                 vocab_size=capacity.vocab_size,
                 device=capacity.description,
+                saturating_tokens=capacity.saturating_tokens,
             )
         )
         self._launcher.send(Ready())

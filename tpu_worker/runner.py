@@ -24,6 +24,8 @@ from tpu_worker.sampler import LOGPROBS, Sampled, needs
 from tpu_worker.warmup import Programs, use_compilation_cache
 from tpu_worker.weights.load import WeightLoader, open_source
 
+_CPU_SATURATING_TOKENS = 128  # products of so many rows run at the speed of arithmetic on every CPU measured
+
 
 @dataclass(frozen=True, slots=True)
 class StepHandle:
@@ -77,7 +79,8 @@ class JaxDevice:
         # As one program, so that the caches are made without a copy.
         self._state = jax.jit(make_state)()
         self._programs.start_rest()
-        return Capacity(num_blocks, max_model_len, spec.vocab_size, describe(device, kernels.name))
+        saturating = _CPU_SATURATING_TOKENS if device.platform == "cpu" else 0
+        return Capacity(num_blocks, max_model_len, spec.vocab_size, describe(device, kernels.name), saturating)
 
     def dispatch(self, plan: StepPlan) -> StepHandle:
         """As the protocol says. Uploads one array for the step and one for each admission."""

@@ -1,5 +1,8 @@
 """Matrix products for the CPU: bf16 or int8 weights, f32 everything else, in C++ (tpu_worker/native/matmul.cc).
 
+Where the machine multiplies bf16 by bf16 (AVX512-BF16), twice as fast as f32, inputs of bf16 weights are rounded to bf16 too, but
+for those that are large beside the others of their row, which keep about 16 bits. Sums stay f32.
+
 Every element of a product is one chain of fused multiply-adds in the order of the input features, whatever the number of rows, the
 rows beside it or the number of threads: a row of `linear` has the same bits in every batch and in every bucket.
 """
@@ -24,8 +27,9 @@ Kind = Literal["bf16", "int8"]
 class PackedWeight:
     """A weight [out, in] cut into panels of C output features, laid out in the order in which the kernel reads them."""
 
-    panels: jax.Array  # [P, in, C] uint16 (bf16 pairs) or int8
+    panels: jax.Array  # [P, in, C] uint16 (bf16) or int8, or [P, ceil(in / 2), C] uint32 (two inputs' bf16)
     scales: jax.Array | None  # [P * C] f32, one per output feature: int8 only
+    in_features: int = field(metadata={"static": True})
     out_features: int = field(metadata={"static": True})  # of the result: half the rows of the weight if gated
     gated: bool = field(metadata={"static": True})  # panels alternate between gate and up
 
@@ -33,6 +37,11 @@ class PackedWeight:
 def available() -> bool:
     """Whether the C++ kernels can be had on this machine; warns once, with the reason, if not."""
     return build.libraries() is not None
+
+
+def rounds_inputs() -> bool:
+    """Whether `linear` rounds inputs before it multiplies them with bf16 weights, as this machine does it fastest."""
+    return bool(build.library("matmul").twodeep_dots_pairs())
 
 
 def pack(weight: npt.ArrayLike, *, kind: Kind = "bf16", gated: bool = False) -> PackedWeight:
@@ -52,7 +61,12 @@ def pack(weight: npt.ArrayLike, *, kind: Kind = "bf16", gated: bool = False) -> 
     columns: int = library.twodeep_panel_columns()
     features = rows // 2 if gated else rows
     num_panels = -(-features // columns) * (2 if gated else 1)
-    panels = process_arena().zeros((num_panels, width, columns), np.int8 if kind == "int8" else np.uint16)
+    if kind == "int8":
+        panels = process_arena().zeros((num_panels, width, columns), np.int8)
+    elif rounds_inputs():
+        panels = process_arena().zeros((num_panels, -(-width // 2), columns), np.uint32)
+    else:
+        panels = process_arena().zeros((num_panels, width, columns), np.uint16)
     scales = np.zeros(num_panels * columns, np.float32) if kind == "int8" else None
     library.twodeep_pack(
         ctypes.c_void_p(source.ctypes.data),
@@ -63,7 +77,7 @@ def pack(weight: npt.ArrayLike, *, kind: Kind = "bf16", gated: bool = False) -> 
         ctypes.c_void_p(panels.ctypes.data),
         ctypes.c_void_p(None if scales is None else scales.ctypes.data),
     )
-    return PackedWeight(jax.dlpack.from_dlpack(panels), None if scales is None else jnp.asarray(scales), features, gated)
+    return PackedWeight(jax.dlpack.from_dlpack(panels), None if scales is None else jnp.asarray(scales), width, features, gated)
 
 
 def linear(
@@ -81,7 +95,9 @@ def linear(
     norm: [in] f32; x becomes x / sqrt(mean(x²) + eps) * norm first. residual: [T, out] f32, added to the result.
     """
     build.library("matmul")
-    tokens = x.shape[0]
+    tokens, width = x.shape
+    if width != weight.in_features:
+        raise ValueError(f"the weight is not packed for inputs of width {width}, but of {weight.in_features}")
     nothing = jnp.zeros((0,), jnp.float32)
     rows = jnp.full((1,), tokens, jnp.int32) if num_rows is None else jnp.reshape(num_rows, (1,)).astype(jnp.int32)
     call = jax.ffi.ffi_call("twodeep_linear", jax.ShapeDtypeStruct((tokens, weight.out_features), jnp.float32))

@@ -22,6 +22,8 @@ inline constexpr XLA_FFI_DataType kDataType<float> = XLA_FFI_DataType_F32;
 template <>
 inline constexpr XLA_FFI_DataType kDataType<int32_t> = XLA_FFI_DataType_S32;
 template <>
+inline constexpr XLA_FFI_DataType kDataType<uint32_t> = XLA_FFI_DataType_U32;
+template <>
 inline constexpr XLA_FFI_DataType kDataType<uint16_t> = XLA_FFI_DataType_U16;
 template <>
 inline constexpr XLA_FFI_DataType kDataType<int8_t> = XLA_FFI_DataType_S8;

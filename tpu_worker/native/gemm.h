@@ -3,6 +3,8 @@
 
 #include <algorithm>
 #include <cmath>
+#include <type_traits>
+#include <vector>
 
 #include "micro.h"
 
@@ -10,17 +12,25 @@ namespace twodeep {
 
 // Rows whose inputs stay in the second-level cache while a block of panels passes by.
 inline constexpr int kRowBlock = 96;
-// Depth of a panel that stays in the first-level cache while the row tiles of a block pass by.
-inline constexpr int kDepthBlock = 640;
+// Bytes of a panel that stay in the first-level cache while the row tiles of a block pass by.
+inline constexpr int kDepthBytes = 40960;
 // Bytes between the weights in use and those fetched: at two rows of work for each row of a panel, the time memory takes to answer.
 inline constexpr int kPrefetch = 4096;
 // Rows of a full tile: with two vectors of columns, six rows fill the sixteen registers of AVX2.
 inline constexpr int kTileRows = 6;
 
+// What a panel's elements are multiplied with: inputs as they are, or two of them rounded to bf16.
+template <class B>
+using Input = std::conditional_t<std::is_same_v<B, Bf16Pair>, Bf16Pair, float>;
+
+// Inputs that one element of a panel spans.
+template <class B>
+inline constexpr int kSpan = std::is_same_v<B, Bf16Pair> ? 2 : 1;
+
 template <class B>
 struct Gemm {
   const float* x;         // [T, K]
-  const B* w;             // [panels][K][2W]
+  const B* w;             // [panels][depth][2W]
   const float* scale;     // [panels * 2W], or null
   const float* norm;      // [K] weight of an RMS norm over x, or null
   const float* residual;  // [T, N], or null
@@ -28,10 +38,12 @@ struct Gemm {
   int rows, k, n, panels;
   float eps;
   bool gated;  // panels alternate between gate and up: out = silu(gate) * up, and n counts the pairs of columns
+
+  int depth() const { return (k + kSpan<B> - 1) / kSpan<B>; }
 };
 
 template <int W>
-void rms_norm(const float* x, const float* weight, float eps, int k, float* y) {
+float sum_squares(const float* x, int k) {
   using F = typename Vec<W>::f32;
   F squares{};
   int i = 0;
@@ -41,10 +53,88 @@ void rms_norm(const float* x, const float* weight, float eps, int k, float* y) {
   }
   float sum = sum_lanes<W>(squares);
   for (; i < k; ++i) sum += x[i] * x[i];
-  const float factor = 1.0f / std::sqrt(sum / static_cast<float>(k) + eps);
-  for (i = 0; i + W <= k; i += W) store(y + i, load<F>(x + i) * factor * load<F>(weight + i));
+  return sum;
+}
+
+template <int W>
+void rms_norm(const float* x, const float* weight, float eps, int k, float* y) {
+  using F = typename Vec<W>::f32;
+  const float factor = 1.0f / std::sqrt(sum_squares<W>(x, k) / static_cast<float>(k) + eps);
+  int i = 0;
+  for (; i + W <= k; i += W) store(y + i, load<F>(x + i) * factor * load<F>(weight + i));
   for (; i < k; ++i) y[i] = x[i] * factor * weight[i];
 }
+
+// What rounding took from one pair of inputs.
+struct Remainder {
+  int at;  // index of the pair
+  Bf16Pair value;
+};
+
+// Inputs larger than this many times the root mean square of their row are multiplied with what rounding took from them, too. They
+// are few, and most of a product's error is theirs: with them, log-probabilities are as close to float32 as with unrounded inputs.
+inline constexpr float kLarge = 2.5f;
+
+// To nearest even, without the branch of `to_bf16`, which would keep the loop around it from being vectorised. NaN stays NaN.
+inline uint32_t round_half(float x) {
+  uint32_t u;
+  std::memcpy(&u, &x, 4);
+  const uint32_t rounded = (u + 0x7fffu + ((u >> 16) & 1u)) >> 16;
+  return (u & 0x7fffffffu) > 0x7f800000u ? (u >> 16) | 0x40u : rounded;
+}
+
+inline float unrounded(uint32_t half) {
+  float x;
+  half <<= 16;
+  std::memcpy(&x, &half, 4);
+  return x;
+}
+
+// Rounds x[0 … k) to pairs y, and appends the remainders of the large ones.
+template <int W>
+void round_pairs(const float* x, int k, Bf16Pair* y, std::vector<Remainder>& remainders) {
+  for (int i = 0; i < k / 2; ++i) y[i] = round_half(x[2 * i]) | round_half(x[2 * i + 1]) << 16;
+  if (k % 2) y[k / 2] = round_half(x[k - 1]);
+  const float large = kLarge * std::sqrt(sum_squares<W>(x, k) / static_cast<float>(k));
+  const auto keep = [&](int i) {
+    const float next = i + 1 < k ? x[i + 1] : 0.0f;
+    if (!(std::fabs(x[i]) > large || std::fabs(next) > large)) return;
+    const Bf16Pair pair = y[i / 2];
+    remainders.push_back({i / 2, round_half(x[i] - unrounded(pair & 0xffffu)) | round_half(next - unrounded(pair >> 16)) << 16});
+  };
+  int i = 0;
+  for (; i + W <= k; i += W) {
+    float most = 0.0f;
+    for (int j = 0; j < W; ++j) most = std::fabs(x[i + j]) > most ? std::fabs(x[i + j]) : most;
+    if (most > large)
+      for (int j = 0; j < W; j += 2) keep(i + j);
+  }
+  for (; i < k; i += 2) keep(i);
+}
+
+#if defined(__AVX512BF16__)
+// Adds the products of a row's remainders to its raw products with panels [first, last).
+template <int W>
+void add_remainders(const Gemm<Bf16Pair>& g, const Remainder* begin, const Remainder* end, int first, int last, float* c) {
+  using F = typename Vec<W>::f32;
+  using U = typename Vec<W>::u32;
+  const size_t panel = static_cast<size_t>(g.depth()) * 2 * W;
+  const auto add = [&](auto panels, int p) {
+    constexpr int kVectors = 2 * decltype(panels)::value;
+    F acc[kVectors];
+    float* at = c + static_cast<size_t>(p - first) * 2 * W;
+    for (int j = 0; j < kVectors; ++j) acc[j] = load<F>(at + j * W);
+    for (const Remainder* r = begin; r != end; ++r) {
+      const U x = U{} + r->value;
+      for (int j = 0; j < kVectors; ++j) dot_pairs<W>(acc[j], load<U>(g.w + (p + j / 2) * panel + (2 * r->at + j % 2) * W), x);
+    }
+    for (int j = 0; j < kVectors; ++j) store(at + j * W, acc[j]);
+  };
+  int p = first;
+  for (; p + 4 <= last; p += 4) add(std::integral_constant<int, 4>{}, p);
+  for (; p < last; ++p) add(std::integral_constant<int, 1>{}, p);
+}
+#endif
 
 // x / (1 + e^-x), for any x: the exponential is taken of -|x|, which cannot overflow.
 template <int W>
@@ -64,7 +154,7 @@ constexpr int tile_panels(int rows) {
 }
 
 template <int W, class B>
-[[gnu::noinline]] void tile(int rows, int panels, const float* a, size_t lda, const B* b, size_t panel, int k, float* c, size_t ldc,
+[[gnu::noinline]] void tile(int rows, int panels, const Input<B>* a, size_t lda, const B* b, size_t panel, int k, float* c, size_t ldc,
                             bool accumulate) {
   switch (rows * 2 + panels - 1) {
 #define TILE(R, P) \
@@ -84,16 +174,18 @@ template <int W, class B>
 
 // Rows [row, row + rows) times panels [first, last). `a`: the prepared inputs of these rows. `c`: room for their raw products.
 template <int W, class B>
-void multiply(const Gemm<B>& g, const float* a, size_t lda, int rows, int first, int last, float* c, size_t ldc) {
+void multiply(const Gemm<B>& g, const Input<B>* a, size_t lda, int rows, int first, int last, float* c, size_t ldc) {
   constexpr int kColumns = 2 * W;
-  const size_t panel = static_cast<size_t>(g.k) * kColumns;
-  const int steps = rows <= kTileRows ? 1 : (g.k + kDepthBlock - 1) / kDepthBlock;
-  const int depth = (g.k + steps - 1) / steps;
+  constexpr int kDepthBlock = kDepthBytes / (kColumns * static_cast<int>(sizeof(B)));
+  const int whole = g.depth();
+  const size_t panel = static_cast<size_t>(whole) * kColumns;
+  const int steps = rows <= kTileRows ? 1 : (whole + kDepthBlock - 1) / kDepthBlock;
+  const int depth = (whole + steps - 1) / steps;
   // Tiles of about one height: a low one at the end would have too few chains to keep the multipliers busy.
   const int tiles = (rows + kTileRows - 1) / kTileRows;
   const int most = tile_panels<W>((rows + tiles - 1) / tiles);
-  for (int k = 0; k < g.k; k += depth) {
-    const int size = std::min(depth, g.k - k);
+  for (int k = 0; k < whole; k += depth) {
+    const int size = std::min(depth, whole - k);
     for (int p = first; p < last;) {
       const int width = std::min(most, last - p);
       const B* b = g.w + p * panel + static_cast<size_t>(k) * kColumns;

@@ -1,6 +1,4 @@
 // XLA custom calls for matrix products with packed weights, and the packing itself.
-#include <type_traits>
-
 #include "gemm.h"
 #include "parallel.h"
 
@@ -11,7 +9,7 @@ constexpr int kColumns = 2 * kLanes;
 
 template <class B>
 void run(const Pool& pool, const Gemm<B>& g) {
-  const size_t bytes = static_cast<size_t>(g.panels) * g.k * kColumns * sizeof(B);
+  const size_t bytes = static_cast<size_t>(g.panels) * g.depth() * kColumns * sizeof(B);
   const int row_blocks = (g.rows + kRowBlock - 1) / kRowBlock;
   if (row_blocks == 0) return;
   const int rows_each = (((g.rows + row_blocks - 1) / row_blocks) + kTileRows - 1) / kTileRows * kTileRows;
@@ -23,32 +21,54 @@ void run(const Pool& pool, const Gemm<B>& g) {
   group = std::max(2, (group + 1) / 2 * 2);
   const int groups = (g.panels + group - 1) / group;
 
-  const size_t lda = g.norm ? g.k + 16 : g.k;
+  constexpr bool kRounds = std::is_same_v<Input<B>, Bf16Pair>;
+  const bool prepares = g.norm || kRounds;
+  const size_t lda = prepares ? g.depth() + 16 : g.k;  // 16 more than a row: rows a power of two apart would share cache sets
   const size_t ldc = static_cast<size_t>(group) * kColumns;
   const bool direct = !g.gated && g.scale == nullptr && g.residual == nullptr && g.n % kColumns == 0;
   struct Local {
     int block = -1;
+    std::vector<Remainder> remainders;  // of the block's rows, one after the other; empty where inputs are not rounded
+    std::vector<size_t> ends;           // of each row's
   };
   parallel_for<Local>(pool, row_blocks * groups, threads, [&](int task, Local& local) {
     const int block = task / groups;
     const int first = task % groups * group, last = std::min(first + group, g.panels);
     const int row = block * rows_each, rows = std::min(rows_each, g.rows - row);
     if (rows <= 0) return;
-    float* prepared = scratch(static_cast<size_t>(rows_each) * (lda + ldc));
-    const float* a = g.x + static_cast<size_t>(row) * g.k;
-    if (g.norm) {
-      if (local.block != block)
-        for (int r = 0; r < rows; ++r) rms_norm<kLanes>(a + static_cast<size_t>(r) * g.k, g.norm, g.eps, g.k, prepared + r * lda);
+    float* c = scratch(static_cast<size_t>(rows_each) * (ldc + lda) + g.k);
+    auto* prepared = reinterpret_cast<Input<B>*>(c + static_cast<size_t>(rows_each) * ldc);
+    float* normed = c + static_cast<size_t>(rows_each) * (ldc + lda);  // room for one row
+    const float* x = g.x + static_cast<size_t>(row) * g.k;
+    if (prepares && local.block != block) {
+      local.remainders.clear();
+      local.ends.clear();
+      for (int r = 0; r < rows; ++r) {
+        const float* from = x + static_cast<size_t>(r) * g.k;
+        if constexpr (kRounds) {
+          if (g.norm) rms_norm<kLanes>(from, g.norm, g.eps, g.k, normed);
+          round_pairs<kLanes>(g.norm ? normed : from, g.k, prepared + r * lda, local.remainders);
+          local.ends.push_back(local.remainders.size());
+        } else {
+          rms_norm<kLanes>(from, g.norm, g.eps, g.k, prepared + r * lda);
+        }
+      }
       local.block = block;
-      a = prepared;
     }
-    if (direct) {
-      multiply<kLanes>(g, a, lda, rows, first, last, g.out + static_cast<size_t>(row) * g.n + static_cast<size_t>(first) * kColumns, g.n);
-    } else {
-      float* c = prepared + rows_each * lda;
-      multiply<kLanes>(g, a, lda, rows, first, last, c, ldc);
+    const Input<B>* a = prepared;
+    if constexpr (!kRounds) {
+      if (!prepares) a = x;
+    }
+    float* raw = direct ? g.out + static_cast<size_t>(row) * g.n + static_cast<size_t>(first) * kColumns : c;
+    const size_t stride = direct ? g.n : ldc;
+    multiply<kLanes>(g, a, lda, rows, first, last, raw, stride);
+    if constexpr (kRounds) {
+      const Remainder* all = local.remainders.data();
+      for (int r = 0; r < rows; ++r)
+        add_remainders<kLanes>(g, all + (r ? local.ends[r - 1] : 0), all + local.ends[r], first, last, raw + r * stride);
+    }
+    if (!direct)
       for (int r = 0; r < rows; ++r) finish<kLanes>(g, c + r * ldc, row + r, first, last);
-    }
   });
 }
 
@@ -56,11 +76,12 @@ void run(const Pool& pool, const Gemm<B>& g) {
 void linear(const Call& call) {
   const Buffer x = call.operand(0), w = call.operand(1), out = call.result(0);
   const int tokens = static_cast<int>(x.dim(0)), k = static_cast<int>(x.dim(1)), n = static_cast<int>(out.dim(1));
-  if (w.dim(1) != k || w.dim(2) != kColumns) throw Refusal{"linear: the weight is not packed for this machine or for inputs of this width"};
+  const int span = w.holds<Bf16Pair>() ? 2 : 1;
+  if (w.dim(1) != (k + span - 1) / span || w.dim(2) != kColumns) throw Refusal{"linear: the weight is not packed for this machine or for inputs of this width"};
   const int rows = std::clamp(call.operand(5).data<int32_t>()[0], 0, tokens);
   const float* residual = call.operand(4).data_if_any<float>();
   auto fill = [&](const auto* weight) {
-    run(call.pool(), Gemm<std::remove_reference_t<decltype(*weight)>>{
+    run(call.pool(), Gemm<std::remove_cv_t<std::remove_reference_t<decltype(*weight)>>>{
                          .x = x.data<float>(),
                          .w = weight,
                          .scale = call.operand(2).data_if_any<float>(),
@@ -78,6 +99,8 @@ void linear(const Call& call) {
   std::memset(out.data<float>() + static_cast<size_t>(rows) * n, 0, static_cast<size_t>(tokens - rows) * n * sizeof(float));
   if (w.holds<int8_t>()) {
     fill(w.data<int8_t>());
+  } else if constexpr (kDotsPairs) {
+    fill(w.data<Bf16Pair>());
   } else {
     fill(w.data<uint16_t>());
   }
@@ -98,6 +121,12 @@ void pack_row(const S* row, int k, int column, uint16_t* panel, float*) {
 }
 
 template <class S>
+void pack_row(const S* row, int k, int column, Bf16Pair* panel, float*) {
+  for (int i = 0; i < k; ++i)
+    panel[static_cast<size_t>(i / 2) * kColumns + column] |= static_cast<uint32_t>(to_bf16(value(row[i]))) << (i % 2 * 16);
+}
+
+template <class S>
 void pack_row(const S* row, int k, int column, int8_t* panel, float* scale) {
   float largest = 0.0f;
   for (int i = 0; i < k; ++i) largest = std::max(largest, std::fabs(value(row[i])));
@@ -109,12 +138,12 @@ void pack_row(const S* row, int k, int column, int8_t* panel, float* scale) {
 
 template <class S, class B>
 void pack(const S* weight, int n, int k, bool gated, B* panels, float* scale) {
-  const int half = gated ? n / 2 : n;
+  const int half = gated ? n / 2 : n, depth = (k + kSpan<B> - 1) / kSpan<B>;
   for (int row = 0; row < n; ++row) {
     const int column = row < half ? row : row - half;
     const int panel = column / kColumns * (gated ? 2 : 1) + (row < half ? 0 : 1);
     const int at = column % kColumns;
-    pack_row(weight + static_cast<size_t>(row) * k, k, at, panels + static_cast<size_t>(panel) * k * kColumns,
+    pack_row(weight + static_cast<size_t>(row) * k, k, at, panels + static_cast<size_t>(panel) * depth * kColumns,
              scale ? scale + panel * kColumns + at : nullptr);
   }
 }
@@ -126,12 +155,16 @@ extern "C" XLA_FFI_Error* twodeep_linear(XLA_FFI_CallFrame* frame) { return twod
 
 extern "C" int twodeep_panel_columns() { return twodeep::kColumns; }
 
-// weight: [n, k] of f32, or of bf16 if `narrow`. panels: [panels, k, columns], zeroed, of bf16, or of int8 if `scale` is not null.
+// Whether this machine multiplies bf16 by bf16: panels of bf16 then hold pairs of inputs, and inputs are rounded too.
+extern "C" int twodeep_dots_pairs() { return twodeep::kDotsPairs; }
+
+// weight: [n, k] of f32, or of bf16 if `narrow`. panels, zeroed: of int8 [panels, k, columns] if `scale` is not null; else of pairs
+// of bf16 [panels, (k + 1) / 2, columns] where the machine multiplies them, and of bf16 [panels, k, columns] where not.
 extern "C" void twodeep_pack(const void* weight, int narrow, int n, int k, int gated, void* panels, float* scale) {
   using twodeep::pack;
   const auto* f = static_cast<const float*>(weight);
   const auto* h = static_cast<const uint16_t*>(weight);
-  auto* wide = static_cast<uint16_t*>(panels);
+  auto* wide = static_cast<std::conditional_t<twodeep::kDotsPairs, twodeep::Bf16Pair, uint16_t>*>(panels);
   auto* bytes = static_cast<int8_t*>(panels);
   if (scale) return narrow ? pack(h, n, k, gated, bytes, scale) : pack(f, n, k, gated, bytes, scale);
   return narrow ? pack(h, n, k, gated, wide, scale) : pack(f, n, k, gated, wide, scale);

@@ -71,6 +71,33 @@ template <int W, int R, int P, class B>
   }
 }
 
+#if defined(__AVX512BF16__)
+// The same for pairs of inputs: k counts pairs, and each instruction advances every chain by two inputs.
+template <int W, int R, int P>
+[[gnu::always_inline]] inline void advance(typename Vec<W>::f32 (&acc)[R][P][2], const Bf16Pair* a, size_t lda, const Bf16Pair* b,
+                                           ptrdiff_t panel, int k, const void* next) {
+  using U = typename Vec<W>::u32;
+  for (int i = 0; i < k; ++i) {
+    U w[P][2];
+#pragma GCC unroll 4
+    for (int p = 0; p < P; ++p)
+#pragma GCC unroll 2
+      for (int h = 0; h < 2; ++h) {
+        w[p][h] = load<U>(b + p * panel + (2 * i + h) * W);
+        if (p == 0) __builtin_prefetch(static_cast<const char*>(next) + (2 * static_cast<size_t>(i) + h) * W * sizeof(Bf16Pair));
+      }
+#pragma GCC unroll 16
+    for (int r = 0; r < R; ++r) {
+      const U x = U{} + a[r * lda + i];
+#pragma GCC unroll 4
+      for (int p = 0; p < P; ++p)
+#pragma GCC unroll 2
+        for (int h = 0; h < 2; ++h) dot_pairs<W>(acc[r][p][h], w[p][h], x);
+    }
+  }
+}
+#endif
+
 // Moves R x P tiles of accumulators from and to memory: 2W columns of panel p at c + r * ldc + p * 2W.
 template <int W, int R, int P>
 [[gnu::always_inline]] inline void load_tile(typename Vec<W>::f32 (&acc)[R][P][2], const float* c, size_t ldc) {
