@@ -1,9 +1,12 @@
 """The C++ kernels' build: once per machine and source, whole or not at all, and never fatal."""
 
+import platform
 import shutil
+import subprocess
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import jax
 import pytest
 
 from tpu_worker.matmul import preferred
@@ -101,3 +104,16 @@ def test_a_damaged_library_is_compiled_again(tmp_path: Path, monkeypatch: pytest
 def test_amx_prefers_xla() -> None:
     assert preferred(frozenset({"avx2", "avx512f", "amx_bf16"})) == "xla"
     assert preferred(frozenset({"avx2", "avx512f"})) == "native"
+
+
+@needs_compiler
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="names processors of x86")
+@pytest.mark.parametrize("processor", ["x86-64", "haswell", "skylake-avx512", "cooperlake"])
+def test_kernels_compile_for_other_processors_than_this_one(processor: str) -> None:
+    """Each takes other branches of the sources: no vectors to speak of, AVX2, AVX-512, and bf16 dot products."""
+    flags = [flag for flag in build.FLAGS if flag != "-march=native"]
+    for name in build.LIBRARIES:
+        source = str(build.SOURCES / f"{name}.cc")
+        command = [build.find_compiler(), *flags, f"-march={processor}", "-fsyntax-only", "-isystem", jax.ffi.include_dir(), source]
+        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=build.COMPILE_TIMEOUT_S)
+        assert done.returncode == 0, done.stderr

@@ -61,12 +61,9 @@ def pack(weight: npt.ArrayLike, *, kind: Kind = "bf16", gated: bool = False) -> 
     columns: int = library.twodeep_panel_columns()
     features = rows // 2 if gated else rows
     num_panels = -(-features // columns) * (2 if gated else 1)
-    if kind == "int8":
-        panels = process_arena().zeros((num_panels, width, columns), np.int8)
-    elif rounds_inputs():
-        panels = process_arena().zeros((num_panels, -(-width // 2), columns), np.uint32)
-    else:
-        panels = process_arena().zeros((num_panels, width, columns), np.uint16)
+    pairs = kind == "bf16" and rounds_inputs()
+    element = np.int8 if kind == "int8" else np.uint32 if pairs else np.uint16
+    panels = process_arena().zeros((num_panels, -(-width // 2) if pairs else width, columns), element)
     scales = np.zeros(num_panels * columns, np.float32) if kind == "int8" else None
     library.twodeep_pack(
         ctypes.c_void_p(source.ctypes.data),

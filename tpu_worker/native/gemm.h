@@ -112,7 +112,6 @@ void round_pairs(const float* x, int k, Bf16Pair* y, std::vector<Remainder>& rem
   for (; i < k; i += 2) keep(i);
 }
 
-#if defined(__AVX512BF16__)
 // Adds the products of a row's remainders to its raw products with panels [first, last).
 template <int W>
 void add_remainders(const Gemm<Bf16Pair>& g, const Remainder* begin, const Remainder* end, int first, int last, float* c) {
@@ -134,7 +133,6 @@ void add_remainders(const Gemm<Bf16Pair>& g, const Remainder* begin, const Remai
   for (; p + 4 <= last; p += 4) add(std::integral_constant<int, 4>{}, p);
   for (; p < last; ++p) add(std::integral_constant<int, 1>{}, p);
 }
-#endif
 
 // x / (1 + e^-x), for any x: the exponential is taken of -|x|, which cannot overflow.
 template <int W>

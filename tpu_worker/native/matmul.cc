@@ -7,6 +7,9 @@ namespace {
 
 constexpr int kColumns = 2 * kLanes;
 
+// What panels of bf16 weights are made of on this machine.
+using Narrow = std::conditional_t<kDotsPairs, Bf16Pair, uint16_t>;
+
 template <class B>
 void run(const Pool& pool, const Gemm<B>& g) {
   const size_t bytes = static_cast<size_t>(g.panels) * g.depth() * kColumns * sizeof(B);
@@ -76,8 +79,9 @@ void run(const Pool& pool, const Gemm<B>& g) {
 void linear(const Call& call) {
   const Buffer x = call.operand(0), w = call.operand(1), out = call.result(0);
   const int tokens = static_cast<int>(x.dim(0)), k = static_cast<int>(x.dim(1)), n = static_cast<int>(out.dim(1));
-  const int span = w.holds<Bf16Pair>() ? 2 : 1;
-  if (w.dim(1) != (k + span - 1) / span || w.dim(2) != kColumns) throw Refusal{"linear: the weight is not packed for this machine or for inputs of this width"};
+  const int span = w.holds<int8_t>() ? kSpan<int8_t> : kSpan<Narrow>;
+  if (w.dim(1) != (k + span - 1) / span || w.dim(2) != kColumns)
+    throw Refusal{"linear: the weight is not packed for this machine or for inputs of this width"};
   const int rows = std::clamp(call.operand(5).data<int32_t>()[0], 0, tokens);
   const float* residual = call.operand(4).data_if_any<float>();
   auto fill = [&](const auto* weight) {
@@ -99,10 +103,8 @@ void linear(const Call& call) {
   std::memset(out.data<float>() + static_cast<size_t>(rows) * n, 0, static_cast<size_t>(tokens - rows) * n * sizeof(float));
   if (w.holds<int8_t>()) {
     fill(w.data<int8_t>());
-  } else if constexpr (kDotsPairs) {
-    fill(w.data<Bf16Pair>());
   } else {
-    fill(w.data<uint16_t>());
+    fill(w.data<Narrow>());
   }
 }
 
@@ -164,7 +166,7 @@ extern "C" void twodeep_pack(const void* weight, int narrow, int n, int k, int g
   using twodeep::pack;
   const auto* f = static_cast<const float*>(weight);
   const auto* h = static_cast<const uint16_t*>(weight);
-  auto* wide = static_cast<std::conditional_t<twodeep::kDotsPairs, twodeep::Bf16Pair, uint16_t>*>(panels);
+  auto* wide = static_cast<twodeep::Narrow*>(panels);
   auto* bytes = static_cast<int8_t*>(panels);
   if (scale) return narrow ? pack(h, n, k, gated, bytes, scale) : pack(f, n, k, gated, bytes, scale);
   return narrow ? pack(h, n, k, gated, wide, scale) : pack(f, n, k, gated, wide, scale);

@@ -71,7 +71,6 @@ template <int W, int R, int P, class B>
   }
 }
 
-#if defined(__AVX512BF16__)
 // The same for pairs of inputs: k counts pairs, and each instruction advances every chain by two inputs.
 template <int W, int R, int P>
 [[gnu::always_inline]] inline void advance(typename Vec<W>::f32 (&acc)[R][P][2], const Bf16Pair* a, size_t lda, const Bf16Pair* b,
@@ -96,7 +95,6 @@ template <int W, int R, int P>
     }
   }
 }
-#endif
 
 // Moves R x P tiles of accumulators from and to memory: 2W columns of panel p at c + r * ldc + p * 2W.
 template <int W, int R, int P>

@@ -57,15 +57,15 @@ typedef uint32_t Bf16Pair;
 
 #if defined(__AVX512BF16__)
 inline constexpr bool kDotsPairs = true;
+#else
+inline constexpr bool kDotsPairs = false;
+#endif
 
 // acc[j] += w[j].low * x[j].low + w[j].high * x[j].high. In assembly, since the intrinsics' header would double the time to compile.
 template <int W>
 [[gnu::always_inline]] inline void dot_pairs(typename Vec<W>::f32& acc, typename Vec<W>::u32 w, typename Vec<W>::u32 x) {
-  asm("vdpbf16ps %2, %1, %0" : "+v"(acc) : "v"(w), "v"(x));
+  asm("vdpbf16ps %2, %1, %0" : "+v"(acc) : "v"(w), "v"(x));  // instantiated only if kDotsPairs
 }
-#else
-inline constexpr bool kDotsPairs = false;
-#endif
 
 // 2^x for x <= 0, by a minimax polynomial of degree 6 on [-0.5, 0.5]; relative error below 2e-7; 0 below -126, NaN for NaN.
 template <int W>
