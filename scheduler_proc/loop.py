@@ -68,7 +68,8 @@ class SchedulerLoop:
             ready = self._poller.wait(_TICK)
             began = now_ns()
             events = self._read(ready)
-            self._execute(self._state.handle(events, began))
+            # The time after reading: what arrived while the pipes were read was not taken in before it was there.
+            self._execute(self._state.handle(events, now_ns()))
             self._busy_ns += now_ns() - began
             if events:
                 checked = False
