@@ -14,6 +14,7 @@ from tpu_worker.attention import xla as xla_attention
 from tpu_worker.matmul import cpu as cpu_matmul
 from tpu_worker.matmul import preferred
 from tpu_worker.matmul import xla as xla_matmul
+from tpu_worker.sampler import greedy
 
 Packed: TypeAlias = Any  # a pytree of arrays in the layout of the kernel that made it
 Cache: TypeAlias = Any  # one layer's keys and values, likewise
@@ -73,9 +74,17 @@ class Linear(Protocol):
     ) -> jax.Array:
         """x [T, in] float32 -> [T, out] float32, or for a gated weight silu(gate) * up, [T, out / 2].
 
-        Rows from num_rows [] int32 on are padding, and their result means nothing but is finite. norm [in]: x is divided by
-        the root of the mean of its squares (plus eps) and multiplied by norm first. residual [T, out] is added last.
+        Rows from num_rows [] int32 on are padding, and their result may be anything. norm [in]: x is divided by the root of
+        the mean of its squares (plus eps) and multiplied by norm first. residual [T, out] is added last.
         """
+        ...
+
+
+class Greedy(Protocol):
+    """The most likely token of each row."""
+
+    def __call__(self, logits: jax.Array, num_rows: jax.Array) -> jax.Array:
+        """logits [R, V] float32 -> [R] int32, as `sampler.greedy`; of rows from num_rows [] int32 on, anything."""
         ...
 
 
@@ -88,6 +97,7 @@ class Kernels:
     make_cache: MakeCache
     pack: Pack
     linear: Linear
+    greedy: Greedy
 
 
 def choose_kernels(platform: str, quantization: Literal["none", "int8"], block_size: int, head_dim: int) -> Kernels:
@@ -102,9 +112,16 @@ def choose_kernels(platform: str, quantization: Literal["none", "int8"], block_s
     if quantization == "none" and preferred() == "xla":
         return kernels
     pack = functools.partial(cpu_matmul.pack, kind="int8" if quantization == "int8" else "bf16")
-    return replace(kernels, name="C++", pack=pack, linear=cpu_matmul.linear)
+    return replace(kernels, name="C++", pack=pack, linear=cpu_matmul.linear, greedy=cpu_matmul.greedy)
 
 
 def xla_kernels() -> Kernels:
     """What runs wherever JAX does."""
-    return Kernels("XLA", xla_attention.attend_fused, xla_attention.make_cache, xla_matmul.pack, xla_matmul.linear)
+    return Kernels(
+        "XLA",
+        xla_attention.attend_fused,
+        xla_attention.make_cache,
+        xla_matmul.pack,
+        xla_matmul.linear,
+        lambda logits, _: greedy(logits),
+    )

@@ -15,7 +15,7 @@ from tpu_worker.inputs import SlotState, admit, gather_tokens, grow_tables, reco
 from tpu_worker.kernels import Cache, Kernels
 from tpu_worker.models.llama import Weights, forward
 from tpu_worker.models.spec import ModelSpec
-from tpu_worker.sampler import ROW_WIDTH, Sampled, greedy, sample
+from tpu_worker.sampler import ROW_WIDTH, Sampled, sample
 
 Shapes: TypeAlias = Any  # a pytree of jax.ShapeDtypeStruct
 _ROWS_AT_ONCE = 4  # in the sampler: what it costs goes with the rows that are there, not with the bucket
@@ -50,8 +50,9 @@ class Compiler:
             rows, slots = unpack_rows(packed), grow_tables(state.slots, packed)
             token_ids, meta = gather_tokens(slots, rows, bucket.tokens)
             last = jnp.maximum(meta.offsets[1:] - 1, 0)
-            logits, caches = forward(self.spec, self.kernels, weights, state.caches, token_ids, meta, last)
-            sampled = greedy(logits)
+            num_rows = jnp.sum(rows.counts > 0, dtype=jnp.int32)
+            logits, caches = forward(self.spec, self.kernels, weights, state.caches, token_ids, meta, last, num_rows)
+            sampled = self.kernels.greedy(logits, num_rows)
             return DeviceState(caches, record_tokens(slots, rows, sampled)), logits, sampled
 
         program: StepProgram = self._compile(step, 1, self.weights, self.state, _packed_step(bucket.rows))

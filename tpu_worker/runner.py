@@ -19,6 +19,7 @@ from tpu_worker.kernels import Kernels, choose_kernels
 from tpu_worker.kv_cache import count_blocks
 from tpu_worker.mesh import describe, open_device
 from tpu_worker.models.spec import ModelSpec
+from tpu_worker.native.memory import keep_freed_memory
 from tpu_worker.program import AdmitProgram, Compiler, DeviceState, shapes_of
 from tpu_worker.sampler import LOGPROBS, Sampled, needs
 from tpu_worker.warmup import Programs, use_compilation_cache
@@ -79,6 +80,7 @@ class JaxDevice:
         # As one program, so that the caches are made without a copy.
         self._state = jax.jit(make_state)()
         self._programs.start_rest()
+        keep_freed_memory()
         saturating = _CPU_SATURATING_TOKENS if device.platform == "cpu" else 0
         return Capacity(num_blocks, max_model_len, spec.vocab_size, describe(device, kernels.name), saturating)
 

@@ -94,7 +94,7 @@ def sample(logits: jax.Array, packed: jax.Array, history: jax.Array, lengths: ja
     token_ids = jax.lax.cond(
         flags & (DRAWS | EDITS) == 0,
         lambda: greedy(logits),
-        lambda: jnp.where(jnp.isfinite(top), _draw(logits, rows, history, lengths, flags), -1),
+        lambda: jnp.where(_harmless(logits, top), _draw(logits, rows, history, lengths, flags), -1),
     )
     nothing = jnp.zeros((logits.shape[0], 1 + MAX_LOGPROBS))
     logprobs, ranks = jax.lax.cond(
@@ -106,12 +106,14 @@ def sample(logits: jax.Array, packed: jax.Array, history: jax.Array, lengths: ja
 
 
 def greedy(logits: jax.Array) -> jax.Array:
-    """The most likely token of each row [R] int32, the first of equals; -1 where the logits [R, V] are not finite.
-
-    The largest logit is NaN if any is, and infinite if one is +inf: one reduction finds every logit that would do harm.
-    """
+    """The most likely token of each row [R] int32, the first of equals; -1 where a logit [R, V] would do harm: NaN, or +inf, or all -inf."""
     top = jnp.max(logits, axis=-1)
-    return jnp.where(jnp.isfinite(top), _first_index(logits, top), -1)
+    return jnp.where(_harmless(logits, top), _first_index(logits, top), -1)
+
+
+def _harmless(logits: jax.Array, top: jax.Array) -> jax.Array:
+    """Whether each row [R] of logits [R, V] with the largest one top [R] can be sampled. XLA's maximum on the CPU may lose a NaN."""
+    return jnp.isfinite(top) & jnp.all(logits < jnp.inf, axis=-1)
 
 
 def _unpack(packed: jax.Array) -> Rows:

@@ -78,7 +78,6 @@ def run(shape: Shape, sequences: list[Sample], cuts: list[list[int]], *, rows: i
         meta = metadata(tables, done + [0] * (rows - len(sequences)), counts)
         out, cache = attend(q, k, v, cache, meta, scale=shape.dim**-0.5, **options)
         result = np.asarray(out)
-        np.testing.assert_array_equal(result[at:], 0)
         at = 0
         for row in range(len(sequences)):
             outs[row][done[row] : done[row] + counts[row]] = result[at : at + counts[row]]

@@ -35,8 +35,8 @@ def test_forward_agrees_with_the_textbook(tmp_path: Path, kernels: Kernels, chan
     token_ids = np.random.default_rng(1).integers(0, spec.vocab_size, LENGTH).astype(np.int32)
     caches = [kernels.make_cache(4, 16, spec.num_kv_heads, spec.head_dim) for _ in range(spec.num_layers)]
     meta = AttentionMetadata(jnp.array([[2, 0, 3]]), jnp.array([0]), jnp.array([LENGTH]), jnp.array([0, LENGTH]))
-    run = jax.jit(lambda w, c, t, m, last: forward(spec, kernels, w, c, t, m, last))
-    logits, _ = run(weights, caches, jnp.asarray(token_ids), meta, jnp.array([LENGTH - 1]))
+    run = jax.jit(lambda w, c, t, m, last, rows: forward(spec, kernels, w, c, t, m, last, rows))
+    logits, _ = run(weights, caches, jnp.asarray(token_ids), meta, jnp.array([LENGTH - 1]), jnp.int32(1))
     expected = reference_logits(config, tensors, token_ids)[-1]
     # bfloat16 keys and values, and activations in the products of the XLA kernels: 3 significant digits.
     np.testing.assert_allclose(np.asarray(logits)[0], expected, atol=0.03 * np.abs(expected).max())

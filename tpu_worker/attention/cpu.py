@@ -47,7 +47,8 @@ def attend(
 ) -> tuple[jax.Array, jax.Array]:
     """Writes k and v [T, KH, D] f32 to the cache, then attends with q [T, H, D] f32 -> (out [T, H, D] f32, cache).
 
-    Donate the cache, or it is copied. As `attention.reference.attend`, with keys and values rounded to bf16.
+    Donate the cache, or it is copied. As `attention.reference.attend`, with keys and values rounded to bf16. Tokens behind the rows
+    of meta are padding: they are never read, and come out as anything.
     """
     return _call(q, k, v, cache, meta, None, q.shape[1], (0, 0, 0), scale, sliding_window, soft_cap)
 

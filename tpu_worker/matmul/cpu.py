@@ -88,7 +88,7 @@ def linear(
 ) -> jax.Array:
     """x [T, in] f32 times weight -> [T, out] f32, in one call to C++ with what surrounds the product in a transformer.
 
-    num_rows: [] or [1] int32; rows from there on are padding: they cost nothing, are never read, and come out as zeros.
+    num_rows: [] or [1] int32; rows from there on are padding: they cost nothing, are never read, and come out as anything.
     norm: [in] f32; x becomes x / sqrt(mean(x²) + eps) * norm first. residual: [T, out] f32, added to the result.
     """
     build.library("matmul")
@@ -109,3 +109,12 @@ def linear(
         gated=weight.gated,
     )
     return product
+
+
+def greedy(logits: jax.Array, num_rows: jax.Array) -> jax.Array:
+    """`sampler.greedy` of the first num_rows [] rows of logits [R, V] f32 -> [R] int32, zeros from there on. Others are never read."""
+    build.library("matmul")
+    tokens: jax.Array = jax.ffi.ffi_call("twodeep_greedy", jax.ShapeDtypeStruct(logits.shape[:1], jnp.int32))(
+        logits, jnp.reshape(num_rows, (1,)).astype(jnp.int32)
+    )
+    return tokens

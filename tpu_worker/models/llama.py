@@ -62,20 +62,25 @@ def forward(
     token_ids: jax.Array,
     meta: AttentionMetadata,
     sampled: jax.Array,
+    num_sampled: jax.Array,
 ) -> tuple[jax.Array, list[Cache]]:
     """One step of T tokens.
 
-    token_ids is [T] int32; sampled [R] int32 names the token of each row whose logits are wanted: only these go
-    through the head. Returns (logits [R, V] float32, caches). The caches given are updated and must not be used again.
+    token_ids is [T] int32; sampled [R] int32 names the tokens whose logits are wanted, of which the first num_sampled [] are
+    not padding: once the last layer has attended, only these go on, and through the head. Returns (logits [R, V] float32,
+    caches). The caches given are updated and must not be used again.
     """
     x = embed(weights["embedding"], token_ids)
     caches = list(caches)
-    # A function of its own, jitted: traced once, not once per layer, which is most of the tracing time at start.
-    run_layer = jax.jit(functools.partial(_layer, spec, kernels))
+    num_tokens = meta.offsets[-1]  # the kernels may leave out the rest
+    # Functions of their own, jitted: traced once, not once per layer, which is most of the tracing time at start.
+    attend, mix = (jax.jit(functools.partial(part, spec, kernels)) for part in (_attend, _mix))
     for index, layer in enumerate(weights["layers"]):
-        x, caches[index] = run_layer(layer, caches[index], x, weights["rope"], meta)
-    num_sampled = jnp.sum(meta.counts > 0, dtype=jnp.int32)
-    return kernels.linear(x[sampled], weights["head"], num_rows=num_sampled, norm=weights["final_norm"], eps=spec.norm_eps), caches
+        attended, caches[index] = attend(layer, caches[index], x, weights["rope"], meta)
+        if index == len(weights["layers"]) - 1:
+            x, attended, num_tokens = x[sampled], attended[sampled], num_sampled
+        x = mix(layer, x, attended, num_tokens)
+    return kernels.linear(x, weights["head"], num_rows=num_sampled, norm=weights["final_norm"], eps=spec.norm_eps), caches
 
 
 def embed(table: jax.Array, token_ids: jax.Array) -> jax.Array:
@@ -83,31 +88,30 @@ def embed(table: jax.Array, token_ids: jax.Array) -> jax.Array:
     return table[token_ids].astype("float32")
 
 
-def _layer(
-    spec: ModelSpec,
-    kernels: Kernels,
-    weights: Weights,
-    cache: Cache,
-    x: jax.Array,
-    rope: jax.Array,
-    meta: AttentionMetadata,
+def _attend(
+    spec: ModelSpec, kernels: Kernels, weights: Weights, cache: Cache, x: jax.Array, rope: jax.Array, meta: AttentionMetadata
 ) -> tuple[jax.Array, Cache]:
-    rows, eps = meta.offsets[-1], spec.norm_eps  # real tokens: the kernels may leave out the rest
-    qkv = kernels.linear(x, weights["qkv"], num_rows=rows, norm=weights["attention_norm"], eps=eps)
+    """The first half of a layer: x [T, hidden] -> what its heads attend to [T, H * D], and the cache."""
+    qkv = kernels.linear(x, weights["qkv"], num_rows=meta.offsets[-1], norm=weights["attention_norm"], eps=spec.norm_eps)
     if "qkv_bias" in weights:
         qkv += weights["qkv_bias"]
     attended, cache = kernels.attend(
         qkv, cache, meta, rope, num_heads=spec.num_heads, scale=spec.head_dim**-0.5, sliding_window=spec.sliding_window
     )
-    x = kernels.linear(attended.reshape(x.shape[0], -1), weights["output"], num_rows=rows, residual=x)
+    return attended.reshape(x.shape[0], -1), cache
+
+
+def _mix(spec: ModelSpec, kernels: Kernels, weights: Weights, x: jax.Array, attended: jax.Array, num_rows: jax.Array) -> jax.Array:
+    """The second half, token by token: output projection and MLP."""
+    x = kernels.linear(attended, weights["output"], num_rows=num_rows, residual=x)
     if "output_bias" in weights:
         x += weights["output_bias"]
-    inner = kernels.linear(x, weights["gate_up"], num_rows=rows, norm=weights["mlp_norm"], eps=eps)
+    inner = kernels.linear(x, weights["gate_up"], num_rows=num_rows, norm=weights["mlp_norm"], eps=spec.norm_eps)
     if "gate_up_bias" in weights:
         inner += weights["gate_up_bias"]
         inner = jax.nn.silu(inner[:, : spec.intermediate_size]) * inner[:, spec.intermediate_size :]
-    x = kernels.linear(inner, weights["down"], num_rows=rows, residual=x)
-    return x + weights["down_bias"] if "down_bias" in weights else x, cache
+    x = kernels.linear(inner, weights["down"], num_rows=num_rows, residual=x)
+    return x + weights["down_bias"] if "down_bias" in weights else x
 
 
 def _vector(name: str, size: int) -> ParameterSpec:

@@ -9,8 +9,6 @@
 namespace twodeep {
 namespace {
 
-struct Nothing {};
-
 // A row's query rows are cut into chunks; a chunk of one key-value head is a task.
 struct Task {
   int row, head, from, size;
@@ -31,10 +29,10 @@ void run(const Pool& pool, const Paged& p) {
   // Floating-point operations that take about as long as waking a thread.
   const int threads = work < 1e6 ? 1 : pool.num_threads();
   // Chunks of one row read what all of them write: a pass of its own. A row of one chunk writes for itself.
-  parallel_for<Nothing>(pool, static_cast<int>(writes.size()), threads, [&](int i, Nothing&) {
+  parallel_for(pool, static_cast<int>(writes.size()), threads, [&](int i) {
     write_row<W>(p, writes[i].row, writes[i].head, scratch(p.dim));
   });
-  parallel_for<Nothing>(pool, static_cast<int>(tasks.size()), threads, [&](int i, Nothing&) {
+  parallel_for(pool, static_cast<int>(tasks.size()), threads, [&](int i) {
     const Task& task = tasks[i];
     Workspace space(scratch(Workspace::size(p.dim)), p.dim);
     if (p.counts[task.row] * p.group() <= kQueryRows) write_row<W>(p, task.row, task.head, space.key);
@@ -98,8 +96,6 @@ void attend(const Call& call) {
       .cap = call.attribute<float>("cap"),
   };
   check(p, tokens, rope.dim(0));
-  const size_t used = p.offsets[p.num_rows], width = static_cast<size_t>(p.heads) * p.dim;
-  std::memset(p.out + used * width, 0, (tokens - used) * width * sizeof(float));
   if constexpr (kLanes > 8) {
     // Wide vectors where blocks and heads are cut into whole ones; the shapes of a cache decide, so its layout is always the same.
     if (p.block_size % (2 * kLanes) == 0 && p.dim % (2 * kLanes) == 0) return run<kLanes>(call.pool(), p);

@@ -138,7 +138,10 @@ def libraries() -> dict[str, ctypes.CDLL] | None:
             stacklevel=2,
         )
         return None
-    for library, symbols in (("matmul", ("twodeep_linear",)), ("attention", ("twodeep_attend", "twodeep_reserve"))):
+    for library, symbols in (
+        ("matmul", ("twodeep_linear", "twodeep_greedy")),
+        ("attention", ("twodeep_attend", "twodeep_reserve")),
+    ):
         for symbol in symbols:
             jax.ffi.register_ffi_target(symbol, jax.ffi.pycapsule(getattr(loaded[library], symbol)), platform="cpu")
     return loaded

@@ -4,7 +4,6 @@
 #include <algorithm>
 #include <cmath>
 #include <type_traits>
-#include <vector>
 
 #include "micro.h"
 
@@ -42,6 +41,19 @@ struct Gemm {
   int depth() const { return (k + kSpan<B> - 1) / kSpan<B>; }
 };
 
+// How the depth of a panel is cut into blocks of about one size.
+struct DepthBlocks {
+  int depth, count, size;
+
+  DepthBlocks(int depth, int most) : depth(depth), count((depth + most - 1) / most), size((depth + count - 1) / count) {}
+  int begin(int block) const { return std::min(block * size, depth); }
+};
+
+template <int W, class B>
+DepthBlocks depth_blocks(const Gemm<B>& g) {
+  return {g.depth(), kDepthBytes / (2 * W * static_cast<int>(sizeof(B)))};
+}
+
 template <int W>
 float sum_squares(const float* x, int k) {
   using F = typename Vec<W>::f32;
@@ -75,63 +87,77 @@ struct Remainder {
 // are few, and most of a product's error is theirs: with them, log-probabilities are as close to float32 as with unrounded inputs.
 inline constexpr float kLarge = 2.5f;
 
-// To nearest even, without the branch of `to_bf16`, which would keep the loop around it from being vectorised. NaN stays NaN.
-inline uint32_t round_half(float x) {
-  uint32_t u;
-  std::memcpy(&u, &x, 4);
-  const uint32_t rounded = (u + 0x7fffu + ((u >> 16) & 1u)) >> 16;
-  return (u & 0x7fffffffu) > 0x7f800000u ? (u >> 16) | 0x40u : rounded;
+// Room for the remainders of a row of k inputs: if more than k / kLarge² of them were that large, they alone would exceed the mean square.
+inline int most_remainders(int k) { return static_cast<int>(static_cast<float>(k) / (kLarge * kLarge) * 1.01f) + 1; }
+
+// Inputs of some rows as they are multiplied.
+template <class B>
+struct Rows {
+  const Input<B>* values;       // row r at values + r * stride
+  size_t stride;
+  const Remainder* remainders;  // row r at remainders + r * most, in the order of the pairs; none where inputs are not rounded
+  int most;
+  const int* ends;              // [rows][blocks]: where the remainders of a row end in each block of its depth
+  int blocks;
+
+  Rows from(int row) const {
+    return {values + row * stride, stride, remainders + static_cast<size_t>(row) * most, most, ends + static_cast<size_t>(row) * blocks, blocks};
+  }
+};
+
+inline Bf16Pair pair_of(float low, float high) { return to_bf16(low) | static_cast<Bf16Pair>(to_bf16(high)) << 16; }
+
+// x minus a half of a pair.
+inline float rest(float x, Bf16Pair half) {
+  const uint32_t bits = half << 16;
+  float rounded;
+  std::memcpy(&rounded, &bits, 4);
+  return x - rounded;
 }
 
-inline float unrounded(uint32_t half) {
-  float x;
-  half <<= 16;
-  std::memcpy(&x, &half, 4);
-  return x;
-}
-
-// Rounds x[0 … k) to pairs y, and appends the remainders of the large ones.
+// Rounds x[0 … k) to pairs y, and writes the remainders of the large ones, and where they end in each block.
 template <int W>
-void round_pairs(const float* x, int k, Bf16Pair* y, std::vector<Remainder>& remainders) {
-  for (int i = 0; i < k / 2; ++i) y[i] = round_half(x[2 * i]) | round_half(x[2 * i + 1]) << 16;
-  if (k % 2) y[k / 2] = round_half(x[k - 1]);
-  const float large = kLarge * std::sqrt(sum_squares<W>(x, k) / static_cast<float>(k));
-  const auto keep = [&](int i) {
-    const float next = i + 1 < k ? x[i + 1] : 0.0f;
-    if (!(std::fabs(x[i]) > large || std::fabs(next) > large)) return;
-    const Bf16Pair pair = y[i / 2];
-    remainders.push_back({i / 2, round_half(x[i] - unrounded(pair & 0xffffu)) | round_half(next - unrounded(pair >> 16)) << 16});
+void round_row(const float* x, int k, const DepthBlocks& blocks, Bf16Pair* y, Remainder* remainders, int* ends) {
+  using F = typename Vec<W>::f32;
+  const F large = splat<F>(kLarge * std::sqrt(sum_squares<W>(x, k) / static_cast<float>(k)));
+  int count = 0, block = 0;
+  const auto round = [&](const float* from, int i) {
+    const F v = load<F>(from);
+    round_to_pairs<W>(v, y + i / 2);
+    uint32_t lanes = beyond<W>(v, large);
+    for (lanes = (lanes | lanes >> 1) & 0x5555u; lanes; lanes &= lanes - 1) {
+      const int lane = __builtin_ctz(lanes), at = (i + lane) / 2;
+      while (at >= blocks.begin(block + 1)) ends[block++] = count;
+      remainders[count++] = {at, pair_of(rest(from[lane], y[at] & 0xffffu), rest(from[lane + 1], y[at] >> 16))};
+    }
   };
   int i = 0;
-  for (; i + W <= k; i += W) {
-    float most = 0.0f;
-    for (int j = 0; j < W; ++j) most = std::fabs(x[i + j]) > most ? std::fabs(x[i + j]) : most;
-    if (most > large)
-      for (int j = 0; j < W; j += 2) keep(i + j);
+  for (; i + W <= k; i += W) round(x + i, i);
+  if (i < k) {
+    float last[W] = {};
+    std::memcpy(last, x + i, (k - i) * sizeof(float));
+    round(last, i);
   }
-  for (; i < k; i += 2) keep(i);
+  while (block < blocks.count) ends[block++] = count;
 }
 
-// Adds the products of a row's remainders to its raw products with panels [first, last).
-template <int W>
-void add_remainders(const Gemm<Bf16Pair>& g, const Remainder* begin, const Remainder* end, int first, int last, float* c) {
-  using F = typename Vec<W>::f32;
+// Adds the products of the remainders of R rows in one block of the depth.
+template <int W, int R, int P>
+[[gnu::always_inline]] inline void add_remainders(typename Vec<W>::f32 (&acc)[R][P][2], const Rows<Bf16Pair>& rows, int block,
+                                                  const Bf16Pair* b, size_t panel) {
   using U = typename Vec<W>::u32;
-  const size_t panel = static_cast<size_t>(g.depth()) * 2 * W;
-  const auto add = [&](auto panels, int p) {
-    constexpr int kVectors = 2 * decltype(panels)::value;
-    F acc[kVectors];
-    float* at = c + static_cast<size_t>(p - first) * 2 * W;
-    for (int j = 0; j < kVectors; ++j) acc[j] = load<F>(at + j * W);
-    for (const Remainder* r = begin; r != end; ++r) {
-      const U x = U{} + r->value;
-      for (int j = 0; j < kVectors; ++j) dot_pairs<W>(acc[j], load<U>(g.w + (p + j / 2) * panel + (2 * r->at + j % 2) * W), x);
+#pragma GCC unroll 16
+  for (int r = 0; r < R; ++r) {
+    const Remainder* all = rows.remainders + static_cast<size_t>(r) * rows.most;
+    const int* ends = rows.ends + static_cast<size_t>(r) * rows.blocks;
+    for (int i = block ? ends[block - 1] : 0; i < ends[block]; ++i) {
+      const U x = U{} + all[i].value;
+#pragma GCC unroll 4
+      for (int p = 0; p < P; ++p)
+#pragma GCC unroll 2
+        for (int h = 0; h < 2; ++h) dot_pairs<W>(acc[r][p][h], load<U>(b + p * panel + (2 * all[i].at + h) * W), x);
     }
-    for (int j = 0; j < kVectors; ++j) store(at + j * W, acc[j]);
-  };
-  int p = first;
-  for (; p + 4 <= last; p += 4) add(std::integral_constant<int, 4>{}, p);
-  for (; p < last; ++p) add(std::integral_constant<int, 1>{}, p);
+  }
 }
 
 // x / (1 + e^-x), for any x: the exponential is taken of -|x|, which cannot overflow.
@@ -151,18 +177,28 @@ constexpr int tile_panels(int rows) {
   return W == 16 || rows <= 2 ? 2 : 1;
 }
 
+// Blocks [begin, end) of the depth, for the first R of `rows` and P panels from b on.
+template <int W, int R, int P, class B>
+[[gnu::always_inline]] inline void tile(const Rows<B>& rows, const B* b, size_t panel, const DepthBlocks& blocks, int begin, int end,
+                                        float* c, size_t ldc) {
+  typename Vec<W>::f32 acc[R][P][2] = {};
+  if (begin > 0) load_tile<W, R, P>(acc, c, ldc);
+  for (int block = begin; block < end; ++block) {
+    const int from = blocks.begin(block), size = blocks.begin(block + 1) - from;
+    const B* at = b + static_cast<size_t>(from) * 2 * W;
+    advance<W, R, P>(acc, rows.values + from, rows.stride, at, panel, size, reinterpret_cast<const char*>(at + (P - 1) * panel) + kPrefetch);
+    if constexpr (std::is_same_v<B, Bf16Pair>) add_remainders<W, R, P>(acc, rows, block, b, panel);
+  }
+  store_tile<W, R, P>(acc, c, ldc);
+}
+
 template <int W, class B>
-[[gnu::noinline]] void tile(int rows, int panels, const Input<B>* a, size_t lda, const B* b, size_t panel, int k, float* c, size_t ldc,
-                            bool accumulate) {
-  switch (rows * 2 + panels - 1) {
+[[gnu::noinline]] void tile(int tall, int wide, const Rows<B>& rows, const B* b, size_t panel, const DepthBlocks& blocks, int begin, int end,
+                            float* c, size_t ldc) {
+  switch (tall * 2 + wide - 1) {
 #define TILE(R, P) \
   case R * 2 + P - 1: \
-    if constexpr (P <= tile_panels<W>(R)) { \
-      typename Vec<W>::f32 acc[R][P][2] = {}; \
-      if (accumulate) load_tile<W, R, P>(acc, c, ldc); \
-      advance<W, R, P>(acc, a, lda, b, panel, k, reinterpret_cast<const char*>(b + (P - 1) * panel) + kPrefetch); \
-      store_tile<W, R, P>(acc, c, ldc); \
-    } \
+    if constexpr (P <= tile_panels<W>(R)) tile<W, R, P>(rows, b, panel, blocks, begin, end, c, ldc); \
     return;
     TILE(1, 1) TILE(2, 1) TILE(3, 1) TILE(4, 1) TILE(5, 1) TILE(6, 1)
     TILE(1, 2) TILE(2, 2) TILE(3, 2) TILE(4, 2) TILE(5, 2) TILE(6, 2)
@@ -170,31 +206,24 @@ template <int W, class B>
   }
 }
 
-// Rows [row, row + rows) times panels [first, last). `a`: the prepared inputs of these rows. `c`: room for their raw products.
+// `count` rows times panels [first, last). c: room for their raw products.
 template <int W, class B>
-void multiply(const Gemm<B>& g, const Input<B>* a, size_t lda, int rows, int first, int last, float* c, size_t ldc) {
+void multiply(const Gemm<B>& g, const Rows<B>& rows, int count, int first, int last, float* c, size_t ldc) {
   constexpr int kColumns = 2 * W;
-  constexpr int kDepthBlock = kDepthBytes / (kColumns * static_cast<int>(sizeof(B)));
-  const int whole = g.depth();
-  const size_t panel = static_cast<size_t>(whole) * kColumns;
-  const int steps = rows <= kTileRows ? 1 : (whole + kDepthBlock - 1) / kDepthBlock;
-  const int depth = (whole + steps - 1) / steps;
+  const DepthBlocks blocks = depth_blocks<W>(g);
+  const size_t panel = static_cast<size_t>(g.depth()) * kColumns;
   // Tiles of about one height: a low one at the end would have too few chains to keep the multipliers busy.
-  const int tiles = (rows + kTileRows - 1) / kTileRows;
-  const int most = tile_panels<W>((rows + tiles - 1) / tiles);
-  for (int k = 0; k < whole; k += depth) {
-    const int size = std::min(depth, whole - k);
-    for (int p = first; p < last;) {
-      const int width = std::min(most, last - p);
-      const B* b = g.w + p * panel + static_cast<size_t>(k) * kColumns;
+  const int tiles = (count + kTileRows - 1) / kTileRows;
+  const int most = tile_panels<W>((count + tiles - 1) / tiles);
+  // One tile of rows passes once by all of a panel, several pass by one block of it after the other. The sums are the same.
+  const int stride = tiles == 1 ? blocks.count : 1;
+  for (int block = 0; block < blocks.count; block += stride)
+    for (int p = first; p < last; p += most)
       for (int t = 0; t < tiles; ++t) {
-        const int r = rows * t / tiles, tall = rows * (t + 1) / tiles - r;
-        float* corner = c + r * ldc + static_cast<size_t>(p - first) * kColumns;
-        tile<W>(tall, width, a + r * lda + k, lda, b, panel, size, corner, ldc, k > 0);
+        const int r = count * t / tiles, tall = count * (t + 1) / tiles - r;
+        tile<W>(tall, std::min(most, last - p), rows.from(r), g.w + p * panel, panel, blocks, block, block + stride,
+                c + r * ldc + static_cast<size_t>(p - first) * kColumns, ldc);
       }
-      p += width;
-    }
-  }
 }
 
 // From raw products to one row of the output: columns [first * 2W, last * 2W) of the panels, cut off at the width of the output.

@@ -1,4 +1,4 @@
-// XLA custom calls for matrix products with packed weights, and the packing itself.
+// XLA custom calls for matrix products with packed weights and for the largest of a row of logits, and the packing itself.
 #include "gemm.h"
 #include "parallel.h"
 
@@ -7,8 +7,41 @@ namespace {
 
 constexpr int kColumns = 2 * kLanes;
 
+// Scratch memory: what all threads read of the caller's, and what a thread has for itself.
+enum { kPrepared, kProducts };
+
 // What panels of bf16 weights are made of on this machine.
 using Narrow = std::conditional_t<kDotsPairs, Bf16Pair, uint16_t>;
+
+// The inputs of all rows as they are multiplied: as they are, normed, or normed and rounded, in memory of this thread.
+template <class B>
+Rows<B> prepare(const Pool& pool, const Gemm<B>& g, int threads) {
+  if constexpr (std::is_same_v<Input<B>, Bf16Pair>) {
+    const DepthBlocks blocks = depth_blocks<kLanes>(g);
+    const size_t stride = g.depth() + kLanes;  // more than a row: rows a power of two apart would share cache sets
+    const int most = most_remainders(g.k);
+    const size_t rows = g.rows;
+    auto* values = reinterpret_cast<Bf16Pair*>(scratch<kPrepared>(rows * (stride + 2 * most + blocks.count)));
+    auto* remainders = reinterpret_cast<Remainder*>(values + rows * stride);
+    auto* ends = reinterpret_cast<int*>(remainders + rows * most);
+    parallel_for(pool, g.rows, threads, [&](int r) {
+      const float* x = g.x + static_cast<size_t>(r) * g.k;
+      if (g.norm) {
+        float* normed = scratch<kProducts>(g.k);
+        rms_norm<kLanes>(x, g.norm, g.eps, g.k, normed);
+        x = normed;
+      }
+      round_row<kLanes>(x, g.k, blocks, values + r * stride, remainders + static_cast<size_t>(r) * most, ends + static_cast<size_t>(r) * blocks.count);
+    });
+    return {values, stride, remainders, most, ends, blocks.count};
+  } else {
+    if (!g.norm) return {g.x, static_cast<size_t>(g.k), nullptr, 0, nullptr, 0};
+    const size_t stride = g.k + kLanes;
+    float* values = scratch<kPrepared>(g.rows * stride);
+    parallel_for(pool, g.rows, threads, [&](int r) { rms_norm<kLanes>(g.x + static_cast<size_t>(r) * g.k, g.norm, g.eps, g.k, values + r * stride); });
+    return {values, stride, nullptr, 0, nullptr, 0};
+  }
+}
 
 template <class B>
 void run(const Pool& pool, const Gemm<B>& g) {
@@ -24,58 +57,25 @@ void run(const Pool& pool, const Gemm<B>& g) {
   group = std::max(2, (group + 1) / 2 * 2);
   const int groups = (g.panels + group - 1) / group;
 
-  constexpr bool kRounds = std::is_same_v<Input<B>, Bf16Pair>;
-  const bool prepares = g.norm || kRounds;
-  const size_t lda = prepares ? g.depth() + 16 : g.k;  // 16 more than a row: rows a power of two apart would share cache sets
+  const Rows<B> all = prepare(pool, g, static_cast<size_t>(g.rows) * g.k < (64 << 10) ? 1 : threads);
   const size_t ldc = static_cast<size_t>(group) * kColumns;
   const bool direct = !g.gated && g.scale == nullptr && g.residual == nullptr && g.n % kColumns == 0;
-  struct Local {
-    int block = -1;
-    std::vector<Remainder> remainders;  // of the block's rows, one after the other; empty where inputs are not rounded
-    std::vector<size_t> ends;           // of each row's
-  };
-  parallel_for<Local>(pool, row_blocks * groups, threads, [&](int task, Local& local) {
-    const int block = task / groups;
+  parallel_for(pool, row_blocks * groups, threads, [&](int task) {
     const int first = task % groups * group, last = std::min(first + group, g.panels);
-    const int row = block * rows_each, rows = std::min(rows_each, g.rows - row);
-    if (rows <= 0) return;
-    float* c = scratch(static_cast<size_t>(rows_each) * (ldc + lda) + g.k);
-    auto* prepared = reinterpret_cast<Input<B>*>(c + static_cast<size_t>(rows_each) * ldc);
-    float* normed = c + static_cast<size_t>(rows_each) * (ldc + lda);  // room for one row
-    const float* x = g.x + static_cast<size_t>(row) * g.k;
-    if (prepares && local.block != block) {
-      local.remainders.clear();
-      local.ends.clear();
-      for (int r = 0; r < rows; ++r) {
-        const float* from = x + static_cast<size_t>(r) * g.k;
-        if constexpr (kRounds) {
-          if (g.norm) rms_norm<kLanes>(from, g.norm, g.eps, g.k, normed);
-          round_pairs<kLanes>(g.norm ? normed : from, g.k, prepared + r * lda, local.remainders);
-          local.ends.push_back(local.remainders.size());
-        } else {
-          rms_norm<kLanes>(from, g.norm, g.eps, g.k, prepared + r * lda);
-        }
-      }
-      local.block = block;
+    const int row = task / groups * rows_each, count = std::min(rows_each, g.rows - row);
+    if (count <= 0) return;
+    if (direct) {
+      multiply<kLanes>(g, all.from(row), count, first, last, g.out + static_cast<size_t>(row) * g.n + static_cast<size_t>(first) * kColumns, g.n);
+      return;
     }
-    const Input<B>* a = prepared;
-    if constexpr (!kRounds) {
-      if (!prepares) a = x;
-    }
-    float* raw = direct ? g.out + static_cast<size_t>(row) * g.n + static_cast<size_t>(first) * kColumns : c;
-    const size_t stride = direct ? g.n : ldc;
-    multiply<kLanes>(g, a, lda, rows, first, last, raw, stride);
-    if constexpr (kRounds) {
-      const Remainder* all = local.remainders.data();
-      for (int r = 0; r < rows; ++r)
-        add_remainders<kLanes>(g, all + (r ? local.ends[r - 1] : 0), all + local.ends[r], first, last, raw + r * stride);
-    }
-    if (!direct)
-      for (int r = 0; r < rows; ++r) finish<kLanes>(g, c + r * ldc, row + r, first, last);
+    float* c = scratch<kProducts>(static_cast<size_t>(rows_each) * ldc);
+    multiply<kLanes>(g, all.from(row), count, first, last, c, ldc);
+    for (int r = 0; r < count; ++r) finish<kLanes>(g, c + r * ldc, row + r, first, last);
   });
 }
 
-// Operands: x [T, K], weight, scale or none, norm or none, residual or none, number of rows [1]. Result: [T, N].
+// Operands: x [T, K], weight, scale or none, norm or none, residual or none, number of rows [1]. Result: [T, N]; what lies behind the
+// rows is left as it was allocated: pages that nothing touches are never taken from the system.
 void linear(const Call& call) {
   const Buffer x = call.operand(0), w = call.operand(1), out = call.result(0);
   const int tokens = static_cast<int>(x.dim(0)), k = static_cast<int>(x.dim(1)), n = static_cast<int>(out.dim(1));
@@ -100,12 +100,50 @@ void linear(const Call& call) {
                          .gated = call.attribute<bool>("gated"),
                      });
   };
-  std::memset(out.data<float>() + static_cast<size_t>(rows) * n, 0, static_cast<size_t>(tokens - rows) * n * sizeof(float));
   if (w.holds<int8_t>()) {
     fill(w.data<int8_t>());
   } else {
     fill(w.data<Narrow>());
   }
+}
+
+// Index of the first of the largest of x[0 … n); -1 if that is NaN or infinite.
+template <int W>
+int32_t first_largest(const float* x, int n) {
+  using F = typename Vec<W>::f32;
+  using I = typename Vec<W>::i32;
+  const F infinity = splat<F>(__builtin_inff());
+  F top = -infinity;
+  I below = I{} - 1;
+  int i = 0;
+  for (; i + W <= n; i += W) {
+    const F v = load<F>(x + i);
+    below &= v < infinity;  // of NaN this is false, and the maximum may lose it
+    top = v > top ? v : top;
+  }
+  float largest = max_lanes<W>(top);
+  bool finite = true;
+  for (int j = 0; j < W; ++j) finite &= below[j] != 0;
+  for (; i < n; ++i) {
+    finite &= x[i] < __builtin_inff();
+    largest = x[i] > largest ? x[i] : largest;
+  }
+  if (!finite || largest == -__builtin_inff()) return -1;
+  int at = 0;
+  while (x[at] != largest) ++at;
+  return at;
+}
+
+// Operands: logits [R, V], number of rows [1]. Result: [R], zero behind the rows.
+void greedy(const Call& call) {
+  const Buffer logits = call.operand(0), out = call.result(0);
+  const int all = static_cast<int>(logits.dim(0)), width = static_cast<int>(logits.dim(1));
+  const int rows = std::clamp(call.operand(1).data<int32_t>()[0], 0, all);
+  const float* x = logits.data<float>();
+  int32_t* tokens = out.data<int32_t>();
+  std::fill(tokens + rows, tokens + all, 0);
+  const int threads = static_cast<size_t>(rows) * width < (256 << 10) ? 1 : call.pool().num_threads();
+  parallel_for(call.pool(), rows, threads, [&](int r) { tokens[r] = first_largest<kLanes>(x + static_cast<size_t>(r) * width, width); });
 }
 
 inline float value(float x) { return x; }
@@ -154,6 +192,8 @@ void pack(const S* weight, int n, int k, bool gated, B* panels, float* scale) {
 }  // namespace twodeep
 
 extern "C" XLA_FFI_Error* twodeep_linear(XLA_FFI_CallFrame* frame) { return twodeep::handle(frame, twodeep::linear); }
+
+extern "C" XLA_FFI_Error* twodeep_greedy(XLA_FFI_CallFrame* frame) { return twodeep::handle(frame, twodeep::greedy); }
 
 extern "C" int twodeep_panel_columns() { return twodeep::kColumns; }
 

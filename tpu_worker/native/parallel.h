@@ -20,15 +20,13 @@ namespace twodeep {
 #endif
 }
 
-// Runs body(0, local) … body(tasks - 1, local) on the caller and on up to `threads` - 1 threads of the pool, and returns when all
-// have run. `Local` is default-constructed once per thread. Tasks are claimed one by one and in order, so that a helper that
-// wakes late costs nothing: it finds no task left.
-template <class Local, class Body>
+// Runs body(0) … body(tasks - 1) on the caller and on up to `threads` - 1 threads of the pool, and returns when all have run.
+// Tasks are claimed one by one and in order, so that a helper that wakes late costs nothing: it finds no task left.
+template <class Body>
 void parallel_for(const Pool& pool, int tasks, int threads, const Body& body) {
   threads = std::min({threads, tasks, pool.num_threads()});
   if (threads <= 1) {
-    Local local;
-    for (int i = 0; i < tasks; ++i) body(i, local);
+    for (int i = 0; i < tasks; ++i) body(i);
     return;
   }
   struct State {
@@ -38,9 +36,8 @@ void parallel_for(const Pool& pool, int tasks, int threads, const Body& body) {
   // Shared, because a helper may wake after this call has returned. It then touches the counters only, never the body.
   auto state = std::make_shared<State>();
   auto work = [state, tasks, &body] {
-    Local local;
     for (int i; (i = state->next.fetch_add(1, std::memory_order_relaxed)) < tasks;) {
-      body(i, local);
+      body(i);
       state->done.fetch_add(1, std::memory_order_release);
     }
   };
@@ -56,8 +53,9 @@ void parallel_for(const Pool& pool, int tasks, int threads, const Body& body) {
   }
 }
 
-// A thread's scratch memory, aligned to cache lines, kept between calls and grown on demand. One user at a time per thread.
-inline float* scratch(size_t floats) {
+// A thread's scratch memory, aligned to cache lines, kept between calls and grown on demand. One user at a time per thread and use.
+template <int kUse = 0>
+float* scratch(size_t floats) {
   struct Buffer {
     float* data = nullptr;
     size_t size = 0;

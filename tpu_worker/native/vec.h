@@ -19,6 +19,7 @@ struct Vec {
   typedef uint32_t u32 __attribute__((vector_size(W * 4)));
   typedef int32_t i32 __attribute__((vector_size(W * 4)));
   typedef int8_t i8 __attribute__((vector_size(W)));
+  typedef uint32_t half_u32 __attribute__((vector_size(W * 2)));
 };
 
 template <class V>
@@ -65,6 +66,24 @@ inline constexpr bool kDotsPairs = false;
 template <int W>
 [[gnu::always_inline]] inline void dot_pairs(typename Vec<W>::f32& acc, typename Vec<W>::u32 w, typename Vec<W>::u32 x) {
   asm("vdpbf16ps %2, %1, %0" : "+v"(acc) : "v"(w), "v"(x));  // instantiated only if kDotsPairs
+}
+
+// Rounds W inputs to pairs, to nearest even, and writes them to y. NaN stays NaN; what is too small for a normal number becomes zero.
+template <int W>
+[[gnu::always_inline]] inline void round_to_pairs(typename Vec<W>::f32 x, Bf16Pair* y) {
+  typename Vec<W>::half_u32 pairs;
+  asm("vcvtneps2bf16 %1, %0" : "=v"(pairs) : "v"(x));  // instantiated only if kDotsPairs
+  store(y, pairs);
+}
+
+// Bit j says whether |x[j]| > limit.
+template <int W>
+[[gnu::always_inline]] inline uint16_t beyond(typename Vec<W>::f32 x, typename Vec<W>::f32 limit) {
+  using U = typename Vec<W>::u32;
+  const auto magnitude = (typename Vec<W>::f32)((U)x & 0x7fffffffu);
+  uint16_t lanes;
+  asm("vcmpgtps %2, %1, %0" : "=k"(lanes) : "v"(magnitude), "v"(limit));  // instantiated only if kDotsPairs
+  return lanes;
 }
 
 // 2^x for x <= 0, by a minimax polynomial of degree 6 on [-0.5, 0.5]; relative error below 2e-7; 0 below -126, NaN for NaN.
