@@ -16,6 +16,7 @@ from tpu_worker.attention import AttentionMetadata
 from tpu_worker.attention import cpu as attention
 from tpu_worker.matmul import cpu as matmul
 from tpu_worker.native import build
+from tpu_worker.native.memory import keep_freed_memory
 
 LAYERS, WIDTH, FFN, VOCAB, HEADS, KV_HEADS, HEAD_DIM = 30, 576, 1536, 49152, 9, 3, 64
 
@@ -64,9 +65,8 @@ def bench_matmul(kind: matmul.Kind, tokens: list[int], bandwidth: float, peak: f
         weights.append([matmul.pack(rng.standard_normal(s, np.float32) * 0.02, kind=kind, gated=s[0] == 2 * FFN) for s in shapes])
     head = matmul.pack(rng.standard_normal((VOCAB, WIDTH), np.float32) * 0.02, kind=kind)
     norm = jnp.ones(WIDTH, jnp.float32)
-    leaves = jax.tree_util.tree_leaves((weights, head))
-    size = sum(leaf.nbytes for leaf in leaves)
-    flops = 2 * sum(leaf.size for leaf in leaves)
+    size = sum(leaf.nbytes for leaf in jax.tree_util.tree_leaves((weights, head)))
+    flops = 2 * (LAYERS * (WIDTH * (2 * WIDTH + 2 * KV_HEADS * HEAD_DIM) + 3 * WIDTH * FFN) + VOCAB * WIDTH)
 
     @jax.jit
     def layers(x: jax.Array, weights: list[list[matmul.PackedWeight]]) -> jax.Array:
@@ -152,6 +152,7 @@ def main() -> None:
     parser.add_argument("--kinds", nargs="+", default=["bf16", "int8"])
     arguments = parser.parse_args()
     threads = len(os.sched_getaffinity(0))
+    keep_freed_memory()  # as the engine does
     bandwidth, peak = measure_machine(threads)
     print(f"{threads} threads: memory {bandwidth:.1f} GB/s, f32 multiply-add {peak:.0f} GFLOP/s")
     for kind in arguments.kinds:

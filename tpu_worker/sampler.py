@@ -106,13 +106,16 @@ def sample(logits: jax.Array, packed: jax.Array, history: jax.Array, lengths: ja
 
 
 def greedy(logits: jax.Array) -> jax.Array:
-    """The most likely token of each row [R] int32, the first of equals; -1 where a logit [R, V] would do harm: NaN, or +inf, or all -inf."""
+    """The most likely token of each row [R] int32, the first of equals; -1 where the logits [R, V] are not finite."""
     top = jnp.max(logits, axis=-1)
     return jnp.where(_harmless(logits, top), _first_index(logits, top), -1)
 
 
 def _harmless(logits: jax.Array, top: jax.Array) -> jax.Array:
-    """Whether each row [R] of logits [R, V] with the largest one top [R] can be sampled. XLA's maximum on the CPU may lose a NaN."""
+    """Whether each row [R] of logits [R, V], of which top [R] are the largest, can be sampled: no NaN, no +inf, not all -inf.
+
+    XLA's maximum may lose a NaN on the CPU.
+    """
     return jnp.isfinite(top) & jnp.all(logits < jnp.inf, axis=-1)
 
 

@@ -112,7 +112,7 @@ def linear(
 
 
 def greedy(logits: jax.Array, num_rows: jax.Array) -> jax.Array:
-    """`sampler.greedy` of the first num_rows [] rows of logits [R, V] f32 -> [R] int32, zeros from there on. Others are never read."""
+    """`sampler.greedy` of the first num_rows [] rows of logits [R, V] f32 -> [R] int32, zero for the others, which are never read."""
     build.library("matmul")
     tokens: jax.Array = jax.ffi.ffi_call("twodeep_greedy", jax.ShapeDtypeStruct(logits.shape[:1], jnp.int32))(
         logits, jnp.reshape(num_rows, (1,)).astype(jnp.int32)

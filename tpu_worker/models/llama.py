@@ -4,7 +4,6 @@ import functools
 from typing import Any, TypeAlias
 
 import jax
-import jax.numpy as jnp
 
 from tpu_worker.attention import AttentionMetadata
 from tpu_worker.kernels import Cache, Kernels

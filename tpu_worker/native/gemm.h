@@ -45,7 +45,7 @@ struct Gemm {
 struct DepthBlocks {
   int depth, count, size;
 
-  DepthBlocks(int depth, int most) : depth(depth), count((depth + most - 1) / most), size((depth + count - 1) / count) {}
+  DepthBlocks(int depth, int most) : depth(depth), count((depth + most - 1) / most), size(((depth + count - 1) / count + 15) / 16 * 16) {}
   int begin(int block) const { return std::min(block * size, depth); }
 };
 
@@ -57,13 +57,15 @@ DepthBlocks depth_blocks(const Gemm<B>& g) {
 template <int W>
 float sum_squares(const float* x, int k) {
   using F = typename Vec<W>::f32;
-  F squares{};
+  F squares[4] = {};
   int i = 0;
-  for (; i + W <= k; i += W) {
-    const F v = load<F>(x + i);
-    squares += v * v;
-  }
-  float sum = sum_lanes<W>(squares);
+  for (; i + 4 * W <= k; i += 4 * W)
+    for (int j = 0; j < 4; ++j) {
+      const F v = load<F>(x + i + j * W);
+      squares[j] += v * v;
+    }
+  for (; i + W <= k; i += W) squares[0] += load<F>(x + i) * load<F>(x + i);
+  float sum = sum_lanes<W>((squares[0] + squares[1]) + (squares[2] + squares[3]));
   for (; i < k; ++i) sum += x[i] * x[i];
   return sum;
 }
@@ -77,85 +79,83 @@ void rms_norm(const float* x, const float* weight, float eps, int k, float* y) {
   for (; i < k; ++i) y[i] = x[i] * factor * weight[i];
 }
 
-// What rounding took from one pair of inputs.
-struct Remainder {
-  int at;  // index of the pair
-  Bf16Pair value;
-};
-
 // Inputs larger than this many times the root mean square of their row are multiplied with what rounding took from them, too. They
 // are few, and most of a product's error is theirs: with them, log-probabilities are as close to float32 as with unrounded inputs.
 inline constexpr float kLarge = 2.5f;
 
-// Room for the remainders of a row of k inputs: if more than k / kLarge² of them were that large, they alone would exceed the mean square.
-inline int most_remainders(int k) { return static_cast<int>(static_cast<float>(k) / (kLarge * kLarge) * 1.01f) + 1; }
-
-// Inputs of some rows as they are multiplied.
-template <class B>
-struct Rows {
-  const Input<B>* values;       // row r at values + r * stride
-  size_t stride;
-  const Remainder* remainders;  // row r at remainders + r * most, in the order of the pairs; none where inputs are not rounded
-  int most;
-  const int* ends;              // [rows][blocks]: where the remainders of a row end in each block of its depth
+// What rounding took from the large inputs of rows: pairs, in the order of the inputs.
+struct Remainders {
+  Bf16Pair* values;
+  int* at;      // index of each in the row's pairs
+  int* ends;    // [rows][blocks]: how many there are up to the end of each block of the depth
+  int most;     // per row; row r begins at r * most
   int blocks;
 
-  Rows from(int row) const {
-    return {values + row * stride, stride, remainders + static_cast<size_t>(row) * most, most, ends + static_cast<size_t>(row) * blocks, blocks};
+  Remainders from(int row) const { return {values + offset(row), at + offset(row), ends + static_cast<size_t>(row) * blocks, most, blocks}; }
+  size_t offset(int row) const { return static_cast<size_t>(row) * most; }
+
+  // Room for a row of k inputs, and for a vector more. If more than k / kLarge² were that large, they alone would exceed the mean square.
+  template <int W>
+  static int room(int k) {
+    return static_cast<int>(static_cast<float>(k) / (kLarge * kLarge) * 1.01f) + 1 + W / 2;
   }
 };
 
-inline Bf16Pair pair_of(float low, float high) { return to_bf16(low) | static_cast<Bf16Pair>(to_bf16(high)) << 16; }
+// Inputs of some rows as they are multiplied: row r at values + r * stride.
+template <class B>
+struct Rows {
+  const Input<B>* values;
+  size_t stride;
+  Remainders remainders;  // where inputs are rounded
 
-// x minus a half of a pair.
-inline float rest(float x, Bf16Pair half) {
-  const uint32_t bits = half << 16;
-  float rounded;
-  std::memcpy(&rounded, &bits, 4);
-  return x - rounded;
-}
+  Rows from(int row) const { return {values + row * stride, stride, remainders.from(row)}; }
+};
 
-// Rounds x[0 … k) to pairs y, and writes the remainders of the large ones, and where they end in each block.
+// Rounds x[0 … k) to pairs, which it writes to y and up to W / 2 more, and keeps the remainders of the large ones.
 template <int W>
-void round_row(const float* x, int k, const DepthBlocks& blocks, Bf16Pair* y, Remainder* remainders, int* ends) {
+void round_row(const float* x, int k, const DepthBlocks& blocks, Bf16Pair* y, const Remainders& remainders) {
   using F = typename Vec<W>::f32;
+  using H = typename Vec<W>::half_u32;
   const F large = splat<F>(kLarge * std::sqrt(sum_squares<W>(x, k) / static_cast<float>(k)));
-  int count = 0, block = 0;
-  const auto round = [&](const float* from, int i) {
+  H lanes;
+  for (int j = 0; j < W / 2; ++j) lanes[j] = j;
+  int count = 0;
+  const auto round = [&](const float* from, int pair) {
     const F v = load<F>(from);
-    round_to_pairs<W>(v, y + i / 2);
-    uint32_t lanes = beyond<W>(v, large);
-    for (lanes = (lanes | lanes >> 1) & 0x5555u; lanes; lanes &= lanes - 1) {
-      const int lane = __builtin_ctz(lanes), at = (i + lane) / 2;
-      while (at >= blocks.begin(block + 1)) ends[block++] = count;
-      remainders[count++] = {at, pair_of(rest(from[lane], y[at] & 0xffffu), rest(from[lane + 1], y[at] >> 16))};
-    }
+    const H pairs = to_pairs<W>(v);
+    const uint32_t kept = pairs_beyond<W>(v, large);
+    store(y + pair, pairs);
+    store(remainders.values + count, compress<W>(to_pairs<W>(v - from_pairs<W>(pairs)), kept));
+    store(remainders.at + count, compress<W>(lanes + static_cast<uint32_t>(pair), kept));
+    count += __builtin_popcount(kept);
   };
-  int i = 0;
-  for (; i + W <= k; i += W) round(x + i, i);
-  if (i < k) {
-    float last[W] = {};
-    std::memcpy(last, x + i, (k - i) * sizeof(float));
-    round(last, i);
+  for (int block = 0; block < blocks.count; ++block) {
+    const int end = 2 * blocks.begin(block + 1);
+    int i = 2 * blocks.begin(block);
+    for (; i + W <= std::min(end, k); i += W) round(x + i, i / 2);
+    if (i < std::min(end, k)) {
+      float last[W] = {};
+      std::memcpy(last, x + i, (k - i) * sizeof(float));
+      round(last, i / 2);
+    }
+    remainders.ends[block] = count;
   }
-  while (block < blocks.count) ends[block++] = count;
 }
 
 // Adds the products of the remainders of R rows in one block of the depth.
 template <int W, int R, int P>
-[[gnu::always_inline]] inline void add_remainders(typename Vec<W>::f32 (&acc)[R][P][2], const Rows<Bf16Pair>& rows, int block,
+[[gnu::always_inline]] inline void add_remainders(typename Vec<W>::f32 (&acc)[R][P][2], const Remainders& remainders, int block,
                                                   const Bf16Pair* b, size_t panel) {
   using U = typename Vec<W>::u32;
 #pragma GCC unroll 16
   for (int r = 0; r < R; ++r) {
-    const Remainder* all = rows.remainders + static_cast<size_t>(r) * rows.most;
-    const int* ends = rows.ends + static_cast<size_t>(r) * rows.blocks;
-    for (int i = block ? ends[block - 1] : 0; i < ends[block]; ++i) {
-      const U x = U{} + all[i].value;
+    const Remainders row = remainders.from(r);
+    for (int i = block ? row.ends[block - 1] : 0; i < row.ends[block]; ++i) {
+      const U x = U{} + row.values[i];
 #pragma GCC unroll 4
       for (int p = 0; p < P; ++p)
 #pragma GCC unroll 2
-        for (int h = 0; h < 2; ++h) dot_pairs<W>(acc[r][p][h], load<U>(b + p * panel + (2 * all[i].at + h) * W), x);
+        for (int h = 0; h < 2; ++h) dot_pairs<W>(acc[r][p][h], load<U>(b + p * panel + (2 * row.at[i] + h) * W), x);
     }
   }
 }
@@ -180,25 +180,26 @@ constexpr int tile_panels(int rows) {
 // Blocks [begin, end) of the depth, for the first R of `rows` and P panels from b on.
 template <int W, int R, int P, class B>
 [[gnu::always_inline]] inline void tile(const Rows<B>& rows, const B* b, size_t panel, const DepthBlocks& blocks, int begin, int end,
-                                        float* c, size_t ldc) {
+                                        Ahead ahead, float* c, size_t ldc) {
   typename Vec<W>::f32 acc[R][P][2] = {};
   if (begin > 0) load_tile<W, R, P>(acc, c, ldc);
   for (int block = begin; block < end; ++block) {
     const int from = blocks.begin(block), size = blocks.begin(block + 1) - from;
     const B* at = b + static_cast<size_t>(from) * 2 * W;
-    advance<W, R, P>(acc, rows.values + from, rows.stride, at, panel, size, reinterpret_cast<const char*>(at + (P - 1) * panel) + kPrefetch);
-    if constexpr (std::is_same_v<B, Bf16Pair>) add_remainders<W, R, P>(acc, rows, block, b, panel);
+    const Ahead here = ahead.from ? ahead : Ahead{reinterpret_cast<const char*>(at + (P - 1) * panel) + kPrefetch};
+    advance<W, R, P>(acc, rows.values + from, rows.stride, at, panel, size, here);
+    if constexpr (std::is_same_v<B, Bf16Pair>) add_remainders<W, R, P>(acc, rows.remainders, block, b, panel);
   }
   store_tile<W, R, P>(acc, c, ldc);
 }
 
 template <int W, class B>
 [[gnu::noinline]] void tile(int tall, int wide, const Rows<B>& rows, const B* b, size_t panel, const DepthBlocks& blocks, int begin, int end,
-                            float* c, size_t ldc) {
+                            Ahead ahead, float* c, size_t ldc) {
   switch (tall * 2 + wide - 1) {
 #define TILE(R, P) \
   case R * 2 + P - 1: \
-    if constexpr (P <= tile_panels<W>(R)) tile<W, R, P>(rows, b, panel, blocks, begin, end, c, ldc); \
+    if constexpr (P <= tile_panels<W>(R)) tile<W, R, P>(rows, b, panel, blocks, begin, end, ahead, c, ldc); \
     return;
     TILE(1, 1) TILE(2, 1) TILE(3, 1) TILE(4, 1) TILE(5, 1) TILE(6, 1)
     TILE(1, 2) TILE(2, 2) TILE(3, 2) TILE(4, 2) TILE(5, 2) TILE(6, 2)
@@ -221,7 +222,11 @@ void multiply(const Gemm<B>& g, const Rows<B>& rows, int count, int first, int l
     for (int p = first; p < last; p += most)
       for (int t = 0; t < tiles; ++t) {
         const int r = count * t / tiles, tall = count * (t + 1) / tiles - r;
-        tile<W>(tall, std::min(most, last - p), rows.from(r), g.w + p * panel, panel, blocks, block, block + stride,
+        // The first tiles fetch a panel each of those that come after these.
+        const int soon = p + most + t;
+        const B* next = g.w + soon * panel + static_cast<size_t>(blocks.begin(block)) * kColumns;
+        const Ahead ahead = tiles == 1 ? Ahead{nullptr} : t < most && soon < last ? Ahead{next} : Ahead{g.w, false};
+        tile<W>(tall, std::min(most, last - p), rows.from(r), g.w + p * panel, panel, blocks, block, block + stride, ahead,
                 c + r * ldc + static_cast<size_t>(p - first) * kColumns, ldc);
       }
 }

@@ -16,14 +16,15 @@ using Narrow = std::conditional_t<kDotsPairs, Bf16Pair, uint16_t>;
 // The inputs of all rows as they are multiplied: as they are, normed, or normed and rounded, in memory of this thread.
 template <class B>
 Rows<B> prepare(const Pool& pool, const Gemm<B>& g, int threads) {
+  const size_t rows = g.rows;
   if constexpr (std::is_same_v<Input<B>, Bf16Pair>) {
     const DepthBlocks blocks = depth_blocks<kLanes>(g);
     const size_t stride = g.depth() + kLanes;  // more than a row: rows a power of two apart would share cache sets
-    const int most = most_remainders(g.k);
-    const size_t rows = g.rows;
+    const int most = Remainders::room<kLanes>(g.k);
     auto* values = reinterpret_cast<Bf16Pair*>(scratch<kPrepared>(rows * (stride + 2 * most + blocks.count)));
-    auto* remainders = reinterpret_cast<Remainder*>(values + rows * stride);
-    auto* ends = reinterpret_cast<int*>(remainders + rows * most);
+    auto* remainders = values + rows * stride;
+    auto* at = reinterpret_cast<int*>(remainders + rows * most);
+    const Rows<B> all{values, stride, {remainders, at, at + rows * most, most, blocks.count}};
     parallel_for(pool, g.rows, threads, [&](int r) {
       const float* x = g.x + static_cast<size_t>(r) * g.k;
       if (g.norm) {
@@ -31,15 +32,17 @@ Rows<B> prepare(const Pool& pool, const Gemm<B>& g, int threads) {
         rms_norm<kLanes>(x, g.norm, g.eps, g.k, normed);
         x = normed;
       }
-      round_row<kLanes>(x, g.k, blocks, values + r * stride, remainders + static_cast<size_t>(r) * most, ends + static_cast<size_t>(r) * blocks.count);
+      round_row<kLanes>(x, g.k, blocks, values + r * stride, all.remainders.from(r));
     });
-    return {values, stride, remainders, most, ends, blocks.count};
+    return all;
   } else {
-    if (!g.norm) return {g.x, static_cast<size_t>(g.k), nullptr, 0, nullptr, 0};
+    if (!g.norm) return {g.x, static_cast<size_t>(g.k), {}};
     const size_t stride = g.k + kLanes;
-    float* values = scratch<kPrepared>(g.rows * stride);
-    parallel_for(pool, g.rows, threads, [&](int r) { rms_norm<kLanes>(g.x + static_cast<size_t>(r) * g.k, g.norm, g.eps, g.k, values + r * stride); });
-    return {values, stride, nullptr, 0, nullptr, 0};
+    float* values = scratch<kPrepared>(rows * stride);
+    parallel_for(pool, g.rows, threads, [&](int r) {
+      rms_norm<kLanes>(g.x + static_cast<size_t>(r) * g.k, g.norm, g.eps, g.k, values + r * stride);
+    });
+    return {values, stride, {}};
   }
 }
 

@@ -50,8 +50,10 @@ _MOST = 2**31 - 1  # bytes: what an option can say
 
 
 def keep_freed_memory() -> None:
-    """Gives back what is free now, and from here on leaves freed memory in the heap, whatever its size. Where malloc is not glibc's,
-    does nothing."""
+    """Gives back what is free now, and from here on leaves freed memory in the heap, whatever its size.
+
+    Does nothing where malloc is not glibc's.
+    """
     libc = ctypes.CDLL(None)
     if not hasattr(libc, "mallopt") or not hasattr(libc, "malloc_trim"):
         return

@@ -44,13 +44,20 @@ template <int W>
   hi = __builtin_convertvector(load<B>(b + W), F);
 }
 
+// What to fetch meanwhile: rows of a panel that comes soon, one for each row in use, from any address on.
+struct Ahead {
+  const void* from;
+  bool moves = true;  // else nothing comes soon: the same line is fetched again and again, which costs least
+
+  [[gnu::always_inline]] void fetch(size_t offset) const { __builtin_prefetch(static_cast<const char*>(from) + (moves ? offset : 0)); }
+};
+
 // acc[r][p] += sum over i < k of a[r][i] * b[p][i], for R rows and P panels.
 // a: row r at a + r * lda. b: panel p at b + p * panel, rows of 2W numbers.
-// Meanwhile prefetches from `next` on: k rows of a panel that comes soon, at any address.
 // Every element is one chain of fused multiply-adds in the order of i, whatever R and P: a row's bits do not depend on its company.
 template <int W, int R, int P, class B>
 [[gnu::always_inline]] inline void advance(typename Vec<W>::f32 (&acc)[R][P][2], const float* a, size_t lda, const B* b, ptrdiff_t panel,
-                                           int k, const void* next) {
+                                           int k, Ahead ahead) {
   using F = typename Vec<W>::f32;
   for (int i = 0; i < k; ++i) {
     F w[P][2];
@@ -58,7 +65,7 @@ template <int W, int R, int P, class B>
     for (int p = 0; p < P; ++p) {
       widen<W>(b + p * panel + i * 2 * W, w[p][0], w[p][1]);
       constexpr int kPerLine = 64 / (2 * W * sizeof(B));  // rows of a panel in a cache line
-      if (p == 0 && i % kPerLine == 0) __builtin_prefetch(static_cast<const char*>(next) + static_cast<size_t>(i) * 2 * W * sizeof(B));
+      if (p == 0 && i % kPerLine == 0) ahead.fetch(static_cast<size_t>(i) * 2 * W * sizeof(B));
     }
 #pragma GCC unroll 16
     for (int r = 0; r < R; ++r) {
@@ -74,7 +81,7 @@ template <int W, int R, int P, class B>
 // The same for pairs of inputs: k counts pairs, and each instruction advances every chain by two inputs.
 template <int W, int R, int P>
 [[gnu::always_inline]] inline void advance(typename Vec<W>::f32 (&acc)[R][P][2], const Bf16Pair* a, size_t lda, const Bf16Pair* b,
-                                           ptrdiff_t panel, int k, const void* next) {
+                                           ptrdiff_t panel, int k, Ahead ahead) {
   using U = typename Vec<W>::u32;
   for (int i = 0; i < k; ++i) {
     U w[P][2];
@@ -83,7 +90,7 @@ template <int W, int R, int P>
 #pragma GCC unroll 2
       for (int h = 0; h < 2; ++h) {
         w[p][h] = load<U>(b + p * panel + (2 * i + h) * W);
-        if (p == 0) __builtin_prefetch(static_cast<const char*>(next) + (2 * static_cast<size_t>(i) + h) * W * sizeof(Bf16Pair));
+        if (p == 0) ahead.fetch((2 * static_cast<size_t>(i) + h) * W * sizeof(Bf16Pair));
       }
 #pragma GCC unroll 16
     for (int r = 0; r < R; ++r) {

@@ -68,22 +68,40 @@ template <int W>
   asm("vdpbf16ps %2, %1, %0" : "+v"(acc) : "v"(w), "v"(x));  // instantiated only if kDotsPairs
 }
 
-// Rounds W inputs to pairs, to nearest even, and writes them to y. NaN stays NaN; what is too small for a normal number becomes zero.
+// The following are instantiated only if kDotsPairs, like dot_pairs.
+
+// W inputs rounded to pairs, to nearest even. NaN stays NaN; what is too small for a normal number becomes zero.
 template <int W>
-[[gnu::always_inline]] inline void round_to_pairs(typename Vec<W>::f32 x, Bf16Pair* y) {
+[[gnu::always_inline]] inline typename Vec<W>::half_u32 to_pairs(typename Vec<W>::f32 x) {
   typename Vec<W>::half_u32 pairs;
-  asm("vcvtneps2bf16 %1, %0" : "=v"(pairs) : "v"(x));  // instantiated only if kDotsPairs
-  store(y, pairs);
+  asm("vcvtneps2bf16 %1, %0" : "=v"(pairs) : "v"(x));
+  return pairs;
 }
 
-// Bit j says whether |x[j]| > limit.
+// The inputs that pairs stand for.
 template <int W>
-[[gnu::always_inline]] inline uint16_t beyond(typename Vec<W>::f32 x, typename Vec<W>::f32 limit) {
-  using U = typename Vec<W>::u32;
-  const auto magnitude = (typename Vec<W>::f32)((U)x & 0x7fffffffu);
-  uint16_t lanes;
-  asm("vcmpgtps %2, %1, %0" : "=k"(lanes) : "v"(magnitude), "v"(limit));  // instantiated only if kDotsPairs
-  return lanes;
+[[gnu::always_inline]] inline typename Vec<W>::f32 from_pairs(typename Vec<W>::half_u32 pairs) {
+  typename Vec<W>::u32 wide;
+  asm("vpmovzxwd %1, %0" : "=v"(wide) : "v"(pairs));
+  return (typename Vec<W>::f32)(wide << 16);
+}
+
+// Bit j says whether one of the inputs 2j and 2j + 1 is larger than the limit, whatever its sign.
+template <int W>
+[[gnu::always_inline]] inline uint32_t pairs_beyond(typename Vec<W>::f32 x, typename Vec<W>::f32 limit) {
+  const auto magnitude = (typename Vec<W>::f32)((typename Vec<W>::u32)x & 0x7fffffffu);
+  uint32_t inputs, pairs;
+  asm("vcmpgtps %2, %1, %0" : "=k"(inputs) : "v"(magnitude), "v"(limit));
+  asm("pext %2, %1, %0" : "=r"(pairs) : "r"(inputs | inputs >> 1), "r"(0x55555555u));
+  return pairs;
+}
+
+// The lanes whose bits are set, moved to the front.
+template <int W>
+[[gnu::always_inline]] inline typename Vec<W>::half_u32 compress(typename Vec<W>::half_u32 x, uint32_t lanes) {
+  typename Vec<W>::half_u32 front;
+  asm("vpcompressd %1, %0%{%2%}%{z%}" : "=v"(front) : "v"(x), "Yk"(static_cast<uint8_t>(lanes)));
+  return front;
 }
 
 // 2^x for x <= 0, by a minimax polynomial of degree 6 on [-0.5, 0.5]; relative error below 2e-7; 0 below -126, NaN for NaN.
