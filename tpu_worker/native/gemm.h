@@ -22,6 +22,10 @@ inline constexpr int kTileRows = 6;
 template <class B>
 using Input = std::conditional_t<std::is_same_v<B, Bf16Pair>, Bf16Pair, float>;
 
+// Bytes of a row of a panel.
+template <int W, class B>
+inline constexpr size_t kRowBytes = 2 * W * sizeof(B);
+
 // Inputs that one element of a panel spans.
 template <class B>
 inline constexpr int kSpan = std::is_same_v<B, Bf16Pair> ? 2 : 1;
@@ -186,7 +190,8 @@ template <int W, int R, int P, class B>
   for (int block = begin; block < end; ++block) {
     const int from = blocks.begin(block), size = blocks.begin(block + 1) - from;
     const B* at = b + static_cast<size_t>(from) * 2 * W;
-    const Ahead here = ahead.from ? ahead : Ahead{reinterpret_cast<const char*>(at + (P - 1) * panel) + kPrefetch};
+    // Without other tiles there is nothing to be early for but the stream itself, of which the processor sees a part.
+    const Ahead here = ahead.from ? ahead : Ahead{reinterpret_cast<const char*>(at + (P - 1) * panel) + kPrefetch, kRowBytes<W, B>, 64};
     advance<W, R, P>(acc, rows.values + from, rows.stride, at, panel, size, here);
     if constexpr (std::is_same_v<B, Bf16Pair>) add_remainders<W, R, P>(acc, rows.remainders, block, b, panel);
   }
@@ -222,10 +227,13 @@ void multiply(const Gemm<B>& g, const Rows<B>& rows, int count, int first, int l
     for (int p = first; p < last; p += most)
       for (int t = 0; t < tiles; ++t) {
         const int r = count * t / tiles, tall = count * (t + 1) / tiles - r;
-        // The first tiles fetch a panel each of those that come after these.
-        const int soon = p + most + t;
-        const B* next = g.w + soon * panel + static_cast<size_t>(blocks.begin(block)) * kColumns;
-        const Ahead ahead = tiles == 1 ? Ahead{nullptr} : t < most && soon < last ? Ahead{next} : Ahead{g.w, false};
+        // Each of the tiles fetches its share of the panels that come after these.
+        const size_t share = (kRowBytes<W, B> + tiles - 1) / tiles;
+        const bool ends = p + 2 * most > last;
+        const char* next = reinterpret_cast<const char*>(g.w + (p + most) * panel + static_cast<size_t>(blocks.begin(block)) * kColumns);
+        Ahead ahead{next + t * share * blocks.size, share, (most - 1) * static_cast<ptrdiff_t>(panel * sizeof(B))};
+        if (tiles == 1) ahead = {nullptr, 0, 0};
+        else if (ends) ahead = {g.w, 0, 0};
         tile<W>(tall, std::min(most, last - p), rows.from(r), g.w + p * panel, panel, blocks, block, block + stride, ahead,
                 c + r * ldc + static_cast<size_t>(p - first) * kColumns, ldc);
       }

@@ -44,12 +44,17 @@ template <int W>
   hi = __builtin_convertvector(load<B>(b + W), F);
 }
 
-// What to fetch meanwhile: rows of a panel that comes soon, one for each row in use, from any address on.
+// What to fetch meanwhile, for what comes soon: in each step two cache lines, `gap` bytes apart, `step` bytes further on than before.
 struct Ahead {
   const void* from;
-  bool moves = true;  // else nothing comes soon: the same line is fetched again and again, which costs least
+  size_t step;
+  ptrdiff_t gap;
 
-  [[gnu::always_inline]] void fetch(size_t offset) const { __builtin_prefetch(static_cast<const char*>(from) + (moves ? offset : 0)); }
+  [[gnu::always_inline]] void fetch(int i) const {
+    const char* line = static_cast<const char*>(from) + i * step;
+    __builtin_prefetch(line);
+    __builtin_prefetch(line + gap);
+  }
 };
 
 // acc[r][p] += sum over i < k of a[r][i] * b[p][i], for R rows and P panels.
@@ -59,14 +64,12 @@ template <int W, int R, int P, class B>
 [[gnu::always_inline]] inline void advance(typename Vec<W>::f32 (&acc)[R][P][2], const float* a, size_t lda, const B* b, ptrdiff_t panel,
                                            int k, Ahead ahead) {
   using F = typename Vec<W>::f32;
+  constexpr int kPerLine = 64 / (2 * W * sizeof(B));  // rows of a panel in a cache line
   for (int i = 0; i < k; ++i) {
+    if (i % kPerLine == 0) ahead.fetch(i);
     F w[P][2];
 #pragma GCC unroll 4
-    for (int p = 0; p < P; ++p) {
-      widen<W>(b + p * panel + i * 2 * W, w[p][0], w[p][1]);
-      constexpr int kPerLine = 64 / (2 * W * sizeof(B));  // rows of a panel in a cache line
-      if (p == 0 && i % kPerLine == 0) ahead.fetch(static_cast<size_t>(i) * 2 * W * sizeof(B));
-    }
+    for (int p = 0; p < P; ++p) widen<W>(b + p * panel + i * 2 * W, w[p][0], w[p][1]);
 #pragma GCC unroll 16
     for (int r = 0; r < R; ++r) {
       const F x = splat<F>(a[r * lda + i]);
@@ -84,14 +87,12 @@ template <int W, int R, int P>
                                            ptrdiff_t panel, int k, Ahead ahead) {
   using U = typename Vec<W>::u32;
   for (int i = 0; i < k; ++i) {
+    ahead.fetch(i);
     U w[P][2];
 #pragma GCC unroll 4
     for (int p = 0; p < P; ++p)
 #pragma GCC unroll 2
-      for (int h = 0; h < 2; ++h) {
-        w[p][h] = load<U>(b + p * panel + (2 * i + h) * W);
-        if (p == 0) ahead.fetch((2 * static_cast<size_t>(i) + h) * W * sizeof(Bf16Pair));
-      }
+      for (int h = 0; h < 2; ++h) w[p][h] = load<U>(b + p * panel + (2 * i + h) * W);
 #pragma GCC unroll 16
     for (int r = 0; r < R; ++r) {
       const U x = U{} + a[r * lda + i];

@@ -113,7 +113,7 @@ struct Tile {
 template <int W, int R, int P>
 [[gnu::always_inline]] inline void score(const float* queries, int dim, const uint16_t* const* keys, const uint16_t* next, float* scores) {
   typename Vec<W>::f32 acc[R][P][2] = {};
-  advance<W, R, P>(acc, queries, dim, keys[0], P == 1 ? 0 : keys[P - 1] - keys[0], dim, {next});
+  advance<W, R, P>(acc, queries, dim, keys[0], P == 1 ? 0 : keys[P - 1] - keys[0], dim, {next, 2 * W * sizeof(uint16_t), 0});
   store_tile<W, R, P>(acc, scores, kTile);
 }
 
@@ -124,7 +124,7 @@ template <int W, int R, int P>
   load_tile<W, R, P>(acc, sums, dim);
   for (int i = 0, j = 0; i < tile.num_runs; j += tile.runs[i++].size) {
     const uint16_t* soon = next.runs[std::min(i, next.num_runs - 1)].values + offset;
-    advance<W, R, P>(acc, weights + j, kTile, tile.runs[i].values + offset, panel, tile.runs[i].size, {soon});
+    advance<W, R, P>(acc, weights + j, kTile, tile.runs[i].values + offset, panel, tile.runs[i].size, {soon, 2 * W * sizeof(uint16_t), 0});
   }
   store_tile<W, R, P>(acc, sums, dim);
 }
