@@ -10,7 +10,7 @@
 namespace twodeep {
 
 // Rows whose inputs stay in the second-level cache while a block of panels passes by.
-inline constexpr int kRowBlock = 96;
+inline constexpr int kRowBlock = 120;
 // Bytes of a panel that stay in the first-level cache while the row tiles of a block pass by.
 inline constexpr int kDepthBytes = 40960;
 // Bytes between the weights in use and those fetched: at two rows of work for each row of a panel, the time memory takes to answer.
@@ -229,7 +229,7 @@ void multiply(const Gemm<B>& g, const Rows<B>& rows, int count, int first, int l
         const int r = count * t / tiles, tall = count * (t + 1) / tiles - r;
         // Each of the tiles fetches its share of the panels that come after these.
         const size_t share = (kRowBytes<W, B> + tiles - 1) / tiles;
-        const bool ends = p + 2 * most > last;
+        const bool ends = p + 2 * most > g.panels;
         const char* next = reinterpret_cast<const char*>(g.w + (p + most) * panel + static_cast<size_t>(blocks.begin(block)) * kColumns);
         Ahead ahead{next + t * share * blocks.size, share, (most - 1) * static_cast<ptrdiff_t>(panel * sizeof(B))};
         if (tiles == 1) ahead = {nullptr, 0, 0};

@@ -7,6 +7,8 @@ namespace {
 
 constexpr int kColumns = 2 * kLanes;
 
+constexpr int kTasksPerThread = 12;
+
 // Scratch memory: what all threads read of the caller's, and what a thread has for itself.
 enum { kPrepared, kProducts };
 
@@ -48,14 +50,16 @@ Rows<B> prepare(const Pool& pool, const Gemm<B>& g, int threads) {
 
 template <class B>
 void run(const Pool& pool, const Gemm<B>& g) {
+  if (g.rows == 0) return;
   const size_t bytes = static_cast<size_t>(g.panels) * g.depth() * kColumns * sizeof(B);
-  const int row_blocks = (g.rows + kRowBlock - 1) / kRowBlock;
-  if (row_blocks == 0) return;
-  const int rows_each = (((g.rows + row_blocks - 1) / row_blocks) + kTileRows - 1) / kTileRows * kTileRows;
   // Waking a thread costs some tens of microseconds of its time: not for less than that much work.
   const int threads = bytes * (1 + g.rows / 4) < (128 << 10) ? 1 : pool.num_threads();
+  // As many blocks of rows for each thread, where there are rows enough: it then finds in its caches what it wrote in the call before.
+  int row_blocks = (g.rows + kRowBlock - 1) / kRowBlock;
+  if (row_blocks > 1) row_blocks = (row_blocks + threads - 1) / threads * threads;
+  const int rows_each = (g.rows + row_blocks - 1) / row_blocks;
   // Several tasks per thread even out what the machine's other work takes; a task keeps a long sequential stream of weights.
-  const int groups_wanted = threads == 1 ? 1 : std::max(1, (8 * threads + row_blocks - 1) / row_blocks);
+  const int groups_wanted = threads == 1 ? 1 : std::max(1, (kTasksPerThread * threads + row_blocks - 1) / row_blocks);
   int group = (g.panels + groups_wanted - 1) / groups_wanted;
   group = std::max(2, (group + 1) / 2 * 2);
   const int groups = (g.panels + group - 1) / group;
