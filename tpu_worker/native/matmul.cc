@@ -64,7 +64,7 @@ void run(const Pool& pool, const Gemm<B>& g) {
   group = std::max(2, (group + 1) / 2 * 2);
   const int groups = (g.panels + group - 1) / group;
 
-  const Rows<B> all = prepare(pool, g, static_cast<size_t>(g.rows) * g.k < (64 << 10) ? 1 : threads);
+  const Rows<B> all = prepare(pool, g, static_cast<size_t>(g.rows) * g.k < (8 << 10) ? 1 : threads);
   const size_t ldc = static_cast<size_t>(group) * kColumns;
   const bool direct = !g.gated && g.scale == nullptr && g.residual == nullptr && g.n % kColumns == 0;
   parallel_for(pool, row_blocks * groups, threads, [&](int task) {
