@@ -9,13 +9,9 @@
 namespace twodeep {
 namespace {
 
-// A row's query rows are cut into chunks; a chunk of one key-value head is a task.
-struct Task {
-  int row, head, from, size;
-};
-
 template <int W>
 void run(const Pool& pool, const Paged& p) {
+  // A row's query rows are cut into chunks; a chunk of one key-value head is a task.
   std::vector<Task> tasks, writes;
   double work = 0;
   for (int row = 0; row < p.num_rows; ++row) {
@@ -34,9 +30,10 @@ void run(const Pool& pool, const Paged& p) {
   });
   parallel_for(pool, static_cast<int>(tasks.size()), threads, [&](int i) {
     const Task& task = tasks[i];
+    const Task& soon = tasks[i + 1 < static_cast<int>(tasks.size()) ? i + 1 : i];
     Workspace space(scratch(Workspace::size(p.dim)), p.dim);
     if (p.counts[task.row] * p.group() <= kQueryRows) write_row<W>(p, task.row, task.head, space.key);
-    attend_rows<W>(p, space, task.row, task.head, task.from, task.size);
+    attend_rows<W>(p, space, task, soon);
   });
 }
 

@@ -31,6 +31,8 @@ struct Paged {
   float scale, cap;                       // cap 0: none
 
   int group() const { return heads / kv_heads; }
+  // The oldest position that the one at `position` attends to.
+  int oldest(int position) const { return window ? std::max(0, position - window + 1) : 0; }
   size_t half() const { return static_cast<size_t>(block_size) * dim; }  // of a block of a head: its keys, or its values
   uint16_t* block(int row, int position, int head) const {
     const size_t id = tables[static_cast<size_t>(row) * table_width + position / block_size];
@@ -193,8 +195,25 @@ template <int W, int R>
 }
 
 // Query rows [from, from + size) of one request and one key-value head: pair i is token i / group, head i % group of the group.
+struct Task {
+  int row, head, from, size;
+};
+
+// The positions of the first tile of keys that a task needs, and how far it needs keys at all.
+struct Span {
+  int begin, end, last;
+
+  Span(const Paged& p, const Task& task)
+      : begin(p.oldest(p.starts[task.row] + task.from / p.group()) / kTile * kTile),
+        last(p.starts[task.row] + (task.from + task.size - 1) / p.group() + 1) {
+    end = std::min(begin + kTile, last);
+  }
+};
+
+// `soon`: the task that is likely to follow on this thread, whose keys and values are fetched in time.
 template <int W>
-void attend_rows(const Paged& p, Workspace& s, int row, int head, int from, int size) {
+void attend_rows(const Paged& p, Workspace& s, const Task& task, const Task& soon) {
+  const auto [row, head, from, size] = task;
   const int group = p.group();
   const float factor = p.cap != 0.0f ? p.scale / p.cap : p.scale * kLog2e;
   for (int i = 0; i < size; ++i) {
@@ -206,12 +225,12 @@ void attend_rows(const Paged& p, Workspace& s, int row, int head, int from, int 
     s.weights[i] = 0.0f;
   }
   std::fill_n(s.sums, size * p.dim, 0.0f);
-  const int oldest = p.window ? std::max(0, s.positions[0] - p.window + 1) : 0;
-  const int last = s.positions[size - 1] + 1;
-  int begin = oldest / kTile * kTile;
-  for (Tile<W> whole(p, row, head, begin, std::min(begin + kTile, last)); begin < last; begin += kTile) {
-    const int after = begin + kTile < last ? begin + kTile : begin;
-    const Tile<W> next(p, row, head, after, std::min(after + kTile, last));
+  const Span span(p, task), then(p, soon);
+  Tile<W> whole(p, row, head, span.begin, span.end);
+  for (int begin = span.begin; begin < span.last; begin += kTile) {
+    const int after = begin + kTile;
+    const Tile<W> next = after < span.last ? Tile<W>(p, row, head, after, std::min(after + kTile, span.last))
+                                           : Tile<W>(p, soon.row, soon.head, then.begin, then.end);
     for (int first = 0; first < size; first += kRowTile) {
       const int rows = std::min(kRowTile, size - first), end = s.positions[first + rows - 1] + 1;
       if (end <= begin) continue;
