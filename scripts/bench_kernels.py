@@ -17,6 +17,7 @@ from tpu_worker.attention import cpu as attention
 from tpu_worker.matmul import cpu as matmul
 from tpu_worker.native import build
 from tpu_worker.native.memory import keep_freed_memory
+from tpu_worker.stacking import put, take
 
 LAYERS, WIDTH, FFN, VOCAB, HEADS, KV_HEADS, HEAD_DIM = 30, 576, 1536, 49152, 9, 3, 64
 
@@ -99,13 +100,13 @@ def bench_attention(bandwidth: float, peak: float, block_size: int = 16) -> None
     """Attention of all layers: decode steps, then a prompt alone."""
 
     @partial(jax.jit, donate_argnums=0)
-    def attend(caches: list[jax.Array], qkv: jax.Array, meta: AttentionMetadata, rope: jax.Array) -> list[jax.Array]:
-        out = []
-        for cache in caches:
-            result, after = attention.attend_fused(qkv, cache, meta, rope, num_heads=HEADS, scale=HEAD_DIM**-0.5)
+    def attend(caches: jax.Array, qkv: jax.Array, meta: AttentionMetadata, rope: jax.Array) -> jax.Array:
+        for index in range(LAYERS):
+            cache = take(caches, index)
+            result, cache = attention.attend_fused(qkv, cache, meta, rope, num_heads=HEADS, scale=HEAD_DIM**-0.5)
+            caches = put(caches, index, cache)
             qkv = qkv.at[0, 0].add(result[0, 0, 0] * 0)
-            out.append(after)
-        return out
+        return caches
 
     rope = jnp.ones((8192, HEAD_DIM), jnp.float32)
     print("attention of all layers")
@@ -127,7 +128,7 @@ def bench_attention(bandwidth: float, peak: float, block_size: int = 16) -> None
             jnp.full(rows, count, jnp.int32),
             jnp.arange(rows + 1, dtype=jnp.int32) * count,
         )
-        caches = [attention.make_cache(rows * width, block_size, KV_HEADS, HEAD_DIM) for _ in range(LAYERS)]
+        caches = jax.jit(partial(attention.make_caches, LAYERS, rows * width, block_size, KV_HEADS, HEAD_DIM))()
         qkv = jnp.ones((rows * count, (HEADS + 2 * KV_HEADS) * HEAD_DIM), jnp.float32)
 
         def step() -> None:

@@ -14,10 +14,13 @@ from tpu_worker.attention import xla as xla_attention
 from tpu_worker.matmul import cpu as cpu_matmul
 from tpu_worker.matmul import preferred
 from tpu_worker.matmul import xla as xla_matmul
+from tpu_worker.matmul.cpu import Allocate
 from tpu_worker.sampler import greedy
+from tpu_worker.stacking import Layer
 
 Packed: TypeAlias = Any  # a pytree of arrays in the layout of the kernel that made it
 Cache: TypeAlias = Any  # one layer's keys and values, likewise
+Caches: TypeAlias = Any  # those of all layers: see `tpu_worker.stacking`
 HostMatrix: TypeAlias = npt.NDArray[Any]  # [out, in], any float type
 
 
@@ -43,19 +46,22 @@ class Attend(Protocol):
         ...
 
 
-class MakeCache(Protocol):
-    """An empty cache of one layer."""
+class MakeCaches(Protocol):
+    """Empty caches of all layers."""
 
-    def __call__(self, num_blocks: int, block_size: int, num_kv_heads: int, head_dim: int) -> Cache:
-        """Its layout is the kernel's own choice."""
+    def __call__(self, num_layers: int, num_blocks: int, block_size: int, num_kv_heads: int, head_dim: int) -> Caches:
+        """Their layout is the kernel's own choice."""
         ...
 
 
 class Pack(Protocol):
     """Lays a weight out for `Linear`, at load."""
 
-    def __call__(self, weight: HostMatrix, *, gated: bool = False) -> Packed:
-        """weight [out, in]; gated: its first half of rows is the gate, the second half what it lets through."""
+    def __call__(self, weight: HostMatrix, allocate: Allocate, *, gated: bool = False) -> Packed:
+        """weight [out, in]; gated: its first half of rows is the gate, the second half what it lets through.
+
+        The result's arrays are JAX's, or NumPy's from `allocate`.
+        """
         ...
 
 
@@ -68,7 +74,7 @@ class Linear(Protocol):
         weight: Packed,
         *,
         num_rows: jax.Array | None = None,
-        norm: jax.Array | None = None,
+        norm: jax.Array | Layer | None = None,
         eps: float = 0.0,
         residual: jax.Array | None = None,
     ) -> jax.Array:
@@ -94,7 +100,8 @@ class Kernels:
 
     name: str
     attend: Attend
-    make_cache: MakeCache
+    make_caches: MakeCaches
+    stacked: bool  # the layers' weights, as `tpu_worker.stacking` has it
     pack: Pack
     linear: Linear
     greedy: Greedy
@@ -108,11 +115,11 @@ def choose_kernels(platform: str, quantization: Literal["none", "int8"], block_s
             raise ConfigError(f"--quantization {quantization} needs the C++ kernels of the CPU: leave the flag out")
         return kernels
     if cpu_attention.supports(block_size, head_dim):
-        kernels = replace(kernels, name="C++ and XLA", attend=cpu_attention.attend_fused, make_cache=cpu_attention.make_cache)
+        kernels = replace(kernels, name="C++ and XLA", attend=cpu_attention.attend_fused, make_caches=cpu_attention.make_caches)
     if quantization == "none" and preferred() == "xla":
         return kernels
-    pack = functools.partial(cpu_matmul.pack, kind="int8" if quantization == "int8" else "bf16")
-    return replace(kernels, name="C++", pack=pack, linear=cpu_matmul.linear, greedy=cpu_matmul.greedy)
+    pack = functools.partial(cpu_matmul.pack_into, kind="int8" if quantization == "int8" else "bf16")
+    return replace(kernels, name="C++", stacked=True, pack=pack, linear=cpu_matmul.linear, greedy=cpu_matmul.greedy)
 
 
 def xla_kernels() -> Kernels:
@@ -120,8 +127,9 @@ def xla_kernels() -> Kernels:
     return Kernels(
         "XLA",
         xla_attention.attend_fused,
-        xla_attention.make_cache,
-        xla_matmul.pack,
+        xla_attention.make_caches,
+        False,
+        lambda weight, _, *, gated=False: xla_matmul.pack(weight, gated=gated),
         xla_matmul.linear,
         lambda logits, _: greedy(logits),
     )

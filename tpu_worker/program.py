@@ -12,7 +12,7 @@ from protocol.codec import Int32Array
 from protocol.params import MAX_LOGPROBS
 from tpu_worker.buckets import Bucket
 from tpu_worker.inputs import SlotState, admit, gather_tokens, grow_tables, record_tokens, unpack_rows
-from tpu_worker.kernels import Cache, Kernels
+from tpu_worker.kernels import Caches, Kernels
 from tpu_worker.models.llama import Weights, forward
 from tpu_worker.models.spec import ModelSpec
 from tpu_worker.sampler import ROW_WIDTH, Sampled, sample
@@ -24,7 +24,7 @@ _ROWS_AT_ONCE = 4  # in the sampler: what it costs goes with the rows that are t
 class DeviceState(NamedTuple):
     """What a step reads and leaves changed. Every program takes it by donation: it is updated where it lies."""
 
-    caches: list[Cache]
+    caches: Caches
     slots: SlotState
 
 

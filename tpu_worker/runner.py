@@ -20,7 +20,7 @@ from tpu_worker.kv_cache import count_blocks
 from tpu_worker.mesh import describe, open_device
 from tpu_worker.models.spec import ModelSpec
 from tpu_worker.native.memory import keep_freed_memory
-from tpu_worker.program import AdmitProgram, Compiler, DeviceState, shapes_of
+from tpu_worker.program import AdmitProgram, Compiler, DeviceState, Shapes
 from tpu_worker.sampler import LOGPROBS, Sampled, needs
 from tpu_worker.warmup import Programs, use_compilation_cache
 from tpu_worker.weights.load import WeightLoader, open_source
@@ -67,10 +67,9 @@ class JaxDevice:
         weights = loader.load_first()
         num_blocks = count_blocks(config, spec, max_model_len, device)
         make_state = functools.partial(_make_state, config, spec, kernels, num_blocks, max_model_len)
-        shapes = shapes_of(weights)
-        compiler = Compiler(spec, kernels, {**shapes, "layers": shapes["layers"] * spec.num_layers}, jax.eval_shape(make_state))
-        layer = sum(array.size for array in jax.tree.leaves(weights["layers"]))
-        head_cost = spec.vocab_size * spec.hidden_size / (layer * spec.num_layers)
+        shapes = loader.shapes(weights)
+        compiler = Compiler(spec, kernels, shapes, jax.eval_shape(make_state))
+        head_cost = _size(shapes["head"]) / _size(shapes["layers"])
         self._programs = Programs(compiler, make_buckets(config.max_num_seqs, config.max_num_batched_tokens), head_cost)
         with ThreadPoolExecutor(1) as pool:
             loaded = pool.submit(loader.load_rest, weights)
@@ -130,8 +129,12 @@ class JaxDevice:
 
 
 def _make_state(config: EngineConfig, spec: ModelSpec, kernels: Kernels, num_blocks: int, max_model_len: int) -> DeviceState:
-    caches = [kernels.make_cache(num_blocks, config.block_size, spec.num_kv_heads, spec.head_dim) for _ in range(spec.num_layers)]
+    caches = kernels.make_caches(spec.num_layers, num_blocks, config.block_size, spec.num_kv_heads, spec.head_dim)
     return DeviceState(caches, make_slots(config.max_num_seqs, max_model_len, config.block_size))
+
+
+def _size(shapes: Shapes) -> int:
+    return sum(array.size for array in jax.tree.leaves(shapes))
 
 
 def _max_model_len(config: EngineConfig, spec: ModelSpec) -> int:

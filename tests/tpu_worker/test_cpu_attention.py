@@ -13,6 +13,7 @@ import numpy.typing as npt
 import pytest
 
 from tpu_worker.attention import AttentionMetadata, cpu, reference
+from tpu_worker.stacking import Layer
 
 pytestmark = pytest.mark.skipif(not any(map(shutil.which, ("g++", "clang++", "c++"))), reason="needs a C++ compiler")
 
@@ -39,6 +40,10 @@ class Shape:
     block_size: int = 16
 
 
+def layer(caches: jax.Array) -> Layer:
+    return Layer(caches, jnp.int32(1))
+
+
 def draw(shape: Shape, length: int, seed: int) -> Sample:
     random = np.random.default_rng(seed)
     kv = random.standard_normal((2, length, shape.kv_heads, shape.dim), np.float32).astype(ml_dtypes.bfloat16).astype(np.float32)
@@ -58,7 +63,8 @@ def run(shape: Shape, sequences: list[Sample], cuts: list[list[int]], *, rows: i
     width = max(-(-len(s.q) // shape.block_size) for s in sequences) + 1
     num_blocks = rows * width + 3
     order = np.random.default_rng(9).permutation(num_blocks)[: rows * width].reshape(rows, width).astype(np.int32)
-    cache = jnp.full(cpu.make_cache(num_blocks, shape.block_size, shape.kv_heads, shape.dim).shape, 0x7FFF, jnp.uint16)  # NaN
+    caches = cpu.make_caches(3, num_blocks, shape.block_size, shape.kv_heads, shape.dim)
+    cache = layer(jnp.full_like(caches, 0x7FFF))  # NaN
     done, outs = [0] * len(sequences), [np.zeros_like(s.q) for s in sequences]
     chunks = [np.diff([0, *cut, len(s.q)]).tolist() for s, cut in zip(sequences, cuts, strict=True)]
     for step in range(max(map(len, chunks))):
@@ -83,6 +89,7 @@ def run(shape: Shape, sequences: list[Sample], cuts: list[list[int]], *, rows: i
             outs[row][done[row] : done[row] + counts[row]] = result[at : at + counts[row]]
             at += counts[row]
             done[row] += counts[row]
+    assert (np.asarray(cache.stack)[[0, 2]] == 0x7FFF).all()  # the layers beside it
     return outs
 
 
@@ -139,12 +146,12 @@ def test_fused_rotates_as_it_should() -> None:
     q, k, v = rotated[:, : shape.heads], rotated[:, shape.heads : -shape.kv_heads], heads[:, -shape.kv_heads :]
     blocks = -(-length // shape.block_size)
     meta = metadata(np.arange(blocks, dtype=np.int32)[None], [0], [length])
-    empty = cpu.make_cache(blocks, shape.block_size, shape.kv_heads, shape.dim)
-    plain, plain_cache = attend(q, k, v, empty.copy(), meta, scale=0.125)
-    fused, fused_cache = attend_fused(qkv, empty.copy(), meta, rope, num_heads=shape.heads, scale=0.125)
+    empty = jnp.zeros(cpu.make_caches(2, blocks, shape.block_size, shape.kv_heads, shape.dim).shape, jnp.uint16)
+    plain, plain_cache = attend(q, k, v, layer(empty.copy()), meta, scale=0.125)
+    fused, fused_cache = attend_fused(qkv, layer(empty.copy()), meta, rope, num_heads=shape.heads, scale=0.125)
     np.testing.assert_allclose(fused, plain, rtol=1e-3, atol=1e-3)  # keys that a fused multiply-add rounds to the other bf16
-    assert (np.asarray(fused_cache) != np.asarray(plain_cache)).mean() < 0.01
-    unrotated, _ = attend_fused(qkv, empty.copy(), meta, None, num_heads=shape.heads, scale=0.125)
+    assert (np.asarray(fused_cache.stack) != np.asarray(plain_cache.stack)).mean() < 0.01
+    unrotated, _ = attend_fused(qkv, layer(empty.copy()), meta, None, num_heads=shape.heads, scale=0.125)
     assert np.abs(np.asarray(unrotated) - np.asarray(plain)).max() > 0.1
 
 
@@ -159,13 +166,25 @@ def test_a_broken_request_stays_alone() -> None:
 
 
 def test_the_cache_is_updated_in_place() -> None:
-    cache = cpu.make_cache(4, 16, 3, 64)
-    address, before = cache.unsafe_buffer_pointer(), np.array(cache)  # whatever the memory held
+    caches = cpu.make_caches(2, 4, 16, 3, 64)
+    address, before = caches.unsafe_buffer_pointer(), np.array(caches)  # whatever the memory held
     sequence = draw(Shape(), 5, 0)
-    _, after = attend(sequence.q, sequence.k, sequence.v, cache, metadata(np.array([[2]], np.int32), [0], [5]), scale=0.125)
-    assert after.unsafe_buffer_pointer() == address
-    assert (np.asarray(after)[2] != before[2]).any()
-    assert (np.asarray(after)[[0, 1, 3]] == before[[0, 1, 3]]).all()
+    meta = metadata(np.array([[2]], np.int32), [0], [5])
+    _, cache = attend(sequence.q, sequence.k, sequence.v, layer(caches), meta, scale=0.125)
+    assert cache.stack.unsafe_buffer_pointer() == address
+    after = np.asarray(cache.stack)
+    assert (after[1, 2] != before[1, 2]).any()
+    assert (after[1, [0, 1, 3]] == before[1, [0, 1, 3]]).all()
+    assert (after[0] == before[0]).all()
+
+
+@pytest.mark.parametrize("index", [-1, 2])
+def test_a_layer_that_does_not_exist_is_refused(index: int) -> None:
+    sequence = draw(Shape(), 5, 0)
+    cache = Layer(cpu.make_caches(2, 4, 16, 3, 64), jnp.int32(index))
+    meta = metadata(np.array([[2]], np.int32), [0], [5])
+    with pytest.raises((jax.errors.JaxRuntimeError, ValueError), match="no such layer"):
+        jax.block_until_ready(attend(sequence.q, sequence.k, sequence.v, cache, meta, scale=0.125))
 
 
 @pytest.mark.parametrize(
@@ -180,9 +199,9 @@ def test_the_cache_is_updated_in_place() -> None:
 )
 def test_metadata_that_leads_astray_is_refused(table: list[int], start: int, count: int, reason: str) -> None:
     sequence = draw(Shape(), 5, 0)
-    meta = metadata(np.array([table], np.int32), [start], [count])
+    meta, cache = metadata(np.array([table], np.int32), [start], [count]), layer(cpu.make_caches(2, 4, 16, 3, 64))
     with pytest.raises((jax.errors.JaxRuntimeError, ValueError), match=reason):
-        jax.block_until_ready(attend(sequence.q, sequence.k, sequence.v, cpu.make_cache(4, 16, 3, 64), meta, scale=0.125))
+        jax.block_until_ready(attend(sequence.q, sequence.k, sequence.v, cache, meta, scale=0.125))
 
 
 def test_sizes() -> None:

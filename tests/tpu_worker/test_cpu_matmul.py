@@ -15,6 +15,7 @@ import pytest
 from tpu_worker import sampler
 from tpu_worker.matmul import cpu
 from tpu_worker.native.memory import Arena, process_arena
+from tpu_worker.stacking import take
 
 pytestmark = pytest.mark.skipif(not any(map(shutil.which, ("g++", "clang++", "c++"))), reason="needs a C++ compiler")
 
@@ -69,6 +70,22 @@ def test_a_row_has_the_same_bits_in_any_company(kind: cpu.Kind, out: int, width:
         first = max(ROWS) - rows  # another place in the batch for each row
         np.testing.assert_array_equal(linear(x[first:], packed), plain[first:])
         np.testing.assert_array_equal(linear(x[first:], gated, norm=norm, eps=1e-5, residual=residual[first:]), fused[first:])
+
+
+@pytest.mark.parametrize("kind", ["bf16", "int8"])
+def test_a_layer_of_stacked_weights(kind: cpu.Kind) -> None:
+    weights, norms, x = normal(0, 3, 48, 40), normal(1, 3, 40), normal(2, 7, 40)
+    alone = [cpu.pack(weight, kind=kind) for weight in weights]
+    stacks = jax.tree.map(lambda *parts: jnp.stack(parts), *alone)
+    for index, packed in enumerate(alone):
+        layer, norm = take(stacks, index), take(jnp.asarray(norms), index)
+        expected = linear(x, packed, norm=norms[index], eps=1e-5)
+        np.testing.assert_array_equal(linear(x, layer, norm=norm, eps=1e-5), expected)
+    for bad in (take(stacks, 3), take(stacks, -1)):
+        with pytest.raises((jax.errors.JaxRuntimeError, ValueError), match="no such layer"):
+            linear(x, bad).block_until_ready()
+    with pytest.raises((jax.errors.JaxRuntimeError, ValueError), match="not those of the weights"):
+        linear(x, take(stacks, 2), norm=norms[2]).block_until_ready()
 
 
 def test_padding_is_never_read() -> None:
@@ -158,7 +175,7 @@ def test_int8_is_within_half_a_step() -> None:
     weight[5] = 0
     x = normal(1, 4, 200)
     packed = cpu.pack(weight, kind="int8")
-    assert packed.panels.dtype == np.int8
+    assert jnp.asarray(packed.panels).dtype == np.int8
     steps = np.abs(weight).max(axis=1) / 127
     error = np.abs(np.asarray(linear(x, packed)) - x @ weight.T)
     assert (error <= np.abs(x).sum(1, keepdims=True) * steps / 2 + 1e-4).all()
@@ -196,6 +213,7 @@ def test_packed_weights_are_not_copied() -> None:
     before = shared.zeros((64,), np.uint8).ctypes.data
     panels = cpu.pack(normal(0, 32, 64)).panels
     after = shared.zeros((64,), np.uint8).ctypes.data
+    assert isinstance(panels, jax.Array)
     assert after < before or before < panels.unsafe_buffer_pointer() < after  # unless a new chunk was begun
 
 

@@ -33,7 +33,7 @@ def test_forward_agrees_with_the_textbook(tmp_path: Path, kernels: Kernels, chan
     weights = loader.load_rest(loader.load_first())
     spec = source.spec
     token_ids = np.random.default_rng(1).integers(0, spec.vocab_size, LENGTH).astype(np.int32)
-    caches = [kernels.make_cache(4, 16, spec.num_kv_heads, spec.head_dim) for _ in range(spec.num_layers)]
+    caches = kernels.make_caches(spec.num_layers, 4, 16, spec.num_kv_heads, spec.head_dim)
     meta = AttentionMetadata(jnp.array([[2, 0, 3]]), jnp.array([0]), jnp.array([LENGTH]), jnp.array([0, LENGTH]))
     run = jax.jit(lambda w, c, t, m, last, rows: forward(spec, kernels, w, c, t, m, last, rows))
     logits, _ = run(weights, caches, jnp.asarray(token_ids), meta, jnp.array([LENGTH - 1]), jnp.int32(1))

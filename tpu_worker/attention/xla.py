@@ -13,12 +13,12 @@ Pass: TypeAlias = tuple[jax.Array, jax.Array, jax.Array, jax.Array]  # index, to
 _KEYS_AT_ONCE = 128  # positions per pass: bounds the gathered keys to T × 128 × KH × D values whatever the context
 
 
-def make_cache(num_blocks: int, block_size: int, num_kv_heads: int, head_dim: int) -> jax.Array:
-    """[2 (keys, values), num_blocks, block_size, num_kv_heads, head_dim], the bits of bfloat16.
+def make_caches(num_layers: int, num_blocks: int, block_size: int, num_kv_heads: int, head_dim: int) -> list[jax.Array]:
+    """For each layer [2 (keys, values), num_blocks, block_size, num_kv_heads, head_dim], the bits of bfloat16.
 
     Held as uint16, since XLA's CPU converts the whole operand of a bfloat16 scatter to float32 and back.
     """
-    return jnp.zeros((2, num_blocks, block_size, num_kv_heads, head_dim), jnp.uint16)
+    return [jnp.zeros((2, num_blocks, block_size, num_kv_heads, head_dim), jnp.uint16) for _ in range(num_layers)]
 
 
 def attend_fused(

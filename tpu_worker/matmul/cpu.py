@@ -8,8 +8,9 @@ rows beside it or the number of threads: a row of `linear` has the same bits in 
 """
 
 import ctypes
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -18,8 +19,11 @@ import numpy.typing as npt
 
 from tpu_worker.native import build
 from tpu_worker.native.memory import process_arena
+from tpu_worker.stacking import Layer, find
 
 Kind = Literal["bf16", "int8"]
+Part: TypeAlias = jax.Array | Layer
+Allocate: TypeAlias = Callable[[tuple[int, ...], npt.DTypeLike], npt.NDArray[Any]]  # an array of zeros, aligned to a cache line
 
 
 @jax.tree_util.register_dataclass
@@ -27,8 +31,8 @@ Kind = Literal["bf16", "int8"]
 class PackedWeight:
     """A weight [out, in] cut into panels of C output features, laid out in the order in which the kernel reads them."""
 
-    panels: jax.Array  # [P, in, C] uint16 (bf16) or int8, or [P, ceil(in / 2), C] uint32 (two inputs' bf16)
-    scales: jax.Array | None  # [P * C] f32, one per output feature: int8 only
+    panels: Part  # [P, in, C] uint16 (bf16) or int8, or [P, ceil(in / 2), C] uint32 (two inputs' bf16)
+    scales: Part | None  # [P * C] f32, one per output feature: int8 only
     in_features: int = field(metadata={"static": True})
     out_features: int = field(metadata={"static": True})  # of the result: half the rows of the weight if gated
     gated: bool = field(metadata={"static": True})  # panels alternate between gate and up
@@ -51,6 +55,12 @@ def pack(weight: npt.ArrayLike, *, kind: Kind = "bf16", gated: bool = False) -> 
     silu(gate) * up. int8 rounds each output feature to 127 steps either side of zero. Releases the interpreter lock: pack
     several weights on several threads.
     """
+    packed: PackedWeight = jax.tree.map(jax.dlpack.from_dlpack, pack_into(weight, process_arena().zeros, kind=kind, gated=gated))
+    return packed
+
+
+def pack_into(weight: npt.ArrayLike, allocate: Allocate, *, kind: Kind = "bf16", gated: bool = False) -> PackedWeight:
+    """`pack`, but the arrays are NumPy's and the caller's."""
     library = build.library("matmul")
     source = np.asarray(weight)
     narrow = source.dtype == jnp.bfloat16
@@ -63,8 +73,8 @@ def pack(weight: npt.ArrayLike, *, kind: Kind = "bf16", gated: bool = False) -> 
     num_panels = -(-features // columns) * (2 if gated else 1)
     pairs = kind == "bf16" and rounds_inputs()
     element = np.int8 if kind == "int8" else np.uint32 if pairs else np.uint16
-    panels = process_arena().zeros((num_panels, -(-width // 2) if pairs else width, columns), element)
-    scales = np.zeros(num_panels * columns, np.float32) if kind == "int8" else None
+    panels = allocate((num_panels, -(-width // 2) if pairs else width, columns), element)
+    scales = allocate((num_panels * columns,), np.float32) if kind == "int8" else None
     library.twodeep_pack(
         ctypes.c_void_p(source.ctypes.data),
         ctypes.c_int(narrow),
@@ -74,7 +84,7 @@ def pack(weight: npt.ArrayLike, *, kind: Kind = "bf16", gated: bool = False) -> 
         ctypes.c_void_p(panels.ctypes.data),
         ctypes.c_void_p(None if scales is None else scales.ctypes.data),
     )
-    return PackedWeight(jax.dlpack.from_dlpack(panels), None if scales is None else jnp.asarray(scales), width, features, gated)
+    return PackedWeight(panels, scales, width, features, gated)  # type: ignore[arg-type]
 
 
 def linear(
@@ -82,29 +92,32 @@ def linear(
     weight: PackedWeight,
     *,
     num_rows: jax.Array | None = None,
-    norm: jax.Array | None = None,
+    norm: Part | None = None,
     eps: float = 0.0,
     residual: jax.Array | None = None,
 ) -> jax.Array:
     """x [T, in] f32 times weight -> [T, out] f32, in one call to C++ with what surrounds the product in a transformer.
 
     num_rows: [] or [1] int32; rows from there on are padding: they cost nothing, are never read, and come out as anything.
-    norm: [in] f32; x becomes x / sqrt(mean(x²) + eps) * norm first. residual: [T, out] f32, added to the result.
+    norm: [in] f32, of the same layer as the weight; x becomes x / sqrt(mean(x²) + eps) * norm first. residual: [T, out] f32, added
+    to the result.
     """
     build.library("matmul")
     tokens, width = x.shape
     if width != weight.in_features:
         raise ValueError(f"the weight is not packed for inputs of width {width}, but of {weight.in_features}")
     nothing = jnp.zeros((0,), jnp.float32)
+    panels, layer = find(weight.panels)
     rows = jnp.full((1,), tokens, jnp.int32) if num_rows is None else jnp.reshape(num_rows, (1,)).astype(jnp.int32)
     call = jax.ffi.ffi_call("twodeep_linear", jax.ShapeDtypeStruct((tokens, weight.out_features), jnp.float32))
     product: jax.Array = call(
         x,
-        weight.panels,
-        nothing if weight.scales is None else weight.scales,
-        nothing if norm is None else norm,
+        panels,
+        nothing if weight.scales is None else find(weight.scales)[0],
+        nothing if norm is None else find(norm)[0],
         nothing if residual is None else residual,
         rows,
+        layer,
         eps=np.float32(eps),
         gated=weight.gated,
     )
@@ -112,7 +125,7 @@ def linear(
 
 
 def greedy(logits: jax.Array, num_rows: jax.Array) -> jax.Array:
-    """`sampler.greedy` of the first num_rows [] rows of logits [R, V] f32 -> [R] int32, zero for the others, which are never read."""
+    """`sampler.greedy` of the first num_rows [] rows of logits [R, V] f32 -> [R] int32, 0 for the others, which are never read."""
     build.library("matmul")
     tokens: jax.Array = jax.ffi.ffi_call("twodeep_greedy", jax.ShapeDtypeStruct(logits.shape[:1], jnp.int32))(
         logits, jnp.reshape(num_rows, (1,)).astype(jnp.int32)

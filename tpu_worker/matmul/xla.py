@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tpu_worker.models.layers import rms_norm
+from tpu_worker.stacking import Layer, value
 
 _FEWEST_ROWS = 4  # XLA's CPU leaves its fast path for bfloat16 below this (about 10 times slower)
 
@@ -32,13 +33,13 @@ def linear(
     weight: PlainWeight,
     *,
     num_rows: jax.Array | None = None,  # noqa: ARG001 padding is computed like the rest
-    norm: jax.Array | None = None,
+    norm: jax.Array | Layer | None = None,
     eps: float = 0.0,
     residual: jax.Array | None = None,
 ) -> jax.Array:
     """`kernels.Linear` for XLA: x is rounded to bfloat16 for the product, sums are float32."""
     if norm is not None:
-        x = rms_norm(x, norm, eps)
+        x = rms_norm(x, value(norm), eps)
     rows = x.shape[0]
     if rows < _FEWEST_ROWS:
         x = jnp.pad(x, ((0, _FEWEST_ROWS - rows), (0, 0)))

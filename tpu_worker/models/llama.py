@@ -6,10 +6,12 @@ from typing import Any, TypeAlias
 import jax
 
 from tpu_worker.attention import AttentionMetadata
-from tpu_worker.kernels import Cache, Kernels
+from tpu_worker.kernels import Cache, Caches, Kernels
 from tpu_worker.models.spec import LogicalAxis, ModelSpec, ParameterSpec, Part
+from tpu_worker.stacking import put, take, value
 
-Weights: TypeAlias = dict[str, Any]  # parameters by name, those of layers under "layers", and "rope", a rotary table
+# Parameters by name, those of all layers under "layers" (see `tpu_worker.stacking`), and "rope", a rotary table.
+Weights: TypeAlias = dict[str, Any]
 
 
 def model_parameters(spec: ModelSpec) -> dict[str, ParameterSpec]:
@@ -57,12 +59,12 @@ def forward(
     spec: ModelSpec,
     kernels: Kernels,
     weights: Weights,
-    caches: list[Cache],
+    caches: Caches,
     token_ids: jax.Array,
     meta: AttentionMetadata,
     sampled: jax.Array,
     num_sampled: jax.Array,
-) -> tuple[jax.Array, list[Cache]]:
+) -> tuple[jax.Array, Caches]:
     """One step of T tokens.
 
     token_ids is [T] int32; sampled [R] int32 names the tokens whose logits are wanted, of which the first num_sampled [] are
@@ -70,13 +72,14 @@ def forward(
     caches). The caches given are updated and must not be used again.
     """
     x = embed(weights["embedding"], token_ids)
-    caches = list(caches)
     num_tokens = meta.offsets[-1]  # the kernels may leave out the rest
     # Functions of their own, jitted: traced once, not once per layer, which is most of the tracing time at start.
     attend, mix = (jax.jit(functools.partial(part, spec, kernels)) for part in (_attend, _mix))
-    for index, layer in enumerate(weights["layers"]):
-        attended, caches[index] = attend(layer, caches[index], x, weights["rope"], meta)
-        if index == len(weights["layers"]) - 1:
+    for index in range(spec.num_layers):
+        layer = take(weights["layers"], index)
+        attended, cache = attend(layer, take(caches, index), x, weights["rope"], meta)
+        caches = put(caches, index, cache)
+        if index == spec.num_layers - 1:
             x, attended, num_tokens = x[sampled], attended[sampled], num_sampled
         x = mix(layer, x, attended, num_tokens)
     return kernels.linear(x, weights["head"], num_rows=num_sampled, norm=weights["final_norm"], eps=spec.norm_eps), caches
@@ -93,7 +96,7 @@ def _attend(
     """The first half of a layer: x [T, hidden] -> what its heads attend to [T, H * D], and the cache."""
     qkv = kernels.linear(x, weights["qkv"], num_rows=meta.offsets[-1], norm=weights["attention_norm"], eps=spec.norm_eps)
     if "qkv_bias" in weights:
-        qkv += weights["qkv_bias"]
+        qkv += value(weights["qkv_bias"])
     attended, cache = kernels.attend(
         qkv, cache, meta, rope, num_heads=spec.num_heads, scale=spec.head_dim**-0.5, sliding_window=spec.sliding_window
     )
@@ -104,13 +107,13 @@ def _mix(spec: ModelSpec, kernels: Kernels, weights: Weights, x: jax.Array, atte
     """The second half, token by token: output projection and MLP."""
     x = kernels.linear(attended, weights["output"], num_rows=num_rows, residual=x)
     if "output_bias" in weights:
-        x += weights["output_bias"]
+        x += value(weights["output_bias"])
     inner = kernels.linear(x, weights["gate_up"], num_rows=num_rows, norm=weights["mlp_norm"], eps=spec.norm_eps)
     if "gate_up_bias" in weights:
-        inner += weights["gate_up_bias"]
+        inner += value(weights["gate_up_bias"])
         inner = jax.nn.silu(inner[:, : spec.intermediate_size]) * inner[:, spec.intermediate_size :]
     x = kernels.linear(inner, weights["down"], num_rows=num_rows, residual=x)
-    return x + weights["down_bias"] if "down_bias" in weights else x
+    return x + value(weights["down_bias"]) if "down_bias" in weights else x
 
 
 def _vector(name: str, size: int) -> ParameterSpec:

@@ -59,13 +59,16 @@ void check(const Paged& p, int64_t tokens, int64_t rope_positions) {
   if (p.offsets[p.num_rows] != total) throw Refusal{"attend: the last offset is not the number of tokens"};
 }
 
-// Operands: q, k, v, cache, rope or none, block tables, starts, counts, offsets. Results: out [T, H, D], the cache.
+// Operands: q, k, v, caches of all layers, rope or none, block tables, starts, counts, offsets, layer [1]. Results: out [T, H, D], the
+// caches.
 void attend(const Call& call) {
   const Buffer cache = call.operand(3), rope = call.operand(4), tables = call.operand(5), out = call.result(0), updated = call.result(1);
   const int64_t tokens = out.dim(0);
   if (updated.data<uint16_t>() != cache.data<uint16_t>())
     std::memcpy(updated.data<uint16_t>(), cache.data<uint16_t>(), cache.size() * sizeof(uint16_t));
   if (tokens == 0) return;
+  const int64_t layer = call.operand(9).data<int32_t>()[0];
+  if (layer < 0 || layer >= cache.dim(0)) throw Refusal{"attend: there is no such layer"};
   const Paged p{
       .q = call.operand(0).data<float>() + call.attribute<int32_t>("q_offset"),
       .k = call.operand(1).data<float>() + call.attribute<int32_t>("k_offset"),
@@ -74,7 +77,7 @@ void attend(const Call& call) {
       .k_stride = static_cast<size_t>(call.operand(1).size() / tokens),
       .v_stride = static_cast<size_t>(call.operand(2).size() / tokens),
       .rope = rope.data_if_any<float>(),
-      .cache = updated.data<uint16_t>(),
+      .cache = updated.data<uint16_t>() + layer * (cache.size() / cache.dim(0)),
       .tables = tables.data<int32_t>(),
       .starts = call.operand(6).data<int32_t>(),
       .counts = call.operand(7).data<int32_t>(),
@@ -82,10 +85,10 @@ void attend(const Call& call) {
       .out = out.data<float>(),
       .num_rows = static_cast<int>(tables.dim(0)),
       .table_width = static_cast<int>(tables.dim(1)),
-      .num_blocks = static_cast<int>(cache.dim(0)),
-      .block_size = static_cast<int>(cache.dim(3)),
+      .num_blocks = static_cast<int>(cache.dim(1)),
+      .block_size = static_cast<int>(cache.dim(4)),
       .heads = static_cast<int>(out.dim(1)),
-      .kv_heads = static_cast<int>(cache.dim(1)),
+      .kv_heads = static_cast<int>(cache.dim(2)),
       .dim = static_cast<int>(out.dim(2)),
       .rotary = static_cast<int>(rope.dim(1)),
       .window = call.attribute<int32_t>("window"),

@@ -81,28 +81,37 @@ void run(const Pool& pool, const Gemm<B>& g) {
   });
 }
 
-// Operands: x [T, K], weight, scale or none, norm or none, residual or none, number of rows [1]. Result: [T, N]; what lies behind the
-// rows is left as it was allocated: pages that nothing touches are never taken from the system.
+// Operands: x [T, K]; of all layers weights, scales or none, and norms or none; residual or none, number of rows [1], layer [1].
+// Result: [T, N]; what lies behind the rows is left as it was allocated: pages that nothing touches are never taken from the system.
 void linear(const Call& call) {
   const Buffer x = call.operand(0), w = call.operand(1), out = call.result(0);
   const int tokens = static_cast<int>(x.dim(0)), k = static_cast<int>(x.dim(1)), n = static_cast<int>(out.dim(1));
   const int span = w.holds<int8_t>() ? kSpan<int8_t> : kSpan<Narrow>;
-  if (w.dim(1) != (k + span - 1) / span || w.dim(2) != kColumns)
+  if (w.dim(2) != (k + span - 1) / span || w.dim(3) != kColumns)
     throw Refusal{"linear: the weight is not packed for this machine or for inputs of this width"};
+  const int64_t layer = call.operand(6).data<int32_t>()[0], panels = w.dim(1);
+  if (layer < 0 || layer >= w.dim(0)) throw Refusal{"linear: there is no such layer"};
+  const auto of_layer = [&](const Buffer& all, int64_t size) -> const float* {
+    const float* data = all.data_if_any<float>();
+    if (data && all.size() != w.dim(0) * size) throw Refusal{"linear: scales or norms are not those of the weights"};
+    return data ? data + layer * size : nullptr;
+  };
+  const float* scale = of_layer(call.operand(2), panels * kColumns);
+  const float* norm = of_layer(call.operand(3), k);
   const int rows = std::clamp(call.operand(5).data<int32_t>()[0], 0, tokens);
   const float* residual = call.operand(4).data_if_any<float>();
   auto fill = [&](const auto* weight) {
     run(call.pool(), Gemm<std::remove_cv_t<std::remove_reference_t<decltype(*weight)>>>{
                          .x = x.data<float>(),
-                         .w = weight,
-                         .scale = call.operand(2).data_if_any<float>(),
-                         .norm = call.operand(3).data_if_any<float>(),
+                         .w = weight + layer * panels * w.dim(2) * kColumns,
+                         .scale = scale,
+                         .norm = norm,
                          .residual = residual,
                          .out = out.data<float>(),
                          .rows = rows,
                          .k = k,
                          .n = n,
-                         .panels = static_cast<int>(w.dim(0)),
+                         .panels = static_cast<int>(panels),
                          .eps = call.attribute<float>("eps"),
                          .gated = call.attribute<bool>("gated"),
                      });

@@ -1,5 +1,6 @@
 """From files to the parameters of a model on the device."""
 
+import functools
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -12,9 +13,12 @@ import numpy.typing as npt
 
 from protocol.config import EngineConfig
 from tpu_worker.kernels import Kernels
+from tpu_worker.matmul.cpu import Allocate
 from tpu_worker.models.layers import rotary_table
 from tpu_worker.models.llama import Weights, layer_parameters, model_parameters
 from tpu_worker.models.spec import ParameterSpec, Part
+from tpu_worker.native.memory import process_arena
+from tpu_worker.program import Shapes, shapes_of
 from tpu_worker.weights.source import WeightSource
 
 _THREADS = 2  # NumPy lets go of the interpreter lock while it converts; more only adds peak memory
@@ -43,33 +47,52 @@ class WeightLoader:
         self._kernels = kernels
         self._num_positions = num_positions
         self._report = report
+        self._stacks = _Stacks(source.spec.num_layers)
 
     def load_first(self) -> Weights:
         """What is outside the layers, and the first layer. Raises ModelError."""
         spec = self._source.spec
-        outside = self._load(model_parameters(spec))
+        outside = self._load_own(model_parameters(spec))
         outside["rope"] = jnp.asarray(rotary_table(self._num_positions, self._source.inverse_frequencies()))
         self._report(1, spec.num_layers + 1)
-        outside["layers"] = [self._load(layer_parameters(spec, 0))]
+        layer = self._load_layer(0)
         self._report(2, spec.num_layers + 1)
-        return outside
+        return {**outside, "layers": jax.tree.map(self._stacks.stack_of, layer) if self._kernels.stacked else [layer]}
+
+    def shapes(self, first: Weights) -> Shapes:
+        """The shapes and types of what `load_rest` returns for what `load_first` returned."""
+        shapes = shapes_of(first)
+        return shapes if self._kernels.stacked else {**shapes, "layers": shapes["layers"] * self._source.spec.num_layers}
 
     def load_rest(self, first: Weights) -> Weights:
         """All parameters, with those of `first`. Raises ModelError."""
         spec = self._source.spec
-        layers = list(first["layers"])
+        layers = []
         with ThreadPoolExecutor(_THREADS) as pool:
-            pending = [pool.submit(self._load, layer_parameters(spec, index)) for index in range(1, spec.num_layers)]
+            pending = [pool.submit(self._load_layer, index) for index in range(1, spec.num_layers)]
             try:
                 for layer in pending:
                     layers.append(layer.result())
-                    self._report(len(layers) + 1, spec.num_layers + 1)
+                    self._report(len(layers) + 2, spec.num_layers + 1)
             except BaseException:
                 pool.shutdown(cancel_futures=True)
                 raise
-        return {**first, "layers": layers}
+        return first if self._kernels.stacked else {**first, "layers": first["layers"] + layers}
 
-    def _load(self, parameters: dict[str, ParameterSpec]) -> Weights:
+    def _load_layer(self, index: int) -> Weights:
+        """A layer, in arrays of its own or in the stacks'."""
+        parameters = layer_parameters(self._source.spec, index)
+        if self._kernels.stacked:
+            return self._load(parameters, functools.partial(self._stacks.allocate, index))
+        return self._load_own(parameters)
+
+    def _load_own(self, parameters: dict[str, ParameterSpec]) -> Weights:
+        """In arrays of their own."""
+        loaded = self._load(parameters, process_arena().zeros if self._kernels.stacked else np.zeros)
+        weights: Weights = jax.tree.map(_adopt if self._kernels.stacked else jnp.asarray, loaded)
+        return weights
+
+    def _load(self, parameters: dict[str, ParameterSpec], allocate: Allocate) -> Weights:
         read: dict[Part, npt.NDArray[Any]] = {}  # a tied embedding is read once
         weights: Weights = {}
         for name, parameter in parameters.items():
@@ -77,12 +100,44 @@ class WeightLoader:
                 if part not in read:
                     read[part] = self._source.read(part)
             parts = [read[part] for part in parameter.parts]
-            weights[name] = self._place(parameter, parts[0] if len(parts) == 1 else np.concatenate(parts))
+            weights[name] = self._place(parameter, parts[0] if len(parts) == 1 else np.concatenate(parts), allocate)
         return weights
 
-    def _place(self, parameter: ParameterSpec, values: npt.NDArray[Any]) -> Any:
+    def _place(self, parameter: ParameterSpec, values: npt.NDArray[Any], allocate: Allocate) -> Any:
         if parameter.kind in ("matrix", "gated"):
-            return self._kernels.pack(values, gated=parameter.kind == "gated")
+            return self._kernels.pack(values, allocate, gated=parameter.kind == "gated")
         if parameter.kind == "table":
             return jnp.asarray(values.astype(ml_dtypes.bfloat16, copy=False))
-        return jax.device_put(values.astype(np.float32, copy=False))
+        vector = allocate(values.shape, np.float32)
+        vector[...] = values
+        return vector
+
+
+class _Stacks:
+    """Room for the arrays of all layers, side by side. Every layer asks for the same arrays in the same order."""
+
+    def __init__(self, num_layers: int) -> None:
+        self._num_layers = num_layers
+        self._stacks: list[npt.NDArray[Any]] = []
+        self._used = [0] * num_layers  # of the stacks, by each layer
+
+    def allocate(self, layer: int, shape: tuple[int, ...], dtype: npt.DTypeLike) -> npt.NDArray[Any]:
+        """The layer's part of its next stack. Layer 0, which makes the stacks, must be done before others begin."""
+        if layer == 0:
+            self._stacks.append(process_arena().zeros((self._num_layers, *shape), dtype))
+        stack = self._stacks[self._used[layer]]
+        self._used[layer] += 1
+        assert (stack.shape[1:], stack.dtype) == (shape, np.dtype(dtype))
+        part: npt.NDArray[Any] = stack[layer]
+        return part
+
+    def stack_of(self, part: npt.NDArray[Any]) -> jax.Array:
+        """The stack that begins with this part, which is layer 0's. Not a copy: what other layers write is there."""
+        (stack,) = (stack for stack in self._stacks if stack.ctypes.data == part.ctypes.data)
+        return _adopt(stack)
+
+
+def _adopt(array: jax.Array | npt.NDArray[Any]) -> jax.Array:
+    """As an array of JAX, without a copy: where kernels use stacks, the device is the CPU."""
+    adopted: jax.Array = jax.dlpack.from_dlpack(array) if isinstance(array, np.ndarray) else array
+    return adopted
