@@ -50,6 +50,7 @@ class JaxDevice:
         self._features = np.zeros(config.max_num_seqs, np.int32)  # sampler flags by slot
         self._logprobs = np.full(config.max_num_seqs, -1, np.int32)  # by slot
         self._finished_ns = 0  # when the last step was collected
+        self._is_remote: bool
         self._state: DeviceState
         self._programs: Programs
         self._admit: AdmitProgram
@@ -59,6 +60,7 @@ class JaxDevice:
         config = self._config
         use_compilation_cache(config.compilation_cache)
         device = open_device(config)
+        self._is_remote = device.platform != "cpu"
         source = open_source(config)
         spec = source.spec
         kernels = self._kernels or choose_kernels(device.platform, config.quantization, config.block_size, spec.head_dim)
@@ -80,7 +82,7 @@ class JaxDevice:
         self._state = jax.jit(make_state)()
         self._programs.start_rest()
         keep_freed_memory()
-        saturating = _CPU_SATURATING_TOKENS if device.platform == "cpu" else 0
+        saturating = 0 if self._is_remote else _CPU_SATURATING_TOKENS
         return Capacity(num_blocks, max_model_len, spec.vocab_size, describe(device, kernels.name), saturating)
 
     def dispatch(self, plan: StepPlan) -> StepHandle:
@@ -100,11 +102,16 @@ class JaxDevice:
             slots, sampled = self._programs.sampler(bucket)(self._state.slots, logits, packed)
             self._state, token_ids = self._state._replace(slots=slots), sampled.token_ids
             if flags & LOGPROBS:
-                sampled.logprobs.copy_to_host_async()
-                sampled.ranks.copy_to_host_async()
-        token_ids.copy_to_host_async()
+                self._fetch(sampled.logprobs)
+                self._fetch(sampled.ranks)
+        self._fetch(token_ids)
         rows = np.flatnonzero(plan.samples).astype(np.int32)
         return StepHandle(token_ids, sampled, rows, self._logprobs[sampling], now_ns())
+
+    def _fetch(self, array: jax.Array) -> None:
+        """Has the array brought here as soon as it is there; on the CPU it is here."""
+        if self._is_remote:
+            array.copy_to_host_async()
 
     def collect(self, handle: object) -> StepResult:
         """As the protocol says."""
