@@ -53,8 +53,9 @@ def pack_step(plan: StepPlan, num_rows: int, num_slots: int, flags: int) -> Int3
     fields[0] = fields[4] = num_slots
     for row, values in enumerate((plan.slots, plan.starts, plan.counts, plan.samples)):
         fields[row, : len(values)] = values
-    for row, values in enumerate((plan.block_slots, plan.block_indices, plan.block_ids), 4):
-        fields[row, : len(values)] = values
+    if len(plan.block_slots):
+        for row, values in enumerate((plan.block_slots, plan.block_indices, plan.block_ids), 4):
+            fields[row, : len(values)] = values
     return packed
 
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import jax
 import numpy as np
+import numpy.typing as npt
 
 from protocol.clock import now_ns
 from protocol.codec import Int32Array, pack_float32, pack_int32
@@ -34,8 +35,8 @@ class StepHandle:
 
     token_ids: jax.Array  # [R] int32; -1 where the logits were not finite
     sampled: Sampled | None  # None: greedy, without log-probabilities
-    rows: Int32Array  # of the bucket's rows, those that sample
-    logprobs: Int32Array  # how many candidates each of them asks for; -1: none
+    rows: npt.NDArray[np.intp]  # of the bucket's rows, those that sample
+    logprobs: Int32Array | None  # how many candidates each of them asks for, -1: none; None: none does
     dispatched_ns: int
 
 
@@ -105,8 +106,8 @@ class JaxDevice:
                 self._fetch(sampled.logprobs)
                 self._fetch(sampled.ranks)
         self._fetch(token_ids)
-        rows = np.flatnonzero(plan.samples).astype(np.int32)
-        return StepHandle(token_ids, sampled, rows, self._logprobs[sampling], now_ns())
+        logprobs = self._logprobs[sampling] if flags & LOGPROBS else None
+        return StepHandle(token_ids, sampled, plan.samples.nonzero()[0], logprobs, now_ns())
 
     def _fetch(self, array: jax.Array) -> None:
         """Has the array brought here as soon as it is there; on the CPU it is here."""
@@ -118,7 +119,7 @@ class JaxDevice:
         assert isinstance(handle, StepHandle)
         token_ids = np.asarray(handle.token_ids)[handle.rows]
         logprobs: dict[int, TopLogprobs] = {}
-        if handle.sampled is not None and (handle.logprobs >= 0).any():
+        if handle.sampled is not None and handle.logprobs is not None:
             values, ranks = np.asarray(handle.sampled.logprobs)[handle.rows], np.asarray(handle.sampled.ranks)[handle.rows]
             for row in np.flatnonzero(handle.logprobs >= 0).tolist():
                 best = slice(1, 1 + int(handle.logprobs[row]))
