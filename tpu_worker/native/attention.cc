@@ -9,7 +9,6 @@
 namespace twodeep {
 namespace {
 
-template <int W>
 void run(const Pool& pool, const Paged& p) {
   // A row's query rows are cut into chunks; a chunk of one key-value head is a task.
   std::vector<Task> tasks, writes;
@@ -26,14 +25,14 @@ void run(const Pool& pool, const Paged& p) {
   const int threads = work < 1e6 ? 1 : pool.num_threads();
   // Chunks of one row read what all of them write: a pass of its own. A row of one chunk writes for itself.
   parallel_for(pool, static_cast<int>(writes.size()), threads, [&](int i) {
-    write_row<W>(p, writes[i].row, writes[i].head, scratch(p.dim));
+    write_row(p, writes[i].row, writes[i].head, scratch(p.dim));
   });
   parallel_for(pool, static_cast<int>(tasks.size()), threads, [&](int i) {
     const Task& task = tasks[i];
     const Task& soon = tasks[i + 1 < static_cast<int>(tasks.size()) ? i + 1 : i];
     Workspace space(scratch(Workspace::size(p.dim)), p.dim);
-    if (p.counts[task.row] * p.group() <= kQueryRows) write_row<W>(p, task.row, task.head, space.key);
-    attend_rows<W>(p, space, task, soon);
+    if (p.counts[task.row] * p.group() <= kQueryRows) write_row(p, task.row, task.head, space.key);
+    attend_rows(p, space, task, soon);
   });
 }
 
@@ -96,11 +95,7 @@ void attend(const Call& call) {
       .cap = call.attribute<float>("cap"),
   };
   check(p, tokens, rope.dim(0));
-  if constexpr (kLanes > 8) {
-    // Wide vectors where blocks and heads are cut into whole ones; the shapes of a cache decide, so its layout is always the same.
-    if (p.block_size % (2 * kLanes) == 0 && p.dim % (2 * kLanes) == 0) return run<kLanes>(call.pool(), p);
-  }
-  run<8>(call.pool(), p);
+  run(call.pool(), p);
 }
 
 // Leaves its result as it was allocated: the pages of a large one are zeros that the system brings when they are first touched.

@@ -95,8 +95,10 @@ struct Remainders {
   int most;     // per row; row r begins at r * most
   int blocks;
 
-  Remainders from(int row) const { return {values + offset(row), at + offset(row), ends + static_cast<size_t>(row) * blocks, most, blocks}; }
-  size_t offset(int row) const { return static_cast<size_t>(row) * most; }
+  Remainders from(int row) const {
+    const size_t offset = static_cast<size_t>(row) * most;
+    return {values + offset, at + offset, ends + static_cast<size_t>(row) * blocks, most, blocks};
+  }
 
   // Room for a row of k inputs, and for a vector more. If more than k / kLarge² were that large, they alone would exceed the mean square.
   template <int W>
@@ -199,8 +201,8 @@ template <int W, int R, int P, class B>
 }
 
 template <int W, class B>
-[[gnu::noinline]] void tile(int tall, int wide, const Rows<B>& rows, const B* b, size_t panel, const DepthBlocks& blocks, int begin, int end,
-                            Ahead ahead, float* c, size_t ldc) {
+[[gnu::noinline]] void tile(int tall, int wide, const Rows<B>& rows, const B* b, size_t panel, const DepthBlocks& blocks, int begin,
+                            int end, Ahead ahead, float* c, size_t ldc) {
   switch (tall * 2 + wide - 1) {
 #define TILE(R, P) \
   case R * 2 + P - 1: \

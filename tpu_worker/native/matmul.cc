@@ -72,7 +72,8 @@ void run(const Pool& pool, const Gemm<B>& g) {
     const int row = task / groups * rows_each, count = std::min(rows_each, g.rows - row);
     if (count <= 0) return;
     if (direct) {
-      multiply<kLanes>(g, all.from(row), count, first, last, g.out + static_cast<size_t>(row) * g.n + static_cast<size_t>(first) * kColumns, g.n);
+      float* out = g.out + static_cast<size_t>(row) * g.n + static_cast<size_t>(first) * kColumns;
+      multiply<kLanes>(g, all.from(row), count, first, last, out, g.n);
       return;
     }
     float* c = scratch<kProducts>(static_cast<size_t>(rows_each) * ldc);

@@ -14,6 +14,10 @@
 
 namespace twodeep {
 
+// Lanes of its vectors, W for short: not more where the machine has them, or short prompts would be slower, long ones hardly faster,
+// and blocks less small.
+inline constexpr int kWidth = 8;
+inline constexpr size_t kRow = 2 * kWidth * sizeof(uint16_t);  // bytes of a row of a panel
 inline constexpr int kTile = 64;       // key positions between two rescalings
 inline constexpr int kQueryRows = 48;  // (token, head) pairs that share a pass over the keys
 inline constexpr int kRowTile = 6;     // of these, rows in registers at once
@@ -52,13 +56,12 @@ inline void rotate(const float* __restrict x, const float* __restrict table, int
 }
 
 // Keys and values of all tokens of a row, one head, into the cache.
-template <int W>
-void write_row(const Paged& p, int row, int head, float* rotated) {
-  constexpr int C = 2 * W;
+inline void write_row(const Paged& p, int row, int head, float* rotated) {
+  constexpr int C = 2 * kWidth;
   for (int i = 0; i < p.counts[row]; ++i) {
     const size_t token = p.offsets[row] + i;
     const int position = p.starts[row] + i, at = position % p.block_size;
-    uint16_t* keys = p.block(row, position, head) + static_cast<size_t>(at / C) * p.dim * C + pair_index<W>(at % C);
+    uint16_t* keys = p.block(row, position, head) + static_cast<size_t>(at / C) * p.dim * C + pair_index<kWidth>(at % C);
     uint16_t* values = p.block(row, position, head) + p.half() + static_cast<size_t>(at) * C;
     const float* k = p.k + token * p.k_stride + static_cast<size_t>(head) * p.dim;
     const float* v = p.v + token * p.v_stride + static_cast<size_t>(head) * p.dim;
@@ -68,14 +71,13 @@ void write_row(const Paged& p, int row, int head, float* rotated) {
     }
     for (int d = 0; d < p.dim; ++d) keys[static_cast<size_t>(d) * C] = to_bf16(k[d]);
     for (int d = 0; d < p.dim; d += C)
-      for (int c = 0; c < C; ++c) values[static_cast<size_t>(d) * p.block_size + pair_index<W>(c)] = to_bf16(v[d + c]);
+      for (int c = 0; c < C; ++c) values[static_cast<size_t>(d) * p.block_size + pair_index<kWidth>(c)] = to_bf16(v[d + c]);
   }
 }
 
 // tanh of any x, from the exponential of -2|x|.
-template <int W>
-[[gnu::always_inline]] inline typename Vec<W>::f32 tanh(typename Vec<W>::f32 x) {
-  const auto e = exp2_nonpositive<W>((x < 0.0f ? x : -x) * (2.0f * kLog2e));
+[[gnu::always_inline]] inline typename Vec<kWidth>::f32 tanh(typename Vec<kWidth>::f32 x) {
+  const auto e = exp2_nonpositive<kWidth>((x < 0.0f ? x : -x) * (2.0f * kLog2e));
   const auto t = (1.0f - e) / (1.0f + e);
   return x < 0.0f ? -t : t;
 }
@@ -91,9 +93,8 @@ struct Workspace {
 };
 
 // Where the positions [begin, end) of a tile lie: the panels of their keys, and their values in runs that no block boundary cuts.
-template <int W>
 struct Tile {
-  static constexpr int C = 2 * W;
+  static constexpr int C = 2 * kWidth;
   int begin, end, num_panels = 0, num_runs = 0;
   const uint16_t* keys[kTile / C];
   struct Run {
@@ -112,83 +113,83 @@ struct Tile {
   }
 };
 
-template <int W, int R, int P>
+template <int R, int P>
 [[gnu::always_inline]] inline void score(const float* queries, int dim, const uint16_t* const* keys, const uint16_t* next, float* scores) {
-  typename Vec<W>::f32 acc[R][P][2] = {};
-  advance<W, R, P>(acc, queries, dim, keys[0], P == 1 ? 0 : keys[P - 1] - keys[0], dim, {next, 2 * W * sizeof(uint16_t), 0});
-  store_tile<W, R, P>(acc, scores, kTile);
+  typename Vec<kWidth>::f32 acc[R][P][2] = {};
+  advance<kWidth, R, P>(acc, queries, dim, keys[0], P == 1 ? 0 : keys[P - 1] - keys[0], dim, {next, kRow, 0});
+  store_tile<kWidth, R, P>(acc, scores, kTile);
 }
 
-template <int W, int R, int P>
-[[gnu::always_inline]] inline void add_values(const float* weights, const Tile<W>& tile, const Tile<W>& next, size_t offset, size_t panel,
+template <int R, int P>
+[[gnu::always_inline]] inline void add_values(const float* weights, const Tile& tile, const Tile& next, size_t offset, size_t panel,
                                               float* sums, int dim) {
-  typename Vec<W>::f32 acc[R][P][2];
-  load_tile<W, R, P>(acc, sums, dim);
+  typename Vec<kWidth>::f32 acc[R][P][2];
+  load_tile<kWidth, R, P>(acc, sums, dim);
   for (int i = 0, j = 0; i < tile.num_runs; j += tile.runs[i++].size) {
     const uint16_t* soon = next.runs[std::min(i, next.num_runs - 1)].values + offset;
-    advance<W, R, P>(acc, weights + j, kTile, tile.runs[i].values + offset, panel, tile.runs[i].size, {soon, 2 * W * sizeof(uint16_t), 0});
+    advance<kWidth, R, P>(acc, weights + j, kTile, tile.runs[i].values + offset, panel, tile.runs[i].size, {soon, kRow, 0});
   }
-  store_tile<W, R, P>(acc, sums, dim);
+  store_tile<kWidth, R, P>(acc, sums, dim);
 }
 
 // R query rows, from `first` on, against one tile of keys; `next` is the tile to fetch meanwhile.
-template <int W, int R>
-[[gnu::noinline]] void attend_tile(const Paged& p, Workspace& s, int first, const Tile<W>& tile, const Tile<W>& next) {
-  using F = typename Vec<W>::f32;
-  using I = typename Vec<W>::i32;
-  constexpr int C = 2 * W;
-  constexpr int kPair = R <= 2 || W == 16 ? 2 : 1;  // panels at once: enough independent chains, within the registers
+template <int R>
+[[gnu::noinline]] void attend_tile(const Paged& p, Workspace& s, int first, const Tile& tile, const Tile& next) {
+  using F = typename Vec<kWidth>::f32;
+  using I = typename Vec<kWidth>::i32;
+  constexpr int C = 2 * kWidth;
+  constexpr int kPair = R <= 2 ? 2 : 1;  // panels at once: enough independent chains, within the registers
   const float* queries = s.queries + first * p.dim;
   for (int i = 0; i < tile.num_panels;) {
     const uint16_t* soon = next.keys[std::min(i, next.num_panels - 1)];
     if (kPair == 2 && i + 2 <= tile.num_panels) {
-      score<W, R, kPair>(queries, p.dim, tile.keys + i, soon, s.scores + i * C);
+      score<R, kPair>(queries, p.dim, tile.keys + i, soon, s.scores + i * C);
       i += 2;
     } else {
-      score<W, R, 1>(queries, p.dim, tile.keys + i, soon, s.scores + i * C);
+      score<R, 1>(queries, p.dim, tile.keys + i, soon, s.scores + i * C);
       i += 1;
     }
   }
   const int padded = tile.num_panels * C;
   I lanes;
-  for (int i = 0; i < W; ++i) lanes[i] = i;
+  for (int i = 0; i < kWidth; ++i) lanes[i] = i;
   for (int r = 0; r < R; ++r) {
     float* scores = s.scores + r * kTile;
     const int position = s.positions[first + r], oldest = p.window ? position - p.window : -1;
     F peak = splat<F>(kNothing);
-    for (int j = 0; j < padded; j += W) {
+    for (int j = 0; j < padded; j += kWidth) {
       F x = load<F>(scores + j);
-      if (p.cap != 0.0f) x = tanh<W>(x) * (p.cap * kLog2e);
+      if (p.cap != 0.0f) x = tanh(x) * (p.cap * kLog2e);
       const I at = lanes + (tile.begin + j);
       x = (at <= position) & (at > oldest) ? x : splat<F>(-__builtin_inff());
       store(scores + j, x);
       peak = peak < x ? x : peak;
     }
-    const float before = s.peaks[first + r], now = std::max(before, max_lanes<W>(peak));
+    const float before = s.peaks[first + r], now = std::max(before, max_lanes<kWidth>(peak));
     F sum{};
-    for (int j = 0; j < padded; j += W) {
-      const F weight = exp2_nonpositive<W>(load<F>(scores + j) - now);
+    for (int j = 0; j < padded; j += kWidth) {
+      const F weight = exp2_nonpositive<kWidth>(load<F>(scores + j) - now);
       store(scores + j, weight);
       sum += weight;
     }
     if (before != now) {
-      const float shrink = exp2_nonpositive<W>(splat<F>(before - now))[0];
+      const float shrink = exp2_nonpositive<kWidth>(splat<F>(before - now))[0];
       float* sums = s.sums + (first + r) * p.dim;
-      for (int d = 0; d < p.dim; d += W) store(sums + d, load<F>(sums + d) * shrink);
+      for (int d = 0; d < p.dim; d += kWidth) store(sums + d, load<F>(sums + d) * shrink);
       s.weights[first + r] *= shrink;
     }
     s.peaks[first + r] = now;
-    s.weights[first + r] += sum_lanes<W>(sum);
+    s.weights[first + r] += sum_lanes<kWidth>(sum);
   }
   const size_t panel = static_cast<size_t>(p.block_size) * C;
   for (int d = 0; d < p.dim;) {
     float* sums = s.sums + first * p.dim + d;
     const size_t offset = static_cast<size_t>(d) * p.block_size;
     if (kPair == 2 && d + 2 * C <= p.dim) {
-      add_values<W, R, kPair>(s.scores, tile, next, offset, panel, sums, p.dim);
+      add_values<R, kPair>(s.scores, tile, next, offset, panel, sums, p.dim);
       d += 2 * C;
     } else {
-      add_values<W, R, 1>(s.scores, tile, next, offset, panel, sums, p.dim);
+      add_values<R, 1>(s.scores, tile, next, offset, panel, sums, p.dim);
       d += C;
     }
   }
@@ -211,8 +212,7 @@ struct Span {
 };
 
 // `soon`: the task that is likely to follow on this thread, whose keys and values are fetched in time.
-template <int W>
-void attend_rows(const Paged& p, Workspace& s, const Task& task, const Task& soon) {
+inline void attend_rows(const Paged& p, Workspace& s, const Task& task, const Task& soon) {
   const auto [row, head, from, size] = task;
   const int group = p.group();
   const float factor = p.cap != 0.0f ? p.scale / p.cap : p.scale * kLog2e;
@@ -226,23 +226,23 @@ void attend_rows(const Paged& p, Workspace& s, const Task& task, const Task& soo
   }
   std::fill_n(s.sums, size * p.dim, 0.0f);
   const Span span(p, task), then(p, soon);
-  Tile<W> whole(p, row, head, span.begin, span.end);
+  Tile whole(p, row, head, span.begin, span.end);
   for (int begin = span.begin; begin < span.last; begin += kTile) {
     const int after = begin + kTile;
-    const Tile<W> next = after < span.last ? Tile<W>(p, row, head, after, std::min(after + kTile, span.last))
-                                           : Tile<W>(p, soon.row, soon.head, then.begin, then.end);
+    const Tile next = after < span.last ? Tile(p, row, head, after, std::min(after + kTile, span.last))
+                                        : Tile(p, soon.row, soon.head, then.begin, then.end);
     for (int first = 0; first < size; first += kRowTile) {
       const int rows = std::min(kRowTile, size - first), end = s.positions[first + rows - 1] + 1;
       if (end <= begin) continue;
       // Behind the last query lies nothing that may be read, not even with a weight of zero.
-      const Tile<W> tile = end >= whole.end ? whole : Tile<W>(p, row, head, begin, end);
+      const Tile tile = end >= whole.end ? whole : Tile(p, row, head, begin, end);
       switch (rows) {
-        case 1: attend_tile<W, 1>(p, s, first, tile, next); break;
-        case 2: attend_tile<W, 2>(p, s, first, tile, next); break;
-        case 3: attend_tile<W, 3>(p, s, first, tile, next); break;
-        case 4: attend_tile<W, 4>(p, s, first, tile, next); break;
-        case 5: attend_tile<W, 5>(p, s, first, tile, next); break;
-        default: attend_tile<W, 6>(p, s, first, tile, next);
+        case 1: attend_tile<1>(p, s, first, tile, next); break;
+        case 2: attend_tile<2>(p, s, first, tile, next); break;
+        case 3: attend_tile<3>(p, s, first, tile, next); break;
+        case 4: attend_tile<4>(p, s, first, tile, next); break;
+        case 5: attend_tile<5>(p, s, first, tile, next); break;
+        default: attend_tile<6>(p, s, first, tile, next);
       }
     }
     whole = next;

@@ -62,8 +62,8 @@ void parallel_for(const Pool& pool, int tasks, int threads, const Body& body) {
   };
   // Shared, because a helper may wake after this call has returned. It then touches the counters only, never the body.
   auto state = std::make_shared<State>(threads);
-  for (int i = 0; i < threads; ++i)
-    state->ranges[i].set(static_cast<int>(static_cast<int64_t>(tasks) * i / threads), static_cast<int>(static_cast<int64_t>(tasks) * (i + 1) / threads));
+  const auto share = [&](int i) { return static_cast<int>(static_cast<int64_t>(tasks) * i / threads); };
+  for (int i = 0; i < threads; ++i) state->ranges[i].set(share(i), share(i + 1));
   auto work = [state, threads, &body] {
     int home = std::max(0, sched_getcpu()) % threads;
     for (int i = 0; i < threads && !state->ranges[home].move_in(); ++i) home = (home + 1) % threads;
