@@ -54,9 +54,9 @@ void run(const Pool& pool, const Gemm<B>& g) {
   const size_t bytes = static_cast<size_t>(g.panels) * g.depth() * kColumns * sizeof(B);
   // Waking a thread costs some tens of microseconds of its time: not for less than that much work.
   const int threads = bytes * (1 + g.rows / 4) < (128 << 10) ? 1 : pool.num_threads();
-  // As many blocks of rows for each thread, where there are rows enough: it then finds in its caches what it wrote in the call before.
   int row_blocks = (g.rows + kRowBlock - 1) / kRowBlock;
-  if (row_blocks > 1) row_blocks = (row_blocks + threads - 1) / threads * threads;
+  // As many blocks for each thread, where there are rows enough: it then finds in its caches what it wrote in the call before.
+  if (g.rows >= kRowBlock / 2 * threads) row_blocks = (row_blocks + threads - 1) / threads * threads;
   const int rows_each = (g.rows + row_blocks - 1) / row_blocks;
   // Several tasks per thread even out what the machine's other work takes; a task keeps a long sequential stream of weights.
   const int groups_wanted = threads == 1 ? 1 : std::max(1, (kTasksPerThread * threads + row_blocks - 1) / row_blocks);
