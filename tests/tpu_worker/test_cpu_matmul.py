@@ -1,5 +1,6 @@
 """The C++ matrix product against NumPy, and a row's bits against its company."""
 
+import os
 import platform
 import shutil
 import subprocess
@@ -70,6 +71,28 @@ def test_a_row_has_the_same_bits_in_any_company(kind: cpu.Kind, out: int, width:
         first = max(ROWS) - rows  # another place in the batch for each row
         np.testing.assert_array_equal(linear(x[first:], packed), plain[first:])
         np.testing.assert_array_equal(linear(x[first:], gated, norm=norm, eps=1e-5, residual=residual[first:]), fused[first:])
+
+
+def test_bits_do_not_depend_on_the_number_of_threads() -> None:
+    code = """
+import hashlib, jax, numpy as np
+from tpu_worker.matmul import cpu
+random = np.random.default_rng(0)
+weights = [cpu.pack(random.standard_normal((1536, 576), np.float32), gated=gated) for gated in (False, True)]
+linear = jax.jit(cpu.linear, static_argnames="eps")
+digest = hashlib.sha256()
+for rows in (3, 64, 130, 400):
+    x = random.standard_normal((rows, 576), np.float32)
+    for weight in weights:
+        digest.update(np.asarray(linear(x, weight, norm=np.ones(576, np.float32), eps=1e-5)).tobytes())
+print(digest.hexdigest())
+"""
+
+    def digest(threads: int) -> str:
+        environment = {**os.environ, "NPROC": str(threads)}  # of XLA's pool
+        return subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True).stdout
+
+    assert digest(1) == digest(7) != ""
 
 
 @pytest.mark.parametrize("kind", ["bf16", "int8"])
