@@ -20,7 +20,7 @@ from tpu_worker.kernels import Kernels, choose_kernels
 from tpu_worker.kv_cache import count_blocks
 from tpu_worker.mesh import describe, open_device
 from tpu_worker.models.spec import ModelSpec
-from tpu_worker.native.memory import keep_freed_memory
+from tpu_worker.native.memory import keep_freed_memory, return_free_memory
 from tpu_worker.program import AdmitProgram, Compiler, DeviceState, Shapes
 from tpu_worker.sampler import LOGPROBS, Sampled, needs
 from tpu_worker.warmup import Programs, use_compilation_cache
@@ -59,6 +59,7 @@ class JaxDevice:
     def load(self, report: ReportProgress) -> Capacity:
         """As the protocol says."""
         config = self._config
+        keep_freed_memory()
         use_compilation_cache(config.compilation_cache)
         device = open_device(config)
         self._is_remote = device.platform != "cpu"
@@ -82,7 +83,7 @@ class JaxDevice:
         # As one program, so that the caches are made without a copy.
         self._state = jax.jit(make_state)()
         self._programs.start_rest()
-        keep_freed_memory()
+        return_free_memory()  # of loading
         saturating = 0 if self._is_remote else _CPU_SATURATING_TOKENS
         return Capacity(num_blocks, max_model_len, spec.vocab_size, describe(device, kernels.name), saturating)
 

@@ -50,16 +50,18 @@ _MOST = 2**31 - 1  # bytes: what an option can say
 
 
 def keep_freed_memory() -> None:
-    """Gives back what is free now, and from here on leaves freed memory in the heap, whatever its size.
-
-    Does nothing where malloc is not glibc's.
-    """
+    """From here on, freed memory stays in the heap, whatever its size. Does nothing where malloc is not glibc's."""
     libc = ctypes.CDLL(None)
-    if not hasattr(libc, "mallopt") or not hasattr(libc, "malloc_trim"):
-        return
-    libc.malloc_trim(ctypes.c_size_t(0))
-    for option, value in ((_M_TRIM_THRESHOLD, _MOST), (_M_MMAP_THRESHOLD, _MOST), (_M_TOP_PAD, _CHUNK)):
-        libc.mallopt(option, value)
+    if hasattr(libc, "mallopt"):
+        for option, value in ((_M_TRIM_THRESHOLD, _MOST), (_M_MMAP_THRESHOLD, _MOST), (_M_TOP_PAD, _CHUNK)):
+            libc.mallopt(option, value)
+
+
+def return_free_memory() -> None:
+    """Gives the system back what is free now. Does nothing where malloc is not glibc's."""
+    libc = ctypes.CDLL(None)
+    if hasattr(libc, "malloc_trim"):
+        libc.malloc_trim(ctypes.c_size_t(0))
 
 
 def _reserve(size: int) -> npt.NDArray[np.uint8]:
