@@ -22,18 +22,14 @@ class Programs:
         self._head_cost = head_cost
         self._steps: dict[Bucket, StepProgram] = {}
         self._samplers: dict[int, SampleProgram] = {}  # by number of rows
-        self._choices: dict[tuple[int, int, bool], Bucket] = {}  # `choose`'s answers with the programs that are there
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._compile_rest, name="compiler")
 
     def choose(self, tokens: int, rows: int, *, sampler: bool) -> Bucket:
         """The cheapest bucket that holds a step and has its programs; with `sampler`, one for its rows too."""
-        choices, question = self._choices, (tokens, rows, sampler)
-        if (choice := choices.get(question)) is None:
-            ready = list(self._steps)  # at once: the thread below adds to it
-            usable = [bucket for bucket in ready if bucket.rows in self._samplers] if sampler else ready
-            choice = choices[question] = cheapest(usable, tokens, rows, self._head_cost)
-        return choice
+        ready = list(self._steps)  # at once: the thread below adds to it
+        usable = [bucket for bucket in ready if bucket.rows in self._samplers] if sampler else ready
+        return cheapest(usable, tokens, rows, self._head_cost)
 
     def step(self, bucket: Bucket) -> StepProgram:
         """The step program of a bucket that `choose` returned."""
@@ -73,7 +69,6 @@ class Programs:
                 self._steps[bucket] = self._compiler.step(bucket)
             if bucket.rows not in self._samplers:
                 self._samplers[bucket.rows] = self._compiler.sampler(bucket.rows)
-            self._choices = {}  # replaced, not emptied: `choose` may be about to add one of before
 
 
 def use_compilation_cache(directory: str) -> None:
