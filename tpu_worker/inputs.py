@@ -30,6 +30,11 @@ class RowInputs(NamedTuple):
     samples: jax.Array  # [R] int32, 0 or 1
 
     @property
+    def num_rows(self) -> jax.Array:
+        """How many [] rows there are before the padding."""
+        return jnp.sum(self.counts > 0, dtype=jnp.int32)
+
+    @property
     def ends(self) -> jax.Array:
         """Position [R] of the token that each row samples."""
         return self.starts + self.counts

@@ -14,9 +14,9 @@ from tpu_worker.attention import xla as xla_attention
 from tpu_worker.matmul import cpu as cpu_matmul
 from tpu_worker.matmul import preferred
 from tpu_worker.matmul import xla as xla_matmul
-from tpu_worker.matmul.cpu import Allocate
+from tpu_worker.native.memory import Allocate
 from tpu_worker.sampler import greedy
-from tpu_worker.stacking import Layer
+from tpu_worker.stacking import Operand
 
 Packed: TypeAlias = Any  # a pytree of arrays in the layout of the kernel that made it
 Cache: TypeAlias = Any  # one layer's keys and values, likewise
@@ -74,7 +74,7 @@ class Linear(Protocol):
         weight: Packed,
         *,
         num_rows: jax.Array | None = None,
-        norm: jax.Array | Layer | None = None,
+        norm: Operand | None = None,
         eps: float = 0.0,
         residual: jax.Array | None = None,
     ) -> jax.Array:

@@ -50,9 +50,8 @@ class Compiler:
             rows, slots = unpack_rows(packed), grow_tables(state.slots, packed)
             token_ids, meta = gather_tokens(slots, rows, bucket.tokens)
             last = jnp.maximum(meta.offsets[1:] - 1, 0)
-            num_rows = jnp.sum(rows.counts > 0, dtype=jnp.int32)
-            logits, caches = forward(self.spec, self.kernels, weights, state.caches, token_ids, meta, last, num_rows)
-            sampled = self.kernels.greedy(logits, num_rows)
+            logits, caches = forward(self.spec, self.kernels, weights, state.caches, token_ids, meta, last, rows.num_rows)
+            sampled = self.kernels.greedy(logits, rows.num_rows)
             return DeviceState(caches, record_tokens(slots, rows, sampled)), logits, sampled
 
         program: StepProgram = self._compile(step, 1, self.weights, self.state, _packed_step(bucket.rows))
@@ -77,7 +76,7 @@ class Compiler:
 
             width = (num_rows, 1 + MAX_LOGPROBS)
             empty = Sampled(jnp.zeros(num_rows, jnp.int32), jnp.zeros(width, jnp.float32), jnp.zeros(width, jnp.int32))
-            chunks = (jnp.sum(rows.counts > 0) + _ROWS_AT_ONCE - 1) // _ROWS_AT_ONCE
+            chunks = (rows.num_rows + _ROWS_AT_ONCE - 1) // _ROWS_AT_ONCE
             sampled = jax.lax.fori_loop(0, chunks, sample_some, empty)
             return record_tokens(slots, rows, sampled.token_ids), sampled
 

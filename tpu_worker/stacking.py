@@ -22,6 +22,9 @@ class Layer:
     index: jax.Array  # [] int32; not static, so that what is traced for one layer serves all
 
 
+Operand: TypeAlias = jax.Array | Layer  # of a kernel: an array of its own, or one layer of a stack
+
+
 def take(layers: Tree, index: int) -> Tree:
     """One layer of all: of a list its item, of stacked arrays a pytree of `Layer`."""
     if isinstance(layers, list):
@@ -36,12 +39,12 @@ def put(layers: Tree, index: int, layer: Tree) -> Tree:
     return jax.tree.map(lambda part: part.stack, layer, is_leaf=lambda part: isinstance(part, Layer))
 
 
-def value(part: jax.Array | Layer) -> jax.Array:
+def value(part: Operand) -> jax.Array:
     """The array itself, for what is not a kernel."""
     return part.stack[part.index] if isinstance(part, Layer) else part
 
 
-def find(part: jax.Array | Layer) -> tuple[jax.Array, jax.Array]:
+def find(part: Operand) -> tuple[jax.Array, jax.Array]:
     """(stack [L, ...], index [1] int32), for a kernel."""
     if isinstance(part, Layer):
         return part.stack, part.index[None]

@@ -8,9 +8,8 @@ rows beside it or the number of threads: a row of `linear` has the same bits in 
 """
 
 import ctypes
-from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, Literal, TypeAlias
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -18,12 +17,10 @@ import numpy as np
 import numpy.typing as npt
 
 from tpu_worker.native import build
-from tpu_worker.native.memory import process_arena
-from tpu_worker.stacking import Layer, find
+from tpu_worker.native.memory import Allocate, process_arena
+from tpu_worker.stacking import Operand, find
 
 Kind = Literal["bf16", "int8"]
-Part: TypeAlias = jax.Array | Layer
-Allocate: TypeAlias = Callable[[tuple[int, ...], npt.DTypeLike], npt.NDArray[Any]]  # an array of zeros, aligned to a cache line
 
 
 @jax.tree_util.register_dataclass
@@ -31,8 +28,8 @@ Allocate: TypeAlias = Callable[[tuple[int, ...], npt.DTypeLike], npt.NDArray[Any
 class PackedWeight:
     """A weight [out, in] cut into panels of C output features, laid out in the order in which the kernel reads them."""
 
-    panels: Part  # [P, in, C] uint16 (bf16) or int8, or [P, ceil(in / 2), C] uint32 (two inputs' bf16)
-    scales: Part | None  # [P * C] f32, one per output feature: int8 only
+    panels: Operand  # [P, in, C] uint16 (bf16) or int8, or [P, ceil(in / 2), C] uint32 (two inputs' bf16)
+    scales: Operand | None  # [P * C] f32, one per output feature: int8 only
     in_features: int = field(metadata={"static": True})
     out_features: int = field(metadata={"static": True})  # of the result: half the rows of the weight if gated
     gated: bool = field(metadata={"static": True})  # panels alternate between gate and up
@@ -92,7 +89,7 @@ def linear(
     weight: PackedWeight,
     *,
     num_rows: jax.Array | None = None,
-    norm: Part | None = None,
+    norm: Operand | None = None,
     eps: float = 0.0,
     residual: jax.Array | None = None,
 ) -> jax.Array:

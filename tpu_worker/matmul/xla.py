@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tpu_worker.models.layers import rms_norm
-from tpu_worker.stacking import Layer, value
+from tpu_worker.stacking import Operand, value
 
 _FEWEST_ROWS = 4  # XLA's CPU leaves its fast path for bfloat16 below this (about 10 times slower)
 
@@ -33,7 +33,7 @@ def linear(
     weight: PlainWeight,
     *,
     num_rows: jax.Array | None = None,  # noqa: ARG001 padding is computed like the rest
-    norm: jax.Array | Layer | None = None,
+    norm: Operand | None = None,
     eps: float = 0.0,
     residual: jax.Array | None = None,
 ) -> jax.Array:

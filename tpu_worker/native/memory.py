@@ -11,9 +11,13 @@ import functools
 import math
 import mmap
 import threading
+from collections.abc import Callable
+from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
+
+Allocate: TypeAlias = Callable[[tuple[int, ...], npt.DTypeLike], npt.NDArray[Any]]  # an array of zeros, as `Arena.zeros`
 
 _CHUNK = 64 << 20  # bytes asked of the system at once: many huge pages, of which only the touched ones are taken
 _ALIGNMENT = 64  # bytes: a cache line, and what JAX needs to take an array over without a copy

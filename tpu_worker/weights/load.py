@@ -13,11 +13,10 @@ import numpy.typing as npt
 
 from protocol.config import EngineConfig
 from tpu_worker.kernels import Kernels
-from tpu_worker.matmul.cpu import Allocate
 from tpu_worker.models.layers import rotary_table
 from tpu_worker.models.llama import Weights, layer_parameters, model_parameters
 from tpu_worker.models.spec import ParameterSpec, Part
-from tpu_worker.native.memory import process_arena
+from tpu_worker.native.memory import Allocate, process_arena
 from tpu_worker.program import Shapes, shapes_of
 from tpu_worker.weights.source import WeightSource
 
