@@ -26,7 +26,8 @@ def main() -> int:
         wait_for(Path(spec.run_dir, "ready"))
         os.kill(os.getpid(), signal.SIGKILL)
     if spec.role == "frontend":
-        wait_for(*(Path(spec.run_dir, f"{role}.epoch0") for role in ("worker0", "scheduler0")))
+        others = ("scheduler0", *(f"worker{index}" for index in range(spec.config.workers)))
+        wait_for(*(Path(spec.run_dir, f"{other}.epoch0") for other in others))
         facts: dict[str, str | int] = {"address": "http://127.0.0.1:1", "socket": spec.config.ipc_path, "model": "m", "workers": 1}
         link.send(Ready(facts | {"device": "none", "queue_depth": 2, "kv_cache_tokens": 1234, "run_dir": spec.run_dir}))
         Path(spec.run_dir, "ready").touch()
