@@ -15,6 +15,7 @@ import numpy as np
 from tpu_worker.attention import AttentionMetadata
 from tpu_worker.attention import cpu as attention
 from tpu_worker.matmul import cpu as matmul
+from tpu_worker.matmul.blocks import BLOCK, BlockMatrix
 from tpu_worker.native import build
 from tpu_worker.native.memory import keep_freed_memory
 from tpu_worker.stacking import put, take
@@ -57,14 +58,25 @@ def measure_machine(threads: int) -> tuple[float, float]:
         return share * threads / best(read) / 1e9, multiply() / best(multiply) / 1e9
 
 
-def bench_matmul(kind: matmul.Kind, tokens: list[int], bandwidth: float, peak: float) -> None:
+def random_weight(rng: np.random.Generator, kind: str, out: int, width: int) -> matmul.PackedWeight:
+    """A weight [out, width] of any kind: bf16, int8, or int4 as a GGUF file has it."""
+    gated = out == 2 * FFN
+    if kind == "int4":
+        in_blocks = (out, width // BLOCK)
+        scales, minima = rng.uniform(0.002, 0.01, in_blocks), rng.uniform(-0.08, 0, in_blocks)
+        quants = rng.integers(0, 16, (out, width), np.uint8)
+        return matmul.pack(BlockMatrix(quants, scales.astype(np.float16), minima.astype(np.float16)), gated=gated)
+    return matmul.pack(rng.standard_normal((out, width), np.float32) * 0.02, kind="int8" if kind == "int8" else "bf16", gated=gated)
+
+
+def bench_matmul(kind: str, tokens: list[int], bandwidth: float, peak: float) -> None:
     """All matrix products of one step, head included."""
     rng = np.random.default_rng(0)
     weights = []
     for _ in range(LAYERS):
         shapes = ((WIDTH + 2 * KV_HEADS * HEAD_DIM, WIDTH), (WIDTH, WIDTH), (2 * FFN, WIDTH), (WIDTH, FFN))
-        weights.append([matmul.pack(rng.standard_normal(s, np.float32) * 0.02, kind=kind, gated=s[0] == 2 * FFN) for s in shapes])
-    head = matmul.pack(rng.standard_normal((VOCAB, WIDTH), np.float32) * 0.02, kind=kind)
+        weights.append([random_weight(rng, kind, *shape) for shape in shapes])
+    head = random_weight(rng, "int8" if kind == "int4" else kind, VOCAB, WIDTH)  # as files of four bits have it
     norm = jnp.ones(WIDTH, jnp.float32)
     size = sum(leaf.nbytes for leaf in jax.tree_util.tree_leaves((weights, head)))
     flops = 2 * (LAYERS * (WIDTH * (2 * WIDTH + 2 * KV_HEADS * HEAD_DIM) + 3 * WIDTH * FFN) + VOCAB * WIDTH)
@@ -150,7 +162,7 @@ def main() -> None:
     """Prints the tables."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--tokens", type=int, nargs="+", default=[1, 4, 16, 64, 256, 512])
-    parser.add_argument("--kinds", nargs="+", default=["bf16", "int8"])
+    parser.add_argument("--kinds", nargs="+", default=["bf16", "int8", "int4"], choices=["bf16", "int8", "int4"])
     arguments = parser.parse_args()
     threads = len(os.sched_getaffinity(0))
     keep_freed_memory()  # as the engine does

@@ -14,6 +14,7 @@ from tpu_worker.attention import xla as xla_attention
 from tpu_worker.matmul import cpu as cpu_matmul
 from tpu_worker.matmul import preferred
 from tpu_worker.matmul import xla as xla_matmul
+from tpu_worker.matmul.blocks import BlockMatrix
 from tpu_worker.native.memory import Allocate
 from tpu_worker.sampler import greedy
 from tpu_worker.stacking import Operand
@@ -57,8 +58,8 @@ class MakeCaches(Protocol):
 class Pack(Protocol):
     """Lays a weight out for `Linear`, at load."""
 
-    def __call__(self, weight: HostMatrix, allocate: Allocate, *, gated: bool = False) -> Packed:
-        """weight [out, in]; gated: its first half of rows is the gate, the second half what it lets through.
+    def __call__(self, weight: HostMatrix | BlockMatrix, allocate: Allocate, *, gated: bool = False) -> Packed:
+        """weight [out, in], in blocks if the kernels pack these; gated: its first half of rows gates the second half.
 
         The result's arrays are JAX's, or NumPy's from `allocate`.
         """
@@ -102,6 +103,7 @@ class Kernels:
     attend: Attend
     make_caches: MakeCaches
     stacked: bool  # the layers' weights, as `tpu_worker.stacking` has it
+    packs_blocks: bool  # weights that a file holds in blocks, without these being dequantised first
     pack: Pack
     linear: Linear
     greedy: Greedy
@@ -110,7 +112,8 @@ class Kernels:
 def choose_kernels(platform: str, quantization: Literal["none", "int8"], block_size: int, head_dim: int) -> Kernels:
     """The fastest kernels for a JAX platform and these sizes. Raises ConfigError when nothing there serves the quantization."""
     kernels = xla_kernels()
-    if platform != "cpu" or not cpu_matmul.available():
+    kind: cpu_matmul.Kind = "int8" if quantization == "int8" else "bf16"
+    if platform != "cpu" or not cpu_matmul.available(kind):
         if quantization != "none":
             raise ConfigError(f"--quantization {quantization} needs the C++ kernels of the CPU: leave the flag out")
         return kernels
@@ -118,8 +121,8 @@ def choose_kernels(platform: str, quantization: Literal["none", "int8"], block_s
         kernels = replace(kernels, name="C++ and XLA", attend=cpu_attention.attend_fused, make_caches=cpu_attention.make_caches)
     if quantization == "none" and preferred() == "xla":
         return kernels
-    pack = functools.partial(cpu_matmul.pack_into, kind="int8" if quantization == "int8" else "bf16")
-    return replace(kernels, name="C++", stacked=True, pack=pack, linear=cpu_matmul.linear, greedy=cpu_matmul.greedy)
+    pack = functools.partial(cpu_matmul.pack_into, kind=kind)
+    return Kernels("C++", kernels.attend, kernels.make_caches, True, True, pack, cpu_matmul.linear, cpu_matmul.greedy)
 
 
 def xla_kernels() -> Kernels:
@@ -128,6 +131,7 @@ def xla_kernels() -> Kernels:
         "XLA",
         xla_attention.attend_fused,
         xla_attention.make_caches,
+        False,
         False,
         lambda weight, _, *, gated=False: xla_matmul.pack(weight, gated=gated),
         xla_matmul.linear,

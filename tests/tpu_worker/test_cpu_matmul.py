@@ -5,6 +5,8 @@ import platform
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +17,7 @@ import pytest
 
 from tpu_worker import sampler
 from tpu_worker.matmul import cpu
+from tpu_worker.matmul.blocks import BLOCK, BlockMatrix, concatenate, quantise
 from tpu_worker.native.memory import Arena, process_arena
 from tpu_worker.stacking import take
 
@@ -26,44 +29,85 @@ LARGE = 2.5  # times the root mean square of its row: such an input is not merel
 ROWS = [1, 2, 3, 4, 5, 6, 7, 13, 97, 200]  # every tile, and more than a block of rows
 
 
+Kind = Literal["bf16", "int8", "int4"]
+KINDS: tuple[Kind, ...] = ("bf16", "int8", "int4")
+
+
 def normal(seed: int, *shape: int) -> F32:
     return np.random.default_rng(seed).standard_normal(shape, np.float32)
 
 
-def as_multiplied(x: npt.ArrayLike, kind: cpu.Kind = "bf16") -> npt.NDArray[np.float64]:
+def as_multiplied(x: npt.ArrayLike, kind: Kind = "bf16") -> npt.NDArray[np.float64]:
     """Inputs as this machine multiplies them."""
     values = np.asarray(x, np.float32)
-    if kind != "bf16" or not cpu.rounds_inputs():
+    if not cpu.rounds_inputs():
         return values.astype(np.float64)
+    rows, width = values.shape
+    values = np.pad(values, ((0, 0), (0, -width % BLOCK)))
     halves = rounded(values)
     rest = rounded((values - halves).astype(np.float32))
-    pairs = np.pad(np.abs(values), ((0, 0), (0, values.shape[1] % 2))).reshape(len(values), -1, 2).max(axis=2)
-    large = pairs > LARGE * np.sqrt(np.mean(values.astype(np.float64) ** 2, axis=1, keepdims=True))
-    kept: npt.NDArray[np.float64] = halves + rest * np.repeat(large, 2, axis=1)[:, : values.shape[1]]
-    return kept
+    if kind == "bf16":
+        pairs = np.abs(values).reshape(rows, -1, 2).max(axis=2)
+        kept = pairs > LARGE * np.sqrt(np.sum(values.astype(np.float64) ** 2, axis=1, keepdims=True) / width)
+    else:  # the largest of each block, by all but the last five bits of its magnitude, or the last of several
+        magnitudes = (values.view(np.uint32) & 0x7FFFFFE0).reshape(rows, -1, BLOCK)
+        largest = BLOCK - 1 - magnitudes[..., ::-1].argmax(axis=2)
+        kept = np.arange(BLOCK // 2) == largest[..., None] // 2
+    multiplied: npt.NDArray[np.float64] = halves + rest * np.repeat(kept.reshape(rows, -1), 2, axis=1)
+    return multiplied[:, :width]
 
 
 def rounded(weight: F32) -> npt.NDArray[np.float64]:
     return weight.astype(ml_dtypes.bfloat16).astype(np.float64)
 
 
+def four_bits(weight: F32) -> BlockMatrix:
+    """As GGUF's Q4_1 rounds; `in` is filled up with zeros."""
+    padded = np.pad(weight, ((0, 0), (0, -weight.shape[1] % BLOCK))).reshape(len(weight), -1, BLOCK)
+    minima = padded.min(axis=2).astype(np.float16).astype(np.float32)
+    scales = ((padded.max(axis=2) - minima) / 15).astype(np.float16).astype(np.float32)
+    quants = np.clip(np.rint((padded - minima[..., None]) / scales[..., None]), 0, 15).astype(np.uint8)
+    return BlockMatrix(quants.reshape(len(weight), -1), scales, minima)
+
+
+def pack(weight: F32, kind: Kind = "bf16", gated: bool = False) -> cpu.PackedWeight:
+    """Of any kind; one in four bits has whole blocks of inputs."""
+    if kind == "int4":
+        return cpu.pack(four_bits(weight), kind="int8", gated=gated)
+    return cpu.pack(weight, kind=kind, gated=gated)
+
+
+def kept(weight: F32, kind: Kind) -> npt.NDArray[np.float64]:
+    """The weight as `pack` keeps it."""
+    if kind == "bf16":
+        return rounded(weight)
+    blocks = four_bits(weight) if kind == "int4" else quantise(weight)
+    return blocks.values()[:, : weight.shape[1]].astype(np.float64)
+
+
 linear = jax.jit(cpu.linear, static_argnames="eps")
 
 
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize(("out", "width"), SHAPES)
-def test_product(out: int, width: int) -> None:
+def test_product(kind: Kind, out: int, width: int) -> None:
+    if kind == "int4":
+        width = -(-width // BLOCK) * BLOCK
     weight = normal(0, out, width)
-    packed = cpu.pack(weight)
+    packed = pack(weight, kind)
+    tolerance = 3e-5 if kind == "int4" else 1e-5  # 128 is added to each of its quants, and subtracted from the sum
     for rows in (1, 3, 13, 200):
         x = normal(rows, rows, width)
-        expected = as_multiplied(x) @ rounded(weight).T
-        np.testing.assert_allclose(linear(x, packed), expected, rtol=1e-5, atol=1e-5 * width**0.5)
+        expected = as_multiplied(x, kind) @ kept(weight, kind).T
+        np.testing.assert_allclose(linear(x, packed), expected, rtol=1e-5, atol=tolerance * width**0.5)
 
 
-@pytest.mark.parametrize("kind", ["bf16", "int8"])
-@pytest.mark.parametrize(("out", "width"), [(100, 77), (192, 1536)])
-def test_a_row_has_the_same_bits_in_any_company(kind: cpu.Kind, out: int, width: int) -> None:
-    packed, gated = cpu.pack(normal(0, out, width), kind=kind), cpu.pack(normal(1, out, width), kind=kind, gated=True)
+@pytest.mark.parametrize(
+    ("kind", "out", "width"),
+    [("bf16", 100, 77), ("bf16", 192, 1536), ("int8", 100, 77), ("int8", 192, 1536), ("int4", 100, 96), ("int4", 192, 1536)],
+)
+def test_a_row_has_the_same_bits_in_any_company(kind: Kind, out: int, width: int) -> None:
+    packed, gated = pack(normal(0, out, width), kind), pack(normal(1, out, width), kind, gated=True)
     x, norm, residual = normal(2, max(ROWS), width), normal(3, width), normal(4, max(ROWS), out // 2)
     plain = np.asarray(linear(x, packed))
     fused = np.asarray(linear(x, gated, norm=norm, eps=1e-5, residual=residual))
@@ -77,6 +121,7 @@ def test_bits_do_not_depend_on_the_number_of_threads() -> None:
     code = """
 import hashlib, jax, numpy as np
 from tpu_worker.matmul import cpu
+from tpu_worker.matmul.blocks import BLOCK, BlockMatrix, concatenate, quantise
 random = np.random.default_rng(0)
 weights = [cpu.pack(random.standard_normal((1536, 576), np.float32), gated=gated) for gated in (False, True)]
 linear = jax.jit(cpu.linear, static_argnames="eps")
@@ -95,10 +140,10 @@ print(digest.hexdigest())
     assert digest(1) == digest(7) != ""
 
 
-@pytest.mark.parametrize("kind", ["bf16", "int8"])
-def test_a_layer_of_stacked_weights(kind: cpu.Kind) -> None:
-    weights, norms, x = normal(0, 3, 48, 40), normal(1, 3, 40), normal(2, 7, 40)
-    alone = [cpu.pack(weight, kind=kind) for weight in weights]
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_layer_of_stacked_weights(kind: Kind) -> None:
+    weights, norms, x = normal(0, 3, 48, 64), normal(1, 3, 64), normal(2, 7, 64)
+    alone = [pack(weight, kind) for weight in weights]
     stacks = jax.tree.map(lambda *parts: jnp.stack(parts), *alone)
     for index, packed in enumerate(alone):
         layer, norm = take(stacks, index), take(jnp.asarray(norms), index)
@@ -111,9 +156,10 @@ def test_a_layer_of_stacked_weights(kind: cpu.Kind) -> None:
         linear(x, take(stacks, 2), norm=norms[2]).block_until_ready()
 
 
-def test_padding_is_never_read() -> None:
-    packed = cpu.pack(normal(0, 48, 40))
-    x = normal(1, 16, 40)
+@pytest.mark.parametrize("kind", KINDS)
+def test_padding_is_never_read(kind: Kind) -> None:
+    packed = pack(normal(0, 48, 64), kind)
+    x = normal(1, 16, 64)
     whole = np.asarray(linear(x, packed))
     for rows in (0, 1, 5, 16):
         poisoned = x.copy()
@@ -157,9 +203,10 @@ print(faults())
     assert int(done.stdout) < 1000  # of 12288 pages
 
 
-def test_a_row_that_is_not_finite_stays_alone() -> None:
-    packed = cpu.pack(normal(0, 48, 40))
-    x = normal(1, 8, 40)
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_row_that_is_not_finite_stays_alone(kind: Kind) -> None:
+    packed = pack(normal(0, 48, 64), kind)
+    x = normal(1, 8, 64)
     expected = np.asarray(linear(x, packed))
     x[3, 7] = np.nan
     out = np.asarray(linear(x, packed))
@@ -167,21 +214,17 @@ def test_a_row_that_is_not_finite_stays_alone() -> None:
     np.testing.assert_array_equal(np.delete(out, 3, 0), np.delete(expected, 3, 0))
 
 
-@pytest.mark.parametrize("kind", ["bf16", "int8"])
-def test_norm_gate_and_residual(kind: cpu.Kind) -> None:
+@pytest.mark.parametrize("kind", KINDS)
+def test_norm_gate_and_residual(kind: Kind) -> None:
     out, width, eps = 56, 96, 1e-5
-    weight = normal(0, 2 * out, width) * 0.2
+    weight = normal(0, 2 * out, width) * np.float32(0.2)
     x, norm, residual = normal(1, 9, width), normal(2, width), normal(3, 9, out)
-    packed = cpu.pack(weight, kind=kind, gated=True)
-    kept = rounded(weight)
-    if kind == "int8":
-        steps = np.abs(weight).max(axis=1, keepdims=True) / 127
-        kept = np.rint(weight / steps) * steps
+    packed = pack(weight, kind, gated=True)
     normed = x / np.sqrt(np.mean(x.astype(np.float64) ** 2, axis=1, keepdims=True) + eps) * norm
-    gate, up = np.split(as_multiplied(normed, kind) @ kept.T, 2, axis=1)
+    gate, up = np.split(as_multiplied(normed, kind) @ kept(weight, kind).T, 2, axis=1)
     expected = gate / (1 + np.exp(-gate)) * up + residual
     # Where inputs are rounded, a norm that differs in its last bit may round the other way: half a step of bf16 in one input.
-    tolerance = 2e-2 if kind == "bf16" and cpu.rounds_inputs() else 2e-5
+    tolerance = 2e-2 if cpu.rounds_inputs() else 2e-5
     np.testing.assert_allclose(linear(x, packed, norm=norm, eps=eps, residual=residual), expected, rtol=tolerance, atol=tolerance)
 
 
@@ -195,14 +238,48 @@ def test_silu_far_out() -> None:
 
 def test_int8_is_within_half_a_step() -> None:
     weight = normal(0, 32, 200)
-    weight[5] = 0
-    x = normal(1, 4, 200)
-    packed = cpu.pack(weight, kind="int8")
-    assert jnp.asarray(packed.panels).dtype == np.int8
-    steps = np.abs(weight).max(axis=1) / 127
-    error = np.abs(np.asarray(linear(x, packed)) - x @ weight.T)
-    assert (error <= np.abs(x).sum(1, keepdims=True) * steps / 2 + 1e-4).all()
-    assert not np.asarray(linear(x, packed))[:, 5].any()
+    weight[5], weight[6, :BLOCK] = 0, 0
+    weight[7] = 1e-5  # of which float16 holds the scale with a few bits only
+    blocks = quantise(weight)
+    assert blocks.quants.dtype == np.int8
+    assert blocks.quants.shape == (32, 224)
+    assert not blocks.quants[:, 200:].any()
+    np.testing.assert_array_equal(blocks.scales, blocks.scales.astype(np.float16))
+    steps = np.abs(np.pad(weight, ((0, 0), (0, 24)))).reshape(32, 7, BLOCK).max(axis=2) / 127
+    error = np.abs(blocks.values()[:, :200] - weight)
+    assert (error <= np.repeat(steps, BLOCK, axis=1)[:, :200] * 0.51 + 127 * 2**-25).all()
+    assert not blocks.values()[5].any()
+
+
+def test_every_scale_of_float16_is_kept() -> None:
+    halves = np.arange(1 << 16, dtype=np.uint16).view(np.float16).reshape(-1, 4)
+    finite = np.where(np.isfinite(halves), halves, 0).astype(np.float32)
+    quants = np.zeros((len(halves), 4 * BLOCK), np.uint8)
+    quants[:, ::BLOCK] = 1
+    x = np.zeros((4, 4 * BLOCK), np.float32)
+    x[np.arange(4), np.arange(4) * BLOCK] = 1  # each row asks for one of the blocks
+    eight = BlockMatrix(quants.view(np.int8), finite, None)
+    np.testing.assert_array_equal(np.asarray(linear(x, cpu.pack(eight, kind="int8"))).T, finite)
+    four = BlockMatrix(np.zeros_like(quants), np.zeros_like(finite), finite)
+    np.testing.assert_array_equal(np.asarray(linear(x, cpu.pack(four, kind="int8"))).T, finite)
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize("gated", [False, True])
+def test_blocks_become_bf16_as_their_values_do(bits: int, gated: bool) -> None:
+    weight = normal(0, 70, 96)
+    blocks = four_bits(weight) if bits == 4 else quantise(weight)
+    assert blocks.bits == bits
+    expected = cpu.pack(blocks.values(), gated=gated)
+    np.testing.assert_array_equal(cpu.pack(blocks, gated=gated).panels, expected.panels)
+
+
+def test_rows_of_blocks() -> None:
+    for blocks in (four_bits(normal(0, 12, 64)), quantise(normal(0, 12, 64))):
+        order = np.random.default_rng(0).permutation(12)
+        np.testing.assert_array_equal(blocks.rows(order).values(), blocks.values()[order])
+        both = concatenate([blocks, blocks.rows(order)])
+        np.testing.assert_array_equal(both.values(), np.concatenate([blocks.values(), blocks.values()[order]]))
 
 
 def test_weights_round_to_the_nearest_even() -> None:
@@ -241,8 +318,12 @@ def test_packed_weights_are_not_copied() -> None:
 
 
 def test_a_weight_that_does_not_fit_is_refused() -> None:
-    packed = cpu.pack(normal(0, 16, 32))
-    with pytest.raises((jax.errors.JaxRuntimeError, ValueError), match="not packed for"):
-        linear(normal(1, 2, 31), packed).block_until_ready()
+    for kind in KINDS:
+        packed = pack(normal(0, 16, 32), kind)
+        with pytest.raises((jax.errors.JaxRuntimeError, ValueError), match="not packed for"):
+            linear(normal(1, 2, 31), packed).block_until_ready()
+        of_another_machine = replace(packed, panels=jnp.asarray(packed.panels)[..., :-1])
+        with pytest.raises((jax.errors.JaxRuntimeError, ValueError), match="not packed for"):
+            linear(normal(1, 2, 32), of_another_machine).block_until_ready()
     with pytest.raises(ValueError, match="gate rows"):
         cpu.pack(normal(0, 3, 4), gated=True)

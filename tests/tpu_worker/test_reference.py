@@ -2,17 +2,20 @@
 
 import importlib.util
 import json
+import shutil
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
+import pytest
 
 from protocol.config import EngineConfig
 from protocol.params import EngineParams
 from tests.tpu_worker.device_driver import Driver
 from tpu_worker.runner import JaxDevice
 
-# Weights and cache are bfloat16 here: candidates that lie closer than this, in logits, may trade places.
+# The cache is bfloat16 here, and so are the weights unless they stay in the file's blocks: candidates that lie closer than this, in
+# logits, may trade places.
 NEARLY_TIED = 0.1
 LOGPROB_TOLERANCE = 0.06
 
@@ -24,7 +27,10 @@ def demo_model() -> str:
     return str(path)
 
 
-def test_greedy_continuations_and_logprobs() -> None:
+@pytest.mark.parametrize("quantization", ["none", "int8"])
+def test_greedy_continuations_and_logprobs(quantization: Literal["none", "int8"]) -> None:
+    if quantization == "int8" and not any(map(shutil.which, ("g++", "clang++", "c++"))):
+        pytest.skip("needs a C++ compiler")
     text = (Path(__file__).parent.parent / "data" / "smollm2_reference.json").read_text(encoding="utf-8")
     cases: list[dict[str, Any]] = json.loads(text)["cases"]
     config = EngineConfig(
@@ -34,6 +40,7 @@ def test_greedy_continuations_and_logprobs() -> None:
         device="cpu",
         max_num_seqs=16,
         max_model_len=512,
+        quantization=quantization,
     )
     device = JaxDevice(config, 0)
     capacity = device.load(lambda *_: None)

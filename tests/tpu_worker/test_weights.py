@@ -2,20 +2,25 @@
 
 import dataclasses
 import json
+import shutil
 from pathlib import Path
 
+import jax
 import ml_dtypes
 import numpy as np
 import pytest
-from gguf import GGMLQuantizationType, GGUFWriter
-from gguf.quants import quantize
+from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, GGUFWriter
+from gguf.quants import dequantize, quantize
 
 from protocol.codec import Float32Array
 from protocol.errors import ModelError
 from tests.tpu_worker.tiny_models import CONFIG, Tensors, make_tensors, write_model
-from tpu_worker.kernels import Kernels, xla_kernels
-from tpu_worker.models.llama import Weights
-from tpu_worker.weights.gguf import GgufSource, unpermute
+from tpu_worker.kernels import Kernels, choose_kernels, xla_kernels
+from tpu_worker.models.llama import Weights, layer_parameters
+from tpu_worker.native import build
+from tpu_worker.stacking import take
+from tpu_worker.weights.gguf import GgufSource, unpermuted_rows
+from tpu_worker.weights.gguf_blocks import bits_of, blocks_of
 from tpu_worker.weights.load import WeightLoader
 from tpu_worker.weights.names import gguf_name
 from tpu_worker.weights.safetensors import SafetensorsSource
@@ -30,8 +35,13 @@ def load(source: WeightSource) -> Weights:
     return loader.load_rest(loader.load_first())
 
 
-def write_gguf(path: Path, tensors: Tensors, kind: GGMLQuantizationType = GGMLQuantizationType.F32) -> Path:
-    """The tiny model as llama.cpp's converter writes it: q and k with their rotary pairs side by side."""
+def write_gguf(
+    path: Path,
+    tensors: Tensors,
+    kind: GGMLQuantizationType = GGMLQuantizationType.F32,
+    second: GGMLQuantizationType | None = None,
+) -> Path:
+    """The tiny model as llama.cpp's converter writes it: q and k with their rotary pairs side by side. `second`: layer 1's type."""
     writer = GGUFWriter(path, "llama")
     writer.add_block_count(2)
     writer.add_context_length(256)
@@ -47,8 +57,9 @@ def write_gguf(path: Path, tensors: Tensors, kind: GGMLQuantizationType = GGMLQu
         for projection, heads in (("q_proj", 4), ("k_proj", 2)):
             if projection in name:
                 values = values.reshape(heads, 2, 16, -1).swapaxes(1, 2).reshape(values.shape)
-        if kind != GGMLQuantizationType.F32 and values.ndim == 2 and values.shape[1] % 32 == 0:
-            writer.add_tensor(gguf_name(name), quantize(values, kind), raw_dtype=kind)
+        stored = second if second is not None and "layers.1." in name else kind
+        if stored != GGMLQuantizationType.F32 and values.ndim == 2 and values.shape[1] % 32 == 0:
+            writer.add_tensor(gguf_name(name), quantize(values, stored), raw_dtype=stored)
         else:
             writer.add_tensor(gguf_name(name), np.ascontiguousarray(values))
     writer.write_header_to_file()
@@ -105,12 +116,51 @@ def test_gguf(tmp_path: Path, kind: GGMLQuantizationType, tolerance: float) -> N
     assert dataclasses.replace(source.spec, architecture=theirs.architecture, norm_eps=theirs.norm_eps) == theirs
 
 
-def test_unpermute_written_out() -> None:
+def test_unpermuted_rows_written_out() -> None:
     """One head of six rows: the file holds the pairs (0, 3), (1, 4), (2, 5) side by side."""
-    rows = np.array([[0.0], [3], [1], [4], [2], [5]], np.float32)
-    assert unpermute(rows, 1)[:, 0].tolist() == [0, 1, 2, 3, 4, 5]
+    rows = np.array([0, 3, 1, 4, 2, 5])
+    assert rows[unpermuted_rows(6, 1)].tolist() == [0, 1, 2, 3, 4, 5]
     two_heads = np.concatenate([rows, rows + 10])
-    assert unpermute(two_heads, 2)[:, 0].tolist() == [0, 1, 2, 3, 4, 5, 10, 11, 12, 13, 14, 15]
+    assert two_heads[unpermuted_rows(12, 2)].tolist() == [0, 1, 2, 3, 4, 5, 10, 11, 12, 13, 14, 15]
+
+
+@pytest.mark.parametrize("kind", ["Q4_0", "Q4_1", "Q4_K", "Q8_0"])
+def test_blocks_stand_for_what_they_are_dequantised_to(kind: str) -> None:
+    ggml_type = GGMLQuantizationType[kind]
+    values, size = GGML_QUANT_SIZES[ggml_type]
+    rng = np.random.default_rng(0)
+    raw = rng.integers(0, 256, (6, 5, size), np.uint8)
+    factors = {"Q4_0": 1, "Q4_1": 2, "Q4_K": 2, "Q8_0": 1}[kind]  # of float16, at the begin of each block
+    raw[..., : 2 * factors] = rng.normal(0, 0.1, (6, 5, factors)).astype(np.float16).view(np.uint8)
+    raw = raw.reshape(6, -1)
+    blocks = blocks_of(raw, ggml_type)
+    assert blocks.shape == (6, 5 * values)
+    assert blocks.bits == bits_of(ggml_type) == (8 if kind == "Q8_0" else 4)
+    np.testing.assert_array_equal(blocks.values(), dequantize(raw, ggml_type))
+
+
+@pytest.mark.skipif(not any(map(shutil.which, ("g++", "clang++", "c++"))), reason="needs a C++ compiler")
+@pytest.mark.parametrize(
+    ("first", "second", "bits"),
+    [("Q4_1", "Q4_1", 4), ("Q4_0", "Q4_0", 4), ("Q8_0", "Q8_0", 8), ("Q4_1", "Q8_0", None), ("F32", "F32", None)],
+)
+def test_gguf_in_blocks(tmp_path: Path, first: str, second: str, bits: int | None) -> None:
+    """The layers' matrices are kept as the file holds them, where that is alike in all layers, and else rounded to 8 bits."""
+    source = GgufSource(write_gguf(tmp_path / "m.gguf", TENSORS, GGMLQuantizationType[first], GGMLQuantizationType[second]))
+    kernels = choose_kernels("cpu", "int8", 16, 32)
+    loader = WeightLoader(source, kernels, 16, lambda *_: None)
+    weights = loader.load_rest(loader.load_first())
+    columns = build.library("matmul").twodeep_panel_columns()
+    for index in range(2):
+        parameters = layer_parameters(source.spec, index)
+        for name in ("qkv", "output", "down"):
+            expected = np.concatenate([f32(source.read(part)) for part in parameters[name].parts])
+            weight = take(weights["layers"], index)[name]
+            found = np.asarray(jax.jit(kernels.linear)(np.eye(expected.shape[1], dtype=np.float32), weight)).T
+            kept = bits if name != "down" else None  # its 80 inputs are no whole blocks: in the file it is float32
+            tolerance = 1e-6 if kept else 0.52 * np.abs(expected).max() / 127
+            np.testing.assert_allclose(found, expected, rtol=0, atol=tolerance)
+            assert kept is None or weight.panels.stack.shape[-1] == kept * 4 * columns + columns * (4 if kept == 4 else 2)
 
 
 def test_gguf_cut_short(tmp_path: Path) -> None:

@@ -1,7 +1,7 @@
-"""Matrix products for the CPU: bf16 or int8 weights, f32 everything else, in C++ (tpu_worker/native/matmul.cc).
+"""Matrix products for the CPU: weights of bf16 or in blocks of few bits, f32 everything else, in C++ (tpu_worker/native/).
 
-Where the machine multiplies bf16 by bf16 (AVX512-BF16), twice as fast as f32, inputs of bf16 weights are rounded to bf16 too, but
-for those that are large beside the others of their row, which keep about 16 bits. Sums stay f32.
+Where the machine multiplies bf16 by bf16 (AVX512-BF16), twice as fast as f32, inputs are rounded to bf16 too, but for those that
+are large beside the others of their row, or the largest of their block, which keep about 16 bits. Sums stay f32.
 
 Every element of a product is one chain of fused multiply-adds in the order of the input features, whatever the number of rows, the
 rows beside it or the number of threads: a row of `linear` has the same bits in every batch and in every bucket.
@@ -9,13 +9,14 @@ rows beside it or the number of threads: a row of `linear` has the same bits in 
 
 import ctypes
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import numpy.typing as npt
 
+from tpu_worker.matmul.blocks import BLOCK, BlockMatrix, quantise
 from tpu_worker.native import build
 from tpu_worker.native.memory import Allocate, process_arena
 from tpu_worker.stacking import Operand, find
@@ -28,16 +29,16 @@ Kind = Literal["bf16", "int8"]
 class PackedWeight:
     """A weight [out, in] cut into panels of C output features, laid out in the order in which the kernel reads them."""
 
-    panels: Operand  # [P, in, C] uint16 (bf16) or int8, or [P, ceil(in / 2), C] uint32 (two inputs' bf16)
-    scales: Operand | None  # [P * C] f32, one per output feature: int8 only
+    # [P, in, C] uint16 (bf16), [P, ceil(in / 2), C] uint32 (two inputs' bf16), or [P, ceil(in / 32), bytes] uint8 (native/blocks.h)
+    panels: Operand
     in_features: int = field(metadata={"static": True})
     out_features: int = field(metadata={"static": True})  # of the result: half the rows of the weight if gated
     gated: bool = field(metadata={"static": True})  # panels alternate between gate and up
 
 
-def available() -> bool:
+def available(kind: Kind = "bf16") -> bool:
     """Whether the C++ kernels can be had on this machine; warns once, with the reason, if not."""
-    return build.libraries() is not None
+    return build.libraries() is not None and (kind == "bf16" or build.libraries(1) is not None)
 
 
 def rounds_inputs() -> bool:
@@ -45,43 +46,67 @@ def rounds_inputs() -> bool:
     return bool(build.library("matmul").twodeep_dots_pairs())
 
 
-def pack(weight: npt.ArrayLike, *, kind: Kind = "bf16", gated: bool = False) -> PackedWeight:
-    """Packs a weight [out, in] of any float type, rounding to nearest even.
+def pack(weight: npt.ArrayLike | BlockMatrix, *, kind: Kind = "bf16", gated: bool = False) -> PackedWeight:
+    """Packs a weight [out, in] of any float type, or one that is in blocks already, which int8 keeps, be it of eight or four bits.
 
     gated: the first half of the rows is the gate projection, the second half the up projection, and `linear` returns
-    silu(gate) * up. int8 rounds each output feature to 127 steps either side of zero. Releases the interpreter lock: pack
-    several weights on several threads.
+    silu(gate) * up. bf16 rounds to nearest even, int8 as `blocks.quantise` does. Releases the interpreter lock: pack several
+    weights on several threads.
     """
     packed: PackedWeight = jax.tree.map(jax.dlpack.from_dlpack, pack_into(weight, process_arena().zeros, kind=kind, gated=gated))
     return packed
 
 
-def pack_into(weight: npt.ArrayLike, allocate: Allocate, *, kind: Kind = "bf16", gated: bool = False) -> PackedWeight:
+def pack_into(weight: npt.ArrayLike | BlockMatrix, allocate: Allocate, *, kind: Kind = "bf16", gated: bool = False) -> PackedWeight:
     """`pack`, but the arrays are NumPy's and the caller's."""
-    library = build.library("matmul")
-    source = np.asarray(weight)
-    narrow = source.dtype == jnp.bfloat16
-    source = np.ascontiguousarray(source.view(np.uint16) if narrow else source.astype(np.float32, copy=False))
+    source = weight if isinstance(weight, BlockMatrix) else np.asarray(weight)
     rows, width = source.shape
     if gated and rows % 2:
         raise ValueError(f"a gated weight has as many gate rows as up rows, this one has {rows} in all")
-    columns: int = library.twodeep_panel_columns()
     features = rows // 2 if gated else rows
-    num_panels = -(-features // columns) * (2 if gated else 1)
-    pairs = kind == "bf16" and rounds_inputs()
-    element = np.int8 if kind == "int8" else np.uint32 if pairs else np.uint16
-    panels = allocate((num_panels, -(-width // 2) if pairs else width, columns), element)
-    scales = allocate((num_panels * columns,), np.float32) if kind == "int8" else None
-    library.twodeep_pack(
-        ctypes.c_void_p(source.ctypes.data),
-        ctypes.c_int(narrow),
-        ctypes.c_int(rows),
-        ctypes.c_int(width),
-        ctypes.c_int(gated),
-        ctypes.c_void_p(panels.ctypes.data),
-        ctypes.c_void_p(None if scales is None else scales.ctypes.data),
-    )
-    return PackedWeight(panels, scales, width, features, gated)  # type: ignore[arg-type]
+    num_panels = -(-features // build.library("matmul").twodeep_panel_columns()) * (2 if gated else 1)
+    if kind == "int8":
+        blocks = source if isinstance(source, BlockMatrix) else quantise(source)
+        panels = _pack_blocks(blocks, num_panels, allocate, gated)
+    else:
+        panels = _pack_bf16(source, num_panels, allocate, gated)
+    return PackedWeight(panels, width, features, gated)  # type: ignore[arg-type]
+
+
+def _pack_blocks(weight: BlockMatrix, num_panels: int, allocate: Allocate, gated: bool) -> npt.NDArray[Any]:
+    library = build.library("blocks")
+    panels = allocate((num_panels, weight.shape[1] // BLOCK, library.twodeep_block_bytes(weight.bits)), np.uint8)
+    library.twodeep_pack_blocks(*_parts(weight, np.float16), *map(ctypes.c_int, (*weight.shape, gated)), _pointer(panels))
+    return panels
+
+
+def _pack_bf16(weight: npt.NDArray[Any] | BlockMatrix, num_panels: int, allocate: Allocate, gated: bool) -> npt.NDArray[Any]:
+    library = build.library("matmul")
+    columns: int = library.twodeep_panel_columns()
+    width = weight.shape[1]
+    if rounds_inputs():
+        panels = allocate((num_panels, -(-width // 2), columns), np.uint32)
+    else:
+        panels = allocate((num_panels, width, columns), np.uint16)
+    sizes = map(ctypes.c_int, (*weight.shape, gated))
+    if isinstance(weight, BlockMatrix):
+        library.twodeep_pack_dequantised(*_parts(weight, np.float32), *sizes, _pointer(panels))
+    else:
+        narrow = weight.dtype == jnp.bfloat16
+        floats = weight.view(np.uint16) if narrow else weight.astype(np.float32, copy=False)
+        library.twodeep_pack(_pointer(floats), ctypes.c_int(narrow), *sizes, _pointer(panels))
+    return panels
+
+
+def _parts(weight: BlockMatrix, dtype: npt.DTypeLike) -> tuple[ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p]:
+    """Quants, scales and minima or null, the latter as this type."""
+    minima = None if weight.minima is None else weight.minima.astype(dtype, copy=False)
+    return _pointer(weight.quants), _pointer(weight.scales.astype(dtype, copy=False)), _pointer(minima)
+
+
+def _pointer(array: npt.NDArray[Any] | None) -> ctypes.c_void_p:
+    """To its elements in order, perhaps of a copy, which lives as long as the pointer."""
+    return ctypes.c_void_p() if array is None else np.ascontiguousarray(array).ctypes.data_as(ctypes.c_void_p)
 
 
 def linear(
@@ -99,18 +124,18 @@ def linear(
     norm: [in] f32, of the same layer as the weight; x becomes x / sqrt(mean(x²) + eps) * norm first. residual: [T, out] f32, added
     to the result.
     """
-    build.library("matmul")
+    panels, layer = find(weight.panels)
+    in_blocks = panels.dtype == jnp.uint8
+    build.library("blocks" if in_blocks else "matmul")
     tokens, width = x.shape
     if width != weight.in_features:
         raise ValueError(f"the weight is not packed for inputs of width {width}, but of {weight.in_features}")
     nothing = jnp.zeros((0,), jnp.float32)
-    panels, layer = find(weight.panels)
     rows = jnp.full((1,), tokens, jnp.int32) if num_rows is None else jnp.reshape(num_rows, (1,)).astype(jnp.int32)
-    call = jax.ffi.ffi_call("twodeep_linear", jax.ShapeDtypeStruct((tokens, weight.out_features), jnp.float32))
-    product: jax.Array = call(
+    result = jax.ShapeDtypeStruct((tokens, weight.out_features), jnp.float32)
+    product: jax.Array = jax.ffi.ffi_call("twodeep_linear_blocks" if in_blocks else "twodeep_linear", result)(
         x,
         panels,
-        nothing if weight.scales is None else find(weight.scales)[0],
         nothing if norm is None else find(norm)[0],
         nothing if residual is None else residual,
         rows,

@@ -10,7 +10,7 @@ import shutil
 import subprocess
 import tempfile
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from importlib import metadata
 from pathlib import Path
@@ -18,7 +18,11 @@ from pathlib import Path
 import jax
 
 SOURCES = Path(__file__).parent
-LIBRARIES = ("matmul", "attention")  # one .cc file each, compiled side by side
+# Of each library, which is a .cc file, the custom calls. Those of a group are compiled side by side when the first is wanted.
+GROUPS: Sequence[Mapping[str, Sequence[str]]] = (
+    {"matmul": ("twodeep_linear", "twodeep_greedy"), "attention": ("twodeep_attend", "twodeep_reserve")},
+    {"blocks": ("twodeep_linear_blocks",)},
+)
 FLAGS = (
     "-std=c++17",
     "-O3",
@@ -94,7 +98,7 @@ def _compile(compiler: str, name: str, target: Path) -> None:
             os.unlink(scratch)
 
 
-def build(cache: Path, names: Sequence[str]) -> dict[str, Path]:
+def build(cache: Path, names: Iterable[str]) -> dict[str, Path]:
     """Paths of the compiled libraries by name, compiling in parallel those that `cache` does not hold. Raises BuildError."""
     try:
         compiler = find_compiler()
@@ -102,17 +106,17 @@ def build(cache: Path, names: Sequence[str]) -> dict[str, Path]:
         key = _key(compiler)
         paths = {name: cache / f"{name}-{key}.so" for name in names}
         missing = [name for name, path in paths.items() if not path.exists()]
-        with ThreadPoolExecutor(max_workers=len(names)) as threads:
+        with ThreadPoolExecutor(max_workers=len(paths)) as threads:
             list(threads.map(lambda name: _compile(compiler, name, paths[name]), missing))
     except (OSError, subprocess.SubprocessError) as error:
         raise BuildError(str(error)) from error
     return paths
 
 
-def load(cache: Path | None = None) -> dict[str, ctypes.CDLL]:
+def load(names: Iterable[str], cache: Path | None = None) -> dict[str, ctypes.CDLL]:
     """The libraries by name, compiled first if need be. Raises BuildError."""
     directory = cache or default_cache()
-    paths = build(directory, LIBRARIES)
+    paths = build(directory, names)
     try:
         return {name: ctypes.CDLL(str(path)) for name, path in paths.items()}
     except OSError:
@@ -120,16 +124,16 @@ def load(cache: Path | None = None) -> dict[str, ctypes.CDLL]:
         for path in paths.values():
             path.unlink(missing_ok=True)
     try:
-        return {name: ctypes.CDLL(str(path)) for name, path in build(directory, LIBRARIES).items()}
+        return {name: ctypes.CDLL(str(path)) for name, path in build(directory, names).items()}
     except OSError as error:
         raise BuildError(f"the compiled kernels do not load: {error}") from error
 
 
 @functools.cache
-def libraries() -> dict[str, ctypes.CDLL] | None:
-    """The libraries of this process with their calls registered with XLA, or None, with a warning that says what is lost."""
+def libraries(group: int = 0) -> dict[str, ctypes.CDLL] | None:
+    """A group's libraries with their calls registered with XLA, or None, with a warning that says what is lost."""
     try:
-        loaded = load()
+        loaded = load(GROUPS[group])
     except BuildError as error:
         warnings.warn(
             f"running without the C++ kernels, several times slower on the CPU: {error}. Install a C++ compiler (g++ or clang++), "
@@ -138,18 +142,16 @@ def libraries() -> dict[str, ctypes.CDLL] | None:
             stacklevel=2,
         )
         return None
-    for library, symbols in (
-        ("matmul", ("twodeep_linear", "twodeep_greedy")),
-        ("attention", ("twodeep_attend", "twodeep_reserve")),
-    ):
+    for name, symbols in GROUPS[group].items():
         for symbol in symbols:
-            jax.ffi.register_ffi_target(symbol, jax.ffi.pycapsule(getattr(loaded[library], symbol)), platform="cpu")
+            jax.ffi.register_ffi_target(symbol, jax.ffi.pycapsule(getattr(loaded[name], symbol)), platform="cpu")
     return loaded
 
 
 def library(name: str) -> ctypes.CDLL:
     """One of the libraries, its calls registered. Raises BuildError if they are not available, which `libraries` tells."""
-    loaded = libraries()
+    (group,) = (index for index, names in enumerate(GROUPS) if name in names)
+    loaded = libraries(group)
     if loaded is None:
         raise BuildError("the C++ kernels are not available on this machine; choose the XLA ones")
     return loaded[name]

@@ -26,7 +26,7 @@ inline constexpr XLA_FFI_DataType kDataType<uint32_t> = XLA_FFI_DataType_U32;
 template <>
 inline constexpr XLA_FFI_DataType kDataType<uint16_t> = XLA_FFI_DataType_U16;
 template <>
-inline constexpr XLA_FFI_DataType kDataType<int8_t> = XLA_FFI_DataType_S8;
+inline constexpr XLA_FFI_DataType kDataType<uint8_t> = XLA_FFI_DataType_U8;
 template <>
 inline constexpr XLA_FFI_DataType kDataType<bool> = XLA_FFI_DataType_PRED;
 

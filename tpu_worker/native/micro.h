@@ -5,11 +5,6 @@
 
 namespace twodeep {
 
-typedef char Bytes __attribute__((vector_size(16)));
-#if defined(__AVX512F__)
-typedef int Words __attribute__((vector_size(64)));
-#endif
-
 // One row of a panel: 2W numbers as two vectors of f32.
 template <int W>
 [[gnu::always_inline]] inline void widen(const uint16_t* b, typename Vec<W>::f32& lo, typename Vec<W>::f32& hi) {
@@ -18,30 +13,6 @@ template <int W>
   const U raw = load<U>(b);
   lo = (F)(raw << 16);
   hi = (F)(raw & 0xffff0000u);
-}
-
-template <int W>
-[[gnu::always_inline]] inline void widen(const int8_t* b, typename Vec<W>::f32& lo, typename Vec<W>::f32& hi) {
-  using F = typename Vec<W>::f32;
-  using B = typename Vec<W>::i8;
-  // GCC takes the general conversion apart into single numbers. Its intrinsics' header would double the time to compile this.
-#if defined(__GNUC__) && !defined(__clang__) && defined(__AVX512F__)
-  if constexpr (W == 16) {
-    lo = __builtin_convertvector((typename Vec<W>::i32)__builtin_ia32_pmovsxbd512_mask(load<Bytes>(b), (Words){}, -1), F);
-    hi = __builtin_convertvector((typename Vec<W>::i32)__builtin_ia32_pmovsxbd512_mask(load<Bytes>(b + W), (Words){}, -1), F);
-    return;
-  }
-#elif defined(__GNUC__) && !defined(__clang__) && defined(__AVX2__)
-  if constexpr (W == 8) {
-    // One load for both halves: the instruction widens the lower eight bytes.
-    const Bytes both = load<Bytes>(b);
-    lo = __builtin_convertvector((typename Vec<W>::i32)__builtin_ia32_pmovsxbd256(both), F);
-    hi = __builtin_convertvector((typename Vec<W>::i32)__builtin_ia32_pmovsxbd256(__builtin_shuffle(both, (Bytes){8, 9, 10, 11, 12, 13, 14, 15})), F);
-    return;
-  }
-#endif
-  lo = __builtin_convertvector(load<B>(b), F);
-  hi = __builtin_convertvector(load<B>(b + W), F);
 }
 
 // What to fetch meanwhile, for what comes soon: in each step two cache lines, `gap` bytes apart, `step` bytes further on than before.

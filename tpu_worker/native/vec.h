@@ -4,6 +4,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
+#include <type_traits>
 
 namespace twodeep {
 
@@ -18,6 +19,7 @@ struct Vec {
   typedef float f32 __attribute__((vector_size(W * 4)));
   typedef uint32_t u32 __attribute__((vector_size(W * 4)));
   typedef int32_t i32 __attribute__((vector_size(W * 4)));
+  typedef uint16_t u16 __attribute__((vector_size(W * 2)));
   typedef int8_t i8 __attribute__((vector_size(W)));
   typedef uint32_t half_u32 __attribute__((vector_size(W * 2)));
 };
@@ -45,6 +47,58 @@ template <class V, class S>
   std::memcpy(&u, &x, 4);
   if ((u & 0x7fffffffu) > 0x7f800000u) return static_cast<uint16_t>((u >> 16) | 0x40u);
   return static_cast<uint16_t>((u + 0x7fffu + ((u >> 16) & 1u)) >> 16);
+}
+
+// The number whose bf16 the lower half of `bits` is.
+[[gnu::always_inline]] inline float from_bf16(uint32_t bits) {
+  bits <<= 16;
+  float x;
+  std::memcpy(&x, &bits, 4);
+  return x;
+}
+
+// W numbers of f16 as f32.
+template <int W>
+[[gnu::always_inline]] inline typename Vec<W>::f32 from_f16(const uint16_t* p) {
+  using F = typename Vec<W>::f32;
+  using U = typename Vec<W>::u32;
+  const auto bits = load<typename Vec<W>::u16>(p);
+#if defined(__F16C__) || defined(__AVX512F__)
+  if constexpr (W >= 8) {
+    F x;
+    asm("vcvtph2ps %1, %0" : "=v"(x) : "v"(bits));
+    return x;
+  }
+#endif
+  const U wide = __builtin_convertvector(bits, U);
+  const U magnitude = (wide & 0x7fffu) << 13;
+  const F normal = (F)(magnitude + (112u << 23)), special = (F)(magnitude + (224u << 23));
+  // What is too small for a normal f16 is a multiple of 2^-24, and so are the last bits of numbers from 2^-14 on.
+  const F tiny = (F)(magnitude + (113u << 23)) - (F)(U{} + (113u << 23));
+  const U sign = (wide & 0x8000u) << 16;
+  return (F)((U)(magnitude < (1u << 23) ? tiny : magnitude < (31u << 23) ? normal : special) | sign);
+}
+
+// W bytes, with signs, as f32.
+template <int W>
+[[gnu::always_inline]] inline typename Vec<W>::f32 widen(const int8_t* p) {
+  using F = typename Vec<W>::f32;
+  // GCC takes the general conversion apart into single numbers. Its intrinsics' header would double the time to compile this.
+#if defined(__GNUC__) && !defined(__clang__) && defined(__AVX512F__)
+  if constexpr (W == 16) {
+    typedef char Bytes __attribute__((vector_size(16)));
+    typedef int Words __attribute__((vector_size(64)));
+    return __builtin_convertvector((typename Vec<W>::i32)__builtin_ia32_pmovsxbd512_mask(load<Bytes>(p), (Words){}, -1), F);
+  }
+#elif defined(__GNUC__) && !defined(__clang__) && defined(__AVX2__)
+  if constexpr (W == 8) {
+    typedef char Bytes __attribute__((vector_size(16)));
+    Bytes bytes = {};
+    std::memcpy(&bytes, p, W);  // the instruction widens the lower eight bytes
+    return __builtin_convertvector((typename Vec<W>::i32)__builtin_ia32_pmovsxbd256(bytes), F);
+  }
+#endif
+  return __builtin_convertvector(load<typename Vec<W>::i8>(p), F);
 }
 
 // bf16 pairs: column i of 2W in the low half of word i, column W + i in its high half, so that widening is one shift or one mask.
@@ -84,6 +138,14 @@ template <int W>
   typename Vec<W>::u32 wide;
   asm("vpmovzxwd %1, %0" : "=v"(wide) : "v"(pairs));
   return (typename Vec<W>::f32)(wide << 16);
+}
+
+// 2W bytes, with signs, as W pairs.
+template <int W>
+[[gnu::always_inline]] inline typename Vec<W>::u32 pairs_of_bytes(const int8_t* p) {
+  typename Vec<W>::u32 pairs;
+  asm("vcvtne2ps2bf16 %1, %2, %0" : "=v"(pairs) : "v"(widen<W>(p)), "v"(widen<W>(p + W)));
+  return pairs;
 }
 
 // Bit j says whether one of the inputs 2j and 2j + 1 is larger than the limit, whatever its sign.
@@ -136,9 +198,9 @@ template <int W>
   return lanes[0];
 }
 
-template <int W>
-[[gnu::always_inline]] inline float max_lanes(typename Vec<W>::f32 v) {
-  float lanes[W];
+template <int W, class V>
+[[gnu::always_inline]] inline auto max_lanes(V v) {
+  std::decay_t<decltype(v[0])> lanes[W];
   store(lanes, v);
   for (int step = W / 2; step > 0; step /= 2)
     for (int i = 0; i < step; ++i) lanes[i] = lanes[i] > lanes[i + step] ? lanes[i] : lanes[i + step];

@@ -1,4 +1,4 @@
-"""Weights from a GGUF file, memory-mapped and dequantised block by block."""
+"""Weights from a GGUF file, memory-mapped, dequantised or in the blocks that they are held in."""
 
 import math
 from pathlib import Path
@@ -12,8 +12,10 @@ from gguf.quants import dequantize
 from protocol.codec import Float32Array
 from protocol.errors import ModelError
 from protocol.gguf_header import TensorInfo, read_gguf_header
+from tpu_worker.matmul.blocks import BlockMatrix
 from tpu_worker.models.registry import spec_from_gguf
 from tpu_worker.models.spec import Part
+from tpu_worker.weights.gguf_blocks import bits_of, blocks_of
 from tpu_worker.weights.names import GGUF_ROPE_FACTORS, gguf_name
 from tpu_worker.weights.source import check_shape, missing_tensor
 
@@ -34,16 +36,21 @@ class GgufSource:
 
     def read(self, part: Part) -> npt.NDArray[Any]:
         """As the protocol says."""
+        values = self._dequantise(gguf_name(part.name), self._find(part))
+        order = self._row_order(part)
+        return values if order is None else values[order]
+
+    def stored_bits(self, part: Part) -> int | None:
+        """As the protocol says."""
         info = self._header.tensors.get(gguf_name(part.name))
-        if info is None:
-            raise missing_tensor(self._path, part)
-        check_shape(self._path, part, info.shape)
-        values = self._dequantise(gguf_name(part.name), info)
-        if "self_attn.q_proj" in part.name:
-            return unpermute(values, self.spec.num_heads)
-        if "self_attn.k_proj" in part.name:
-            return unpermute(values, self.spec.num_kv_heads)
-        return values
+        return None if info is None else bits_of(info.ggml_type)
+
+    def read_blocks(self, part: Part) -> BlockMatrix:
+        """As the protocol says."""
+        info = self._find(part)
+        blocks = blocks_of(self._rows(gguf_name(part.name), info), info.ggml_type)
+        order = self._row_order(part)
+        return blocks if order is None else blocks.rows(order)
 
     def inverse_frequencies(self) -> Float32Array:
         """As the protocol says. Llama 3's scaling comes as a tensor of divisors."""
@@ -54,6 +61,20 @@ class GgufSource:
         check_shape(self._path, Part(GGUF_ROPE_FACTORS, frequencies.shape, ("rotary",)), info.shape)
         return frequencies / self._dequantise(GGUF_ROPE_FACTORS, info)
 
+    def _find(self, part: Part) -> TensorInfo:
+        info = self._header.tensors.get(gguf_name(part.name))
+        if info is None:
+            raise missing_tensor(self._path, part)
+        check_shape(self._path, part, info.shape)
+        return info
+
+    def _row_order(self, part: Part) -> npt.NDArray[np.intp] | None:
+        """Which row of the file each row of the part is, if not the same."""
+        for projection, heads in (("self_attn.q_proj", self.spec.num_heads), ("self_attn.k_proj", self.spec.num_kv_heads)):
+            if projection in part.name:
+                return unpermuted_rows(part.shape[0], heads)
+        return None
+
     def _num_bytes(self, name: str, info: TensorInfo) -> int:
         try:
             values_per_block, bytes_per_block = GGML_QUANT_SIZES[GGMLQuantizationType(info.ggml_type)]
@@ -63,19 +84,21 @@ class GgufSource:
             raise ModelError(f"{self._path}: tensor {name} of shape {list(info.shape)} is not made of blocks of {values_per_block}")
         return math.prod(info.shape) // values_per_block * bytes_per_block
 
-    def _dequantise(self, name: str, info: TensorInfo) -> Float32Array:
+    def _rows(self, name: str, info: TensorInfo) -> npt.NDArray[np.uint8]:
         raw = self._bytes[info.offset : info.offset + self._num_bytes(name, info)]
+        return raw.reshape(*info.shape[:-1], -1)
+
+    def _dequantise(self, name: str, info: TensorInfo) -> Float32Array:
         kind = GGMLQuantizationType(info.ggml_type)
         try:
-            return dequantize(raw.reshape(*info.shape[:-1], -1), kind).astype(np.float32, copy=False)
+            return dequantize(self._rows(name, info), kind).astype(np.float32, copy=False)
         except NotImplementedError as error:
             raise ModelError(f"{self._path}: tensor {name} is of type {kind.name}, which cannot be dequantised") from error
 
 
-def unpermute(values: Float32Array, num_heads: int) -> Float32Array:
-    """Rows of a q or k projection back in the order of the pairs (i, i + head_dim // 2).
+def unpermuted_rows(num_rows: int, num_heads: int) -> npt.NDArray[np.intp]:
+    """Rows of a q or k projection in the order of the pairs (i, i + head_dim // 2): at each place the row of the file.
 
     GGUF files of the llama architecture hold, within each head, the pair (i, i + head_dim // 2) as rows 2i and 2i + 1.
     """
-    pairs = values.reshape(num_heads, -1, 2, *values.shape[1:])
-    return pairs.swapaxes(1, 2).reshape(values.shape)
+    return np.arange(num_rows).reshape(num_heads, -1, 2).swapaxes(1, 2).reshape(-1)

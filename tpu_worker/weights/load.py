@@ -13,6 +13,7 @@ import numpy.typing as npt
 
 from protocol.config import EngineConfig
 from tpu_worker.kernels import Kernels
+from tpu_worker.matmul.blocks import concatenate
 from tpu_worker.models.layers import rotary_table
 from tpu_worker.models.llama import Weights, layer_parameters, model_parameters
 from tpu_worker.models.spec import ParameterSpec, Part
@@ -47,6 +48,7 @@ class WeightLoader:
         self._num_positions = num_positions
         self._report = report
         self._stacks = _Stacks(source.spec.num_layers)
+        self._in_blocks = _kept_in_blocks(source) if kernels.packs_blocks else frozenset[str]()
 
     def load_first(self) -> Weights:
         """What is outside the layers, and the first layer. Raises ModelError."""
@@ -95,6 +97,10 @@ class WeightLoader:
         read: dict[Part, npt.NDArray[Any]] = {}  # a tied embedding is read once
         weights: Weights = {}
         for name, parameter in parameters.items():
+            if name in self._in_blocks:
+                blocks = [self._source.read_blocks(part) for part in parameter.parts]
+                weights[name] = self._kernels.pack(concatenate(blocks), allocate, gated=parameter.kind == "gated")
+                continue
             for part in parameter.parts:
                 if part not in read:
                     read[part] = self._source.read(part)
@@ -110,6 +116,18 @@ class WeightLoader:
         vector = allocate(values.shape, np.float32)
         vector[...] = values
         return vector
+
+
+def _kept_in_blocks(source: WeightSource) -> frozenset[str]:
+    """The parameters that the source holds in blocks of as many bits in all parts and all layers, since layers are stacked."""
+    spec = source.spec
+    groups = [model_parameters(spec), *(layer_parameters(spec, index) for index in range(spec.num_layers))]
+    bits: dict[str, set[int | None]] = {}
+    for group in groups:
+        for name, parameter in group.items():
+            if parameter.kind in ("matrix", "gated"):
+                bits.setdefault(name, set()).update(map(source.stored_bits, parameter.parts))
+    return frozenset(name for name, found in bits.items() if len(found) == 1 and None not in found)
 
 
 class _Stacks:

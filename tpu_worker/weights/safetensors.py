@@ -9,6 +9,7 @@ from safetensors import SafetensorError, safe_open
 
 from protocol.codec import Float32Array
 from protocol.errors import ModelError
+from tpu_worker.matmul.blocks import BlockMatrix
 from tpu_worker.models.registry import spec_from_config_json
 from tpu_worker.models.spec import Part
 from tpu_worker.weights.source import check_shape, missing_tensor
@@ -38,6 +39,14 @@ class SafetensorsSource:
         if view.get_dtype() not in _FLOATS:
             raise ModelError(f"{path}: tensor {part.name} is of type {view.get_dtype()}; supported: {', '.join(_FLOATS)}")
         return file.get_tensor(part.name)  # type: ignore[no-any-return]
+
+    def stored_bits(self, part: Part) -> int | None:
+        """As the protocol says: these files hold floats."""
+        return None
+
+    def read_blocks(self, part: Part) -> BlockMatrix:
+        """As the protocol says: never asked for."""
+        raise ModelError(f"{self._directory}: tensor {part.name} is not held in blocks")
 
     def inverse_frequencies(self) -> Float32Array:
         """As the protocol says."""

@@ -6,6 +6,7 @@ import numpy.typing as npt
 
 from protocol.codec import Float32Array
 from protocol.errors import ModelError
+from tpu_worker.matmul.blocks import BlockMatrix
 from tpu_worker.models.spec import ModelSpec, Part
 
 
@@ -19,6 +20,14 @@ class WeightSource(Protocol):
 
     def read(self, part: Part) -> npt.NDArray[Any]:
         """One tensor in row-major [out, in] and any float type. Raises ModelError when it is missing, cut short or misshapen."""
+        ...
+
+    def stored_bits(self, part: Part) -> int | None:
+        """Of a weight, where the tensor is held in blocks that `read_blocks` reads."""
+        ...
+
+    def read_blocks(self, part: Part) -> BlockMatrix:
+        """`read`, but without dequantising, of a tensor that `stored_bits` is known of."""
         ...
 
     def inverse_frequencies(self) -> Float32Array:
