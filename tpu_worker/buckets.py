@@ -24,15 +24,17 @@ def make_buckets(max_num_seqs: int, max_num_batched_tokens: int) -> tuple[Bucket
     return tuple(dict.fromkeys([decode[0], Bucket(tokens, rows[-1]), *decode, *mixed]))
 
 
-def cheapest(buckets: Iterable[Bucket], tokens: int, rows: int, head_cost: float) -> Bucket:
-    """The cheapest of `buckets` that holds a step. A row costs `head_cost` tokens more, for its logits.
+def by_cost(buckets: Iterable[Bucket], head_cost: float) -> tuple[Bucket, ...]:
+    """The cheapest first. A row costs `head_cost` tokens more, for its logits."""
+    return tuple(sorted(buckets, key=lambda bucket: bucket.tokens + head_cost * bucket.rows))
 
-    Raises ValueError when none is large enough.
-    """
-    fitting = [bucket for bucket in buckets if bucket.tokens >= tokens and bucket.rows >= rows]
-    if not fitting:
-        raise ValueError(f"no bucket holds {tokens} tokens of {rows} rows")
-    return min(fitting, key=lambda bucket: bucket.tokens + head_cost * bucket.rows)
+
+def first_to_hold(tokens: int, rows: int, buckets: Iterable[Bucket]) -> Bucket:
+    """The first of `buckets` that holds a step. Raises ValueError when none does."""
+    for bucket in buckets:
+        if bucket.tokens >= tokens and bucket.rows >= rows:
+            return bucket
+    raise ValueError(f"no bucket holds {tokens} tokens of {rows} rows")
 
 
 def _sizes(most: int) -> list[int]:

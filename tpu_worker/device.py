@@ -42,6 +42,11 @@ class StepPlan:
     samples: BoolArray  # [R]
     num_decodes: int  # the first rows, with counts of 1
 
+    @property
+    def num_tokens(self) -> int:
+        """Of all rows."""
+        return self.num_decodes if self.num_decodes == len(self.slots) else int(self.counts.sum())
+
 
 @dataclass(frozen=True, slots=True)
 class StepResult:

@@ -6,10 +6,9 @@ from dataclasses import dataclass
 
 import jax
 import numpy as np
-import numpy.typing as npt
 
 from protocol.clock import now_ns
-from protocol.codec import Int32Array, pack_float32, pack_int32
+from protocol.codec import BoolArray, Int32Array, pack_float32, pack_int32
 from protocol.config import EngineConfig
 from protocol.errors import ConfigError
 from protocol.messages import TopLogprobs
@@ -35,7 +34,7 @@ class StepHandle:
 
     token_ids: jax.Array  # [R] int32; -1 where the logits were not finite
     sampled: Sampled | None  # None: greedy, without log-probabilities
-    rows: npt.NDArray[np.intp]  # of the bucket's rows, those that sample
+    samples: BoolArray  # [rows of the plan]: those that sample
     logprobs: Int32Array | None  # how many candidates each of them asks for, -1: none; None: none does
     dispatched_ns: int
 
@@ -49,6 +48,7 @@ class JaxDevice:
         self._index = index
         self._kernels = kernels
         self._features = np.zeros(config.max_num_seqs, np.int32)  # sampler flags by slot
+        self._demanding: set[int] = set()  # slots whose requests want more than the most likely token
         self._logprobs = np.full(config.max_num_seqs, -1, np.int32)  # by slot
         self._finished_ns = 0  # when the last step was collected
         self._is_remote: bool
@@ -91,12 +91,13 @@ class JaxDevice:
         """As the protocol says. Uploads one array for the step and one for each admission."""
         caches, slots = self._state
         for admission in plan.admissions:
-            self._features[admission.slot] = needs(admission.params)
+            features = needs(admission.params)
+            self._features[admission.slot] = features
+            (self._demanding.add if features else self._demanding.discard)(admission.slot)
             self._logprobs[admission.slot] = admission.params.logprobs
             slots = self._admit(slots, pack_admission(admission, slots))
-        sampling = plan.slots[plan.samples]
-        flags = int(np.bitwise_or.reduce(self._features[sampling])) if len(sampling) else 0
-        bucket = self._programs.choose(int(plan.counts.sum()), len(plan.slots), sampler=flags != 0)
+        flags = int(np.bitwise_or.reduce(self._features[plan.slots[plan.samples]])) if self._demanding else 0
+        bucket = self._programs.choose(plan.num_tokens, len(plan.slots), sampler=flags != 0)
         packed = pack_step(plan, bucket.rows, len(self._features), flags)
         self._state, logits, token_ids = self._programs.step(bucket)(self._weights, DeviceState(caches, slots), packed)
         sampled = None
@@ -107,8 +108,8 @@ class JaxDevice:
                 self._fetch(sampled.logprobs)
                 self._fetch(sampled.ranks)
         self._fetch(token_ids)
-        logprobs = self._logprobs[sampling] if flags & LOGPROBS else None
-        return StepHandle(token_ids, sampled, plan.samples.nonzero()[0], logprobs, now_ns())
+        logprobs = self._logprobs[plan.slots[plan.samples]] if flags & LOGPROBS else None
+        return StepHandle(token_ids, sampled, plan.samples, logprobs, now_ns())
 
     def _fetch(self, array: jax.Array) -> None:
         """Has the array brought here as soon as it is there; on the CPU it is here."""
@@ -118,10 +119,11 @@ class JaxDevice:
     def collect(self, handle: object) -> StepResult:
         """As the protocol says."""
         assert isinstance(handle, StepHandle)
-        token_ids = np.asarray(handle.token_ids)[handle.rows]
+        rows = handle.samples.nonzero()[0]
+        token_ids = np.asarray(handle.token_ids)[rows]
         logprobs: dict[int, TopLogprobs] = {}
         if handle.sampled is not None and handle.logprobs is not None:
-            values, ranks = np.asarray(handle.sampled.logprobs)[handle.rows], np.asarray(handle.sampled.ranks)[handle.rows]
+            values, ranks = np.asarray(handle.sampled.logprobs)[rows], np.asarray(handle.sampled.ranks)[rows]
             for row in np.flatnonzero(handle.logprobs >= 0).tolist():
                 best = slice(1, 1 + int(handle.logprobs[row]))
                 logprobs[row] = TopLogprobs(

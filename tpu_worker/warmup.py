@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 import jax
 
-from tpu_worker.buckets import Bucket, cheapest
+from tpu_worker.buckets import Bucket, by_cost, first_to_hold
 from tpu_worker.device import ReportProgress
 from tpu_worker.program import Compiler, SampleProgram, StepProgram
 
@@ -22,14 +22,14 @@ class Programs:
         self._head_cost = head_cost
         self._steps: dict[Bucket, StepProgram] = {}
         self._samplers: dict[int, SampleProgram] = {}  # by number of rows
+        self._ready: tuple[Bucket, ...] = ()  # those of which the step is compiled, the cheapest first …
+        self._sampled: tuple[Bucket, ...] = ()  # … and those with a sampler for their rows; both are only ever replaced
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._compile_rest, name="compiler")
 
     def choose(self, tokens: int, rows: int, *, sampler: bool) -> Bucket:
         """The cheapest bucket that holds a step and has its programs; with `sampler`, one for its rows too."""
-        ready = list(self._steps)  # at once: the thread below adds to it
-        usable = [bucket for bucket in ready if bucket.rows in self._samplers] if sampler else ready
-        return cheapest(usable, tokens, rows, self._head_cost)
+        return first_to_hold(tokens, rows, self._sampled if sampler else self._ready)
 
     def step(self, bucket: Bucket) -> StepProgram:
         """The step program of a bucket that `choose` returned."""
@@ -44,10 +44,9 @@ class Programs:
         first = self._buckets[:_NUM_FIRST]
         for done, bucket in enumerate(first):
             report("compiling", done, len(first) + 1)
-            self._steps[bucket] = self._compiler.step(bucket)
+            self._compile_step(bucket)
         report("compiling", len(first), len(first) + 1)
-        largest = first[-1].rows
-        self._samplers[largest] = self._compiler.sampler(largest)
+        self._compile_sampler(first[-1].rows)
         report("compiling", len(first) + 1, len(first) + 1)
 
     def start_rest(self) -> None:
@@ -66,9 +65,21 @@ class Programs:
             if self._stop.is_set() or not threading.main_thread().is_alive():
                 return
             if bucket not in self._steps:
-                self._steps[bucket] = self._compiler.step(bucket)
+                self._compile_step(bucket)
             if bucket.rows not in self._samplers:
-                self._samplers[bucket.rows] = self._compiler.sampler(bucket.rows)
+                self._compile_sampler(bucket.rows)
+
+    def _compile_step(self, bucket: Bucket) -> None:
+        self._steps[bucket] = self._compiler.step(bucket)
+        self._rank()
+
+    def _compile_sampler(self, num_rows: int) -> None:
+        self._samplers[num_rows] = self._compiler.sampler(num_rows)
+        self._rank()
+
+    def _rank(self) -> None:
+        self._ready = by_cost(self._steps, self._head_cost)
+        self._sampled = tuple(bucket for bucket in self._ready if bucket.rows in self._samplers)
 
 
 def use_compilation_cache(directory: str) -> None:

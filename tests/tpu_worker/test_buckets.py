@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tpu_worker.buckets import Bucket, cheapest, make_buckets
+from tpu_worker.buckets import Bucket, by_cost, first_to_hold, make_buckets
 
 
 @given(st.integers(1, 600), st.integers(1, 4096), st.data())
@@ -13,8 +13,10 @@ def test_the_first_two_hold_any_step(max_num_seqs: int, max_num_batched_tokens: 
     rows = data.draw(st.integers(1, max_num_seqs))
     tokens = data.draw(st.integers(rows, max(rows, max_num_batched_tokens)))
     for ready in (buckets[:2], buckets):
-        chosen = cheapest(ready, tokens, rows, 0.3)
+        chosen = first_to_hold(tokens, rows, by_cost(ready, 0.3))
         assert chosen.tokens >= tokens and chosen.rows >= rows
+        cost = chosen.tokens + 0.3 * chosen.rows
+        assert all(b.tokens + 0.3 * b.rows >= cost for b in ready if b.tokens >= tokens and b.rows >= rows)
     assert len(set(buckets)) == len(buckets) and all(bucket.tokens >= bucket.rows for bucket in buckets)
 
 
@@ -25,12 +27,12 @@ def test_buckets_of_the_defaults() -> None:
 
 
 def test_decode_takes_the_decode_bucket() -> None:
-    buckets = make_buckets(64, 512)
-    assert cheapest(buckets, 3, 3, 0.3) == Bucket(4, 4)
-    assert cheapest(buckets, 17, 17, 0.3) == Bucket(64, 64)
-    assert cheapest(buckets, 100, 2, 0.3) == Bucket(128, 4)
+    buckets = by_cost(make_buckets(64, 512), 0.3)
+    assert first_to_hold(3, 3, buckets) == Bucket(4, 4)
+    assert first_to_hold(17, 17, buckets) == Bucket(64, 64)
+    assert first_to_hold(100, 2, buckets) == Bucket(128, 4)
 
 
 def test_a_step_that_none_holds_is_refused() -> None:
     with pytest.raises(ValueError, match="no bucket holds 600 tokens of 2 rows"):
-        cheapest(make_buckets(64, 512), 600, 2, 0.3)
+        first_to_hold(600, 2, make_buckets(64, 512))
