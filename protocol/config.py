@@ -10,6 +10,9 @@ PROTOCOL_VERSION = 1
 
 Device = Literal["auto", "cpu", "tpu", "cuda", "sim"]
 ModelFormat = Literal["gguf", "huggingface"]
+# How weights are kept. "auto": in the blocks of few bits that the file holds, where there are kernels for them, else in bfloat16;
+# "int8": in blocks of at most eight bits, whatever the file holds; "none": in bfloat16.
+Quantization = Literal["auto", "none", "int8"]
 
 
 class SimulatedTimes(msgspec.Struct, frozen=True):
@@ -37,7 +40,7 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
     block_size: int = 16
     kv_cache_memory: int | None = None  # bytes per worker; None: from the memory that is there
     enable_prefix_caching: bool = True
-    quantization: Literal["none", "int8"] = "none"
+    quantization: Quantization = "auto"
     host: str = "127.0.0.1"
     port: int = 8000
     ipc_path: str = ""

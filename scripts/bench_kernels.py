@@ -66,7 +66,9 @@ def random_weight(rng: np.random.Generator, kind: str, out: int, width: int) -> 
         scales, minima = rng.uniform(0.002, 0.01, in_blocks), rng.uniform(-0.08, 0, in_blocks)
         quants = rng.integers(0, 16, (out, width), np.uint8)
         return matmul.pack(BlockMatrix(quants, scales.astype(np.float16), minima.astype(np.float16)), gated=gated)
-    return matmul.pack(rng.standard_normal((out, width), np.float32) * 0.02, kind="int8" if kind == "int8" else "bf16", gated=gated)
+    return matmul.pack(
+        rng.standard_normal((out, width), np.float32) * 0.02, quantization="int8" if kind == "int8" else "auto", gated=gated
+    )
 
 
 def bench_matmul(kind: str, tokens: list[int], bandwidth: float, peak: float) -> None:

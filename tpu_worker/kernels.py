@@ -2,11 +2,12 @@
 
 import functools
 from dataclasses import dataclass, replace
-from typing import Any, Literal, Protocol, TypeAlias
+from typing import Any, Protocol, TypeAlias
 
 import jax
 import numpy.typing as npt
 
+from protocol.config import Quantization
 from protocol.errors import ConfigError
 from tpu_worker.attention import AttentionMetadata
 from tpu_worker.attention import cpu as cpu_attention
@@ -15,6 +16,7 @@ from tpu_worker.matmul import cpu as cpu_matmul
 from tpu_worker.matmul import preferred
 from tpu_worker.matmul import xla as xla_matmul
 from tpu_worker.matmul.blocks import BlockMatrix
+from tpu_worker.native import build
 from tpu_worker.native.memory import Allocate
 from tpu_worker.sampler import greedy
 from tpu_worker.stacking import Operand
@@ -109,19 +111,22 @@ class Kernels:
     greedy: Greedy
 
 
-def choose_kernels(platform: str, quantization: Literal["none", "int8"], block_size: int, head_dim: int) -> Kernels:
-    """The fastest kernels for a JAX platform and these sizes. Raises ConfigError when nothing there serves the quantization."""
+def choose_kernels(platform: str, quantization: Quantization, in_blocks: bool, block_size: int, head_dim: int) -> Kernels:
+    """The fastest kernels for a JAX platform and these sizes. Raises ConfigError when nothing there serves the quantization.
+
+    in_blocks: whether the files hold weights in blocks, which "auto" then leaves as they are.
+    """
+    keeps_blocks = quantization == "int8" or (quantization == "auto" and in_blocks and preferred() == "native")
     kernels = xla_kernels()
-    kind: cpu_matmul.Kind = "int8" if quantization == "int8" else "bf16"
-    if platform != "cpu" or not cpu_matmul.available(kind):
-        if quantization != "none":
-            raise ConfigError(f"--quantization {quantization} needs the C++ kernels of the CPU: leave the flag out")
+    if platform != "cpu" or not build.available("matmul", "attention", *(("blocks",) if keeps_blocks else ())):
+        if quantization == "int8":
+            raise ConfigError("--quantization int8 needs the C++ kernels of the CPU: leave the flag out")
         return kernels
     if cpu_attention.supports(block_size, head_dim):
         kernels = replace(kernels, name="C++ and XLA", attend=cpu_attention.attend_fused, make_caches=cpu_attention.make_caches)
-    if quantization == "none" and preferred() == "xla":
+    if not keeps_blocks and preferred() == "xla":
         return kernels
-    pack = functools.partial(cpu_matmul.pack_into, kind=kind)
+    pack = functools.partial(cpu_matmul.pack_into, quantization=quantization if keeps_blocks else "none")
     return Kernels("C++", kernels.attend, kernels.make_caches, True, True, pack, cpu_matmul.linear, cpu_matmul.greedy)
 
 

@@ -23,7 +23,7 @@ from tpu_worker.native.memory import keep_freed_memory, return_free_memory
 from tpu_worker.program import AdmitProgram, Compiler, DeviceState, Shapes
 from tpu_worker.sampler import LOGPROBS, Sampled, needs
 from tpu_worker.warmup import Programs, use_compilation_cache
-from tpu_worker.weights.load import WeightLoader, open_source
+from tpu_worker.weights.load import WeightLoader, held_in_blocks, open_source
 
 _CPU_SATURATING_TOKENS = 128  # products of so many rows run at the speed of arithmetic on every CPU measured
 
@@ -65,7 +65,9 @@ class JaxDevice:
         self._is_remote = device.platform != "cpu"
         source = open_source(config)
         spec = source.spec
-        kernels = self._kernels or choose_kernels(device.platform, config.quantization, config.block_size, spec.head_dim)
+        kernels = self._kernels or choose_kernels(
+            device.platform, config.quantization, bool(held_in_blocks(source)), config.block_size, spec.head_dim
+        )
         max_model_len = _max_model_len(config, spec)
         loader = WeightLoader(source, kernels, max_model_len, lambda done, total: report("loading weights", done, total))
         weights = loader.load_first()

@@ -73,8 +73,8 @@ def four_bits(weight: F32) -> BlockMatrix:
 def pack(weight: F32, kind: Kind = "bf16", gated: bool = False) -> cpu.PackedWeight:
     """Of any kind; one in four bits has whole blocks of inputs."""
     if kind == "int4":
-        return cpu.pack(four_bits(weight), kind="int8", gated=gated)
-    return cpu.pack(weight, kind=kind, gated=gated)
+        return cpu.pack(four_bits(weight), gated=gated)
+    return cpu.pack(weight, quantization="int8" if kind == "int8" else "auto", gated=gated)
 
 
 def kept(weight: F32, kind: Kind) -> npt.NDArray[np.float64]:
@@ -259,9 +259,9 @@ def test_every_scale_of_float16_is_kept() -> None:
     x = np.zeros((4, 4 * BLOCK), np.float32)
     x[np.arange(4), np.arange(4) * BLOCK] = 1  # each row asks for one of the blocks
     eight = BlockMatrix(quants.view(np.int8), finite, None)
-    np.testing.assert_array_equal(np.asarray(linear(x, cpu.pack(eight, kind="int8"))).T, finite)
+    np.testing.assert_array_equal(np.asarray(linear(x, cpu.pack(eight))).T, finite)
     four = BlockMatrix(np.zeros_like(quants), np.zeros_like(finite), finite)
-    np.testing.assert_array_equal(np.asarray(linear(x, cpu.pack(four, kind="int8"))).T, finite)
+    np.testing.assert_array_equal(np.asarray(linear(x, cpu.pack(four))).T, finite)
 
 
 @pytest.mark.parametrize("bits", [4, 8])
@@ -271,7 +271,7 @@ def test_blocks_become_bf16_as_their_values_do(bits: int, gated: bool) -> None:
     blocks = four_bits(weight) if bits == 4 else quantise(weight)
     assert blocks.bits == bits
     expected = cpu.pack(blocks.values(), gated=gated)
-    np.testing.assert_array_equal(cpu.pack(blocks, gated=gated).panels, expected.panels)
+    np.testing.assert_array_equal(cpu.pack(blocks, quantization="none", gated=gated).panels, expected.panels)
 
 
 def test_rows_of_blocks() -> None:

@@ -19,7 +19,7 @@ from tpu_worker.weights.safetensors import SafetensorsSource
 LENGTH = 37
 
 
-@pytest.mark.parametrize("kernels", [xla_kernels(), choose_kernels("cpu", "none", 16, 32)], ids=lambda kernels: kernels.name)
+@pytest.mark.parametrize("kernels", [xla_kernels(), choose_kernels("cpu", "auto", False, 16, 32)], ids=lambda kernels: kernels.name)
 @pytest.mark.parametrize(
     "change",
     [{}, {"tie_word_embeddings": True}, {"attention_bias": True, "mlp_bias": True}, {"num_attention_heads": 2, "head_dim": 16}],

@@ -2,14 +2,13 @@
 
 import importlib.util
 import json
-import shutil
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import pytest
 
-from protocol.config import EngineConfig
+from protocol.config import EngineConfig, Quantization
 from protocol.params import EngineParams
 from tests.tpu_worker.device_driver import Driver
 from tpu_worker.runner import JaxDevice
@@ -27,10 +26,8 @@ def demo_model() -> str:
     return str(path)
 
 
-@pytest.mark.parametrize("quantization", ["none", "int8"])
-def test_greedy_continuations_and_logprobs(quantization: Literal["none", "int8"]) -> None:
-    if quantization == "int8" and not any(map(shutil.which, ("g++", "clang++", "c++"))):
-        pytest.skip("needs a C++ compiler")
+@pytest.mark.parametrize("quantization", ["auto", "none"])
+def test_greedy_continuations_and_logprobs(quantization: Quantization) -> None:
     text = (Path(__file__).parent.parent / "data" / "smollm2_reference.json").read_text(encoding="utf-8")
     cases: list[dict[str, Any]] = json.loads(text)["cases"]
     config = EngineConfig(

@@ -13,7 +13,8 @@ from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, GGUFWriter
 from gguf.quants import dequantize, quantize
 
 from protocol.codec import Float32Array
-from protocol.errors import ModelError
+from protocol.config import Quantization
+from protocol.errors import ConfigError, ModelError
 from tests.tpu_worker.tiny_models import CONFIG, Tensors, make_tensors, write_model
 from tpu_worker.kernels import Kernels, choose_kernels, xla_kernels
 from tpu_worker.models.llama import Weights, layer_parameters
@@ -144,10 +145,14 @@ def test_blocks_stand_for_what_they_are_dequantised_to(kind: str) -> None:
     ("first", "second", "bits"),
     [("Q4_1", "Q4_1", 4), ("Q4_0", "Q4_0", 4), ("Q8_0", "Q8_0", 8), ("Q4_1", "Q8_0", None), ("F32", "F32", None)],
 )
-def test_gguf_in_blocks(tmp_path: Path, first: str, second: str, bits: int | None) -> None:
-    """The layers' matrices are kept as the file holds them, where that is alike in all layers, and else rounded to 8 bits."""
+@pytest.mark.parametrize("quantization", ["auto", "none", "int8"])
+def test_gguf_in_blocks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, quantization: Quantization, first: str, second: str, bits: int | None
+) -> None:
+    """Matrices are kept as the file holds them where that is alike in all layers, unless bfloat16 is asked for."""
+    monkeypatch.setattr("tpu_worker.kernels.preferred", lambda: "native")
     source = GgufSource(write_gguf(tmp_path / "m.gguf", TENSORS, GGMLQuantizationType[first], GGMLQuantizationType[second]))
-    kernels = choose_kernels("cpu", "int8", 16, 32)
+    kernels = choose_kernels("cpu", quantization, bits is not None, 16, 32)
     loader = WeightLoader(source, kernels, 16, lambda *_: None)
     weights = loader.load_rest(loader.load_first())
     columns = build.library("matmul").twodeep_panel_columns()
@@ -158,9 +163,23 @@ def test_gguf_in_blocks(tmp_path: Path, first: str, second: str, bits: int | Non
             weight = take(weights["layers"], index)[name]
             found = np.asarray(jax.jit(kernels.linear)(np.eye(expected.shape[1], dtype=np.float32), weight)).T
             kept = bits if name != "down" else None  # its 80 inputs are no whole blocks: in the file it is float32
-            tolerance = 1e-6 if kept else 0.52 * np.abs(expected).max() / 127
+            if quantization == "none" or (quantization == "auto" and kept is None):
+                tolerance = 2**-8 * np.abs(expected).max()
+                assert weight.panels.stack.dtype != np.uint8
+            else:
+                tolerance = 1e-6 if kept else 0.52 * np.abs(expected).max() / 127
+                assert weight.panels.stack.shape[-1] == columns * (16 + 4 if kept == 4 else 32 + 2)
             np.testing.assert_allclose(found, expected, rtol=0, atol=tolerance)
-            assert kept is None or weight.panels.stack.shape[-1] == kept * 4 * columns + columns * (4 if kept == 4 else 2)
+
+
+def test_kernels_of_a_file_in_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without a compiler there are none, and only who asks for them by name need know; nor are there on other devices."""
+    monkeypatch.setattr(build, "available", lambda *_: False)
+    assert choose_kernels("cpu", "auto", True, 16, 32).name == "XLA"
+    assert choose_kernels("tpu", "auto", True, 16, 32).name == "XLA"
+    for platform in ("cpu", "tpu"):
+        with pytest.raises(ConfigError, match=r"--quantization int8 needs the C\+\+ kernels"):
+            choose_kernels(platform, "int8", True, 16, 32)
 
 
 def test_gguf_cut_short(tmp_path: Path) -> None:

@@ -13,11 +13,6 @@ from tpu_worker.native import build
 from tpu_worker.stacking import Layer, find
 
 
-def available() -> bool:
-    """Whether the C++ kernels can be had on this machine; warns once, with the reason, if not."""
-    return build.libraries() is not None
-
-
 def supports(block_size: int, head_dim: int) -> bool:
     """Whether the kernel takes these sizes: it works in panels of 16 positions and of 16 features."""
     return block_size % 16 == 0 and head_dim % 16 == 0

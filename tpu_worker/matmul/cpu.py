@@ -9,19 +9,18 @@ rows beside it or the number of threads: a row of `linear` has the same bits in 
 
 import ctypes
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import numpy.typing as npt
 
+from protocol.config import Quantization
 from tpu_worker.matmul.blocks import BLOCK, BlockMatrix, quantise
 from tpu_worker.native import build
 from tpu_worker.native.memory import Allocate, process_arena
 from tpu_worker.stacking import Operand, find
-
-Kind = Literal["bf16", "int8"]
 
 
 @jax.tree_util.register_dataclass
@@ -36,28 +35,27 @@ class PackedWeight:
     gated: bool = field(metadata={"static": True})  # panels alternate between gate and up
 
 
-def available(kind: Kind = "bf16") -> bool:
-    """Whether the C++ kernels can be had on this machine; warns once, with the reason, if not."""
-    return build.libraries() is not None and (kind == "bf16" or build.libraries(1) is not None)
-
-
 def rounds_inputs() -> bool:
     """Whether `linear` rounds inputs before it multiplies them with bf16 weights, as this machine does it fastest."""
     return bool(build.library("matmul").twodeep_dots_pairs())
 
 
-def pack(weight: npt.ArrayLike | BlockMatrix, *, kind: Kind = "bf16", gated: bool = False) -> PackedWeight:
-    """Packs a weight [out, in] of any float type, or one that is in blocks already, which int8 keeps, be it of eight or four bits.
+def pack(weight: npt.ArrayLike | BlockMatrix, *, quantization: Quantization = "auto", gated: bool = False) -> PackedWeight:
+    """Packs a weight [out, in] of any float type, or one that is in blocks already.
 
-    gated: the first half of the rows is the gate projection, the second half the up projection, and `linear` returns
-    silu(gate) * up. bf16 rounds to nearest even, int8 as `blocks.quantise` does. Releases the interpreter lock: pack several
-    weights on several threads.
+    quantization "auto" leaves blocks as they are and rounds floats to bf16, to nearest even; "none" makes bf16 of both; "int8"
+    leaves blocks, too, but makes blocks of floats, as `blocks.quantise` does. gated: the first half of the rows is the gate
+    projection, the second half the up projection, and `linear` returns silu(gate) * up. Releases the interpreter lock: pack
+    several weights on several threads.
     """
-    packed: PackedWeight = jax.tree.map(jax.dlpack.from_dlpack, pack_into(weight, process_arena().zeros, kind=kind, gated=gated))
+    placed = pack_into(weight, process_arena().zeros, quantization=quantization, gated=gated)
+    packed: PackedWeight = jax.tree.map(jax.dlpack.from_dlpack, placed)
     return packed
 
 
-def pack_into(weight: npt.ArrayLike | BlockMatrix, allocate: Allocate, *, kind: Kind = "bf16", gated: bool = False) -> PackedWeight:
+def pack_into(
+    weight: npt.ArrayLike | BlockMatrix, allocate: Allocate, *, quantization: Quantization = "auto", gated: bool = False
+) -> PackedWeight:
     """`pack`, but the arrays are NumPy's and the caller's."""
     source = weight if isinstance(weight, BlockMatrix) else np.asarray(weight)
     rows, width = source.shape
@@ -65,9 +63,10 @@ def pack_into(weight: npt.ArrayLike | BlockMatrix, allocate: Allocate, *, kind: 
         raise ValueError(f"a gated weight has as many gate rows as up rows, this one has {rows} in all")
     features = rows // 2 if gated else rows
     num_panels = -(-features // build.library("matmul").twodeep_panel_columns()) * (2 if gated else 1)
-    if kind == "int8":
-        blocks = source if isinstance(source, BlockMatrix) else quantise(source)
-        panels = _pack_blocks(blocks, num_panels, allocate, gated)
+    if quantization == "int8" and not isinstance(source, BlockMatrix):
+        source = quantise(source)
+    if quantization != "none" and isinstance(source, BlockMatrix):
+        panels = _pack_blocks(source, num_panels, allocate, gated)
     else:
         panels = _pack_bf16(source, num_panels, allocate, gated)
     return PackedWeight(panels, width, features, gated)  # type: ignore[arg-type]

@@ -9,9 +9,9 @@
 
 namespace twodeep {
 
-// What quants are multiplied with, and how many there are in a block.
+// What quants are multiplied with, and how many there are in a block, and for eight inputs of a block.
 using Factor = std::conditional_t<kDotsPairs, Bf16Pair, float>;
-inline constexpr int kFactors = kDotsPairs ? kBlock / 2 : kBlock;
+inline constexpr int kFactors = kDotsPairs ? kBlock / 2 : kBlock, kFactorsOf8 = kFactors / 4;
 
 // A vector of quants of as many output features, each as its factor needs it.
 template <int W>
@@ -26,22 +26,22 @@ template <int W>
   }
 }
 
-// The following hold a block of each of 2W output features: weight = scale * quant + minimum.
+// The following hold a block of each of 2W output features: weight = scale * quant + minimum. quants(q, i, half) are those for factor
+// i of inputs 8q to 8q + 7.
 
-// 4 bits: word q of a feature holds inputs 8q to 8q + 7, input 8q + 2j in its nibble j and input 8q + 2j + 1 in nibble 4 + j.
+// 4 bits: word q of a feature holds input 8q + 2j in its nibble j and input 8q + 2j + 1 in nibble 4 + j.
 template <int W>
 struct Block4 {
-  static constexpr bool kHasMinima = true;
   uint32_t words[4][2][W];
   uint16_t scale[2 * W], minimum[2 * W];  // f16
 
-  [[gnu::always_inline]] Quants<W> quants(int i, int half) const {
+  [[gnu::always_inline]] Quants<W> quants(int q, int i, int half) const {
     using U = typename Vec<W>::u32;
+    const U word = load<U>(words[q][half]);
     if constexpr (kDotsPairs) {
-      return (load<U>(words[i / 4][half]) >> (4 * (i % 4)) & 0x000f000fu) | 0x43004300u;  // 128 more, as bf16
+      return (word >> (4 * i) & 0x000f000fu) | 0x43004300u;  // 128 more, as bf16
     } else {
-      const U quants = load<U>(words[i / 8][half]) >> (i % 8 / 2 * 4 + i % 2 * 16) & 0xfu;
-      return __builtin_convertvector((typename Vec<W>::i32)quants, typename Vec<W>::f32);
+      return __builtin_convertvector((typename Vec<W>::i32)(word >> (i / 2 * 4 + i % 2 * 16) & 0xfu), typename Vec<W>::f32);
     }
   }
   [[gnu::always_inline]] typename Vec<W>::f32 scales(int half) const { return from_f16<W>(scale + half * W); }
@@ -50,18 +50,18 @@ struct Block4 {
   }
 };
 
-// 8 bits: what belongs to one factor of one feature lies side by side.
+// 8 bits: what belongs to one factor of one feature lies side by side. All minima are zero.
 template <int W>
 struct Block8 {
-  static constexpr bool kHasMinima = false;
   int8_t bytes[kFactors][2][W][kBlock / kFactors];
   uint16_t scale[2 * W];  // f16
 
-  [[gnu::always_inline]] Quants<W> quants(int i, int half) const {
+  [[gnu::always_inline]] Quants<W> quants(int q, int i, int half) const {
+    const int8_t* of_factor = bytes[q * kFactorsOf8 + i][half][0];
     if constexpr (kDotsPairs) {
-      return pairs_of_bytes<W>(bytes[i][half][0]);
+      return pairs_of_bytes<W>(of_factor);
     } else {
-      return widen<W>(bytes[i][half][0]);
+      return widen<W>(of_factor);
     }
   }
   [[gnu::always_inline]] typename Vec<W>::f32 scales(int half) const { return from_f16<W>(scale + half * W); }
@@ -77,24 +77,24 @@ inline constexpr int kRowElements<W, Block4<W>> = 1;
 template <int W>
 inline constexpr int kRowElements<W, Block8<W>> = 1;
 
-// The same, as it is multiplied: for many rows this is worth the memory, which is in the first-level cache.
-template <int W, class B>
+// Either, as it is multiplied: for many rows this is worth the memory, which is in the first-level cache.
+template <int W>
 struct Expanded {
-  static constexpr bool kHasMinima = B::kHasMinima;
   Factor all[kFactors][2][W];
   float scale[2 * W], minimum[2 * W];
 
+  template <class B>
   void fill(const B& block) {
-    for (int i = 0; i < kFactors; i += 8)
+    for (int q = 0; q < 4; ++q)
 #pragma GCC unroll 8
-      for (int j = 0; j < 8; ++j)
-        for (int half = 0; half < 2; ++half) store(all[i + j][half], block.quants(i + j, half));
+      for (int i = 0; i < kFactorsOf8; ++i)
+        for (int half = 0; half < 2; ++half) store(all[q * kFactorsOf8 + i][half], block.quants(q, i, half));
     for (int half = 0; half < 2; ++half) {
       store(scale + half * W, block.scales(half));
       store(minimum + half * W, block.minima(half));
     }
   }
-  [[gnu::always_inline]] Quants<W> quants(int i, int half) const { return load<Quants<W>>(all[i][half]); }
+  [[gnu::always_inline]] Quants<W> quants(int q, int i, int half) const { return load<Quants<W>>(all[q * kFactorsOf8 + i][half]); }
   [[gnu::always_inline]] typename Vec<W>::f32 scales(int half) const { return load<typename Vec<W>::f32>(scale + half * W); }
   [[gnu::always_inline]] typename Vec<W>::f32 minima(int half) const { return load<typename Vec<W>::f32>(minimum + half * W); }
 };
@@ -184,27 +184,27 @@ template <int W, int R, class B, int kLines>
     ahead.fetch(b - begin);
     F sums[R][2] = {};
     const Factor* factors = rows.factors() + b * kFactors;
-#pragma GCC unroll 16
-    for (int i = 0; i < kFactors; ++i) {
-      const Quants<W> lo = block.quants(i, 0), hi = block.quants(i, 1);
+    for (int q = 0; q < 4; ++q, factors += kFactorsOf8)
 #pragma GCC unroll 8
-      for (int r = 0; r < R; ++r) {
-        multiply_add<W>(sums[r][0], lo, factors[r * stride + i]);
-        multiply_add<W>(sums[r][1], hi, factors[r * stride + i]);
+      for (int i = 0; i < kFactorsOf8; ++i) {
+        const Quants<W> lo = block.quants(q, i, 0), hi = block.quants(q, i, 1);
+#pragma GCC unroll 8
+        for (int r = 0; r < R; ++r) {
+          multiply_add<W>(sums[r][0], lo, factors[r * stride + i]);
+          multiply_add<W>(sums[r][1], hi, factors[r * stride + i]);
+        }
       }
-    }
 #pragma GCC unroll 8
     for (int r = 0; r < R; ++r) {
       if constexpr (kDotsPairs) {
         const int at = rows.at()[r * stride + b];
         const Factor rest = rows.rests()[r * stride + b];
-        multiply_add<W>(sums[r][0], block.quants(at, 0), rest);
-        multiply_add<W>(sums[r][1], block.quants(at, 1), rest);
+        for (int half = 0; half < 2; ++half) multiply_add<W>(sums[r][half], block.quants(at / kFactorsOf8, at % kFactorsOf8, half), rest);
       }
 #pragma GCC unroll 2
       for (int half = 0; half < 2; ++half) {
         acc[r][0][half] += block.scales(half) * sums[r][half];
-        if (B::kHasMinima) acc[r][0][half] += block.minima(half) * rows.sums()[r * stride + b];
+        acc[r][0][half] += block.minima(half) * rows.sums()[r * stride + b];
       }
     }
   }
@@ -228,7 +228,7 @@ template <int W, int kFewest, class B, int kLines>
 template <class B>
 void multiply(const Gemm<B>& g, const BlockRows& rows, int count, int first, int last, float* c, size_t ldc) {
   constexpr int W = kLanes, kColumns = 2 * W;
-  using Wide = Expanded<W, B>;
+  using Wide = Expanded<W>;
   const int depth = g.depth(), tiles = (count + kTileRows - 1) / kTileRows;
   if (tiles == 1) {
     for (int p = first; p < last; ++p) {

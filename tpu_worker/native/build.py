@@ -10,18 +10,22 @@ import shutil
 import subprocess
 import tempfile
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from importlib import metadata
 from pathlib import Path
+from types import MappingProxyType
 
 import jax
 
 SOURCES = Path(__file__).parent
-# Of each library, which is a .cc file, the custom calls. Those of a group are compiled side by side when the first is wanted.
-GROUPS: Sequence[Mapping[str, Sequence[str]]] = (
-    {"matmul": ("twodeep_linear", "twodeep_greedy"), "attention": ("twodeep_attend", "twodeep_reserve")},
-    {"blocks": ("twodeep_linear_blocks",)},
+# Of each library, which is a .cc file, the custom calls.
+LIBRARIES: Mapping[str, Sequence[str]] = MappingProxyType(
+    {
+        "matmul": ("twodeep_linear", "twodeep_greedy"),
+        "blocks": ("twodeep_linear_blocks",),
+        "attention": ("twodeep_attend", "twodeep_reserve"),
+    }
 )
 FLAGS = (
     "-std=c++17",
@@ -98,7 +102,7 @@ def _compile(compiler: str, name: str, target: Path) -> None:
             os.unlink(scratch)
 
 
-def build(cache: Path, names: Iterable[str]) -> dict[str, Path]:
+def build(cache: Path, names: Sequence[str]) -> dict[str, Path]:
     """Paths of the compiled libraries by name, compiling in parallel those that `cache` does not hold. Raises BuildError."""
     try:
         compiler = find_compiler()
@@ -106,14 +110,14 @@ def build(cache: Path, names: Iterable[str]) -> dict[str, Path]:
         key = _key(compiler)
         paths = {name: cache / f"{name}-{key}.so" for name in names}
         missing = [name for name, path in paths.items() if not path.exists()]
-        with ThreadPoolExecutor(max_workers=len(paths)) as threads:
+        with ThreadPoolExecutor(max_workers=len(names)) as threads:
             list(threads.map(lambda name: _compile(compiler, name, paths[name]), missing))
     except (OSError, subprocess.SubprocessError) as error:
         raise BuildError(str(error)) from error
     return paths
 
 
-def load(names: Iterable[str], cache: Path | None = None) -> dict[str, ctypes.CDLL]:
+def load(names: Sequence[str], cache: Path | None = None) -> dict[str, ctypes.CDLL]:
     """The libraries by name, compiled first if need be. Raises BuildError."""
     directory = cache or default_cache()
     paths = build(directory, names)
@@ -130,10 +134,10 @@ def load(names: Iterable[str], cache: Path | None = None) -> dict[str, ctypes.CD
 
 
 @functools.cache
-def libraries(group: int = 0) -> dict[str, ctypes.CDLL] | None:
-    """A group's libraries with their calls registered with XLA, or None, with a warning that says what is lost."""
+def available(*names: str) -> bool:
+    """Whether these libraries can be had, compiled side by side if need be; warns, with the reason and what is lost, if not."""
     try:
-        loaded = load(GROUPS[group])
+        load(names)
     except BuildError as error:
         warnings.warn(
             f"running without the C++ kernels, several times slower on the CPU: {error}. Install a C++ compiler (g++ or clang++), "
@@ -141,17 +145,14 @@ def libraries(group: int = 0) -> dict[str, ctypes.CDLL] | None:
             NativeUnavailableWarning,
             stacklevel=2,
         )
-        return None
-    for name, symbols in GROUPS[group].items():
-        for symbol in symbols:
-            jax.ffi.register_ffi_target(symbol, jax.ffi.pycapsule(getattr(loaded[name], symbol)), platform="cpu")
-    return loaded
+        return False
+    return True
 
 
+@functools.cache
 def library(name: str) -> ctypes.CDLL:
-    """One of the libraries, its calls registered. Raises BuildError if they are not available, which `libraries` tells."""
-    (group,) = (index for index, names in enumerate(GROUPS) if name in names)
-    loaded = libraries(group)
-    if loaded is None:
-        raise BuildError("the C++ kernels are not available on this machine; choose the XLA ones")
-    return loaded[name]
+    """One of the libraries, its calls registered with XLA. Raises BuildError if it cannot be had."""
+    loaded = load([name])[name]
+    for symbol in LIBRARIES[name]:
+        jax.ffi.register_ffi_target(symbol, jax.ffi.pycapsule(getattr(loaded, symbol)), platform="cpu")
+    return loaded

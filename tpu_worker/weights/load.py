@@ -35,6 +35,18 @@ def open_source(config: EngineConfig) -> WeightSource:
     return SafetensorsSource(config.model_path)
 
 
+def held_in_blocks(source: WeightSource) -> frozenset[str]:
+    """The parameters that the source holds in blocks of as many bits in all parts and all layers, since layers are stacked."""
+    spec = source.spec
+    groups = [model_parameters(spec), *(layer_parameters(spec, index) for index in range(spec.num_layers))]
+    bits: dict[str, set[int | None]] = {}
+    for group in groups:
+        for name, parameter in group.items():
+            if parameter.kind in ("matrix", "gated"):
+                bits.setdefault(name, set()).update(map(source.stored_bits, parameter.parts))
+    return frozenset(name for name, found in bits.items() if len(found) == 1 and None not in found)
+
+
 class WeightLoader:
     """Reads, stacks, packs and uploads the parameters of a model.
 
@@ -48,7 +60,7 @@ class WeightLoader:
         self._num_positions = num_positions
         self._report = report
         self._stacks = _Stacks(source.spec.num_layers)
-        self._in_blocks = _kept_in_blocks(source) if kernels.packs_blocks else frozenset[str]()
+        self._in_blocks = held_in_blocks(source) if kernels.packs_blocks else frozenset[str]()
 
     def load_first(self) -> Weights:
         """What is outside the layers, and the first layer. Raises ModelError."""
@@ -116,18 +128,6 @@ class WeightLoader:
         vector = allocate(values.shape, np.float32)
         vector[...] = values
         return vector
-
-
-def _kept_in_blocks(source: WeightSource) -> frozenset[str]:
-    """The parameters that the source holds in blocks of as many bits in all parts and all layers, since layers are stacked."""
-    spec = source.spec
-    groups = [model_parameters(spec), *(layer_parameters(spec, index) for index in range(spec.num_layers))]
-    bits: dict[str, set[int | None]] = {}
-    for group in groups:
-        for name, parameter in group.items():
-            if parameter.kind in ("matrix", "gated"):
-                bits.setdefault(name, set()).update(map(source.stored_bits, parameter.parts))
-    return frozenset(name for name, found in bits.items() if len(found) == 1 and None not in found)
 
 
 class _Stacks:

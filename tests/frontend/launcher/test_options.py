@@ -91,7 +91,7 @@ def test_async_scheduling_is_a_depth(gguf: str, flag: str, depth: int) -> None:
         ("--sim-decode-us nan", "--sim-decode-us nan: a number of microseconds from 0"),
         ("--drain-timeout inf", "--drain-timeout inf: a number of seconds"),
         ("--device gpu", "--device gpu: one of auto, cpu, tpu, cuda, sim"),
-        ("--quantization int4", "--quantization int4: one of none, int8"),
+        ("--quantization int4", "--quantization int4: one of auto, none, int8"),
         ("--max-num-seqs 64 --max-num-batched-tokens 32", "--max-num-batched-tokens 32: at least --max-num-seqs \\(64\\)"),
         ("--no-such-flag", "unrecognized arguments: --no-such-flag"),
         ("--worker 2", "unrecognized arguments: --worker 2"),
