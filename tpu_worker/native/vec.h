@@ -188,23 +188,27 @@ template <int W>
   return x < low ? F{} : y;
 }
 
-// Sum of the lanes in a fixed order.
+// Combines W lanes of type T in a fixed order: in each step the lower half of those that are left with the upper half.
+template <class T, int W, class V, class Combine>
+[[gnu::always_inline]] inline T combine_lanes(V v, const Combine& combine) {
+  if constexpr (W == 1) {
+    return v[0];
+  } else {
+    typedef T Half __attribute__((vector_size(W / 2 * sizeof(T))));
+    Half halves[2];
+    std::memcpy(halves, &v, sizeof halves);
+    return combine_lanes<T, W / 2>(combine(halves[0], halves[1]), combine);
+  }
+}
+
 template <int W>
 [[gnu::always_inline]] inline float sum_lanes(typename Vec<W>::f32 v) {
-  float lanes[W];
-  store(lanes, v);
-  for (int step = W / 2; step > 0; step /= 2)
-    for (int i = 0; i < step; ++i) lanes[i] += lanes[i + step];
-  return lanes[0];
+  return combine_lanes<float, W>(v, [](auto a, auto b) { return a + b; });
 }
 
 template <int W, class V>
 [[gnu::always_inline]] inline auto max_lanes(V v) {
-  std::decay_t<decltype(v[0])> lanes[W];
-  store(lanes, v);
-  for (int step = W / 2; step > 0; step /= 2)
-    for (int i = 0; i < step; ++i) lanes[i] = lanes[i] > lanes[i + step] ? lanes[i] : lanes[i + step];
-  return lanes[0];
+  return combine_lanes<std::decay_t<decltype(v[0])>, W>(v, [](auto a, auto b) { return a > b ? a : b; });
 }
 
 }  // namespace twodeep
