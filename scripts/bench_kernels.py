@@ -65,7 +65,7 @@ def random_weight(rng: np.random.Generator, kind: str, out: int, width: int) -> 
         in_blocks = (out, width // BLOCK)
         scales, minima = rng.uniform(0.002, 0.01, in_blocks), rng.uniform(-0.08, 0, in_blocks)
         quants = rng.integers(0, 16, (out, width), np.uint8)
-        return matmul.pack(BlockMatrix(quants, scales.astype(np.float16), minima.astype(np.float16)), gated=gated)
+        return matmul.pack(BlockMatrix(quants, scales.astype(np.float32), minima.astype(np.float32)), gated=gated)
     return matmul.pack(
         rng.standard_normal((out, width), np.float32) * 0.02, quantization="int8" if kind == "int8" else "auto", gated=gated
     )

@@ -13,7 +13,7 @@ from tpu_worker.attention import AttentionMetadata
 from tpu_worker.attention import cpu as cpu_attention
 from tpu_worker.attention import xla as xla_attention
 from tpu_worker.matmul import cpu as cpu_matmul
-from tpu_worker.matmul import preferred
+from tpu_worker.matmul import preferred, prefers_blocks
 from tpu_worker.matmul import xla as xla_matmul
 from tpu_worker.matmul.blocks import BlockMatrix
 from tpu_worker.native import build
@@ -116,7 +116,7 @@ def choose_kernels(platform: str, quantization: Quantization, in_blocks: bool, b
 
     in_blocks: whether the files hold weights in blocks, which "auto" then leaves as they are.
     """
-    keeps_blocks = quantization == "int8" or (quantization == "auto" and in_blocks and preferred() == "native")
+    keeps_blocks = quantization == "int8" or (quantization == "auto" and in_blocks and prefers_blocks())
     kernels = xla_kernels()
     if platform != "cpu" or not build.available("matmul", "attention", *(("blocks",) if keeps_blocks else ())):
         if quantization == "int8":

@@ -48,7 +48,7 @@ class JaxDevice:
         self._index = index
         self._kernels = kernels
         self._features = np.zeros(config.max_num_seqs, np.int32)  # sampler flags by slot
-        self._demanding: set[int] = set()  # slots whose requests want more than the most likely token
+        self._demanding: set[int] = set()  # slots whose last request wanted more than the most likely token
         self._logprobs = np.full(config.max_num_seqs, -1, np.int32)  # by slot
         self._finished_ns = 0  # when the last step was collected
         self._is_remote: bool

@@ -9,7 +9,7 @@ from pathlib import Path
 import jax
 import pytest
 
-from tpu_worker.matmul import preferred
+from tpu_worker.matmul import preferred, prefers_blocks
 from tpu_worker.native import build
 
 LIBRARIES = tuple(build.LIBRARIES)
@@ -104,6 +104,11 @@ def test_a_damaged_library_is_compiled_again(tmp_path: Path) -> None:
 def test_amx_prefers_xla() -> None:
     assert preferred(frozenset({"avx2", "avx512f", "amx_bf16"})) == "xla"
     assert preferred(frozenset({"avx2", "avx512f"})) == "native"
+    assert not prefers_blocks(frozenset({"avx2", "avx512f", "amx_bf16"}))
+
+
+def test_blocks_are_kept_where_there_are_vectors() -> None:
+    assert prefers_blocks(frozenset({"avx2"})) and not prefers_blocks(frozenset({"sse4_2"}))
 
 
 @needs_compiler

@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 from dataclasses import replace
+from pathlib import Path
 from typing import Literal
 
 import jax
@@ -18,6 +19,7 @@ import pytest
 from tpu_worker import sampler
 from tpu_worker.matmul import cpu
 from tpu_worker.matmul.blocks import BLOCK, BlockMatrix, concatenate, quantise
+from tpu_worker.native import build
 from tpu_worker.native.memory import Arena, process_arena
 from tpu_worker.stacking import take
 
@@ -25,7 +27,7 @@ pytestmark = pytest.mark.skipif(not any(map(shutil.which, ("g++", "clang++", "c+
 
 F32 = npt.NDArray[np.float32]
 SHAPES = [(64, 64), (1, 33), (100, 77), (48, 1), (192, 1536), (40, 700)]  # (out, in): whole panels, cut ones, several depth blocks
-LARGE = 2.5  # times the root mean square of its row: such an input is not merely rounded (tpu_worker/native/gemm.h)
+LARGE = 2.5  # times the root mean square of its row: such an input is not merely rounded (tpu_worker/native/narrow.h)
 ROWS = [1, 2, 3, 4, 5, 6, 7, 13, 97, 200]  # every tile, and more than a block of rows
 
 
@@ -120,10 +122,9 @@ def test_a_row_has_the_same_bits_in_any_company(kind: Kind, out: int, width: int
 def test_bits_do_not_depend_on_the_number_of_threads() -> None:
     code = """
 import hashlib, jax, numpy as np
-from tpu_worker.matmul import cpu
-from tpu_worker.matmul.blocks import BLOCK, BlockMatrix, concatenate, quantise
+from tests.tpu_worker.test_cpu_matmul import KINDS, cpu, pack
 random = np.random.default_rng(0)
-weights = [cpu.pack(random.standard_normal((1536, 576), np.float32), gated=gated) for gated in (False, True)]
+weights = [pack(random.standard_normal((1536, 576), np.float32), kind, gated) for kind in KINDS for gated in (False, True)]
 linear = jax.jit(cpu.linear, static_argnames="eps")
 digest = hashlib.sha256()
 for rows in (3, 64, 130, 400):
@@ -138,6 +139,27 @@ print(digest.hexdigest())
         return subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True).stdout
 
     assert digest(1) == digest(7) != ""
+
+
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="names processors of x86")
+@pytest.mark.parametrize("processor", ["haswell", "x86-64"])
+def test_products_as_on_other_processors(processor: str, tmp_path: Path) -> None:
+    """The same tests with kernels that are compiled for an older processor than this one: AVX2, and no vectors to speak of."""
+    if processor == "haswell" and "avx2" not in build.cpu_flags():
+        pytest.skip("this processor has no AVX2")
+    code = f"""
+from tpu_worker.native import build
+build.FLAGS = tuple("-march={processor}" if flag == "-march=native" else flag for flag in build.FLAGS)
+from tests.tpu_worker import test_cpu_matmul as tests
+for kind in tests.KINDS:
+    tests.test_product(kind, 100, 77)
+    tests.test_a_row_has_the_same_bits_in_any_company(kind, 40, 96)
+    tests.test_norm_gate_and_residual(kind)
+tests.test_every_scale_of_float16_is_kept()
+"""
+    environment = {**os.environ, "XDG_CACHE_HOME": str(tmp_path)}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -190,6 +212,7 @@ def test_freed_memory_is_kept() -> None:
     """A step's buffers are freed and wanted again: once they were touched, the system is not asked for their pages anew."""
     code = """
 import resource, numpy as np
+from tpu_worker.native import build
 from tpu_worker.native.memory import keep_freed_memory
 keep_freed_memory()
 def faults():
@@ -264,6 +287,14 @@ def test_every_scale_of_float16_is_kept() -> None:
     np.testing.assert_array_equal(np.asarray(linear(x, cpu.pack(four))).T, finite)
 
 
+def test_parts_of_blocks_belong_together() -> None:
+    four, eight = four_bits(normal(0, 4, 64)), quantise(normal(0, 4, 64))
+    with pytest.raises(ValueError, match="not in blocks"):
+        concatenate([four, eight])
+    with pytest.raises(ValueError, match="not in blocks"):
+        BlockMatrix(eight.quants[:, :48], eight.scales[:, :1], None)
+
+
 @pytest.mark.parametrize("bits", [4, 8])
 @pytest.mark.parametrize("gated", [False, True])
 def test_blocks_become_bf16_as_their_values_do(bits: int, gated: bool) -> None:
@@ -278,6 +309,7 @@ def test_rows_of_blocks() -> None:
     for blocks in (four_bits(normal(0, 12, 64)), quantise(normal(0, 12, 64))):
         order = np.random.default_rng(0).permutation(12)
         np.testing.assert_array_equal(blocks.rows(order).values(), blocks.values()[order])
+        assert concatenate([blocks]) is blocks
         both = concatenate([blocks, blocks.rows(order)])
         np.testing.assert_array_equal(both.values(), np.concatenate([blocks.values(), blocks.values()[order]]))
 

@@ -22,7 +22,7 @@ from tpu_worker.native import build
 from tpu_worker.stacking import take
 from tpu_worker.weights.gguf import GgufSource, unpermuted_rows
 from tpu_worker.weights.gguf_blocks import bits_of, blocks_of
-from tpu_worker.weights.load import WeightLoader
+from tpu_worker.weights.load import WeightLoader, held_in_blocks
 from tpu_worker.weights.names import gguf_name
 from tpu_worker.weights.safetensors import SafetensorsSource
 from tpu_worker.weights.source import WeightSource
@@ -150,9 +150,12 @@ def test_gguf_in_blocks(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, quantization: Quantization, first: str, second: str, bits: int | None
 ) -> None:
     """Matrices are kept as the file holds them where that is alike in all layers, unless bfloat16 is asked for."""
+    monkeypatch.setattr("tpu_worker.kernels.prefers_blocks", lambda: True)
     monkeypatch.setattr("tpu_worker.kernels.preferred", lambda: "native")
     source = GgufSource(write_gguf(tmp_path / "m.gguf", TENSORS, GGMLQuantizationType[first], GGMLQuantizationType[second]))
-    kernels = choose_kernels("cpu", quantization, bits is not None, 16, 32)
+    held = held_in_blocks(source)
+    assert held == {"head", "qkv", "output", "gate_up"} if bits else held <= {"head"}
+    kernels = choose_kernels("cpu", quantization, bool(held), 16, 32)
     loader = WeightLoader(source, kernels, 16, lambda *_: None)
     weights = loader.load_rest(loader.load_first())
     columns = build.library("matmul").twodeep_panel_columns()

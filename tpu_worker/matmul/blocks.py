@@ -23,6 +23,12 @@ class BlockMatrix:
     scales: Float32Array  # [out, in / BLOCK]
     minima: Float32Array | None  # the same, of four bits
 
+    def __post_init__(self) -> None:
+        """Raises ValueError unless the parts belong together: C++ reads as far as the shapes say."""
+        rows, blocks = self.scales.shape
+        if self.quants.shape != (rows, blocks * BLOCK) or (self.minima is not None and self.minima.shape != (rows, blocks)):
+            raise ValueError(f"quants {self.quants.shape} are not in blocks with scales {self.scales.shape} and as many minima")
+
     @property
     def bits(self) -> int:
         """Of a weight."""
@@ -47,7 +53,9 @@ class BlockMatrix:
 
 
 def concatenate(matrices: Sequence[BlockMatrix]) -> BlockMatrix:
-    """The rows of all, which have the same number of bits."""
+    """The rows of all, which have the same number of bits. Raises ValueError if they do not."""
+    if len(matrices) == 1:
+        return matrices[0]
     minima = [matrix.minima for matrix in matrices if matrix.minima is not None]
     return BlockMatrix(
         np.concatenate([matrix.quants for matrix in matrices]),
@@ -65,8 +73,10 @@ def quantise(weight: npt.NDArray[Any]) -> BlockMatrix:
     padded = np.zeros((out, -(-width // BLOCK), BLOCK), np.float32)
     padded.reshape(out, -1)[:, :width] = weight
     largest = np.maximum(padded.max(axis=2), -padded.min(axis=2))
-    scales = (largest / 127).astype(np.float16).astype(np.float32)
-    # In terms of the scale as it is kept, of which the largest may be a little more than 127.
+    steps = largest / 127
+    nearest = steps.astype(np.float16)
+    # Never a smaller scale than the largest needs: it would be clipped, by as much as small numbers of float16 are apart.
+    scales = np.where(nearest < steps, np.nextafter(nearest, np.float16(np.inf)), nearest).astype(np.float32)
     inverse = np.divide(1, scales, out=np.zeros_like(scales), where=scales > 0)
     padded *= inverse[..., None]
     np.rint(padded, out=padded)

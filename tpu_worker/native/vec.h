@@ -93,9 +93,10 @@ template <int W>
 #elif defined(__GNUC__) && !defined(__clang__) && defined(__AVX2__)
   if constexpr (W == 8) {
     typedef char Bytes __attribute__((vector_size(16)));
-    Bytes bytes = {};
-    std::memcpy(&bytes, p, W);  // the instruction widens the lower eight bytes
-    return __builtin_convertvector((typename Vec<W>::i32)__builtin_ia32_pmovsxbd256(bytes), F);
+    typedef long long Halves __attribute__((vector_size(16)));
+    long long low;  // of which the instruction widens the bytes; a copy into half of a vector would go through memory
+    std::memcpy(&low, p, W);
+    return __builtin_convertvector((typename Vec<W>::i32)__builtin_ia32_pmovsxbd256((Bytes)(Halves){low, 0}), F);
   }
 #endif
   return __builtin_convertvector(load<typename Vec<W>::i8>(p), F);

@@ -106,7 +106,7 @@ class WeightLoader:
         return weights
 
     def _load(self, parameters: dict[str, ParameterSpec], allocate: Allocate) -> Weights:
-        read: dict[Part, npt.NDArray[Any]] = {}  # a tied embedding is read once
+        read: dict[Part, npt.NDArray[Any]] = {}  # a tied embedding is dequantised once
         weights: Weights = {}
         for name, parameter in parameters.items():
             if name in self._in_blocks:
