@@ -4,7 +4,7 @@ Where the machine multiplies bf16 by bf16 (AVX512-BF16), twice as fast as f32, i
 are large beside the others of their row, or the largest of their block, which keep about 16 bits. Sums stay f32.
 
 Every element of a product is added up in an order that depends on its row's inputs and on the shape of the weight only, whatever
-the number of rows, the rows beside it or the number of threads: a row of `linear` has the same bits in every batch and in every bucket.
+the number of rows, the rows beside it or the number of threads: a row of `linear` has the same bits in every batch and bucket.
 """
 
 import ctypes
