@@ -41,7 +41,7 @@ FLAGS = (
     Flag(
         "quantization",
         "model",
-        "keep weights as the file has them (auto), in bfloat16 or in 8 bits",
+        "auto: weights as the file has them; none: in bfloat16; int8: in 8 bits",
         choice("auto", "none", "int8"),
         "auto|none|int8",
     ),
