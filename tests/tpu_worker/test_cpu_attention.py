@@ -1,6 +1,5 @@
 """The C++ attention against the reference, and a token's bits against batch, chunks and buckets."""
 
-import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,10 +11,11 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
+from tests.tpu_worker.compiler import needs_compiler
 from tpu_worker.attention import AttentionMetadata, cpu, reference
 from tpu_worker.stacking import Layer
 
-pytestmark = pytest.mark.skipif(not any(map(shutil.which, ("g++", "clang++", "c++"))), reason="needs a C++ compiler")
+pytestmark = needs_compiler
 
 F32 = npt.NDArray[np.float32]
 STATIC = ("scale", "sliding_window", "soft_cap")

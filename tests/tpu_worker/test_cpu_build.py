@@ -1,7 +1,6 @@
 """The C++ kernels' build: once per machine and source, whole or not at all, and never fatal."""
 
 import platform
-import shutil
 import subprocess
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -9,11 +8,11 @@ from pathlib import Path
 import jax
 import pytest
 
+from tests.tpu_worker.compiler import needs_compiler
 from tpu_worker.matmul import preferred, prefers_blocks
 from tpu_worker.native import build
 
 LIBRARIES = tuple(build.LIBRARIES)
-needs_compiler = pytest.mark.skipif(not any(map(shutil.which, ("g++", "clang++", "c++"))), reason="needs a C++ compiler")
 
 
 @pytest.fixture

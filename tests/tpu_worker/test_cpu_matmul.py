@@ -2,7 +2,6 @@
 
 import os
 import platform
-import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -16,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
+from tests.tpu_worker.compiler import needs_compiler
 from tpu_worker import sampler
 from tpu_worker.matmul import cpu
 from tpu_worker.matmul.blocks import BLOCK, BlockMatrix, concatenate, quantise
@@ -23,7 +23,7 @@ from tpu_worker.native import build
 from tpu_worker.native.memory import Arena, process_arena
 from tpu_worker.stacking import take
 
-pytestmark = pytest.mark.skipif(not any(map(shutil.which, ("g++", "clang++", "c++"))), reason="needs a C++ compiler")
+pytestmark = needs_compiler
 
 F32 = npt.NDArray[np.float32]
 SHAPES = [(64, 64), (1, 33), (100, 77), (48, 1), (192, 1536), (40, 700)]  # (out, in): whole panels, cut ones, several depth blocks

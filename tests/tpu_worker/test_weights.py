@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import shutil
 from pathlib import Path
 
 import jax
@@ -15,6 +14,7 @@ from gguf.quants import dequantize, quantize
 from protocol.codec import Float32Array
 from protocol.config import Quantization
 from protocol.errors import ConfigError, ModelError
+from tests.tpu_worker.compiler import needs_compiler
 from tests.tpu_worker.tiny_models import CONFIG, Tensors, make_tensors, write_model
 from tpu_worker.kernels import Kernels, choose_kernels, xla_kernels
 from tpu_worker.models.llama import Weights, layer_parameters
@@ -140,7 +140,7 @@ def test_blocks_stand_for_what_they_are_dequantised_to(kind: str) -> None:
     np.testing.assert_array_equal(blocks.values(), dequantize(raw, ggml_type))
 
 
-@pytest.mark.skipif(not any(map(shutil.which, ("g++", "clang++", "c++"))), reason="needs a C++ compiler")
+@needs_compiler
 @pytest.mark.parametrize(
     ("first", "second", "bits"),
     [("Q4_1", "Q4_1", 4), ("Q4_0", "Q4_0", 4), ("Q8_0", "Q8_0", 8), ("Q4_1", "Q8_0", None), ("F32", "F32", None)],

@@ -28,6 +28,7 @@ template <int W, class B>
 inline constexpr int kRowElements = 2 * W;
 template <int W, class B>
 inline constexpr size_t kRowBytes = kRowElements<W, B> * sizeof(B);
+
 // Scratch memory: what all threads read of the caller's, and what a thread has for itself.
 enum { kPrepared, kProducts, kExpanded };
 

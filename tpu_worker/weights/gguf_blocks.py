@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from gguf.constants import GGMLQuantizationType
+from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
 
 from protocol.codec import Float32Array
 from tpu_worker.matmul.blocks import BLOCK, BlockMatrix
@@ -42,12 +42,12 @@ def _q4_k(blocks: Bytes) -> BlockMatrix:
     return _matrix(quants, scales, minima)
 
 
-_READERS: Mapping[int, tuple[int, Callable[[Bytes], BlockMatrix]]] = MappingProxyType(
+_READERS: Mapping[int, Callable[[Bytes], BlockMatrix]] = MappingProxyType(
     {
-        GGMLQuantizationType.Q4_0: (18, _q4_0),
-        GGMLQuantizationType.Q4_1: (20, _q4_1),
-        GGMLQuantizationType.Q8_0: (34, _q8_0),
-        GGMLQuantizationType.Q4_K: (144, _q4_k),
+        GGMLQuantizationType.Q4_0: _q4_0,
+        GGMLQuantizationType.Q4_1: _q4_1,
+        GGMLQuantizationType.Q8_0: _q8_0,
+        GGMLQuantizationType.Q4_K: _q4_k,
     }
 )
 
@@ -61,8 +61,8 @@ def bits_of(ggml_type: int) -> int | None:
 
 def blocks_of(rows: Bytes, ggml_type: int) -> BlockMatrix:
     """A tensor of [out, bytes of a row] of a type that `bits_of` knows."""
-    size, read = _READERS[ggml_type]
-    return read(rows.reshape(len(rows), -1, size))
+    _, size = GGML_QUANT_SIZES[GGMLQuantizationType(ggml_type)]
+    return _READERS[ggml_type](rows.reshape(len(rows), -1, size))
 
 
 def _halves(blocks: Bytes, offset: int) -> Float32Array:
