@@ -15,7 +15,7 @@ from matplotlib.axes import Axes
 
 from frontend.bench.engines import running_engine
 from frontend.client import SamplingParams
-from frontend.trace.steps import Steps, idle_share
+from frontend.client.steps import Steps, idle_share
 
 _SHOWN = 7  # steps
 _FLAGS = ("--device", "sim", "--sim-decode-us", "2000", "--sim-prefill-us-per-token", "0", "--max-model-len", "1024")

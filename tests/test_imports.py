@@ -17,8 +17,8 @@ HOMES = {
     "zmq": ("protocol",),
     "starlette": ("frontend",),
     "uvicorn": ("frontend",),
-    "jinja2": ("frontend/text",),  # templates come with models, so one place sandboxes them
-    "tokenizers": ("frontend/text",),
+    "jinja2": ("frontend/server/text",),  # templates come with models, so one place sandboxes them
+    "tokenizers": ("frontend/server/text",),
     # pickle runs what it reads; the others bring gigabytes or are what this engine stands in for
     **dict.fromkeys(("pickle", "dill", "cloudpickle", "marshal", "shelve", "torch", "transformers", "vllm"), ()),
 }

@@ -15,8 +15,8 @@ from frontend.client.progress import Progress
 from frontend.client.prompts import Messages, Prompt, Prompts, checked, conversation, to_wire
 from frontend.client.reports import steps_of
 from frontend.client.session import CONNECT_SECONDS, QUESTION_SECONDS, Report
+from frontend.client.steps import Steps
 from frontend.errors import DeadlineExceeded
-from frontend.trace.steps import Steps
 from frontend.wire import Health, HealthReport, StatsReport, TraceReport
 from frontend.wire import Prompt as WirePrompt
 from protocol.messages import EngineStats

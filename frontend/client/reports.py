@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from frontend.trace.steps import Steps, from_records
+from frontend.client.steps import Steps, from_records
 from frontend.wire import TraceReport
 
 

@@ -17,7 +17,7 @@ Programs: TypeAlias = Mapping[Role, Sequence[str]]  # role -> command line, with
 
 # -P keeps the working directory off the module path: a folder named `protocol` there must not stand in for ours.
 PROGRAMS: Programs = {
-    "frontend": (sys.executable, "-P", "-m", "frontend"),
+    "frontend": (sys.executable, "-P", "-m", "frontend.server"),
     "scheduler": (sys.executable, "-P", "-m", "scheduler_proc"),
     "worker": (sys.executable, "-P", "-m", "tpu_worker"),
 }

@@ -5,8 +5,8 @@ from collections.abc import Iterator
 import pytest
 
 from frontend.client import Client
-from tests.frontend.api.running import demo_config, running_engine
-from tests.frontend.ipc.serving import Served, serving
+from tests.frontend.server.api.running import demo_config, running_engine
+from tests.frontend.server.ipc.serving import Served, serving
 
 
 @pytest.fixture(scope="session")

@@ -15,8 +15,8 @@ from frontend.client import (
     RequestLost,
     SamplingParams,
 )
-from frontend.ipc.server import IpcServer
-from tests.frontend.ipc.serving import Served, serving
+from frontend.server.ipc.server import IpcServer
+from tests.frontend.server.ipc.serving import Served, serving
 
 SHORT = SamplingParams(max_tokens=6, seed=1, ignore_eos=True)
 ENDLESS = SamplingParams(seed=1, ignore_eos=True)

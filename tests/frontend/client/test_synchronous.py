@@ -7,7 +7,6 @@ import httpx
 import numpy as np
 import pytest
 
-from frontend import router as router_module
 from frontend.client import (
     Client,
     DeadlineExceeded,
@@ -18,7 +17,8 @@ from frontend.client import (
     SamplingParams,
     batch,
 )
-from tests.frontend.ipc.serving import Served, serving
+from frontend.server import router as router_module
+from tests.frontend.server.ipc.serving import Served, serving
 
 SHORT = SamplingParams(max_tokens=6, seed=1, ignore_eos=True)
 ENDLESS = SamplingParams(seed=1, ignore_eos=True)

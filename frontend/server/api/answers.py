@@ -1,0 +1,85 @@
+"""Writes the JSON of one request's answer, whole or in chunks."""
+
+import secrets
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+
+import msgspec
+
+from frontend.server.api import jobs
+from frontend.server.api.jobs import Output
+from frontend.server.api.schemas import GenerationRequest
+from frontend.server.generation import TextDelta, TextGeneration, TokenLogprob
+
+_json = msgspec.json.encode
+
+
+class Answer(ABC):
+    """What completions and chats share; each says how it writes text and log-probabilities.
+
+    Chunks are put together from bytes: what does not change within a request is encoded once.
+    """
+
+    def __init__(self, asked: GenerationRequest, *, id_prefix: str, kind: str, model: str) -> None:
+        # The wall clock: this is for people, and nothing is computed from it.
+        self._head = {"id": f"{id_prefix}-{secrets.token_hex(12)}", "object": kind, "created": int(time.time()), "model": model}
+        self._open = _json(self._head)[:-1] + b',"choices":[{"index":'
+        self._n = asked.choices
+        self._token_ids = asked.return_token_ids is True
+        options = asked.stream_options
+        self.wants_usage = options is not None and options.include_usage is True
+        self._continuous = options is not None and options.continuous_usage_stats is True
+        self._begun: set[int] = set()
+
+    @abstractmethod
+    def content_chunk(self, index: int, text: str, *, first: bool) -> bytes:
+        """Members of a chunk's choice that hold its text. `first`: of this choice."""
+
+    @abstractmethod
+    def content(self, index: int, text: str) -> dict[str, object]:
+        """Members of a whole choice that hold its text."""
+
+    @abstractmethod
+    def logprobs(self, tokens: list[TokenLogprob]) -> dict[str, object] | None:
+        """Log-probabilities in the format of the route; None where not asked."""
+
+    def chunk(self, index: int, generation: TextGeneration, delta: TextDelta) -> bytes:
+        """One event: what `delta` adds to choice `index`."""
+        first = index not in self._begun
+        if first:
+            self._begun.add(index)
+        content = self.content_chunk(index, delta.text, first=first)
+        if self._token_ids:
+            if first:
+                content += b',"prompt_token_ids":' + _json(generation.prompt_token_ids)
+            content += b',"token_ids":' + _json(delta.token_ids)
+        logprobs = self.logprobs(delta.logprobs)
+        if delta.finish_reason is None:
+            end = b',"finish_reason":null}]'
+        else:
+            end = b',"finish_reason":"%b","stop_reason":%b}]' % (delta.finish_reason.encode(), _json(delta.stop_reason))
+        if self._continuous:
+            end += b',"usage":' + _json(jobs.usage((generation,), 1))
+        return b'%b%d,%b,"logprobs":%b%b}' % (self._open, index, content, b"null" if logprobs is None else _json(logprobs), end)
+
+    def usage_chunk(self, generations: Sequence[TextGeneration]) -> bytes:
+        """The event without choices that ends a stream whose client asked for the usage."""
+        return _json({**self._head, "choices": [], "usage": jobs.usage(generations, self._n)})
+
+    def whole(self, generations: Sequence[TextGeneration], outputs: Sequence[Output]) -> bytes:
+        """The answer to a request that does not stream."""
+        choices = [self._choice(index, generations[index], output) for index, output in enumerate(outputs)]
+        return _json({**self._head, "choices": choices, "usage": jobs.usage(generations, self._n)})
+
+    def _choice(self, index: int, generation: TextGeneration, output: Output) -> dict[str, object]:
+        choice = {
+            "index": index,
+            **self.content(index, output.text),
+            "logprobs": self.logprobs(output.logprobs),
+            "finish_reason": output.finish_reason,
+            "stop_reason": output.stop_reason,
+        }
+        if self._token_ids:
+            choice |= {"prompt_token_ids": generation.prompt_token_ids, "token_ids": output.token_ids}
+        return choice

@@ -1,0 +1,99 @@
+"""POST /v1/completions."""
+
+from functools import partial
+
+import msgspec
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.types import ASGIApp
+
+from frontend.errors import InvalidRequest
+from frontend.server.api import body, jobs, logprobs
+from frontend.server.api.answers import Answer
+from frontend.server.api.errors import ApiError
+from frontend.server.api.schemas import COMPLETION_DECODER, CompletionRequest, refuse_unsupported
+from frontend.server.api.sse import EventStream, unless_gone
+from frontend.server.generation import TextEngine, TokenLogprob
+from frontend.server.text.detokenizer import decode
+from frontend.server.text.tokenizer import Tokenizer
+
+_json = msgspec.json.encode
+
+
+async def completions(request: Request) -> ASGIApp:
+    """One or several texts that go on from the prompts."""
+    engine: TextEngine = request.app.state.engine
+    asked = await body.read(request, COMPLETION_DECODER)
+    model = jobs.model_name(engine, asked.model)
+    _check(asked)
+    params = asked.sampling(max_tokens=asked.max_tokens, logprobs=asked.logprobs)
+    prompts = await _prompts(engine, asked)
+    generations = jobs.submit(engine, prompts, asked, params)
+    answer = CompletionAnswer(engine.tokenizer, asked, model, prompts)
+    if asked.stream:
+        last = partial(answer.usage_chunk, generations) if answer.wants_usage else bytes
+        return EventStream(generations, answer.chunk, last)
+    try:
+        outputs = await unless_gone(request.receive, jobs.collect(generations))
+    finally:
+        jobs.cancel(generations)
+    return Response(answer.whole(generations, outputs), media_type="application/json")
+
+
+def _check(asked: CompletionRequest) -> None:
+    refuse_unsupported(asked)
+    if asked.best_of is not None and asked.best_of != asked.choices:
+        raise ApiError(400, "best_of is supported only where it equals n", param="best_of", code="unsupported_parameter")
+    if asked.echo and asked.logprobs is not None:
+        raise ApiError(400, "echo with logprobs of the prompt is not supported", param="echo", code="unsupported_parameter")
+
+
+async def _prompts(engine: TextEngine, asked: CompletionRequest) -> list[list[int]]:
+    """Token ids of each prompt. Raises InvalidRequest on a mixture of kinds."""
+    given = [asked.prompt] if isinstance(asked.prompt, str) else asked.prompt
+    if len(given) > jobs.MAX_OUTPUTS and not isinstance(given[0], int):
+        raise InvalidRequest(f"at most {jobs.MAX_OUTPUTS} prompts in one request, not {len(given)}", "prompt")
+    texts = [item for item in given if isinstance(item, str)]
+    if texts and len(texts) == len(given):
+        adds = asked.add_special_tokens is not False
+        size = sum(map(len, texts))
+        return await jobs.off_loop(size, lambda: [engine.encode(text, adds) for text in texts])
+    ids = [item for item in given if isinstance(item, int)]
+    if ids and len(ids) == len(given):
+        return [ids]
+    lists = [item for item in given if isinstance(item, list)]
+    if lists and len(lists) == len(given):
+        return lists
+    if not given:
+        raise InvalidRequest("the prompt is empty", "prompt")
+    raise InvalidRequest("prompt must be a string, a list of strings, a list of token ids, or a list of such lists", "prompt")
+
+
+class CompletionAnswer(Answer):
+    """A text, behind its prompt where `echo` asks so."""
+
+    def __init__(self, tokenizer: Tokenizer, asked: CompletionRequest, model: str, prompts: list[list[int]]) -> None:
+        super().__init__(asked, id_prefix="cmpl", kind="text_completion", model=model)
+        self._tokenizer = tokenizer
+        self._logprobs = asked.logprobs is not None
+        self._echoes = [self._echo(asked.prompt, index, prompt) for index, prompt in enumerate(prompts)] if asked.echo else []
+
+    def _echo(self, given: object, index: int, token_ids: list[int]) -> str:
+        if isinstance(given, str):
+            return given
+        item = given[index] if isinstance(given, list) else None
+        return item if isinstance(item, str) else decode(self._tokenizer.bytes, token_ids)
+
+    def content_chunk(self, index: int, text: str, *, first: bool) -> bytes:
+        """See Answer."""
+        if first and self._echoes:
+            text = self._echoes[index // self._n] + text
+        return b'"text":' + _json(text)
+
+    def content(self, index: int, text: str) -> dict[str, object]:
+        """See Answer."""
+        return {"text": self._echoes[index // self._n] + text if self._echoes else text}
+
+    def logprobs(self, tokens: list[TokenLogprob]) -> dict[str, object] | None:
+        """See Answer."""
+        return logprobs.for_completions(self._tokenizer, tokens) if self._logprobs else None

@@ -1,0 +1,54 @@
+"""What stands before every route: the API key, and the request id that clients follow a request by."""
+
+import hmac
+from collections.abc import Sequence
+
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from frontend.server.api.errors import ApiError
+
+_OPEN = frozenset({"/health", "/ping", "/version"})  # all else needs a key where keys are set
+_LONGEST_ID = 256
+
+
+class Guard:
+    """ASGI middleware."""
+
+    def __init__(self, app: ASGIApp, api_keys: Sequence[str]) -> None:
+        """`api_keys` empty: any key, or none, is good."""
+        self._app = app
+        self._keys = [key.encode() for key in api_keys]
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answers 401 itself, or lets the application answer."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        authorization = request_id = b""
+        for name, value in scope["headers"]:
+            if name == b"authorization":
+                authorization = value
+            elif name == b"x-request-id":
+                request_id = value
+        if request_id and len(request_id) <= _LONGEST_ID and request_id.isascii() and request_id.decode().isprintable():
+            send = _echoing(send, request_id)
+        if self._keys and scope["path"] not in _OPEN and not self._knows(authorization):
+            error = ApiError(401, "no valid API key: send it as 'Authorization: Bearer KEY'", code="invalid_api_key")
+            await error.response()(scope, receive, send)
+            return
+        await self._app(scope, receive, send)
+
+    def _knows(self, authorization: bytes) -> bool:
+        scheme, _, key = authorization.partition(b" ")
+        # Each key is compared, so that the time tells nothing about which one is close.
+        matches = [hmac.compare_digest(key.strip(), known) for known in self._keys]
+        return scheme.lower() == b"bearer" and any(matches)
+
+
+def _echoing(send: Send, request_id: bytes) -> Send:
+    async def echo(message: Message) -> None:
+        if message["type"] == "http.response.start":
+            message["headers"] = [*message["headers"], (b"x-request-id", request_id)]
+        await send(message)
+
+    return echo

@@ -1,0 +1,117 @@
+"""What one HTTP request asks of the engine: several prompts, several outputs each."""
+
+import asyncio
+from collections.abc import Callable, Sequence
+from typing import TypeVar
+
+import msgspec
+
+from frontend.errors import InvalidRequest
+from frontend.server.api.errors import ApiError
+from frontend.server.api.schemas import GenerationRequest
+from frontend.server.generation import TextDelta, TextEngine, TextGeneration, TokenLogprob
+from protocol.messages import FinishReason
+from protocol.params import SamplingParams
+
+MAX_OUTPUTS = 1024  # prompts × n of one request: each is a request of the engine's own
+# Text that takes a worker thread: 10,000 characters are about a millisecond of tokenization, which the event loop can spare.
+_OFF_LOOP = 10_000
+
+Value = TypeVar("Value")
+
+
+class Output(msgspec.Struct):
+    """One finished output."""
+
+    text: str
+    token_ids: list[int]
+    logprobs: list[TokenLogprob]
+    finish_reason: FinishReason
+    stop_reason: int | str | None
+
+
+class Usage(msgspec.Struct, frozen=True, gc=False):
+    """Tokens read and written. A prompt counts once, however many outputs it has."""
+
+    prompt_tokens: int
+    completion_tokens: int
+    total_tokens: int
+    prompt_tokens_details: dict[str, int]
+
+
+def model_name(engine: TextEngine, asked: str | None) -> str:
+    """The name to answer with. Raises ApiError 404 when the model asked for is another."""
+    names = engine.config.served_model_names
+    if not asked:
+        return names[0]
+    if asked not in names:
+        message = f"the model {asked[:200]!r} is not served here; this engine serves {', '.join(names)}"
+        raise ApiError(404, message, param="model", code="model_not_found")
+    return asked
+
+
+async def off_loop(size: int, function: Callable[[], Value]) -> Value:
+    """Runs work on `size` characters where it does not hold up the streams of others."""
+    return function() if size < _OFF_LOOP else await asyncio.to_thread(function)
+
+
+def submit(
+    engine: TextEngine, prompts: Sequence[list[int]], request: GenerationRequest, params: SamplingParams
+) -> list[TextGeneration]:
+    """Starts `n` outputs of each prompt, in order: all of them, or none and InvalidRequest or what the router raises."""
+    if not prompts:
+        raise InvalidRequest("there is no prompt", "prompt")
+    for prompt in prompts:
+        engine.resolve(prompt, params)
+    if len(prompts) * params.n > MAX_OUTPUTS:
+        raise InvalidRequest(f"{len(prompts)} prompts with n = {params.n} make more than {MAX_OUTPUTS} outputs", "n")
+    started: list[TextGeneration] = []
+    try:
+        for prompt in prompts:
+            for index in range(params.n):
+                started.append(
+                    engine.generate(prompt, params, stream=bool(request.stream), index=index, cache_salt=request.cache_salt or "")
+                )
+    except BaseException:
+        cancel(started)
+        raise
+    return started
+
+
+def cancel(generations: Sequence[TextGeneration]) -> None:
+    """Aborts those that still run."""
+    for generation in generations:
+        generation.cancel()
+
+
+async def collect(generations: Sequence[TextGeneration]) -> list[Output]:
+    """The whole outputs, in order. Raises ApiError when one failed."""
+    return [await _collect(generation) for generation in generations]
+
+
+async def _collect(generation: TextGeneration) -> Output:
+    pieces: list[str] = []
+    output = Output("", [], [], "abort", None)
+    async for delta in generation:
+        fail_on_error(delta)
+        pieces.append(delta.text)
+        output.token_ids += delta.token_ids
+        output.logprobs += delta.logprobs
+        if delta.finish_reason is not None:
+            output.finish_reason, output.stop_reason = delta.finish_reason, delta.stop_reason
+    output.text = "".join(pieces)
+    return output
+
+
+def fail_on_error(delta: TextDelta) -> None:
+    """Raises ApiError when the engine gave the request up."""
+    if delta.finish_reason == "error":
+        raise ApiError(500, delta.message or "the engine failed on this request", code="internal_error")
+
+
+def usage(generations: Sequence[TextGeneration], n: int) -> Usage:
+    """Tokens so far. `generations` holds `n` outputs of each prompt."""
+    prompt = sum(len(generation.prompt_token_ids) for generation in generations[::n])
+    completion = sum(generation.num_output_tokens for generation in generations)
+    cached = sum(generation.num_cached_tokens for generation in generations[::n])
+    return Usage(prompt, completion, prompt + completion, {"cached_tokens": cached})

@@ -1,0 +1,218 @@
+"""The bodies of requests.
+
+Unknown fields are ignored, as clients send many; known ones that ask for what the engine cannot do are refused.
+"""
+
+from typing import ClassVar
+
+import msgspec
+
+from frontend.server.api.errors import ApiError, from_decoding
+from protocol.params import SamplingParams
+
+_ABSENT = msgspec.Raw(b"")
+
+# Neutral values of fields that are not supported, besides null, false, "", [] and {}.
+_NEUTRAL: dict[str, tuple[object, ...]] = {
+    "response_format": ({"type": "text"},),
+    "tool_choice": ("none", "auto"),
+    "function_call": ("none", "auto"),
+    "modalities": (["text"],),
+    "length_penalty": (1, 1.0),
+}
+
+
+class StreamOptions(msgspec.Struct, frozen=True):
+    """What a stream reports besides text."""
+
+    include_usage: bool | None = None
+    continuous_usage_stats: bool | None = None
+
+
+class GenerationRequest(msgspec.Struct, frozen=True, kw_only=True):
+    """The fields that completions and chats share. null means the default everywhere."""
+
+    model: str | None = None
+    max_tokens: int | None = None
+    min_tokens: int | None = None
+    temperature: float | None = None
+    top_p: float | None = None
+    top_k: int | None = None
+    min_p: float | None = None
+    n: int | None = None
+    seed: int | None = None
+    stop: str | list[str] | None = None
+    stop_token_ids: list[int] | None = None
+    ignore_eos: bool | None = None
+    include_stop_str_in_output: bool | None = None
+    skip_special_tokens: bool | None = None
+    repetition_penalty: float | None = None
+    presence_penalty: float | None = None
+    frequency_penalty: float | None = None
+    priority: int | None = None
+    cache_salt: str | None = None
+    add_special_tokens: bool | None = None
+    return_token_ids: bool | None = None
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+
+    logit_bias: msgspec.Raw = _ABSENT
+    allowed_token_ids: msgspec.Raw = _ABSENT
+    bad_words: msgspec.Raw = _ABSENT
+    prompt_logprobs: msgspec.Raw = _ABSENT
+    truncate_prompt_tokens: msgspec.Raw = _ABSENT
+    response_format: msgspec.Raw = _ABSENT
+    structured_outputs: msgspec.Raw = _ABSENT
+    guided_json: msgspec.Raw = _ABSENT
+    guided_regex: msgspec.Raw = _ABSENT
+    guided_choice: msgspec.Raw = _ABSENT
+    guided_grammar: msgspec.Raw = _ABSENT
+    use_beam_search: msgspec.Raw = _ABSENT
+    length_penalty: msgspec.Raw = _ABSENT
+
+    unsupported: ClassVar[tuple[str, ...]] = (
+        "logit_bias",
+        "allowed_token_ids",
+        "bad_words",
+        "prompt_logprobs",
+        "truncate_prompt_tokens",
+        "response_format",
+        "structured_outputs",
+        "guided_json",
+        "guided_regex",
+        "guided_choice",
+        "guided_grammar",
+        "use_beam_search",
+        "length_penalty",
+    )
+
+    @property
+    def choices(self) -> int:
+        """How many outputs each prompt gets."""
+        return 1 if self.n is None else self.n
+
+    def sampling(self, *, max_tokens: int | None, logprobs: int | None) -> SamplingParams:
+        """The engine's parameters; what is null here takes its default there. Not yet checked for range."""
+        stop = [self.stop] if isinstance(self.stop, str) else self.stop
+        given = {name: value for name in _SAMPLING_FIELDS if (value := getattr(self, name)) is not None}
+        return SamplingParams(max_tokens=max_tokens, logprobs=logprobs, stop=stop or [], **given)
+
+
+_SAMPLING_FIELDS = tuple(
+    name
+    for name in GenerationRequest.__struct_fields__
+    if name in SamplingParams.__struct_fields__ and name not in ("max_tokens", "stop")
+)
+
+
+class CompletionRequest(GenerationRequest, frozen=True, kw_only=True):
+    """POST /v1/completions."""
+
+    prompt: str | list[str | int | list[int]]
+    logprobs: int | None = None
+    echo: bool | None = None
+    best_of: int | None = None
+    suffix: msgspec.Raw = _ABSENT
+    prompt_embeds: msgspec.Raw = _ABSENT
+
+    unsupported: ClassVar[tuple[str, ...]] = (*GenerationRequest.unsupported, "suffix", "prompt_embeds")
+
+
+class ContentPart(msgspec.Struct, frozen=True):
+    """One part of a message's content."""
+
+    type: str
+    text: str | None = None
+
+
+class ChatMessage(msgspec.Struct, frozen=True):
+    """One message of a conversation."""
+
+    role: str
+    content: str | list[ContentPart] | None = None
+    name: str | None = None
+    tool_calls: msgspec.Raw = _ABSENT
+
+
+class ChatArguments(msgspec.Struct, frozen=True):
+    """The template variables that a client may set. Others are ignored: a template's own names are not a client's to change."""
+
+    enable_thinking: bool | None = None
+
+
+class ChatRequest(GenerationRequest, frozen=True, kw_only=True):
+    """POST /v1/chat/completions."""
+
+    messages: list[ChatMessage]
+    max_completion_tokens: int | None = None
+    logprobs: bool | None = None
+    top_logprobs: int | None = None
+    add_generation_prompt: bool | None = None
+    continue_final_message: bool | None = None
+    chat_template_kwargs: ChatArguments | None = None
+    chat_template: msgspec.Raw = _ABSENT
+    tools: msgspec.Raw = _ABSENT
+    tool_choice: msgspec.Raw = _ABSENT
+    functions: msgspec.Raw = _ABSENT
+    function_call: msgspec.Raw = _ABSENT
+    documents: msgspec.Raw = _ABSENT
+    modalities: msgspec.Raw = _ABSENT
+    audio: msgspec.Raw = _ABSENT
+    echo: msgspec.Raw = _ABSENT
+
+    unsupported: ClassVar[tuple[str, ...]] = (
+        *GenerationRequest.unsupported,
+        "chat_template",
+        "tools",
+        "tool_choice",
+        "functions",
+        "function_call",
+        "documents",
+        "modalities",
+        "audio",
+        "echo",
+    )
+
+
+class TokenizeRequest(msgspec.Struct, frozen=True, kw_only=True):
+    """POST /tokenize: a text, or a conversation."""
+
+    model: str | None = None
+    prompt: str | None = None
+    messages: list[ChatMessage] | None = None
+    add_special_tokens: bool | None = None
+    add_generation_prompt: bool | None = None
+
+
+class DetokenizeRequest(msgspec.Struct, frozen=True, kw_only=True):
+    """POST /detokenize."""
+
+    tokens: list[int]
+    model: str | None = None
+
+
+COMPLETION_DECODER = msgspec.json.Decoder(CompletionRequest)
+CHAT_DECODER = msgspec.json.Decoder(ChatRequest)
+TOKENIZE_DECODER = msgspec.json.Decoder(TokenizeRequest)
+DETOKENIZE_DECODER = msgspec.json.Decoder(DetokenizeRequest)
+
+
+def refuse_unsupported(request: CompletionRequest | ChatRequest) -> None:
+    """Raises ApiError naming the first field that asks for what the engine cannot do."""
+    for name in request.unsupported:
+        if asks_for_something(name, getattr(request, name)):
+            raise ApiError(400, f"{name} is not supported", param=name, code="unsupported_parameter")
+
+
+def asks_for_something(name: str, raw: msgspec.Raw) -> bool:
+    """Whether a field holds more than a neutral value."""
+    data = bytes(raw)
+    if not data:
+        return False
+    try:
+        value = msgspec.json.decode(data)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise from_decoding(error) from error
+    if value is None or value is False or (isinstance(value, str | list | dict) and not value):
+        return False
+    return not any(type(value) is type(neutral) and value == neutral for neutral in _NEUTRAL.get(name, ()))

@@ -1,0 +1,78 @@
+"""The routes about the engine itself: models, health, version, and the tokenizer by itself."""
+
+from importlib.metadata import version
+
+import msgspec
+from starlette.requests import Request
+from starlette.responses import Response
+
+from frontend.errors import InvalidRequest
+from frontend.server.api import body, jobs
+from frontend.server.api.chat import flatten
+from frontend.server.api.errors import ApiError
+from frontend.server.api.schemas import DETOKENIZE_DECODER, TOKENIZE_DECODER
+from frontend.server.generation import TextEngine
+from frontend.server.text.detokenizer import decode
+
+
+def _answer(fields: object, status: int = 200) -> Response:
+    return Response(msgspec.json.encode(fields), status, media_type="application/json")
+
+
+async def models(request: Request) -> Response:
+    """GET /v1/models."""
+    return _answer({"object": "list", "data": [_card(request, name) for name in _engine(request).config.served_model_names]})
+
+
+async def model(request: Request) -> Response:
+    """GET /v1/models/NAME."""
+    return _answer(_card(request, jobs.model_name(_engine(request), request.path_params["name"])))
+
+
+def _card(request: Request, name: str) -> dict[str, object]:
+    engine = _engine(request)
+    fields = {"id": name, "object": "model", "created": request.app.state.created, "owned_by": "twodeep"}
+    return {**fields, "root": engine.config.served_model_names[0], "max_model_len": engine.capacity.max_model_len}
+
+
+async def health(request: Request) -> Response:
+    """GET /health: 200 while a worker is alive, 503 while none is."""
+    alive, wanted = _engine(request).capacity.workers, _engine(request).config.workers
+    status = "ok" if alive == wanted else "degraded" if alive else "no worker is alive"
+    return _answer({"status": status, "workers": alive, "workers_wanted": wanted}, 200 if alive else 503)
+
+
+async def show_version(_: Request) -> Response:
+    """GET /version."""
+    return _answer({"version": version("twodeep")})
+
+
+async def tokenize(request: Request) -> Response:
+    """POST /tokenize."""
+    engine = _engine(request)
+    asked = await body.read(request, TOKENIZE_DECODER)
+    jobs.model_name(engine, asked.model)
+    text, adds = asked.prompt, asked.add_special_tokens is not False
+    if asked.messages is not None:
+        text = engine.chat_template.render(flatten(asked.messages), add_generation_prompt=asked.add_generation_prompt is not False)
+        adds = asked.add_special_tokens is True
+    if text is None:
+        raise InvalidRequest("tokenize needs a prompt or messages", "prompt")
+    tokens = await jobs.off_loop(len(text), lambda: engine.encode(text, adds))
+    return _answer({"count": len(tokens), "max_model_len": engine.capacity.max_model_len, "tokens": tokens})
+
+
+async def detokenize(request: Request) -> Response:
+    """POST /detokenize."""
+    engine = _engine(request)
+    asked = await body.read(request, DETOKENIZE_DECODER)
+    jobs.model_name(engine, asked.model)
+    size = engine.capacity.vocab_size
+    if any(not 0 <= token_id < size for token_id in asked.tokens):
+        raise ApiError(400, f"tokens holds ids outside the vocabulary of {size}", param="tokens")
+    return _answer({"prompt": decode(engine.tokenizer.bytes, asked.tokens)})
+
+
+def _engine(request: Request) -> TextEngine:
+    engine: TextEngine = request.app.state.engine
+    return engine

@@ -1,0 +1,167 @@
+"""The requests of one connection: taken in a little at a time, delivered as they come, aborted when nobody wants them."""
+
+import asyncio
+import logging
+from collections import deque
+from collections.abc import Callable, Coroutine
+
+from frontend.errors import EngineRecovering, EngineUnavailable, InvalidRequest, Overloaded
+from frontend.server.generation import TextEngine, TextGeneration
+from frontend.server.ipc.prompts import prompt_token_ids
+from frontend.wire import WHOLE_CONNECTION, Accepted, Delta, Logprob, Refusal, Refused, ServerMessage, Submit, TokenPrompt
+from protocol.clock import now
+from protocol.codec import pack_int32
+from protocol.errors import EngineError
+
+_LOG = logging.getLogger(__name__)
+
+_MOST_REQUESTS = 20_000  # accepted or waiting to be: a little above what the engine itself takes
+_INTAKE_SECONDS = 0.001  # of tokenization at a stretch, before others get their turn
+
+_REFUSALS: tuple[tuple[type[EngineError], Refusal], ...] = (
+    (InvalidRequest, "invalid"),
+    (Overloaded, "overloaded"),
+    (EngineRecovering, "recovering"),
+    (EngineUnavailable, "unavailable"),
+)
+
+
+class Requests:
+    """Turns each Submit into generations, and these into Deltas."""
+
+    def __init__(self, engine: TextEngine, say: Callable[[ServerMessage], None]) -> None:
+        """`say` sends a message to the client."""
+        self._engine = engine
+        self._say = say
+        self._last_id = WHOLE_CONNECTION
+        self._intake: deque[Submit] = deque()
+        self._taking_in = False
+        self._running: dict[int, list[TextGeneration]] = {}  # empty: not yet submitted
+        self._tasks: set[asyncio.Task[None]] = set()
+        self.may_say = asyncio.Event()  # cleared while the client does not keep up: deltas then merge in the router
+        self.may_say.set()
+
+    def submit(self, submit: Submit) -> None:
+        """Takes a request in, or refuses it."""
+        request_id = submit.request_id
+        if request_id <= self._last_id:
+            self._say(Refused(request_id, "malformed", f"request ids must rise: {request_id} came after {self._last_id}"))
+            return
+        self._last_id = request_id
+        if len(self._running) >= _MOST_REQUESTS:
+            text = f"{_MOST_REQUESTS} requests of this connection are under way: try again later"
+            self._say(Refused(request_id, "overloaded", text, retry_after=1.0))
+            return
+        self._running[request_id] = []
+        self._intake.append(submit)
+        if not self._taking_in:
+            self._taking_in = True
+            self.start(WHOLE_CONNECTION, self._take_in())
+
+    def cancel(self, request_id: int) -> None:
+        """Aborts a request. Without effect on one that has ended."""
+        for generation in self._running.pop(request_id, ()):
+            generation.cancel()
+
+    def cancel_all(self) -> list[int]:
+        """Aborts everything, and returns what that was."""
+        request_ids = list(self._running)
+        for request_id in request_ids:
+            self.cancel(request_id)
+        self.may_say.set()
+        return request_ids
+
+    async def wait(self) -> None:
+        """Returns when everything has ended and was said."""
+        while self._tasks:
+            await asyncio.wait(self._tasks)
+
+    def start(self, request_id: int, work: Coroutine[None, None, None]) -> None:
+        """Runs `work` for a request; if it fails, the request does."""
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+
+        def done(task: asyncio.Task[None]) -> None:
+            self._tasks.discard(task)
+            if not task.cancelled() and (error := task.exception()) is not None:
+                self._fail(request_id, error)
+
+        task.add_done_callback(done)
+
+    async def _take_in(self) -> None:
+        """Tokenizes and submits what waits, in order."""
+        try:
+            began = now()
+            while self._intake:
+                submit = self._intake.popleft()
+                try:
+                    if submit.request_id in self._running:  # else cancelled meanwhile
+                        await self._submit(submit)
+                except Exception as error:  # noqa: BLE001 - whatever it is concerns one request, and those behind it go on
+                    self._fail(submit.request_id, error)
+                if now() - began > _INTAKE_SECONDS:
+                    await asyncio.sleep(0)
+                    began = now()
+        finally:
+            self._taking_in = False
+
+    async def _submit(self, submit: Submit) -> None:
+        request_id, params = submit.request_id, submit.params
+        generations: list[TextGeneration] = []
+        try:
+            prompt = await prompt_token_ids(self._engine, submit.prompt)
+            if request_id not in self._running:  # cancelled while a long text was tokenized
+                return
+            self._engine.resolve(prompt, params)  # checks `n` before anything is made `n` times
+            for index in range(params.n):
+                generations.append(
+                    self._engine.generate(prompt, params, stream=submit.stream, index=index, cache_salt=submit.cache_salt)
+                )
+        except EngineError as error:
+            for generation in generations:
+                generation.cancel()
+            if self._running.pop(request_id, None) is not None:
+                self._say(_refused(request_id, error))
+            return
+        if not isinstance(submit.prompt, TokenPrompt):
+            self._say(Accepted(request_id, pack_int32(prompt)))
+        self._running[request_id] = list(generations)
+        for index, generation in enumerate(generations):
+            self.start(request_id, self._deliver(submit, index, generation))
+
+    async def _deliver(self, submit: Submit, index: int, generation: TextGeneration) -> None:
+        """Says one output as it comes, or once it is complete."""
+        request_id, stream = submit.request_id, submit.stream
+        texts: list[str] = []
+        token_ids: list[int] = []
+        logprobs: list[Logprob] = []
+        async for delta in generation:
+            texts.append(delta.text)
+            token_ids += delta.token_ids
+            logprobs += [Logprob(one.token_id, one.logprob, one.rank, one.top) for one in delta.logprobs]
+            end = delta.finish_reason
+            if end is None and not stream:
+                continue
+            text, cached = "".join(texts), generation.num_cached_tokens
+            self._say(Delta(request_id, index, text, token_ids, end, delta.stop_reason, cached, tuple(logprobs), delta.message))
+            texts, token_ids, logprobs = [], [], []
+            if not self.may_say.is_set():
+                await self.may_say.wait()
+        running = self._running.get(request_id)
+        if running is not None:
+            running.remove(generation)
+            if not running:
+                del self._running[request_id]
+
+    def _fail(self, request_id: int, error: BaseException) -> None:
+        """A fault of ours: the log gets the reason, the client only learns that there is one."""
+        _LOG.error("a request of a Python client failed", exc_info=error)
+        self.cancel(request_id)
+        self._say(Refused(request_id, "lost", "the engine failed on this request"))
+
+
+def _refused(request_id: int, error: EngineError) -> Refused:
+    kind: Refusal = next((kind for family, kind in _REFUSALS if isinstance(error, family)), "lost")
+    retry_after = error.retry_after if isinstance(error, Overloaded) else 0.0
+    param = error.param if isinstance(error, InvalidRequest) else None
+    return Refused(request_id, kind, str(error), param, retry_after)

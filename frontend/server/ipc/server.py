@@ -1,0 +1,74 @@
+"""Serves Python clients on a Unix stream socket (`frontend.wire`); not ZeroMQ, so that a client that leaves is noticed."""
+
+import asyncio
+import logging
+from pathlib import Path
+
+from frontend.server.generation import TextEngine
+from frontend.server.ipc.connection import Connection
+from frontend.server.ipc.listener import ListeningSocket, may_connect
+from protocol.config import EngineConfig
+
+_LOG = logging.getLogger(__name__)
+
+_LAST_WORDS_SECONDS = 5.0  # for clients to read what is left; one that does not must not hold up the end
+
+
+class IpcServer:
+    """The interface of the Python client. The socket listens from `bind` on: who connects early waits for the engine."""
+
+    engine: TextEngine  # from `start` on
+
+    def __init__(self, path: Path, config: EngineConfig) -> None:
+        self._path = path
+        self._listener: ListeningSocket | None = None
+        self._server: asyncio.Server | None = None
+        self.config = config
+        self.connections: set[Connection] = set()
+        self.malformed_frames = 0
+        self.draining = False
+
+    def bind(self) -> None:
+        """Takes the path. Raises AddressError when it is taken or cannot be used."""
+        self._listener = ListeningSocket(self._path)
+
+    async def start(self, engine: TextEngine) -> None:
+        """Serves from now on."""
+        assert self._listener is not None, "bind comes first"
+        self.engine = engine
+        loop = asyncio.get_running_loop()
+        self._server = await loop.create_unix_server(lambda: Connection(self, _is_welcome), sock=self._listener.socket)
+
+    def stop_accepting(self) -> None:
+        """Takes no new clients; those that are here see their requests end, and are told what happens to new ones."""
+        self.draining = True
+        if self._server is not None:
+            self._server.close()
+        self._remove()
+
+    async def finish(self) -> None:
+        """Delivers what is left, then hangs up on everyone. Requests that still run are lost."""
+        all_ended = self.engine.router.num_requests == 0
+        ending = [asyncio.ensure_future(one.finish(wait_for_requests=all_ended)) for one in self.connections]
+        if not ending:
+            return
+        await asyncio.wait(ending, timeout=_LAST_WORDS_SECONDS)
+        for connection in list(self.connections):
+            connection.abort()
+        await asyncio.wait(ending)
+
+    def close(self) -> None:
+        """Removes the socket."""
+        self._remove()
+
+    def _remove(self) -> None:
+        if self._listener is not None:
+            self._listener.close()
+            self._listener = None
+
+
+def _is_welcome(transport: asyncio.Transport) -> bool:
+    if may_connect(transport.get_extra_info("socket")):
+        return True
+    _LOG.warning("a Python client of another user was turned away")
+    return False

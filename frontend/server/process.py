@@ -1,0 +1,92 @@
+"""The frontend process: binds its sockets, waits for the engine, serves, drains."""
+
+import asyncio
+import shutil
+import signal
+from collections.abc import Coroutine
+from pathlib import Path
+
+from frontend.server.api.app import create_app
+from frontend.server.generation import TextEngine
+from frontend.server.http_server import HttpServer, bind_http
+from frontend.server.ipc.server import IpcServer
+from frontend.server.router import Router
+from frontend.server.text.chat import ChatTemplate
+from frontend.server.text.tokenizer import load_tokenizer
+from protocol.config import ChildSpec
+from protocol.messages import Drain, LauncherToChild, Progress, Ready
+from protocol.supervision import SupervisionLink
+
+
+class FrontendProcess:
+    """Everything that the frontend runs, on one event loop."""
+
+    def __init__(self, spec: ChildSpec, launcher: SupervisionLink[LauncherToChild]) -> None:
+        self._spec = spec
+        self._config = spec.config
+        self._launcher = launcher
+        self._stop = asyncio.Event()
+        self._orphaned = False
+
+    async def run(self) -> None:
+        """Serves until the launcher says drain, or is gone. Raises EngineError when it cannot boot."""
+        config, loop = self._config, asyncio.get_running_loop()
+        loop.add_reader(self._launcher.fileno(), self._on_launcher)
+        loop.add_signal_handler(signal.SIGTERM, self._stop.set)
+        listener = bind_http(config.host, config.port)
+        ipc = IpcServer(Path(config.ipc_path), config)
+        ipc.bind()
+        try:
+            self._launcher.send(Progress("loading the tokenizer", 0, 1))
+            tokenizer = load_tokenizer(config)
+            template = ChatTemplate(tokenizer.chat_template, tokenizer.special.texts)
+            router = Router(config, self._spec.run_dir)
+            if not await self._unless_stopped(router.start()):
+                return
+            engine = TextEngine(config, router, tokenizer, template)
+            http = HttpServer(create_app(engine, config), listener, config.drain_timeout)
+            http.listen()
+            serving = asyncio.create_task(http.run_until_stopped(), name="http")
+            await ipc.start(engine)
+            host, port = listener.getsockname()[:2]
+            self._launcher.send(Ready(self._facts(f"http://{f'[{host}]' if ':' in host else host}:{port}", router)))
+            await self._stop.wait()
+            http.stop()
+            ipc.stop_accepting()
+            if not self._orphaned:
+                await asyncio.wait([asyncio.create_task(router.drain(), name="drain")], timeout=config.drain_timeout)
+                await ipc.finish()
+                await serving
+            router.close()
+        finally:
+            ipc.close()
+            listener.close()
+            if self._orphaned:  # nobody else is left to do it
+                shutil.rmtree(self._spec.run_dir, ignore_errors=True)
+
+    async def _unless_stopped(self, starting: Coroutine[object, object, object]) -> bool:
+        """Waits for the engine; False when the stop came first."""
+        tasks = [asyncio.create_task(starting, name="start"), asyncio.create_task(self._stop.wait(), name="stop")]
+        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        return tasks[0].done()
+
+    def _on_launcher(self) -> None:
+        order = self._launcher.receive()
+        if isinstance(order, Drain):
+            self._stop.set()
+        elif self._launcher.closed:
+            self._orphaned = True
+            asyncio.get_running_loop().remove_reader(self._launcher.fileno())
+            self._stop.set()
+
+    def _facts(self, address: str, router: Router) -> dict[str, str | int]:
+        capacity = router.capacity
+        return {
+            "address": address,
+            "socket": self._config.ipc_path,
+            "model": self._config.served_model_names[0],
+            "workers": capacity.workers,
+            "device": capacity.device,
+            "queue_depth": self._config.queue_depth,
+            "kv_cache_tokens": capacity.num_blocks * capacity.block_size,
+        }

@@ -1,0 +1,152 @@
+"""The model's tokenizer: text to token ids, and the ids that mean something to the engine."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from tokenizers import Tokenizer as FastTokenizer
+
+from frontend.errors import InvalidRequest
+from frontend.server.text.gguf_tokenizer import build_from_gguf
+from frontend.server.text.token_bytes import TokenBytes
+from protocol.config import EngineConfig
+from protocol.errors import ModelError
+from protocol.gguf_header import Value, read_gguf_header
+
+# No token of a known vocabulary is longer (the longest are runs of spaces): a text that exceeds it per token of context cannot fit.
+_LONGEST_TOKEN = 256
+
+
+@dataclass(frozen=True, slots=True)
+class SpecialTokens:
+    """Ids and texts of the tokens with a meaning of their own. `eos_ids` end a generation."""
+
+    eos_ids: tuple[int, ...]
+    bos_id: int | None
+    texts: dict[str, str]  # "bos_token", "eos_token", …: what chat templates may name
+
+
+class Tokenizer:
+    """Encodes prompts and knows the bytes of each token. Stateless after construction; `encode` may run on any thread."""
+
+    def __init__(self, fast: FastTokenizer, special: SpecialTokens, chat_template: str | None) -> None:
+        """Raises ModelError when the decoder is of a kind that cannot be run token by token."""
+        fast.no_truncation()
+        fast.no_padding()
+        self._fast = fast
+        self.special = special
+        self.chat_template = chat_template
+        self.special_ids = frozenset(token_id for token_id, token in fast.get_added_tokens_decoder().items() if token.special)
+        self.bytes = TokenBytes(fast)  # every token, special ones by their names
+        self.bytes_without_special = TokenBytes(fast, hidden=self.special_ids)
+
+    @property
+    def vocab_size(self) -> int:
+        """Number of token ids that have a text."""
+        return self._fast.get_vocab_size(with_added_tokens=True)
+
+    def encode(self, text: str, *, add_special_tokens: bool = True, limit: int | None = None) -> list[int]:
+        """Token ids of a text. `limit`: tokens of context; a text that cannot fit is refused before it is tokenized.
+
+        Raises InvalidRequest on text that no tokenizer can take: too long for `limit`, or with lone surrogates.
+        """
+        if limit is not None and len(text) > limit * _LONGEST_TOKEN:
+            raise InvalidRequest(f"the prompt's {len(text)} characters cannot fit into {limit} tokens of context", "prompt")
+        try:
+            return self._fast.encode(text, add_special_tokens=add_special_tokens).ids
+        except (TypeError, UnicodeEncodeError) as error:
+            raise InvalidRequest("the text holds lone surrogates, which no encoding of Unicode allows", "prompt") from error
+
+    def text_of(self, token_id: int) -> str:
+        """One token by itself, as log-probabilities show it: OpenAI's `bytes:\\xe2\\x82` for a part of a character."""
+        data = self.bytes[token_id]
+        try:
+            return data.decode()
+        except UnicodeDecodeError:
+            return "bytes:" + "".join(f"\\x{byte:02x}" for byte in data)
+
+
+def load_tokenizer(config: EngineConfig) -> Tokenizer:
+    """The tokenizer of the configured model. Raises ModelError naming the file and what is wrong or unsupported."""
+    path = Path(config.model_path)
+    return _from_gguf(path) if config.model_format == "gguf" else _from_huggingface(path)
+
+
+def _from_gguf(path: Path) -> Tokenizer:
+    metadata = read_gguf_header(path).metadata
+    try:
+        fast, tokens = build_from_gguf(metadata)
+    except Exception as error:  # the library raises the base class itself
+        raise ModelError(f"{path}: cannot build its tokenizer: {error}") from error
+    texts = {}
+    for name, key in (("bos", "bos"), ("eos", "eos"), ("unk", "unknown"), ("pad", "padding")):
+        token_id = _token_id(metadata, key)
+        if token_id is not None and token_id < len(tokens):
+            texts[f"{name}_token"] = tokens[token_id]
+    # A turn or a message may end with another token than a document: each of them ends an answer.
+    ends = {
+        token_id for key in ("eos", "eot", "eom") if (token_id := _token_id(metadata, key)) is not None and token_id < len(tokens)
+    }
+    template = metadata.get("tokenizer.chat_template")
+    special = SpecialTokens(tuple(sorted(ends)), _token_id(metadata, "bos"), texts)
+    return Tokenizer(fast, special, template if isinstance(template, str) else None)
+
+
+def _token_id(metadata: dict[str, Value], key: str) -> int | None:
+    value = metadata.get(f"tokenizer.ggml.{key}_token_id")
+    return value if isinstance(value, int) and value >= 0 else None
+
+
+def _from_huggingface(path: Path) -> Tokenizer:
+    file = path / "tokenizer.json"
+    if not file.is_file():
+        raise ModelError(f"{path}: no tokenizer.json; convert the tokenizer with transformers' save_pretrained on a fast tokenizer")
+    try:
+        fast = FastTokenizer.from_file(str(file))
+    except Exception as error:  # the library raises the base class itself
+        raise ModelError(f"{file}: not a readable tokenizer: {error}") from error
+    settings = _read_json(path / "tokenizer_config.json")
+    texts = {key: text for key, value in settings.items() if key.endswith("_token") and (text := _token_text(value)) is not None}
+    ends: set[int] = set()
+    for name in ("generation_config.json", "config.json"):  # the first that says it: generation_config overrides config
+        ends.update(_ids(_read_json(path / name).get("eos_token_id")))
+        if ends:
+            break
+    if (eos := fast.token_to_id(texts.get("eos_token", ""))) is not None:
+        ends.add(eos)
+    special = SpecialTokens(tuple(sorted(ends)), fast.token_to_id(texts.get("bos_token", "")), texts)
+    return Tokenizer(fast, special, _template(path, settings))
+
+
+def _read_json(path: Path) -> dict[str, object]:
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError, RecursionError) as error:
+        raise ModelError(f"{path}: not readable JSON: {error}") from error
+    if not isinstance(value, dict):
+        raise ModelError(f"{path}: holds no JSON object")
+    return value
+
+
+def _token_text(value: object) -> str | None:
+    if isinstance(value, dict):  # older files write an AddedToken
+        value = value.get("content")
+    return value if isinstance(value, str) else None
+
+
+def _ids(value: object) -> list[int]:
+    values = value if isinstance(value, list) else [value]
+    return [item for item in values if isinstance(item, int) and item >= 0]
+
+
+def _template(path: Path, settings: dict[str, object]) -> str | None:
+    file = path / "chat_template.jinja"
+    if file.is_file():
+        return file.read_text(encoding="utf-8")
+    template = settings.get("chat_template")
+    if isinstance(template, list):  # several by name; the others are for tools and retrieval
+        named = {entry.get("name"): entry.get("template") for entry in template if isinstance(entry, dict)}
+        template = named.get("default")
+    return template if isinstance(template, str) else None

@@ -1,0 +1,177 @@
+"""Whatever comes from outside gets an answer below 500, in OpenAI's format, and the engine goes on."""
+
+import json
+import socket
+from typing import Any
+from urllib.parse import urlsplit
+
+import httpx
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from frontend.server.api.body import MAX_BODY
+from tests.frontend.server.api.running import RunningEngine
+
+_ASK: dict[str, Any] = {"model": "demo", "prompt": "Hello", "max_tokens": 2}
+_PATHS = ("/v1/completions", "/v1/chat/completions", "/tokenize", "/detokenize")
+
+
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [
+        ({"prompt": ""}, "prompt"),
+        ({"prompt": []}, "prompt"),
+        ({"prompt": [[]]}, "prompt"),
+        ({"prompt": ["a", 1]}, "prompt"),
+        ({"prompt": [1, [2]]}, "prompt"),
+        ({"prompt": [True]}, "prompt[0]"),
+        ({"prompt": [49152]}, "prompt"),
+        ({"prompt": [-1]}, "prompt"),
+        ({"prompt": [2**63]}, "prompt"),
+        ({"prompt": [5] * 8192}, "prompt"),
+        ({"prompt": "word " * 9000}, "prompt"),
+        ({"prompt": "x" * 3_000_000}, "prompt"),
+        ({"prompt": ["a"] * 2000}, "prompt"),
+        ({"prompt": ["a"] * 100, "n": 100}, "n"),
+        ({"prompt": None}, "prompt"),
+        ({"prompt": {"a": 1}}, "prompt"),
+        ({"max_tokens": 0}, "max_tokens"),
+        ({"max_tokens": -1}, "max_tokens"),
+        ({"max_tokens": 8192}, "max_tokens"),
+        ({"max_tokens": 10**9}, "max_tokens"),
+        ({"max_tokens": "5"}, "max_tokens"),
+        ({"max_tokens": 1.5}, "max_tokens"),
+        ({"min_tokens": 5}, "min_tokens"),
+        ({"n": 0}, "n"),
+        ({"n": 10**9}, "n"),
+        ({"best_of": 2}, "best_of"),
+        ({"temperature": -1}, "temperature"),
+        ({"temperature": "hot"}, "temperature"),
+        ({"top_p": 0}, "top_p"),
+        ({"top_k": -2}, "top_k"),
+        ({"min_p": 2}, "min_p"),
+        ({"seed": 2**63}, "seed"),
+        ({"stop": ["x"] * 500_000}, "stop"),
+        ({"stop": ["x" * 2000]}, "stop"),
+        ({"stop": ""}, "stop"),
+        ({"stop": [1]}, "stop[0]"),
+        ({"stop_token_ids": [49152]}, "stop_token_ids"),
+        ({"stop_token_ids": list(range(3, 19))}, "stop_token_ids"),
+        ({"logprobs": 21}, "logprobs"),
+        ({"echo": True, "logprobs": 1}, "echo"),
+        ({"repetition_penalty": 0}, "repetition_penalty"),
+        ({"presence_penalty": 3}, "presence_penalty"),
+        ({"priority": 2**40}, "priority"),
+        ({"logit_bias": {"5": 1}}, "logit_bias"),
+        ({"suffix": "end"}, "suffix"),
+        ({"prompt_logprobs": 0}, "prompt_logprobs"),
+        ({"structured_outputs": {"regex": "a"}}, "structured_outputs"),
+        ({"stream_options": 5}, "stream_options"),
+    ],
+)
+def test_a_bad_value_is_named(http: httpx.Client, fields: dict[str, Any], param: str) -> None:
+    response = http.post("/v1/completions", json=_ASK | fields)
+    assert response.status_code == 400, response.text
+    error = response.json()["error"]
+    assert error["param"] == param
+    assert error["type"] == "invalid_request_error"
+    assert param.partition("[")[0] in error["message"]
+
+
+@pytest.mark.parametrize("path", _PATHS)
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"",
+        b"{",
+        b"null",
+        b"[]",
+        b'"text"',
+        b"{}",
+        b'{"prompt": nan}',
+        b'{"prompt": "\xff\xfe"}',
+        b'{"prompt": "\\ud800"}',
+        b'{"prompt": "a"} trailing',
+        b'{"prompt": ' + b"[" * 100_000 + b"]" * 100_000 + b"}",
+        b'{"ignored": ' + b"[" * 100_000 + b"]" * 100_000 + b"}",
+        b'{"ignored": ' + b'{"a":' * 100_000,
+        b'{"logit_bias": ' + b"[" * 100_000 + b"]" * 100_000 + b', "prompt": "a"}',
+        b'{"max_tokens": ' + b"9" * 10_000 + b"}",
+        b'{"tokens": [-1], "prompt": [-1], "messages": 1}',
+    ],
+)
+def test_a_bad_body_is_a_bad_request(http: httpx.Client, path: str, data: bytes) -> None:
+    response = http.post(path, content=data)
+    assert response.status_code == 400, response.text
+    assert set(response.json()["error"]) == {"message", "type", "param", "code"}
+
+
+def test_a_body_too_large_is_refused_with_and_without_a_length(http: httpx.Client) -> None:
+    piece = b"x" * (1 << 20)
+    assert http.post("/v1/completions", content=piece * (MAX_BODY // len(piece) + 1)).status_code == 413
+    response = http.post("/v1/completions", content=(piece for _ in range(MAX_BODY // len(piece) + 1)))
+    assert response.status_code == 413
+    assert response.json()["error"]["code"] == "body_too_large"
+
+
+def test_another_model_another_path_another_method(http: httpx.Client) -> None:
+    response = http.post("/v1/completions", json=_ASK | {"model": "gpt-9"})
+    assert (response.status_code, response.json()["error"]["code"]) == (404, "model_not_found")
+    response = http.get("/v1/nothing")
+    assert (response.status_code, response.json()["error"]["code"]) == (404, "not_found")
+    response = http.get("/v1/completions")
+    assert (response.status_code, response.json()["error"]["type"]) == (405, "invalid_request_error")
+
+
+def test_a_model_by_its_other_name_or_by_none(http: httpx.Client) -> None:
+    assert http.post("/v1/completions", json=_ASK | {"model": "alias"}).json()["model"] == "alias"
+    assert http.post("/v1/completions", json=_ASK | {"model": None}).json()["model"] == "demo"
+
+
+def test_when_one_prompt_is_bad_none_is_started(http: httpx.Client, running: RunningEngine) -> None:
+    before = running.run(running.engine.router.stats()).counters
+    assert http.post("/v1/completions", json=_ASK | {"prompt": [[1], [2], [99999]]}).status_code == 400
+    after = running.run(running.engine.router.stats()).counters
+    assert after.get("requests", 0) == before.get("requests", 0)
+
+
+_VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8) | st.just("demo"),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+    max_leaves=8,
+)
+_FIELDS = st.sampled_from(
+    [
+        "model", "prompt", "messages", "max_tokens", "max_completion_tokens", "temperature", "top_p", "top_k", "min_p", "n", "seed",
+        "stop", "stop_token_ids", "stream", "stream_options", "logprobs", "top_logprobs", "echo", "best_of", "logit_bias", "tools",
+        "response_format", "tokens", "priority", "cache_salt", "return_token_ids", "min_tokens", "chat_template_kwargs",
+    ]
+)  # fmt: skip
+
+
+@settings(max_examples=250, deadline=None)
+@given(st.sampled_from(_PATHS), st.dictionaries(_FIELDS, _VALUES, max_size=6), st.booleans())
+def test_any_json_gets_an_answer_below_500(http: httpx.Client, path: str, fields: dict[str, Any], valid: bool) -> None:
+    if valid:  # let the fuzz reach behind the schema
+        fields = {"prompt": "Hello", "messages": [{"role": "user", "content": "Hi"}], "tokens": [1]} | fields
+    for name in ("max_tokens", "max_completion_tokens"):
+        if fields.get(name) is None:
+            fields[name] = 2  # not the whole context
+    response = http.post(path, content=json.dumps(fields).encode())
+    assert response.status_code in (200, 400, 404), response.text
+    if response.status_code != 200:
+        assert set(response.json()["error"]) == {"message", "type", "param", "code"}
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.sampled_from(_PATHS), st.binary(max_size=60))
+def test_any_bytes_get_an_answer_below_500(http: httpx.Client, path: str, data: bytes) -> None:
+    assert http.post(path, content=data).status_code == 400
+
+
+def test_a_request_cut_off_in_its_body_leaves_the_server_alive(http: httpx.Client, running: RunningEngine) -> None:
+    address = urlsplit(running.url)
+    with socket.create_connection((address.hostname, address.port)) as raw:
+        raw.sendall(b"POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-length: 100\r\n\r\n{")
+    assert http.get("/health").status_code == 200

@@ -1,0 +1,64 @@
+"""The routes about the engine, API keys and request ids."""
+
+from collections.abc import Iterator
+
+import httpx
+import pytest
+from starlette.applications import Starlette
+from starlette.responses import PlainTextResponse
+from starlette.routing import Route
+from starlette.testclient import TestClient
+
+from frontend.server.api.guard import Guard
+from tests.frontend.server.api.running import RunningEngine
+
+
+def test_models(http: httpx.Client) -> None:
+    listed = http.get("/v1/models").json()
+    assert [card["id"] for card in listed["data"]] == ["demo", "alias"]
+    assert listed["data"][0]["max_model_len"] == 8192
+    assert http.get("/v1/models/alias").json()["root"] == "demo"
+    assert http.get("/v1/models/other").status_code == 404
+
+
+def test_health_and_version(http: httpx.Client) -> None:
+    assert http.get("/health").json() == {"status": "ok", "workers": 1, "workers_wanted": 1}
+    assert http.get("/ping").status_code == 200
+    assert set(http.get("/version").json()) == {"version"}
+
+
+def test_text_to_tokens_and_back(http: httpx.Client, running: RunningEngine) -> None:
+    ids = http.post("/tokenize", json={"prompt": "Hello world"}).json()
+    assert ids == {"count": 2, "max_model_len": 8192, "tokens": [19556, 905]}
+    assert http.post("/detokenize", json={"tokens": ids["tokens"]}).json() == {"prompt": "Hello world"}
+    messages = [{"role": "user", "content": "Hi"}]
+    tokens = http.post("/tokenize", json={"messages": messages}).json()["tokens"]
+    assert tokens == running.engine.encode(running.engine.chat_template.render(messages), add_special_tokens=False)
+    assert http.post("/tokenize", json={}).status_code == 400
+
+
+@pytest.mark.parametrize(("sent", "echoed"), [("abc-123", "abc-123"), ("x" * 300, None)])
+def test_a_request_id_comes_back(http: httpx.Client, sent: str, echoed: str | None) -> None:
+    assert http.get("/health", headers={"x-request-id": sent}).headers.get("x-request-id") == echoed
+
+
+@pytest.fixture
+def guarded() -> Iterator[TestClient]:
+    routes = [Route(path, lambda _: PlainTextResponse("in")) for path in ("/v1/models", "/health", "/new")]
+    with TestClient(Guard(Starlette(routes=routes), ["first", "second"])) as client:
+        yield client
+
+
+@pytest.mark.parametrize("header", [None, "", "Bearer", "Bearer wrong", "Bearer first2", "first", "Basic first", "Bearer \u00e4"])
+def test_without_a_known_key_nothing_opens(guarded: TestClient, header: str | None) -> None:
+    headers = [] if header is None else [(b"authorization", header.encode())]
+    for path in ("/v1/models", "/new", "/no/such/path"):
+        response = guarded.get(path, headers=headers)
+        assert response.status_code == 401
+        assert response.json()["error"]["code"] == "invalid_api_key"
+
+
+def test_each_key_opens_and_health_needs_none(guarded: TestClient) -> None:
+    for key in ("first", "second"):
+        assert guarded.get("/v1/models", headers={"authorization": f"Bearer {key}"}).text == "in"
+    assert guarded.get("/health").text == "in"

@@ -1,0 +1,227 @@
+"""The server against clients that do not behave, by hand-made frames."""
+
+import socket
+from pathlib import Path
+
+import pytest
+
+from frontend.server.ipc import connection as connection_module
+from frontend.server.ipc.server import IpcServer
+from frontend.wire import (
+    MAX_FRAME,
+    WHOLE_CONNECTION,
+    WIRE_VERSION,
+    Accepted,
+    Ask,
+    Cancel,
+    ChatTurn,
+    Conversation,
+    Delta,
+    HealthReport,
+    Hello,
+    Refused,
+    StatsReport,
+    Submit,
+    TextPrompt,
+    TokenPrompt,
+    Welcome,
+)
+from protocol.codec import pack_int32, unpack_int32
+from protocol.params import SamplingParams
+from tests.frontend.server.api.running import RunningEngine
+from tests.frontend.server.ipc.serving import RawClient, Served, endless, serving
+
+
+def test_hello_is_answered_with_what_the_engine_is(served: Served) -> None:
+    with RawClient(served.path) as client:
+        assert client.read() == Welcome(WIRE_VERSION, ("demo", "alias"), 8192, 49152)
+
+
+@pytest.mark.parametrize(
+    ("message", "kind"), [(Hello(WIRE_VERSION + 1), "version"), (Cancel(1), "malformed"), ([1, 2], "malformed")]
+)
+def test_a_client_that_begins_otherwise_is_told_and_turned_away(served: Served, message: object, kind: str) -> None:
+    with RawClient(served.path, hello=False) as client:
+        client.send(message)
+        refused = client.expect(Refused)
+        assert (refused.request_id, refused.kind) == (WHOLE_CONNECTION, kind)
+        assert client.read() is None
+
+
+def test_a_malformed_frame_is_dropped_counted_and_answered(served: Served) -> None:
+    with RawClient(served.path) as client:
+        client.socket.sendall(b"\x05\0\0\0\x91\x92\xa5" + b"ab")
+        assert client.expect(Refused).kind == "malformed"
+        client.send(Ask(1, "stats"))
+        counters = client.expect(StatsReport).stats.counters
+        assert (counters["malformed_client_frames"], counters["clients"]) == (1, 1)
+
+
+def test_a_frame_beyond_the_bound_ends_that_connection_alone(served: Served) -> None:
+    with RawClient(served.path) as bystander, RawClient(served.path) as client:
+        client.socket.sendall((MAX_FRAME + 1).to_bytes(4, "little"))
+        assert client.expect(Refused).kind == "malformed"
+        assert client.read() is None
+        bystander.send(Ask(1, "health"))
+        assert bystander.expect(HealthReport).health.status == "ok"
+
+
+def test_prompts_of_every_kind(served: Served) -> None:
+    params = SamplingParams(max_tokens=4, seed=0, ignore_eos=True)
+    with RawClient(served.path) as client:
+        client.send(Submit(1, TextPrompt("Hello there"), params, stream=False))
+        accepted = client.expect(Accepted)
+        text = client.expect(Delta)
+        client.send(Submit(2, TokenPrompt(accepted.prompt_i32), params, stream=False))
+        ids = client.read()
+        assert isinstance(ids, Delta)
+        assert (ids.request_id, ids.text, ids.token_ids) == (2, text.text, text.token_ids)
+        client.send(Submit(3, Conversation([ChatTurn("user", "Hello there")]), params, stream=False))
+        assert len(unpack_int32(client.expect(Accepted).prompt_i32)) > len(unpack_int32(accepted.prompt_i32))
+        assert client.expect(Delta).finish_reason == "length"
+
+
+@pytest.mark.parametrize(
+    ("prompt", "param"),
+    [
+        (TokenPrompt(b""), "prompt"),
+        (TokenPrompt(b"abc"), "prompt"),
+        (TokenPrompt(pack_int32([-1])), "prompt"),
+        (TokenPrompt(pack_int32([49152])), "prompt"),
+        (TokenPrompt(pack_int32([1] * 8192)), "prompt"),
+        (TextPrompt("long " * 500_000), "prompt"),
+        (Conversation([]), "messages"),
+        (Conversation([ChatTurn("nobody", "hi")]), "messages[0].role"),
+    ],
+)
+def test_prompts_that_are_none(served: Served, prompt: TokenPrompt | TextPrompt | Conversation, param: str) -> None:
+    with RawClient(served.path) as client:
+        client.send(Submit(1, prompt, SamplingParams(max_tokens=1)))
+        refused = client.expect(Refused)
+        assert (refused.request_id, refused.kind, refused.param) == (1, "invalid", param)
+
+
+def test_an_absurd_n_is_refused_before_it_is_multiplied(served: Served) -> None:
+    with RawClient(served.path) as client:
+        client.send(endless(1, n=10**9))
+        refused = client.expect(Refused)
+        assert (refused.kind, refused.param) == ("invalid", "n")
+
+
+def test_request_ids_must_rise(served: Served) -> None:
+    with RawClient(served.path) as client:
+        client.send(endless(5), endless(5), endless(4), endless(WHOLE_CONNECTION))
+        assert [client.expect(Refused).kind for _ in range(3)] == ["malformed"] * 3
+        client.send(Cancel(5))
+    served.running.wait_until_idle()
+
+
+def test_a_cancelled_request_says_no_more_also_when_it_had_not_begun(served: Served) -> None:
+    with RawClient(served.path) as client:
+        client.send(endless(1), Cancel(1), Cancel(1), Cancel(77), endless(2, max_tokens=3))
+        deltas = [client.expect(Delta)]
+        while deltas[-1].finish_reason is None:
+            deltas.append(client.expect(Delta))
+        assert {delta.request_id for delta in deltas} == {2}
+
+
+def test_a_client_that_leaves_takes_its_requests_with_it(served: Served) -> None:
+    aborted = served.count("finished_abort")
+    with RawClient(served.path) as client:
+        client.send(*(endless(request_id, n=2) for request_id in range(1, 6)))
+        seen: set[tuple[int, int]] = set()
+        while len(seen) < 10:
+            delta = client.expect(Delta)
+            seen.add((delta.request_id, delta.index))
+    served.running.wait_until_idle()
+    assert served.count("finished_abort") == aborted + 10
+
+
+def test_what_a_slow_reader_does_not_read_merges_and_is_not_lost(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(connection_module, "_PAUSE_BYTES", 1)
+    length = 1200  # steps: four times as many writes as the kernel's buffer holds
+    with RawClient(served.path) as client:
+        client.send(endless(1, max_tokens=length))
+        client.expect(Welcome)
+        with RawClient(served.path) as other:  # runs behind it, and is not held up
+            other.send(endless(1, max_tokens=length + 10))
+            while other.expect(Delta).finish_reason is None:
+                pass
+        deltas = [client.expect(Delta)]
+        while deltas[-1].finish_reason is None:
+            deltas.append(client.expect(Delta))
+    assert sum(len(delta.token_ids) for delta in deltas) == length
+    assert len(deltas) < length
+
+
+def test_a_client_that_asks_and_never_reads_is_disconnected(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(connection_module, "_MOST_UNREAD", 10_000)
+    with RawClient(served.path) as client:
+        with pytest.raises((BrokenPipeError, ConnectionResetError)):
+            flood(client)
+        with RawClient(served.path) as other:
+            other.expect(Welcome)
+
+
+def flood(client: RawClient) -> None:
+    for _ in range(10_000):
+        client.send(*(Ask(request_id, "health") for request_id in range(1, 100)))
+
+
+def test_a_connection_holds_so_many_requests_and_no_more(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("frontend.server.ipc.requests._MOST_REQUESTS", 2)
+    with RawClient(served.path) as client:
+        client.send(endless(1), endless(2), endless(3))
+        refused = client.expect(Refused)
+        assert (refused.request_id, refused.kind) == (3, "overloaded")
+        assert refused.retry_after > 0
+
+
+def test_the_end_finds_requests_running_and_says_so(running: RunningEngine, tmp_path: Path) -> None:
+    with serving(running, tmp_path / "api.sock") as served:
+        client = RawClient(served.path)
+        client.send(endless(1))
+        client.expect(Delta)
+    with client:
+        refused = client.expect(Refused)
+        assert (refused.request_id, refused.kind) == (1, "lost")
+        assert client.read() is None
+    assert not (tmp_path / "api.sock").exists()
+    running.wait_until_idle()
+
+
+def test_a_client_that_does_not_read_cannot_hold_up_the_end(
+    running: RunningEngine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("frontend.server.ipc.server._LAST_WORDS_SECONDS", 0.2)
+    with serving(running, tmp_path / "api.sock") as served:
+        client = RawClient(served.path)
+        client.send(endless(1), *(Ask(request_id, "health") for request_id in range(2, 20_000)))
+        with RawClient(served.path) as other:
+            other.send(Ask(1, "health"))
+            other.expect(HealthReport)
+    client.socket.close()
+
+
+def test_who_connects_before_the_engine_is_ready_waits(running: RunningEngine, tmp_path: Path) -> None:
+    server = IpcServer(tmp_path / "api.sock", running.engine.config)
+    server.bind()
+    with RawClient(tmp_path / "api.sock") as client:
+        client.socket.settimeout(0.05)
+        with pytest.raises(TimeoutError):
+            client.read()
+        client.socket.settimeout(20)
+        running.run(server.start(running.engine))
+        client.expect(Welcome)
+    running.loop.call_soon_threadsafe(server.stop_accepting)
+    running.run(server.finish())
+
+
+def test_a_half_closed_connection_ends(served: Served) -> None:
+    with RawClient(served.path) as client:
+        client.send(endless(1))
+        client.expect(Delta)
+        client.socket.shutdown(socket.SHUT_WR)
+        while client.read() is not None:
+            pass
+    served.running.wait_until_idle()

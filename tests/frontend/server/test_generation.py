@@ -1,0 +1,127 @@
+"""Tokens of the router to text: the real generation object, its tokens pushed by hand."""
+
+import asyncio
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from frontend.server.generation import TextDelta, TextGeneration
+from frontend.server.router import Generation, Router
+from frontend.server.text.tokenizer import Tokenizer, load_tokenizer
+from protocol.codec import pack_float32, pack_int32
+from protocol.messages import Finished, FinishReason, TopLogprobs
+from protocol.params import SamplingParams
+from tests.frontend.server.api.running import demo_config
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> Tokenizer:
+    return load_tokenizer(demo_config())
+
+
+@pytest.fixture
+def generation(tmp_path: Path) -> Iterator[Generation]:
+    router = Router(demo_config(), str(tmp_path))
+    yield Generation(router, 1)
+    router._inbox.close()
+    router._outbox.close()
+
+
+def _finished(reason: FinishReason = "length", stop_token_id: int = -1) -> Finished:
+    return Finished(1, reason, stop_token_id, num_cached_tokens=3)
+
+
+def _logprobs(logprob: float, *candidates: tuple[int, float]) -> TopLogprobs:
+    ids, values = [item[0] for item in candidates], [item[1] for item in candidates]
+    return TopLogprobs(logprob, 2, pack_int32(ids), pack_float32(values))
+
+
+def _read(output: TextGeneration) -> list[TextDelta]:
+    async def collect() -> list[TextDelta]:
+        return [delta async for delta in output]
+
+    return asyncio.run(collect())
+
+
+def _push(generation: Generation, token_ids: list[int]) -> None:
+    for token_id in token_ids:
+        generation.push(token_id, None)
+
+
+def test_merged_tokens_come_as_one_delta(generation: Generation, tokenizer: Tokenizer) -> None:
+    ids = tokenizer.encode("One, two, three")
+    _push(generation, ids)
+    generation.finish(_finished())
+    output = TextGeneration(generation, [5], SamplingParams(), tokenizer)
+    assert _read(output) == [TextDelta("One, two, three", ids, [], "length")]
+    assert (output.num_output_tokens, output.num_cached_tokens) == (len(ids), 3)
+
+
+def test_tokens_merged_behind_a_stop_string_are_neither_shown_nor_counted(generation: Generation, tokenizer: Tokenizer) -> None:
+    ids = tokenizer.encode("One, two, three")
+    _push(generation, ids)
+    generation.finish(_finished())
+    output = TextGeneration(generation, [5], SamplingParams(stop=["wo"]), tokenizer)
+    end = next(size for size in range(len(ids)) if "wo" in tokenizer._fast.decode(ids[:size]))
+    assert _read(output) == [TextDelta("One, t", ids[:end], [], "stop", "wo")]
+    assert output.num_output_tokens == end
+
+
+def test_held_back_text_is_shown_at_the_end(generation: Generation, tokenizer: Tokenizer) -> None:
+    _push(generation, tokenizer.encode("a ##"))
+    generation.finish(_finished())
+    assert [delta.text for delta in _read(TextGeneration(generation, [5], SamplingParams(stop=["###"]), tokenizer))] == ["a ##"]
+
+
+def test_stop_strings_wait_for_min_tokens(generation: Generation, tokenizer: Tokenizer) -> None:
+    ids = tokenizer.encode("x y x y x")
+    _push(generation, ids)
+    generation.finish(_finished())
+    output = TextGeneration(generation, [5], SamplingParams(stop=["x"], min_tokens=2), tokenizer)
+    assert "".join(delta.text for delta in _read(output)) == "x y "
+
+
+def test_the_end_of_sequence_has_no_stop_reason_and_no_text(generation: Generation, tokenizer: Tokenizer) -> None:
+    ids = [*tokenizer.encode("Done"), 2]
+    _push(generation, ids)
+    generation.finish(_finished("stop", 2))
+    (delta,) = _read(TextGeneration(generation, [5], SamplingParams(skip_special_tokens=False), tokenizer))
+    assert delta == TextDelta("Done", ids, [], "stop", None)
+
+
+def test_a_stop_token_is_shown_where_asked(generation: Generation, tokenizer: Tokenizer) -> None:
+    ids = tokenizer.encode("One two")
+    _push(generation, ids)
+    generation.finish(_finished("stop", ids[-1]))
+    params = SamplingParams(stop_token_ids=[ids[-1]], include_stop_str_in_output=True)
+    (delta,) = _read(TextGeneration(generation, [5], params, tokenizer))
+    assert (delta.text, delta.stop_reason) == ("One two", ids[-1])
+
+
+def test_logprobs_know_where_their_tokens_stand(generation: Generation, tokenizer: Tokenizer) -> None:
+    ids = tokenizer.encode("One two")
+    for token_id in ids:
+        generation.push(token_id, _logprobs(-0.5, (7, -0.25), (token_id, -0.5), (9, float("-inf"))))
+    generation.finish(_finished())
+    (delta,) = _read(TextGeneration(generation, [5], SamplingParams(logprobs=3), tokenizer))
+    assert [entry.text_offset for entry in delta.logprobs] == [0, 3]
+    assert delta.logprobs[0].top == [(7, -0.25), (ids[0], -0.5), (9, -9999.0)]
+    assert (delta.logprobs[0].logprob, delta.logprobs[0].rank) == (-0.5, 2)
+    assert delta.text == "One two"
+
+
+def test_without_detokenization_only_ids_come(generation: Generation, tokenizer: Tokenizer) -> None:
+    _push(generation, [1000, 2000])
+    generation.finish(_finished())
+    assert _read(TextGeneration(generation, [5], SamplingParams(detokenize=False), tokenizer)) == [
+        TextDelta("", [1000, 2000], [], "length")
+    ]
+
+
+def test_nothing_follows_a_cancel(generation: Generation, tokenizer: Tokenizer) -> None:
+    output = TextGeneration(generation, [5], SamplingParams(), tokenizer)
+    _push(generation, [1000])
+    output.cancel()
+    output.cancel()
+    assert _read(output) == []

@@ -1,0 +1,229 @@
+"""The router on real pipes; the test is the scheduler at their other end."""
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from frontend.errors import EngineUnavailable, Overloaded
+from frontend.server import router as router_module
+from frontend.server.router import Generation, Router
+from protocol.channel import Receiver, Sender
+from protocol.codec import pack_int32, pack_uint64, unpack_int32
+from protocol.config import EngineConfig
+from protocol.endpoints import FRONTEND_INBOX, SCHEDULER_INBOX, ipc_address
+from protocol.messages import (
+    FRONTEND_TO_SCHEDULER,
+    AbortRequest,
+    AddRequest,
+    EngineReady,
+    EngineStats,
+    Finished,
+    FrontendToScheduler,
+    GetStats,
+    TokenBatch,
+)
+from protocol.params import EngineParams
+
+CONFIG = EngineConfig(model_path="/none", model_format="gguf", served_model_names=("none",))
+PROMPT = np.array([1, 2, 3], np.int32)
+PARAMS = EngineParams(max_tokens=10)
+
+
+class Scheduler:
+    """The other end."""
+
+    def __init__(self, run_dir: str) -> None:
+        self._inbox = Receiver(ipc_address(run_dir, SCHEDULER_INBOX), FRONTEND_TO_SCHEDULER, bind=True)
+        self._outbox = Sender(ipc_address(run_dir, FRONTEND_INBOX), bind=False)
+        self._heard: asyncio.Queue[FrontendToScheduler] = asyncio.Queue()
+        self._inbox.watch(asyncio.get_running_loop(), self._heard.put_nowait)
+        self._steps = 0
+
+    async def hear(self) -> FrontendToScheduler:
+        return await asyncio.wait_for(self._heard.get(), 10)
+
+    def say(self, message: object) -> None:
+        self._outbox.send(message)
+
+    def tokens(self, tokens: list[tuple[Generation, int]], *finished: Finished) -> None:
+        ids = pack_uint64([generation.request_id for generation, _ in tokens])
+        self.say(TokenBatch(0, self._steps, ids, pack_int32([token for _, token in tokens]), finished))
+        self._steps += 1
+
+    def close(self) -> None:
+        self._inbox.unwatch(asyncio.get_running_loop())
+        self._inbox.close()
+        self._outbox.close()
+
+
+@asynccontextmanager
+async def running(run_dir: Path) -> AsyncIterator[tuple[Router, Scheduler]]:
+    router, scheduler = Router(CONFIG, str(run_dir)), Scheduler(str(run_dir))
+    try:
+        scheduler.say(EngineReady(1, 100, 1000, 10, 16, "none"))
+        await asyncio.wait_for(router.start(), 10)
+        yield router, scheduler
+    finally:
+        router.close()
+        scheduler.close()
+
+
+def on_pipes(tmp_path: Path, test: Callable[[Router, Scheduler], Awaitable[None]]) -> None:
+    async def run() -> None:
+        async with asyncio.timeout(30), running(tmp_path) as (router, scheduler):
+            await test(router, scheduler)
+
+    asyncio.run(run())
+
+
+async def settle(router: Router, scheduler: Scheduler) -> None:
+    """Everything that the scheduler said before has arrived."""
+    asked = asyncio.ensure_future(router.stats())
+    query = await scheduler.hear()
+    assert isinstance(query, GetStats)
+    scheduler.say(EngineStats(query.query_id, 0, (), {}))
+    await asked
+
+
+def test_a_request_reaches_the_scheduler_and_its_tokens_the_reader(tmp_path: Path) -> None:
+    async def test(router: Router, scheduler: Scheduler) -> None:
+        generation = router.submit(PROMPT, PARAMS, priority=3, cache_salt="mine")
+        added = await scheduler.hear()
+        assert isinstance(added, AddRequest)
+        assert unpack_int32(added.token_ids_i32).tolist() == [1, 2, 3]
+        assert (added.request_id, added.priority, added.stream, added.cache_salt) == (generation.request_id, 3, True, "mine")
+        scheduler.tokens([(generation, 7)])
+        first = await anext(generation)
+        assert (first.token_ids, first.finish_reason) == ([7], None)
+        scheduler.tokens([(generation, 8)], Finished(generation.request_id, "stop", stop_token_id=8, num_cached_tokens=2))
+        last = await anext(generation)
+        assert (last.token_ids, last.finish_reason, last.stop_token_id, last.num_cached_tokens) == ([8], "stop", 8, 2)
+        with pytest.raises(StopAsyncIteration):
+            await anext(generation)
+        assert router.num_requests == 0
+
+    on_pipes(tmp_path, test)
+
+
+def test_tokens_merge_while_nobody_reads_and_stay_apart_by_request(tmp_path: Path) -> None:
+    async def test(router: Router, scheduler: Scheduler) -> None:
+        one, other = router.submit(PROMPT, PARAMS), router.submit(PROMPT, PARAMS)
+        assert [isinstance(await scheduler.hear(), AddRequest) for _ in range(2)] == [True, True]
+        for token in range(5):
+            scheduler.tokens([(other, 100 + token), (one, token)])
+        scheduler.tokens([], Finished(one.request_id, "length"))
+        await settle(router, scheduler)
+        deltas = [delta async for delta in one]
+        assert [(delta.token_ids, delta.finish_reason) for delta in deltas] == [([0, 1, 2, 3, 4], "length")]
+        assert (await anext(other)).token_ids == [100, 101, 102, 103, 104]
+
+    on_pipes(tmp_path, test)
+
+
+def test_the_tokens_of_a_request_that_does_not_stream_come_with_its_end(tmp_path: Path) -> None:
+    async def test(router: Router, scheduler: Scheduler) -> None:
+        generation = router.submit(PROMPT, PARAMS, stream=False)
+        await scheduler.hear()
+        scheduler.tokens([], Finished(generation.request_id, "length", token_ids_i32=pack_int32([4, 5, 6])))
+        assert [delta.token_ids async for delta in generation] == [[4, 5, 6]]
+
+    on_pipes(tmp_path, test)
+
+
+def test_cancelling_tells_the_scheduler_once_and_wakes_the_reader(tmp_path: Path) -> None:
+    async def test(router: Router, scheduler: Scheduler) -> None:
+        generation = router.submit(PROMPT, PARAMS)
+        await scheduler.hear()
+        reader = asyncio.ensure_future(anext(generation, None))
+        await asyncio.sleep(0)  # it waits
+        generation.cancel()
+        generation.cancel()
+        assert await reader is None
+        assert await scheduler.hear() == AbortRequest(generation.request_id)
+        scheduler.tokens([(generation, 9)], Finished(generation.request_id, "abort"))
+        await settle(router, scheduler)  # hears the question next: there was no second abort
+        assert [delta async for delta in generation] == []
+
+    on_pipes(tmp_path, test)
+
+
+def test_cancelling_after_the_end_says_nothing(tmp_path: Path) -> None:
+    async def test(router: Router, scheduler: Scheduler) -> None:
+        generation = router.submit(PROMPT, PARAMS)
+        await scheduler.hear()
+        scheduler.tokens([(generation, 9)], Finished(generation.request_id, "length"))
+        await settle(router, scheduler)
+        generation.cancel()
+        await settle(router, scheduler)
+        assert [delta async for delta in generation] == []
+
+    on_pipes(tmp_path, test)
+
+
+def test_the_number_of_requests_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(router_module, "_MOST_REQUESTS", 3)
+
+    async def test(router: Router, scheduler: Scheduler) -> None:
+        generations = [router.submit(PROMPT, PARAMS) for _ in range(3)]
+        with pytest.raises(Overloaded) as refused:
+            router.submit(PROMPT, PARAMS)
+        assert refused.value.retry_after > 0
+        generations[0].cancel()
+        router.submit(PROMPT, PARAMS)
+
+    on_pipes(tmp_path, test)
+
+
+def test_draining_refuses_new_requests_and_waits_for_the_old(tmp_path: Path) -> None:
+    async def test(router: Router, scheduler: Scheduler) -> None:
+        generation = router.submit(PROMPT, PARAMS)
+        await scheduler.hear()
+        drained = asyncio.ensure_future(router.drain())
+        await settle(router, scheduler)
+        with pytest.raises(EngineUnavailable):
+            router.submit(PROMPT, PARAMS)
+        assert not drained.done()
+        scheduler.tokens([(generation, 9)], Finished(generation.request_id, "length"))
+        await drained
+        assert [delta.token_ids async for delta in generation] == [[9]]
+
+    on_pipes(tmp_path, test)
+
+
+def test_capacity_follows_what_the_scheduler_says(tmp_path: Path) -> None:
+    async def test(router: Router, scheduler: Scheduler) -> None:
+        assert router.capacity.workers == 1
+        scheduler.say(EngineReady(0, 100, 1000, 0, 16, "none"))
+        await settle(router, scheduler)
+        assert router.capacity.workers == 0
+
+    on_pipes(tmp_path, test)
+
+
+def test_capacity_is_unknown_before_the_start(tmp_path: Path) -> None:
+    async def test() -> None:
+        router = Router(CONFIG, str(tmp_path))
+        with pytest.raises(EngineUnavailable):
+            _ = router.capacity
+        router.close()
+
+    asyncio.run(test())
+
+
+def test_when_each_step_was_answered_is_kept_oldest_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(router_module, "_ANSWERED_CAPACITY", 4)
+
+    async def test(router: Router, scheduler: Scheduler) -> None:
+        assert router.answered().shape == (0, 3)
+        for _ in range(6):
+            scheduler.tokens([])
+        await settle(router, scheduler)
+        answered = router.answered()
+        assert answered[:, 1].tolist() == [2, 3, 4, 5]
+        assert (np.diff(answered[:, 2]) >= 0).all()
+
+    on_pipes(tmp_path, test)
