@@ -37,7 +37,7 @@ def best(run: Callable[[], object], seconds: float = 1.5) -> float:
 
 def measure_machine(threads: int) -> tuple[float, float]:
     """Read bandwidth in GB/s and f32 multiply-add rate in GFLOP/s of `threads` threads together."""
-    probe = ctypes.CDLL(str(build.build(build.default_cache(), ["probe"])["probe"]))
+    probe = build.load(["probe"])["probe"]
     probe.twodeep_probe_fma.restype = ctypes.c_double
     data = np.ones(1 << 29, np.uint8)
     share = data.nbytes // threads // 256 * 256

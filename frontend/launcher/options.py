@@ -1,7 +1,7 @@
 """From the command line to one EngineConfig: resolved, checked as a whole, complete."""
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import cast
 
@@ -10,6 +10,7 @@ import msgspec
 from frontend.launcher.flags import read_flags
 from frontend.launcher.models import resolve_model
 from frontend.launcher.placement import resolve_device
+from protocol.cache_directory import default_cache, private_directory, temporary_cache
 from protocol.config import Device, EngineConfig
 from protocol.endpoints import LONGEST_SOCKET_PATH, default_client_socket
 from protocol.errors import ConfigError
@@ -40,9 +41,9 @@ def read_options(arguments: Sequence[str]) -> tuple[EngineConfig, list[str]]:
     if key_file := cast("str | None", values.pop("api_key_file", None)):
         values["api_keys"] = _read_keys(key_file)
     if "compilation_cache" not in values:
-        values["compilation_cache"] = _default_cache(os.environ) if device != "sim" else ""
+        values["compilation_cache"] = str(default_cache(os.environ)) if device != "sim" else ""
     if values["compilation_cache"]:
-        values["compilation_cache"] = _prepare_cache(cast(str, values["compilation_cache"]), remarks)
+        values["compilation_cache"] = _prepare_cache(Path(cast(str, values["compilation_cache"])).expanduser(), remarks)
     values |= {
         "model_path": model.path,
         "model_format": model.format,
@@ -86,16 +87,11 @@ def _read_keys(path: str) -> tuple[str, ...]:
     return keys
 
 
-def _default_cache(environ: Mapping[str, str]) -> str:
-    return str(Path(environ.get("CACHE_DIRECTORY") or environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "twodeep")
-
-
-def _prepare_cache(path: str, remarks: list[str]) -> str:
-    """The directory, made when it is missing. Without it the engine only starts more slowly, so that is no error."""
-    directory = Path(path).expanduser().absolute()
-    try:
-        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-    except OSError as error:
-        remarks.append(f"--compilation-cache {directory}: {error.strerror}; starting without one")
-        return ""
-    return str(directory)
+def _prepare_cache(path: Path, remarks: list[str]) -> str:
+    """The directory, or one in its place; none is no error, since without it the engine only starts more slowly."""
+    for directory, otherwise in ((path, temporary_cache()), (temporary_cache(), "none")):
+        try:
+            return str(private_directory(directory))
+        except OSError as error:
+            remarks.append(f"--compilation-cache {directory}: {error}; {otherwise} is used instead")
+    return ""

@@ -1,7 +1,13 @@
-"""The C++ kernels' build: once per machine and source, whole or not at all, and never fatal."""
+"""The C++ kernels' build: once per machine and source, whole or not at all, where nobody else can write, and never fatal."""
 
+import ctypes
+import errno
+import logging
+import os
 import platform
 import subprocess
+import tempfile
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -63,10 +69,30 @@ def test_nothing_is_left_of_a_failure(tmp_path: Path, monkeypatch: pytest.Monkey
     assert list((tmp_path / "cache").iterdir()) == []
 
 
-def test_a_cache_that_cannot_be_written_is_a_build_error(compiler: Path) -> None:
+def test_a_cache_that_cannot_be_written_is_an_error(compiler: Path) -> None:
     (compiler / "file").write_text("")
-    with pytest.raises(build.BuildError, match="file"):
+    with pytest.raises(NotADirectoryError, match="file"):
         build.build(compiler / "file" / "cache", LIBRARIES)
+
+
+def test_a_full_disk_leaves_nothing_behind(compiler: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(_: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space left"):
+        build.build(compiler / "cache", LIBRARIES)
+    assert list((compiler / "cache").iterdir()) == []
+
+
+def test_what_a_killed_compiler_left_goes_when_it_is_old(compiler: Path) -> None:
+    for name, age in (("old", 3 * build.COMPILE_TIMEOUT_S), ("new", 0)):
+        scratch = compiler / "cache" / f".build-{name}"
+        scratch.mkdir(parents=True)
+        (scratch / "partial.so").touch()
+        os.utime(scratch, (time.time() - age,) * 2)
+    build.build(compiler / "cache", ["matmul"])
+    assert [path.name for path in (compiler / "cache").glob(".build-*")] == [".build-new"]
 
 
 @pytest.mark.parametrize("named", ["", "/does/not/exist"])
@@ -75,16 +101,8 @@ def test_without_a_compiler_the_loss_is_said_and_nothing_breaks(
 ) -> None:
     monkeypatch.setenv("CXX", named)
     monkeypatch.setenv("PATH", str(tmp_path))
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     with pytest.warns(build.NativeUnavailableWarning, match="slower on the CPU.*Install a C\\+\\+ compiler"):
         assert not build.available.__wrapped__(*LIBRARIES)
-
-
-def test_the_cache_follows_xdg(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    assert build.default_cache() == tmp_path / "twodeep" / "native"
-    monkeypatch.setenv("XDG_CACHE_HOME", "not/absolute")
-    assert build.default_cache() == Path.home() / ".cache" / "twodeep" / "native"
 
 
 @needs_compiler
@@ -95,9 +113,39 @@ def test_several_workers_may_compile_at_once(tmp_path: Path) -> None:
 
 
 @needs_compiler
-def test_a_damaged_library_is_compiled_again(tmp_path: Path) -> None:
-    build.build(tmp_path, ["probe"])["probe"].write_bytes(b"\x7fELF and no more")
-    assert build.load(["probe"], tmp_path)["probe"].twodeep_probe_read
+@pytest.mark.parametrize("damage", ["empty", "cut short", "other bytes", "not whole by its own account"])
+def test_a_damaged_library_is_compiled_again(damage: str, tmp_path: Path) -> None:
+    path = build.build(tmp_path, ["probe"])["probe"]
+    whole = path.read_bytes()
+    path.write_bytes({"empty": b"", "cut short": whole[:-4096], "other bytes": b"\x7f" + whole}.get(damage, whole[:-32]))
+    assert build.build(tmp_path, ["probe"]) == {"probe": path}
+    assert path.read_bytes()[:-32] == whole[:-32]
+    assert ctypes.CDLL(str(path)).twodeep_probe_read
+
+
+@needs_compiler
+def test_a_library_that_others_could_have_planted_is_not_loaded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    cache = tmp_path / "home" / "twodeep" / "native"
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "home"))
+    monkeypatch.delenv("CACHE_DIRECTORY", raising=False)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    planted = build.build(cache, ["probe"])["probe"]
+    cache.parent.chmod(0o777)
+    with caplog.at_level(logging.WARNING):
+        libraries = [build.load(["probe"])["probe"] for _ in range(2)]
+    private = tmp_path / f"twodeep-cache-{os.geteuid()}" / "native"
+    assert {Path(library._name).parent for library in libraries} == {private}
+    assert [record.getMessage() for record in caplog.records] == [
+        f"compiled kernels are kept in {private}: others may write to {cache.parent} (`chmod go-w` ends that)"
+    ]
+    cache.parent.chmod(0o755)
+    assert build.load(["probe"])["probe"]._name == str(planted)
+    private.chmod(0o777)
+    cache.chmod(0o777)
+    with pytest.raises(build.BuildError, match="others may write to .*/home.*; others may write to .*/twodeep-cache"):
+        build.load(["probe"])
 
 
 def test_amx_prefers_xla() -> None:

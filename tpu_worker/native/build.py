@@ -1,14 +1,20 @@
-"""Compiles the C++ kernels once per machine and source, and loads them."""
+"""Compiles the C++ kernels once per machine and source, and loads them.
+
+A library is run, so it is kept only where nobody else can put one, and ends in a digest of the rest: what a full disk, a crash or a
+fault left of it is compiled again. The loader of ELF files reads nothing behind their last section.
+"""
 
 import contextlib
 import ctypes
 import functools
 import hashlib
+import logging
 import os
 import platform
 import shutil
 import subprocess
 import tempfile
+import time
 import warnings
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -17,6 +23,10 @@ from pathlib import Path
 from types import MappingProxyType
 
 import jax
+
+from protocol.cache_directory import default_cache, private_directory, temporary_cache
+
+_LOG = logging.getLogger(__name__)
 
 SOURCES = Path(__file__).parent
 # Of each library, which is a .cc file, the custom calls.
@@ -40,6 +50,8 @@ FLAGS = (
 )
 # Far above the two or three seconds that it takes: a compiler that hangs must not hang the engine's start.
 COMPILE_TIMEOUT_S = 120
+_SCRATCH = ".build-"
+_DIGEST = "sha256"
 
 
 class BuildError(Exception):
@@ -48,12 +60,6 @@ class BuildError(Exception):
 
 class NativeUnavailableWarning(UserWarning):
     """The engine runs without its C++ kernels, and slower."""
-
-
-def default_cache() -> Path:
-    """`$XDG_CACHE_HOME/twodeep/native`, or the same under `~/.cache`."""
-    base = os.environ.get("XDG_CACHE_HOME", "")
-    return (Path(base) if os.path.isabs(base) else Path.home() / ".cache") / "twodeep" / "native"
 
 
 def find_compiler() -> str:
@@ -88,49 +94,80 @@ def _key(compiler: str) -> str:
 
 def _compile(compiler: str, name: str, target: Path) -> None:
     """Writes the library `target`, whole or not at all, whoever else writes it at the same time."""
-    handle, scratch = tempfile.mkstemp(dir=target.parent, prefix=f".{name}.", suffix=".so")
-    os.close(handle)
-    try:
-        command = [compiler, *FLAGS, "-isystem", jax.ffi.include_dir(), str(SOURCES / f"{name}.cc"), "-o", scratch]
-        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=COMPILE_TIMEOUT_S)
+    with tempfile.TemporaryDirectory(dir=target.parent, prefix=_SCRATCH) as scratch:
+        library = Path(scratch, target.name)
+        command = [compiler, *FLAGS, "-isystem", jax.ffi.include_dir(), str(SOURCES / f"{name}.cc"), "-o", str(library)]
+        environ = {**os.environ, "TMPDIR": scratch}  # nobody else sees what the compiler hands to the linker
+        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=COMPILE_TIMEOUT_S, env=environ)
         if done.returncode != 0:
             errors = [line for line in done.stderr.splitlines() if "error" in line] or done.stderr.splitlines()
             raise BuildError(f"{compiler} failed on {name}.cc: {errors[0] if errors else f'exit code {done.returncode}'}")
-        os.replace(scratch, target)
-    finally:
+        with library.open("r+b") as file:
+            digest = hashlib.file_digest(file, _DIGEST).digest()
+            file.write(digest)
+            file.flush()
+            os.fsync(file.fileno())
+        library.chmod(0o600)
+        library.replace(target)
+
+
+def _is_whole(path: Path) -> bool:
+    with contextlib.suppress(FileNotFoundError):
+        data = memoryview(path.read_bytes())
+        size = hashlib.new(_DIGEST).digest_size
+        return hashlib.new(_DIGEST, data[:-size]).digest() == data[-size:]
+    return False
+
+
+def _sweep(cache: Path) -> None:
+    """Removes what compilers that were killed have left."""
+    for scratch in cache.glob(_SCRATCH + "*"):
         with contextlib.suppress(FileNotFoundError):
-            os.unlink(scratch)
+            if time.time() - scratch.stat().st_mtime > 2 * COMPILE_TIMEOUT_S:
+                shutil.rmtree(scratch, ignore_errors=True)
 
 
 def build(cache: Path, names: Sequence[str]) -> dict[str, Path]:
-    """Paths of the compiled libraries by name, compiling in parallel those that `cache` does not hold. Raises BuildError."""
+    """Paths of the compiled libraries by name, compiling in parallel those that `cache` does not hold.
+
+    Raises OSError when others could write to `cache`, or this user cannot, BuildError when the compiler is not there or fails.
+    """
+    compiler = find_compiler()
+    cache = private_directory(cache)
+    _sweep(cache)
     try:
-        compiler = find_compiler()
-        cache.mkdir(parents=True, exist_ok=True, mode=0o700)
         key = _key(compiler)
         paths = {name: cache / f"{name}-{key}.so" for name in names}
-        missing = [name for name, path in paths.items() if not path.exists()]
+        missing = [name for name, path in paths.items() if not _is_whole(path)]
         with ThreadPoolExecutor(max_workers=len(names)) as threads:
             list(threads.map(lambda name: _compile(compiler, name, paths[name]), missing))
-    except (OSError, subprocess.SubprocessError) as error:
+    except subprocess.SubprocessError as error:
         raise BuildError(str(error)) from error
     return paths
 
 
-def load(names: Sequence[str], cache: Path | None = None) -> dict[str, ctypes.CDLL]:
+def load(names: Sequence[str]) -> dict[str, ctypes.CDLL]:
     """The libraries by name, compiled first if need be. Raises BuildError."""
-    directory = cache or default_cache()
-    paths = build(directory, names)
-    try:
-        return {name: ctypes.CDLL(str(path)) for name, path in paths.items()}
-    except OSError:
-        # A damaged file would be there for ever: it goes, and its successor is the last try.
-        for path in paths.values():
-            path.unlink(missing_ok=True)
-    try:
-        return {name: ctypes.CDLL(str(path)) for name, path in build(directory, names).items()}
-    except OSError as error:
-        raise BuildError(f"the compiled kernels do not load: {error}") from error
+    reasons: list[str] = []
+    for cache in (default_cache(os.environ) / "native", temporary_cache() / "native"):
+        try:
+            paths = build(cache, names)
+        except OSError as error:
+            reasons.append(str(error))
+            continue
+        if reasons:
+            _say(f"compiled kernels are kept in {cache}: {reasons[0]}")
+        try:
+            return {name: ctypes.CDLL(str(path)) for name, path in paths.items()}
+        except OSError as error:
+            raise BuildError(f"the compiled kernels do not load: {error}") from error
+    raise BuildError(f"no directory for compiled kernels: {'; '.join(reasons)}")
+
+
+@functools.cache
+def _say(text: str) -> None:
+    """Logs it once per process."""
+    _LOG.warning(text)
 
 
 @functools.cache

@@ -1,6 +1,7 @@
 """Flags and files to one EngineConfig; every bad value names the flag, the value and what would be right."""
 
 import contextlib
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -127,10 +128,17 @@ def test_bad_files_name_the_file_and_the_entry(gguf: str, tmp_path: Path, text: 
         read(gguf, "--config", str(file))
 
 
-def test_a_cache_that_cannot_be_written_is_a_remark(gguf: str) -> None:
-    config, remarks = read_options(["--model", gguf, "--device", "cpu", "--compilation-cache", "/proc/none"])
-    assert config.compilation_cache == ""
-    assert "starting without one" in remarks[0]
+def test_a_cache_that_cannot_be_had_or_that_others_may_write_is_a_remark(
+    gguf: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    (tmp_path / "open").mkdir()
+    (tmp_path / "open").chmod(0o777)
+    for unusable, why in (("/proc/none", "No such file"), (str(tmp_path / "open"), "others may write")):
+        config, (remark,) = read_options(["--model", gguf, "--device", "cpu", "--compilation-cache", unusable])
+        assert Path(config.compilation_cache).stat().st_mode & 0o777 == 0o700
+        assert f"--compilation-cache {unusable}: " in remark and why in remark
+        assert f"{config.compilation_cache} is used instead" in remark
 
 
 @given(st.text(max_size=12), st.sampled_from([size, power_of_two(1, 1024)]))
