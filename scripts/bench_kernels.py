@@ -12,13 +12,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from tpu_worker.attention import AttentionMetadata
-from tpu_worker.attention import cpu as attention
-from tpu_worker.matmul import cpu as matmul
-from tpu_worker.matmul.blocks import BLOCK, BlockMatrix
-from tpu_worker.native import build
-from tpu_worker.native.memory import keep_freed_memory
+from tpu_worker.platforms.cpu import attention
+from tpu_worker.platforms.cpu import products as matmul
+from tpu_worker.platforms.cpu.memory import keep_freed_memory
+from tpu_worker.platforms.cpu.native import build
+from tpu_worker.platforms.metadata import AttentionMetadata, AttentionSpec
 from tpu_worker.stacking import put, take
+from tpu_worker.weights.blocks import BLOCK, BlockMatrix
 
 LAYERS, WIDTH, FFN, VOCAB, HEADS, KV_HEADS, HEAD_DIM = 30, 576, 1536, 49152, 9, 3, 64
 
@@ -88,7 +88,7 @@ def bench_matmul(kind: str, tokens: list[int], bandwidth: float, peak: float) ->
         for qkv, out, up, down in weights:
             y = matmul.linear(x, qkv, norm=norm, eps=1e-5)[:, :WIDTH]
             x = matmul.linear(y, out, residual=x)
-            x = matmul.linear(matmul.linear(x, up, norm=norm, eps=1e-5), down, residual=x)
+            x = matmul.linear(matmul.linear(x, up, activation="silu", norm=norm, eps=1e-5), down, residual=x)
         return x
 
     project = jax.jit(lambda x, w: matmul.linear(x, w, norm=norm, eps=1e-5))
@@ -117,11 +117,12 @@ def bench_attention(bandwidth: float, peak: float, block_size: int = 16) -> None
     def attend(caches: jax.Array, qkv: jax.Array, meta: AttentionMetadata, rope: jax.Array) -> jax.Array:
         for index in range(LAYERS):
             cache = take(caches, index)
-            result, cache = attention.attend_fused(qkv, cache, meta, rope, num_heads=HEADS, scale=HEAD_DIM**-0.5)
+            result, cache = attention.attend(qkv, cache, meta, rope, spec)
             caches = put(caches, index, cache)
-            qkv = qkv.at[0, 0].add(result[0, 0, 0] * 0)
+            qkv = qkv.at[0, 0].add(result[0, 0] * 0)
         return caches
 
+    spec = AttentionSpec(HEAD_DIM, HEAD_DIM**-0.5)
     rope = jnp.ones((8192, HEAD_DIM), jnp.float32)
     print("attention of all layers")
     for rows, start, count in (

@@ -7,8 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from protocol.codec import Int32Array
-from tpu_worker.attention import AttentionMetadata
 from tpu_worker.device import Admission, StepPlan
+from tpu_worker.platforms.metadata import AttentionMetadata
+from tpu_worker.platforms.platform import Prepared
 from tpu_worker.sampler import ROW_WIDTH, pack_params
 
 
@@ -38,6 +39,16 @@ class RowInputs(NamedTuple):
     def ends(self) -> jax.Array:
         """Position [R] of the token that each row samples."""
         return self.starts + self.counts
+
+
+class StepInputs(NamedTuple):
+    """What a model computes in a step of T tokens and R rows."""
+
+    token_ids: jax.Array  # [T] int32
+    prepared: Prepared  # of the platform's attention
+    num_tokens: jax.Array  # [] int32: how many there are before the padding
+    sampled: jax.Array  # [R] int32: the tokens whose logits are wanted …
+    num_sampled: jax.Array  # [] int32: … and how many of these are before the padding
 
 
 def make_slots(num_slots: int, max_model_len: int, block_size: int) -> SlotState:

@@ -11,10 +11,10 @@ import jax.numpy as jnp
 from protocol.codec import Int32Array
 from protocol.params import MAX_LOGPROBS
 from tpu_worker.buckets import Bucket
-from tpu_worker.inputs import SlotState, admit, gather_tokens, grow_tables, record_tokens, unpack_rows
-from tpu_worker.kernels import Caches, Kernels
+from tpu_worker.inputs import SlotState, StepInputs, admit, gather_tokens, grow_tables, record_tokens, unpack_rows
 from tpu_worker.models.llama import Weights, forward
 from tpu_worker.models.spec import ModelSpec
+from tpu_worker.platforms.platform import Caches, Platform
 from tpu_worker.sampler import ROW_WIDTH, Sampled, sample
 
 Shapes: TypeAlias = Any  # a pytree of jax.ShapeDtypeStruct
@@ -38,7 +38,8 @@ class Compiler:
     """Makes the programs of one model on one device. Safe on any thread."""
 
     spec: ModelSpec
-    kernels: Kernels
+    platform: Platform
+    block_size: int  # of the KV cache, in tokens
     weights: Shapes
     state: Shapes  # of a DeviceState
 
@@ -50,8 +51,10 @@ class Compiler:
             rows, slots = unpack_rows(packed), grow_tables(state.slots, packed)
             token_ids, meta = gather_tokens(slots, rows, bucket.tokens)
             last = jnp.maximum(meta.offsets[1:] - 1, 0)
-            logits, caches = forward(self.spec, self.kernels, weights, state.caches, token_ids, meta, last, rows.num_rows)
-            sampled = self.kernels.greedy(logits, rows.num_rows)
+            prepared = self.platform.attention.prepare(meta, bucket.tokens, self.block_size)
+            inputs = StepInputs(token_ids, prepared, meta.offsets[-1], last, rows.num_rows)
+            logits, caches = forward(self.spec, self.platform, weights, state.caches, inputs)
+            sampled = self.platform.products.greedy(logits, rows.num_rows)
             return DeviceState(caches, record_tokens(slots, rows, sampled)), logits, sampled
 
         program: StepProgram = self._compile(step, 1, self.weights, self.state, _packed_step(bucket.rows))

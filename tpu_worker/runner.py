@@ -15,17 +15,15 @@ from protocol.messages import TopLogprobs
 from tpu_worker.buckets import make_buckets
 from tpu_worker.device import Capacity, ReportProgress, StepPlan, StepResult
 from tpu_worker.inputs import make_slots, pack_admission, pack_step
-from tpu_worker.kernels import Kernels, choose_kernels
 from tpu_worker.kv_cache import count_blocks
 from tpu_worker.mesh import describe, open_device
 from tpu_worker.models.spec import ModelSpec
-from tpu_worker.native.memory import keep_freed_memory, return_free_memory
+from tpu_worker.platforms.choose import choose_platform
+from tpu_worker.platforms.platform import Platform
 from tpu_worker.program import AdmitProgram, Compiler, DeviceState, Shapes
 from tpu_worker.sampler import LOGPROBS, Sampled, needs
 from tpu_worker.warmup import Programs, use_compilation_cache
 from tpu_worker.weights.load import WeightLoader, held_in_blocks, open_source
-
-_CPU_SATURATING_TOKENS = 128  # products of so many rows run at the speed of arithmetic on every CPU measured
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,16 +40,16 @@ class StepHandle:
 class JaxDevice:
     """Implements `tpu_worker.device.Device`."""
 
-    def __init__(self, config: EngineConfig, index: int, kernels: Kernels | None = None) -> None:
-        """`index`: which worker this is. `kernels`: those of the platform unless given."""
+    def __init__(self, config: EngineConfig, index: int, platform: Platform | None = None) -> None:
+        """`index`: which worker this is. `platform`: the fastest for the device unless given."""
         self._config = config
         self._index = index
-        self._kernels = kernels
+        self._given = platform
         self._features = np.zeros(config.max_num_seqs, np.int32)  # sampler flags by slot
         self._demanding: set[int] = set()  # slots whose last request wanted more than the most likely token
         self._logprobs = np.full(config.max_num_seqs, -1, np.int32)  # by slot
         self._finished_ns = 0  # when the last step was collected
-        self._is_remote: bool
+        self._platform: Platform
         self._state: DeviceState
         self._programs: Programs
         self._admit: AdmitProgram
@@ -59,22 +57,21 @@ class JaxDevice:
     def load(self, report: ReportProgress) -> Capacity:
         """As the protocol says."""
         config = self._config
-        keep_freed_memory()
         use_compilation_cache(config.compilation_cache)
         device = open_device(config)
-        self._is_remote = device.platform != "cpu"
         source = open_source(config)
         spec = source.spec
-        kernels = self._kernels or choose_kernels(
+        platform = self._platform = self._given or choose_platform(
             device.platform, config.quantization, bool(held_in_blocks(source)), config.block_size, spec.head_dim
         )
+        platform.memory.before_loading()
         max_model_len = _max_model_len(config, spec)
-        loader = WeightLoader(source, kernels, max_model_len, lambda done, total: report("loading weights", done, total))
+        loader = WeightLoader(source, platform.products, max_model_len, lambda done, total: report("loading weights", done, total))
         weights = loader.load_first()
-        num_blocks = count_blocks(config, spec, max_model_len, device)
-        make_state = functools.partial(_make_state, config, spec, kernels, num_blocks, max_model_len)
+        num_blocks = count_blocks(config, spec, max_model_len, platform.memory, [device])
+        make_state = functools.partial(_make_state, config, spec, platform, num_blocks, max_model_len)
         shapes = loader.shapes(weights)
-        compiler = Compiler(spec, kernels, shapes, jax.eval_shape(make_state))
+        compiler = Compiler(spec, platform, config.block_size, shapes, jax.eval_shape(make_state))
         head_cost = _size(shapes["head"]) / _size(shapes["layers"])
         self._programs = Programs(compiler, make_buckets(config.max_num_seqs, config.max_num_batched_tokens), head_cost)
         with ThreadPoolExecutor(1) as pool:
@@ -85,9 +82,9 @@ class JaxDevice:
         # As one program, so that the caches are made without a copy.
         self._state = jax.jit(make_state)()
         self._programs.start_rest()
-        return_free_memory()  # of loading
-        saturating = 0 if self._is_remote else _CPU_SATURATING_TOKENS
-        return Capacity(num_blocks, max_model_len, spec.vocab_size, describe(device, kernels.name), saturating)
+        platform.memory.after_loading()
+        description = describe(device, platform.name)
+        return Capacity(num_blocks, max_model_len, spec.vocab_size, description, platform.saturating_tokens)
 
     def dispatch(self, plan: StepPlan) -> StepHandle:
         """As the protocol says. Uploads one array for the step and one for each admission."""
@@ -107,16 +104,11 @@ class JaxDevice:
             slots, sampled = self._programs.sampler(bucket)(self._state.slots, logits, packed)
             self._state, token_ids = self._state._replace(slots=slots), sampled.token_ids
             if flags & LOGPROBS:
-                self._fetch(sampled.logprobs)
-                self._fetch(sampled.ranks)
-        self._fetch(token_ids)
+                self._platform.fetch(sampled.logprobs)
+                self._platform.fetch(sampled.ranks)
+        self._platform.fetch(token_ids)
         logprobs = self._logprobs[plan.slots[plan.samples]] if flags & LOGPROBS else None
         return StepHandle(token_ids, sampled, plan.samples, logprobs, now_ns())
-
-    def _fetch(self, array: jax.Array) -> None:
-        """Has the array brought here as soon as it is there; on the CPU it is here."""
-        if self._is_remote:
-            array.copy_to_host_async()
 
     def collect(self, handle: object) -> StepResult:
         """As the protocol says."""
@@ -141,8 +133,8 @@ class JaxDevice:
         self._programs.close()
 
 
-def _make_state(config: EngineConfig, spec: ModelSpec, kernels: Kernels, num_blocks: int, max_model_len: int) -> DeviceState:
-    caches = kernels.make_caches(spec.num_layers, num_blocks, config.block_size, spec.num_kv_heads, spec.head_dim)
+def _make_state(config: EngineConfig, spec: ModelSpec, platform: Platform, num_blocks: int, max_model_len: int) -> DeviceState:
+    caches = platform.attention.make_caches(spec.num_layers, num_blocks, config.block_size, spec.num_kv_heads, spec.head_dim)
     return DeviceState(caches, make_slots(config.max_num_seqs, max_model_len, config.block_size))
 
 

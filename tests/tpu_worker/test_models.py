@@ -9,34 +9,43 @@ import numpy as np
 import pytest
 
 from tests.tpu_worker.tiny_models import CONFIG, make_tensors, reference_logits, write_model
-from tpu_worker.attention import AttentionMetadata
-from tpu_worker.kernels import Kernels, choose_kernels, xla_kernels
-from tpu_worker.models.llama import forward, layer_parameters, model_parameters
+from tpu_worker.inputs import StepInputs
+from tpu_worker.models.llama import Weights, forward, layer_parameters, model_parameters
 from tpu_worker.models.spec import ModelSpec, RopeScaling
+from tpu_worker.platforms.choose import choose_platform
+from tpu_worker.platforms.cpu import make_xla_platform
+from tpu_worker.platforms.metadata import AttentionMetadata
+from tpu_worker.platforms.platform import Caches, Platform
 from tpu_worker.weights.load import WeightLoader
 from tpu_worker.weights.safetensors import SafetensorsSource
 
 LENGTH = 37
 
 
-@pytest.mark.parametrize("kernels", [xla_kernels(), choose_kernels("cpu", "auto", False, 16, 32)], ids=lambda kernels: kernels.name)
+@pytest.mark.parametrize("platform", [make_xla_platform(), choose_platform("cpu", "auto", False, 16, 32)], ids=lambda p: p.name)
 @pytest.mark.parametrize(
     "change",
     [{}, {"tie_word_embeddings": True}, {"attention_bias": True, "mlp_bias": True}, {"num_attention_heads": 2, "head_dim": 16}],
     ids=["plain", "tied", "biases", "narrow heads"],
 )
-def test_forward_agrees_with_the_textbook(tmp_path: Path, kernels: Kernels, change: dict[str, Any]) -> None:
+def test_forward_agrees_with_the_textbook(tmp_path: Path, platform: Platform, change: dict[str, Any]) -> None:
     config = {**CONFIG, **change}
     tensors = make_tensors(config)
     source = SafetensorsSource(write_model(tmp_path, config, tensors))
-    loader = WeightLoader(source, kernels, LENGTH, lambda *_: None)
+    loader = WeightLoader(source, platform.products, LENGTH, lambda *_: None)
     weights = loader.load_rest(loader.load_first())
     spec = source.spec
     token_ids = np.random.default_rng(1).integers(0, spec.vocab_size, LENGTH).astype(np.int32)
-    caches = kernels.make_caches(spec.num_layers, 4, 16, spec.num_kv_heads, spec.head_dim)
+    caches = platform.attention.make_caches(spec.num_layers, 4, 16, spec.num_kv_heads, spec.head_dim)
     meta = AttentionMetadata(jnp.array([[2, 0, 3]]), jnp.array([0]), jnp.array([LENGTH]), jnp.array([0, LENGTH]))
-    run = jax.jit(lambda w, c, t, m, last, rows: forward(spec, kernels, w, c, t, m, last, rows))
-    logits, _ = run(weights, caches, jnp.asarray(token_ids), meta, jnp.array([LENGTH - 1]), jnp.int32(1))
+
+    @jax.jit
+    def run(weights: Weights, caches: Caches, token_ids: jax.Array) -> jax.Array:
+        prepared = platform.attention.prepare(meta, LENGTH, 16)
+        inputs = StepInputs(token_ids, prepared, meta.offsets[-1], jnp.array([LENGTH - 1]), jnp.int32(1))
+        return forward(spec, platform, weights, caches, inputs)[0]
+
+    logits = run(weights, caches, jnp.asarray(token_ids))
     expected = reference_logits(config, tensors, token_ids)[-1]
     # bfloat16 keys and values, and activations in the products of the XLA kernels: 3 significant digits.
     np.testing.assert_allclose(np.asarray(logits)[0], expected, atol=0.03 * np.abs(expected).max())

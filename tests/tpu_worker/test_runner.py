@@ -14,15 +14,15 @@ from protocol.params import EngineParams
 from tests.tpu_worker.device_driver import Driver
 from tests.tpu_worker.tiny_models import CONFIG, make_tensors, reference_logits, write_model
 from tpu_worker.device import Admission, Capacity, StepPlan
-from tpu_worker.matmul import cpu as cpu_matmul
-from tpu_worker.native import build
+from tpu_worker.platforms.cpu import products as cpu_products
+from tpu_worker.platforms.cpu.native import build
 from tpu_worker.runner import JaxDevice
 
 TENSORS = make_tensors(CONFIG)
 BLOCK_SIZE, MAX_MODEL_LEN = 16, 160
 EMPTY = np.empty(0, np.int32)
 # Of log-probabilities of this small model, whose weights are far larger than a trained one's; more where inputs are rounded too.
-TOLERANCE = 0.08 if build.available("matmul") and cpu_matmul.rounds_inputs() else 0.05
+TOLERANCE = 0.08 if build.available("matmul") and cpu_products.rounds_inputs() else 0.05
 PROMPTS = [list(range(1, 24)), [5, 6], list(range(90, 30, -1)), [7] * 16, [3, 1, 4, 1, 5, 9, 2, 6, 5]]
 
 

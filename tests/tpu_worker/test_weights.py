@@ -16,9 +16,10 @@ from protocol.config import Quantization
 from protocol.errors import ConfigError, ModelError
 from tests.tpu_worker.compiler import needs_compiler
 from tests.tpu_worker.tiny_models import CONFIG, Tensors, make_tensors, write_model
-from tpu_worker.kernels import Kernels, choose_kernels, xla_kernels
 from tpu_worker.models.llama import Weights, layer_parameters
-from tpu_worker.native import build
+from tpu_worker.platforms import xla
+from tpu_worker.platforms.choose import choose_platform
+from tpu_worker.platforms.cpu.native import build
 from tpu_worker.stacking import take
 from tpu_worker.weights.gguf import GgufSource, unpermuted_rows
 from tpu_worker.weights.gguf_blocks import bits_of, blocks_of
@@ -28,11 +29,10 @@ from tpu_worker.weights.safetensors import SafetensorsSource
 from tpu_worker.weights.source import WeightSource
 
 TENSORS = make_tensors(CONFIG)
-KERNELS: Kernels = xla_kernels()
 
 
 def load(source: WeightSource) -> Weights:
-    loader = WeightLoader(source, KERNELS, 16, lambda *_: None)
+    loader = WeightLoader(source, xla.PRODUCTS, 16, lambda *_: None)
     return loader.load_rest(loader.load_first())
 
 
@@ -150,13 +150,13 @@ def test_gguf_in_blocks(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, quantization: Quantization, first: str, second: str, bits: int | None
 ) -> None:
     """Matrices are kept as the file holds them where that is alike in all layers, unless bfloat16 is asked for."""
-    monkeypatch.setattr("tpu_worker.kernels.prefers_blocks", lambda: True)
-    monkeypatch.setattr("tpu_worker.kernels.preferred", lambda: "native")
+    monkeypatch.setattr("tpu_worker.platforms.cpu.prefers_blocks", lambda: True)
+    monkeypatch.setattr("tpu_worker.platforms.cpu.preferred", lambda: "native")
     source = GgufSource(write_gguf(tmp_path / "m.gguf", TENSORS, GGMLQuantizationType[first], GGMLQuantizationType[second]))
     held = held_in_blocks(source)
     assert held == {"head", "qkv", "output", "gate_up"} if bits else held <= {"head"}
-    kernels = choose_kernels("cpu", quantization, bool(held), 16, 32)
-    loader = WeightLoader(source, kernels, 16, lambda *_: None)
+    products = choose_platform("cpu", quantization, bool(held), 16, 32).products
+    loader = WeightLoader(source, products, 16, lambda *_: None)
     weights = loader.load_rest(loader.load_first())
     columns = build.library("matmul").twodeep_panel_columns()
     for index in range(2):
@@ -164,7 +164,7 @@ def test_gguf_in_blocks(
         for name in ("qkv", "output", "down"):
             expected = np.concatenate([f32(source.read(part)) for part in parameters[name].parts])
             weight = take(weights["layers"], index)[name]
-            found = np.asarray(jax.jit(kernels.linear)(np.eye(expected.shape[1], dtype=np.float32), weight)).T
+            found = np.asarray(jax.jit(products.linear)(np.eye(expected.shape[1], dtype=np.float32), weight)).T
             kept = bits if name != "down" else None  # its 80 inputs are no whole blocks: in the file it is float32
             if quantization == "none" or (quantization == "auto" and kept is None):
                 tolerance = 2**-8 * np.abs(expected).max()
@@ -178,11 +178,11 @@ def test_gguf_in_blocks(
 def test_kernels_of_a_file_in_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Without a compiler there are none, and only who asks for them by name need know; nor are there on other devices."""
     monkeypatch.setattr(build, "available", lambda *_: False)
-    assert choose_kernels("cpu", "auto", True, 16, 32).name == "XLA"
-    assert choose_kernels("tpu", "auto", True, 16, 32).name == "XLA"
+    assert choose_platform("cpu", "auto", True, 16, 32).name == "XLA"
+    assert choose_platform("tpu", "auto", True, 16, 32).name == "XLA"
     for platform in ("cpu", "tpu"):
         with pytest.raises(ConfigError, match=r"--quantization int8 needs the C\+\+ kernels"):
-            choose_kernels(platform, "int8", True, 16, 32)
+            choose_platform(platform, "int8", True, 16, 32)
 
 
 def test_gguf_cut_short(tmp_path: Path) -> None:

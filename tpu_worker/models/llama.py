@@ -4,10 +4,13 @@ import functools
 from typing import Any, TypeAlias
 
 import jax
+import jax.numpy as jnp
 
-from tpu_worker.attention import AttentionMetadata
-from tpu_worker.kernels import Cache, Caches, Kernels
+from tpu_worker.inputs import StepInputs
+from tpu_worker.models.layers import activate
 from tpu_worker.models.spec import LogicalAxis, ModelSpec, ParameterSpec, Part
+from tpu_worker.platforms.metadata import AttentionSpec
+from tpu_worker.platforms.platform import Cache, Caches, Platform, Prepared
 from tpu_worker.stacking import put, take, value
 
 # Parameters by name, those of all layers under "layers" (see `tpu_worker.stacking`), and "rope", a rotary table.
@@ -55,34 +58,24 @@ def layer_parameters(spec: ModelSpec, layer: int) -> dict[str, ParameterSpec]:
     return parameters
 
 
-def forward(
-    spec: ModelSpec,
-    kernels: Kernels,
-    weights: Weights,
-    caches: Caches,
-    token_ids: jax.Array,
-    meta: AttentionMetadata,
-    sampled: jax.Array,
-    num_sampled: jax.Array,
-) -> tuple[jax.Array, Caches]:
-    """One step of T tokens.
+def forward(spec: ModelSpec, platform: Platform, weights: Weights, caches: Caches, inputs: StepInputs) -> tuple[jax.Array, Caches]:
+    """One step: (logits [R, V] float32 of the tokens that are sampled, caches).
 
-    token_ids is [T] int32; sampled [R] int32 names the tokens whose logits are wanted, of which the first num_sampled [] are
-    not padding: once the last layer has attended, only these go on, and through the head. Returns (logits [R, V] float32,
-    caches). The caches given are updated and must not be used again.
+    Once the last layer has attended, only these tokens go on. The caches given are updated and must not be used again.
     """
-    x = embed(weights["embedding"], token_ids)
-    num_tokens = meta.offsets[-1]  # the kernels may leave out the rest
+    x = embed(weights["embedding"], inputs.token_ids)
+    num_tokens = inputs.num_tokens  # the kernels may leave out the rest
     # Functions of their own, jitted: traced once, not once per layer, which is most of the tracing time at start.
-    attend, mix = (jax.jit(functools.partial(part, spec, kernels)) for part in (_attend, _mix))
+    attend, mix = (jax.jit(functools.partial(part, spec, platform)) for part in (_attend, _mix))
     for index in range(spec.num_layers):
         layer = take(weights["layers"], index)
-        attended, cache = attend(layer, take(caches, index), x, weights["rope"], meta)
+        attended, cache = attend(layer, take(caches, index), x, weights["rope"], inputs.prepared, num_tokens)
         caches = put(caches, index, cache)
         if index == spec.num_layers - 1:
-            x, attended, num_tokens = x[sampled], attended[sampled], num_sampled
+            x, attended, num_tokens = x[inputs.sampled], attended[inputs.sampled], inputs.num_sampled
         x = mix(layer, x, attended, num_tokens)
-    return kernels.linear(x, weights["head"], num_rows=num_sampled, norm=weights["final_norm"], eps=spec.norm_eps), caches
+    linear = platform.products.linear
+    return linear(x, weights["head"], num_rows=inputs.num_sampled, norm=weights["final_norm"], eps=spec.norm_eps), caches
 
 
 def embed(table: jax.Array, token_ids: jax.Array) -> jax.Array:
@@ -91,28 +84,40 @@ def embed(table: jax.Array, token_ids: jax.Array) -> jax.Array:
 
 
 def _attend(
-    spec: ModelSpec, kernels: Kernels, weights: Weights, cache: Cache, x: jax.Array, rope: jax.Array, meta: AttentionMetadata
+    spec: ModelSpec,
+    platform: Platform,
+    weights: Weights,
+    cache: Cache,
+    x: jax.Array,
+    rope: jax.Array,
+    prepared: Prepared,
+    num_rows: jax.Array,
 ) -> tuple[jax.Array, Cache]:
     """The first half of a layer: x [T, hidden] -> what its heads attend to [T, H * D], and the cache."""
-    qkv = kernels.linear(x, weights["qkv"], num_rows=meta.offsets[-1], norm=weights["attention_norm"], eps=spec.norm_eps)
+    norm = weights["attention_norm"]
+    qkv = platform.products.linear(x, weights["qkv"], num_rows=num_rows, norm=norm, eps=spec.norm_eps)
     if "qkv_bias" in weights:
         qkv += value(weights["qkv_bias"])
-    attended, cache = kernels.attend(
-        qkv, cache, meta, rope, num_heads=spec.num_heads, scale=spec.head_dim**-0.5, sliding_window=spec.sliding_window
-    )
-    return attended.reshape(x.shape[0], -1), cache
+    how = AttentionSpec(spec.head_dim, spec.head_dim**-0.5, spec.sliding_window)
+    return platform.attention.attend(qkv, cache, prepared, rope, how)
 
 
-def _mix(spec: ModelSpec, kernels: Kernels, weights: Weights, x: jax.Array, attended: jax.Array, num_rows: jax.Array) -> jax.Array:
+def _mix(
+    spec: ModelSpec, platform: Platform, weights: Weights, x: jax.Array, attended: jax.Array, num_rows: jax.Array
+) -> jax.Array:
     """The second half, token by token: output projection and MLP."""
-    x = kernels.linear(attended, weights["output"], num_rows=num_rows, residual=x)
+    linear = platform.products.linear
+    x = linear(attended, weights["output"], num_rows=num_rows, residual=x)
     if "output_bias" in weights:
         x += value(weights["output_bias"])
-    inner = kernels.linear(x, weights["gate_up"], num_rows=num_rows, norm=weights["mlp_norm"], eps=spec.norm_eps)
+    gate_up, norm = weights["gate_up"], weights["mlp_norm"]
     if "gate_up_bias" in weights:
-        inner += value(weights["gate_up_bias"])
-        inner = jax.nn.silu(inner[:, : spec.intermediate_size]) * inner[:, spec.intermediate_size :]
-    x = kernels.linear(inner, weights["down"], num_rows=num_rows, residual=x)
+        both = linear(x, gate_up, num_rows=num_rows, norm=norm, eps=spec.norm_eps) + value(weights["gate_up_bias"])
+        gate, up = jnp.split(both, 2, axis=-1)
+        inner = activate("silu", gate) * up
+    else:
+        inner = linear(x, gate_up, activation="silu", num_rows=num_rows, norm=norm, eps=spec.norm_eps)
+    x = linear(inner, weights["down"], num_rows=num_rows, residual=x)
     return x + value(weights["down_bias"]) if "down_bias" in weights else x
 
 

@@ -78,7 +78,7 @@ class Part:
 class ParameterSpec:
     """One parameter: the parts that are stacked along their first axis, and how it is used.
 
-    "matrix" parameters go through the kernels' `pack`, "gated" too: its first half of rows gates its second half, by SiLU.
+    "matrix" parameters go through the platform's `pack`, "gated" too: its first half of rows gates its second half.
     "vector" stay float32; "table" is looked up by row.
     """
 

@@ -12,9 +12,9 @@ from gguf.quants import dequantize
 from protocol.codec import Float32Array
 from protocol.errors import ModelError
 from protocol.gguf_header import TensorInfo, read_gguf_header
-from tpu_worker.matmul.blocks import BlockMatrix
 from tpu_worker.models.registry import spec_from_gguf
 from tpu_worker.models.spec import Part
+from tpu_worker.weights.blocks import BlockMatrix
 from tpu_worker.weights.gguf_blocks import bits_of, blocks_of
 from tpu_worker.weights.names import GGUF_ROPE_FACTORS, gguf_name
 from tpu_worker.weights.source import check_shape, missing_tensor

@@ -9,7 +9,7 @@ import numpy.typing as npt
 from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
 
 from protocol.codec import Float32Array
-from tpu_worker.matmul.blocks import BLOCK, BlockMatrix
+from tpu_worker.weights.blocks import BLOCK, BlockMatrix
 
 Bytes = npt.NDArray[np.uint8]
 

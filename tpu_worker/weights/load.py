@@ -12,13 +12,12 @@ import numpy as np
 import numpy.typing as npt
 
 from protocol.config import EngineConfig
-from tpu_worker.kernels import Kernels
-from tpu_worker.matmul.blocks import concatenate
 from tpu_worker.models.layers import rotary_table
 from tpu_worker.models.llama import Weights, layer_parameters, model_parameters
 from tpu_worker.models.spec import ParameterSpec, Part
-from tpu_worker.native.memory import Allocate, process_arena
+from tpu_worker.platforms.platform import Allocate, Products
 from tpu_worker.program import Shapes, shapes_of
+from tpu_worker.weights.blocks import concatenate
 from tpu_worker.weights.source import WeightSource
 
 _THREADS = 2  # NumPy lets go of the interpreter lock while it converts; more only adds peak memory
@@ -53,14 +52,14 @@ class WeightLoader:
     The layers are alike, so the shapes of all are known when the first is loaded: compiling need not wait for the others.
     """
 
-    def __init__(self, source: WeightSource, kernels: Kernels, num_positions: int, report: Callable[[int, int], None]) -> None:
+    def __init__(self, source: WeightSource, products: Products, num_positions: int, report: Callable[[int, int], None]) -> None:
         """`num_positions`: of the rotary table. `report(done, total)` counts layers, and what is outside of them as one."""
         self._source = source
-        self._kernels = kernels
+        self._products = products
         self._num_positions = num_positions
         self._report = report
-        self._stacks = _Stacks(source.spec.num_layers)
-        self._in_blocks = held_in_blocks(source) if kernels.packs_blocks else frozenset[str]()
+        self._stacks = _Stacks(source.spec.num_layers, products.allocate)
+        self._in_blocks = held_in_blocks(source) if products.keeps_blocks else frozenset[str]()
 
     def load_first(self) -> Weights:
         """What is outside the layers, and the first layer. Raises ModelError."""
@@ -70,12 +69,12 @@ class WeightLoader:
         self._report(1, spec.num_layers + 1)
         layer = self._load_layer(0)
         self._report(2, spec.num_layers + 1)
-        return {**outside, "layers": jax.tree.map(self._stacks.stack_of, layer) if self._kernels.stacked else [layer]}
+        return {**outside, "layers": jax.tree.map(self._stack_of, layer) if self._products.stacks_layers else [layer]}
 
     def shapes(self, first: Weights) -> Shapes:
         """The shapes and types of what `load_rest` returns for what `load_first` returned."""
         shapes = shapes_of(first)
-        return shapes if self._kernels.stacked else {**shapes, "layers": shapes["layers"] * self._source.spec.num_layers}
+        return shapes if self._products.stacks_layers else {**shapes, "layers": shapes["layers"] * self._source.spec.num_layers}
 
     def load_rest(self, first: Weights) -> Weights:
         """All parameters, with those of `first`. Raises ModelError."""
@@ -90,20 +89,22 @@ class WeightLoader:
             except BaseException:
                 pool.shutdown(cancel_futures=True)
                 raise
-        return first if self._kernels.stacked else {**first, "layers": first["layers"] + layers}
+        return first if self._products.stacks_layers else {**first, "layers": first["layers"] + layers}
 
     def _load_layer(self, index: int) -> Weights:
         """A layer, in arrays of its own or in the stacks'."""
         parameters = layer_parameters(self._source.spec, index)
-        if self._kernels.stacked:
+        if self._products.stacks_layers:
             return self._load(parameters, functools.partial(self._stacks.allocate, index))
         return self._load_own(parameters)
 
     def _load_own(self, parameters: dict[str, ParameterSpec]) -> Weights:
         """In arrays of their own."""
-        loaded = self._load(parameters, process_arena().zeros if self._kernels.stacked else np.zeros)
-        weights: Weights = jax.tree.map(_adopt if self._kernels.stacked else jnp.asarray, loaded)
+        weights: Weights = jax.tree.map(self._products.place, self._load(parameters, self._products.allocate))
         return weights
+
+    def _stack_of(self, part: npt.NDArray[Any]) -> jax.Array:
+        return self._products.place(self._stacks.stack_of(part))
 
     def _load(self, parameters: dict[str, ParameterSpec], allocate: Allocate) -> Weights:
         read: dict[Part, npt.NDArray[Any]] = {}  # a tied embedding is dequantised once
@@ -111,7 +112,7 @@ class WeightLoader:
         for name, parameter in parameters.items():
             if name in self._in_blocks:
                 blocks = [self._source.read_blocks(part) for part in parameter.parts]
-                weights[name] = self._kernels.pack(concatenate(blocks), allocate, gated=parameter.kind == "gated")
+                weights[name] = self._products.pack(concatenate(blocks), allocate, gated=parameter.kind == "gated")
                 continue
             for part in parameter.parts:
                 if part not in read:
@@ -122,9 +123,9 @@ class WeightLoader:
 
     def _place(self, parameter: ParameterSpec, values: npt.NDArray[Any], allocate: Allocate) -> Any:
         if parameter.kind in ("matrix", "gated"):
-            return self._kernels.pack(values, allocate, gated=parameter.kind == "gated")
+            return self._products.pack(values, allocate, gated=parameter.kind == "gated")
         if parameter.kind == "table":
-            return jnp.asarray(values.astype(ml_dtypes.bfloat16, copy=False))
+            return values.astype(ml_dtypes.bfloat16, copy=False)
         vector = allocate(values.shape, np.float32)
         vector[...] = values
         return vector
@@ -133,28 +134,23 @@ class WeightLoader:
 class _Stacks:
     """Room for the arrays of all layers, side by side. Every layer asks for the same arrays in the same order."""
 
-    def __init__(self, num_layers: int) -> None:
+    def __init__(self, num_layers: int, allocate: Allocate) -> None:
         self._num_layers = num_layers
+        self._allocate = allocate
         self._stacks: list[npt.NDArray[Any]] = []
         self._used = [0] * num_layers  # of the stacks, by each layer
 
     def allocate(self, layer: int, shape: tuple[int, ...], dtype: npt.DTypeLike) -> npt.NDArray[Any]:
         """The layer's part of its next stack. Layer 0, which makes the stacks, must be done before others begin."""
         if layer == 0:
-            self._stacks.append(process_arena().zeros((self._num_layers, *shape), dtype))
+            self._stacks.append(self._allocate((self._num_layers, *shape), dtype))
         stack = self._stacks[self._used[layer]]
         self._used[layer] += 1
         assert (stack.shape[1:], stack.dtype) == (shape, np.dtype(dtype))
         part: npt.NDArray[Any] = stack[layer]
         return part
 
-    def stack_of(self, part: npt.NDArray[Any]) -> jax.Array:
-        """The stack that begins with this part, which is layer 0's. Not a copy: what other layers write is there."""
+    def stack_of(self, part: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        """The stack that begins with this part, which is layer 0's: what other layers write is there."""
         (stack,) = (stack for stack in self._stacks if stack.ctypes.data == part.ctypes.data)
-        return _adopt(stack)
-
-
-def _adopt(array: jax.Array | npt.NDArray[Any]) -> jax.Array:
-    """As an array of JAX, without a copy: where kernels use stacks, the device is the CPU."""
-    adopted: jax.Array = jax.dlpack.from_dlpack(array) if isinstance(array, np.ndarray) else array
-    return adopted
+        return stack

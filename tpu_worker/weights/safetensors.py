@@ -9,9 +9,9 @@ from safetensors import SafetensorError, safe_open
 
 from protocol.codec import Float32Array
 from protocol.errors import ModelError
-from tpu_worker.matmul.blocks import BlockMatrix
 from tpu_worker.models.registry import spec_from_config_json
 from tpu_worker.models.spec import Part
+from tpu_worker.weights.blocks import BlockMatrix
 from tpu_worker.weights.source import check_shape, missing_tensor
 
 _SINGLE, _INDEX = "model.safetensors", "model.safetensors.index.json"

@@ -6,8 +6,8 @@ import numpy.typing as npt
 
 from protocol.codec import Float32Array
 from protocol.errors import ModelError
-from tpu_worker.matmul.blocks import BlockMatrix
 from tpu_worker.models.spec import ModelSpec, Part
+from tpu_worker.weights.blocks import BlockMatrix
 
 
 class WeightSource(Protocol):

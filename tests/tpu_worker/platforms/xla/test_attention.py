@@ -1,7 +1,5 @@
 """The portable attention against the obvious one."""
 
-import functools
-
 import jax
 import jax.numpy as jnp
 import ml_dtypes
@@ -9,8 +7,10 @@ import numpy as np
 import pytest
 
 from protocol.codec import Float32Array, Int32Array
-from tpu_worker.attention import AttentionMetadata, reference, xla
 from tpu_worker.models.layers import rotary_table
+from tpu_worker.platforms import reference
+from tpu_worker.platforms.metadata import AttentionMetadata, AttentionSpec
+from tpu_worker.platforms.xla import attention
 
 BLOCKS, BLOCK_SIZE, MAX_BLOCKS = 60, 8, 20
 
@@ -44,20 +44,26 @@ def test_agrees_with_the_reference(heads: int, kv_heads: int, dim: int, window: 
     )
     bits = jnp.asarray(cache.astype(ml_dtypes.bfloat16).view(np.uint16))
     meta = AttentionMetadata(*map(jnp.asarray, (tables, starts, counts, offsets)))
-    attend = jax.jit(functools.partial(xla.attend, scale=0.3, sliding_window=window, soft_cap=cap))
-    out, written = attend(q, k, v, bits, meta)
-    np.testing.assert_allclose(np.asarray(out), expected, atol=2e-5)
-    assert not np.asarray(out)[used:].any()
+    spec = AttentionSpec(dim, 0.3, window, cap)
+
+    @jax.jit
+    def attend(qkv: jax.Array, bits: jax.Array) -> tuple[jax.Array, jax.Array]:
+        return attention.attend(qkv, bits, attention.prepare(meta, tokens, BLOCK_SIZE), None, spec)
+
+    flat, written = attend(np.concatenate([q, k, v], axis=1).reshape(tokens, -1), bits)
+    out = np.asarray(flat).reshape(q.shape)
+    np.testing.assert_allclose(out, expected, atol=2e-5)
+    assert not out[used:].any()
     np.testing.assert_array_equal(np.asarray(written).view(ml_dtypes.bfloat16).astype(np.float32), cache_after)
 
 
-def test_fused_rotates_by_position() -> None:
+def test_rotates_by_position() -> None:
     """One token at position 3 of a rotation by a quarter turn per position: three quarters, written out."""
     table = jnp.asarray(rotary_table(8, np.array([np.pi / 2], np.float32)))
     cache = jnp.zeros((2, 2, 4, 1, 2), jnp.uint16)
     meta = AttentionMetadata(jnp.array([[1, 0]]), jnp.array([3]), jnp.array([1]), jnp.array([0, 1]))
     qkv = jnp.array([[1.0, 0.0, 1.0, 2.0, 5.0, 6.0]])  # q, k, v
-    out, cache = xla.attend_fused(qkv, cache, meta, table, num_heads=1, scale=1.0)
+    out, cache = attention.attend(qkv, cache, attention.prepare(meta, 1, 4), table, AttentionSpec(2, 1.0))
     stored = jax.lax.bitcast_convert_type(cache, jnp.bfloat16)[:, 1, 3, 0].astype(jnp.float32)
     np.testing.assert_allclose(np.asarray(stored), [[2.0, -1.0], [5.0, 6.0]], atol=1e-2)  # (a, b) turned by 270° is (b, -a)
-    assert out.shape == (1, 1, 2)
+    assert out.shape == (1, 2)

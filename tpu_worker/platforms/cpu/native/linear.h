@@ -25,7 +25,7 @@ void run(const Pool& pool, const Gemm<B>& g) {
 
   const auto all = prepare(pool, g, static_cast<size_t>(g.rows) * g.k < (8 << 10) ? 1 : threads);
   const size_t ldc = static_cast<size_t>(group) * 2 * kLanes;
-  const bool direct = !g.gated && g.residual == nullptr && g.n % (2 * kLanes) == 0;
+  const bool direct = !g.gated() && g.residual == nullptr && g.n % (2 * kLanes) == 0;
   parallel_for(pool, row_blocks * groups, threads, [&](int task) {
     const int first = task % groups * group, last = std::min(first + group, g.panels);
     const int row = task / groups * rows_each, count = std::min(rows_each, g.rows - row);
@@ -66,7 +66,7 @@ void linear(const Call& call, const B* weights, int64_t elements) {
       .n = n,
       .panels = static_cast<int>(panels),
       .eps = call.attribute<float>("eps"),
-      .gated = call.attribute<bool>("gated"),
+      .activation = static_cast<Activation>(call.attribute<int32_t>("activation")),
   };
   if (w.dim(2) != g.depth() || elements != kRowElements<kLanes, B>)
     throw Refusal{"linear: the weight is not packed for this machine or for inputs of this width"};

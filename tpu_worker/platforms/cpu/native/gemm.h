@@ -32,6 +32,9 @@ inline constexpr size_t kRowBytes = kRowElements<W, B> * sizeof(B);
 // Scratch memory: what all threads read of the caller's, and what a thread has for itself.
 enum { kPrepared, kProducts, kExpanded };
 
+// What is done to a gate before it multiplies.
+enum class Activation : int32_t { kNone, kSilu, kGeluTanh };
+
 // For each type B of panel elements there are, in narrow.h or blocks.h, `prepare`, which returns the inputs of all rows as they are
 // multiplied, and `multiply`, which multiplies some of them with some panels.
 template <class B>
@@ -43,8 +46,9 @@ struct Gemm {
   float* out;             // [T, N]
   int rows, k, n, panels;
   float eps;
-  bool gated;  // panels alternate between gate and up: out = silu(gate) * up, and n counts the pairs of columns
+  Activation activation;  // but for none, panels alternate between gate and up: out = activation(gate) * up, n counts pairs of columns
 
+  bool gated() const { return activation != Activation::kNone; }
   int depth() const { return (k + kSpan<B> - 1) / kSpan<B>; }
 };
 
@@ -93,14 +97,16 @@ const float* input_row(const Gemm<B>& g, int row) {
   return normed;
 }
 
-// x / (1 + e^-x), for any x: the exponential is taken of -|x|, which cannot overflow.
+// x / (1 + e^-s), with s = x for silu, and for gelu twice the argument of its hyperbolic tangent: (1 + tanh(s / 2)) / 2 is the same
+// logistic function. For any x: the exponential is taken of -|s|, which cannot overflow.
 template <int W>
-[[gnu::always_inline]] inline typename Vec<W>::f32 silu(typename Vec<W>::f32 x) {
+[[gnu::always_inline]] inline typename Vec<W>::f32 activate(Activation activation, typename Vec<W>::f32 x) {
   using F = typename Vec<W>::f32;
-  constexpr float kLog2e = 1.44269504f;
-  const F magnitude = x < 0.0f ? -x : x;
+  constexpr float kLog2e = 1.44269504f, kLinear = 1.59576912f, kCubic = 0.0713548163f;  // sqrt(8 / pi), and that times 0.044715
+  const F s = activation == Activation::kGeluTanh ? x * (kLinear + kCubic * x * x) : x;
+  const F magnitude = s < 0.0f ? -s : s;
   const F e = exp2_nonpositive<W>(magnitude * -kLog2e);
-  return x * (x < 0.0f ? e : splat<F>(1.0f)) / (1.0f + e);
+  return x * (s < 0.0f ? e : splat<F>(1.0f)) / (1.0f + e);
 }
 
 // From raw products to one row of the output: columns [first * 2W, last * 2W) of the panels, cut off at the width of the output.
@@ -110,13 +116,13 @@ void finish(const Gemm<B>& g, const float* c, int row, int first, int last) {
   constexpr int kColumns = 2 * W;
   float* out = g.out + static_cast<size_t>(row) * g.n;
   const float* residual = g.residual ? g.residual + static_cast<size_t>(row) * g.n : nullptr;
-  const int stride = g.gated ? 2 : 1;
+  const int stride = g.gated() ? 2 : 1;
   for (int p = first; p < last; p += stride) {
     const int column = p / stride * kColumns;
     for (int h = 0; h < kColumns; h += W) {
       const int at = (p - first) * kColumns + h;
       F y = load<F>(c + at);
-      if (g.gated) y = silu<W>(y) * load<F>(c + at + kColumns);
+      if (g.gated()) y = activate<W>(g.activation, y) * load<F>(c + at + kColumns);
       const int width = std::min(W, g.n - column - h);
       if (width == W) {
         if (residual) y += load<F>(residual + column + h);

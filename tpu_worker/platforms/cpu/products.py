@@ -1,4 +1,4 @@
-"""Matrix products for the CPU: weights of bf16 or in blocks of few bits, f32 everything else, in C++ (tpu_worker/native/).
+"""Matrix products for the CPU: weights of bf16 or in blocks of few bits, f32 everything else, in C++ (native/).
 
 Where the machine multiplies bf16 by bf16 (AVX512-BF16), twice as fast as f32, inputs are rounded to bf16 too, but for those that
 are large beside the others of their row, or the largest of their block, which keep about 16 bits. Sums stay f32.
@@ -8,7 +8,9 @@ the number of rows, the rows beside it or the number of threads: a row of `linea
 """
 
 import ctypes
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any
 
 import jax
@@ -17,10 +19,15 @@ import numpy as np
 import numpy.typing as npt
 
 from protocol.config import Quantization
-from tpu_worker.matmul.blocks import BLOCK, BlockMatrix, quantise
-from tpu_worker.native import build
-from tpu_worker.native.memory import Allocate, process_arena
+from tpu_worker.models.layers import Activation
+from tpu_worker.platforms.cpu.arena import process_arena
+from tpu_worker.platforms.cpu.native import build
+from tpu_worker.platforms.platform import Allocate
 from tpu_worker.stacking import Operand, find
+from tpu_worker.weights.blocks import BLOCK, BlockMatrix, quantise
+
+# As native/gemm.h numbers them; 0 is none.
+_ACTIVATIONS: Mapping[Activation | None, int] = MappingProxyType({None: 0, "silu": 1, "gelu_tanh": 2})
 
 
 @jax.tree_util.register_dataclass
@@ -35,6 +42,17 @@ class PackedWeight:
     gated: bool = field(metadata={"static": True})  # panels alternate between gate and up
 
 
+def allocate(shape: tuple[int, ...], dtype: npt.DTypeLike) -> npt.NDArray[Any]:
+    """`platform.Allocate`: on huge pages."""
+    return process_arena().zeros(shape, dtype)
+
+
+def place(array: npt.NDArray[Any]) -> jax.Array:
+    """`platform.Place`: the memory itself, where NumPy can share the type."""
+    placed: jax.Array = jax.dlpack.from_dlpack(array) if array.dtype.isbuiltin == 1 else jnp.asarray(array)
+    return placed
+
+
 def rounds_inputs() -> bool:
     """Whether `linear` rounds inputs before it multiplies them with bf16 weights, as this machine does it fastest."""
     return bool(build.library("matmul").twodeep_dots_pairs())
@@ -45,11 +63,11 @@ def pack(weight: npt.ArrayLike | BlockMatrix, *, quantization: Quantization = "a
 
     quantization "auto" leaves blocks as they are and rounds floats to bf16, to nearest even; "none" makes bf16 of both; "int8"
     leaves blocks, too, but makes blocks of floats, as `blocks.quantise` does. gated: the first half of the rows is the gate
-    projection, the second half the up projection, and `linear` returns silu(gate) * up. Releases the interpreter lock: pack
+    projection, the second half the up projection, and `linear` returns activation(gate) * up. Releases the interpreter lock: pack
     several weights on several threads.
     """
-    placed = pack_into(weight, process_arena().zeros, quantization=quantization, gated=gated)
-    packed: PackedWeight = jax.tree.map(jax.dlpack.from_dlpack, placed)
+    placed = pack_into(weight, allocate, quantization=quantization, gated=gated)
+    packed: PackedWeight = jax.tree.map(place, placed)
     return packed
 
 
@@ -112,6 +130,7 @@ def linear(
     x: jax.Array,
     weight: PackedWeight,
     *,
+    activation: Activation | None = None,
     num_rows: jax.Array | None = None,
     norm: Operand | None = None,
     eps: float = 0.0,
@@ -120,9 +139,11 @@ def linear(
     """x [T, in] f32 times weight -> [T, out] f32, in one call to C++ with what surrounds the product in a transformer.
 
     num_rows: [] or [1] int32; rows from there on are padding: they cost nothing, are never read, and come out as anything.
-    norm: [in] f32, of the same layer as the weight; x becomes x / sqrt(mean(x²) + eps) * norm first. residual: [T, out] f32, added
-    to the result.
+    activation: of the gate, for a gated weight. norm: [in] f32, of the same layer as the weight; x becomes
+    x / sqrt(mean(x²) + eps) * norm first. residual: [T, out] f32, added to the result.
     """
+    if weight.gated != (activation is not None):
+        raise ValueError(f"activation {activation} of a weight that is {'' if weight.gated else 'not '}gated")
     panels, layer = find(weight.panels)
     in_blocks = panels.dtype == jnp.uint8
     build.library("blocks" if in_blocks else "matmul")
@@ -140,7 +161,7 @@ def linear(
         rows,
         layer,
         eps=np.float32(eps),
-        gated=weight.gated,
+        activation=np.int32(_ACTIVATIONS[activation]),
     )
     return product
 

@@ -1,8 +1,8 @@
-"""Matrix products with weights that were packed once, at load."""
+"""What the processor is good at."""
 
 from typing import Literal
 
-from tpu_worker.native.build import cpu_flags
+from tpu_worker.platforms.cpu.native.build import cpu_flags
 
 MatmulKind = Literal["native", "xla"]
 

@@ -12,15 +12,16 @@ import numpy.typing as npt
 import pytest
 
 from tests.tpu_worker.compiler import needs_compiler
-from tpu_worker.attention import AttentionMetadata, cpu, reference
+from tpu_worker.platforms import reference
+from tpu_worker.platforms.cpu import attention as cpu
+from tpu_worker.platforms.metadata import AttentionMetadata, AttentionSpec
 from tpu_worker.stacking import Layer
 
 pytestmark = needs_compiler
 
 F32 = npt.NDArray[np.float32]
-STATIC = ("scale", "sliding_window", "soft_cap")
-attend = jax.jit(cpu.attend, static_argnames=STATIC, donate_argnames="cache")
-attend_fused = jax.jit(cpu.attend_fused, static_argnames=("num_heads", *STATIC), donate_argnames="cache")
+attend = jax.jit(cpu.attend_apart, static_argnames="spec", donate_argnames="cache")
+attend_fused = jax.jit(cpu.attend, static_argnames="spec", donate_argnames="cache")
 
 
 @dataclass(frozen=True)
@@ -82,7 +83,7 @@ def run(shape: Shape, sequences: list[Sample], cuts: list[list[int]], *, rows: i
             q[here], k[here], v[here] = sequence.q[there], sequence.k[there], sequence.v[there]
             at += counts[row]
         meta = metadata(tables, done + [0] * (rows - len(sequences)), counts)
-        out, cache = attend(q, k, v, cache, meta, scale=shape.dim**-0.5, **options)
+        out, cache = attend(q, k, v, cache, meta, AttentionSpec(shape.dim, shape.dim**-0.5, **options))
         result = np.asarray(out)
         at = 0
         for row in range(len(sequences)):
@@ -147,12 +148,13 @@ def test_fused_rotates_as_it_should() -> None:
     blocks = -(-length // shape.block_size)
     meta = metadata(np.arange(blocks, dtype=np.int32)[None], [0], [length])
     empty = jnp.zeros(cpu.make_caches(2, blocks, shape.block_size, shape.kv_heads, shape.dim).shape, jnp.uint16)
-    plain, plain_cache = attend(q, k, v, layer(empty.copy()), meta, scale=0.125)
-    fused, fused_cache = attend_fused(qkv, layer(empty.copy()), meta, rope, num_heads=shape.heads, scale=0.125)
+    plain, plain_cache = attend(q, k, v, layer(empty.copy()), meta, AttentionSpec(shape.dim, 0.125))
+    fused, fused_cache = attend_fused(qkv, layer(empty.copy()), meta, rope, AttentionSpec(shape.dim, 0.125))
+    plain = np.asarray(plain).reshape(length, -1)
     np.testing.assert_allclose(fused, plain, rtol=1e-3, atol=1e-3)  # keys that a fused multiply-add rounds to the other bf16
     assert (np.asarray(fused_cache.stack) != np.asarray(plain_cache.stack)).mean() < 0.01
-    unrotated, _ = attend_fused(qkv, layer(empty.copy()), meta, None, num_heads=shape.heads, scale=0.125)
-    assert np.abs(np.asarray(unrotated) - np.asarray(plain)).max() > 0.1
+    unrotated, _ = attend_fused(qkv, layer(empty.copy()), meta, None, AttentionSpec(shape.dim, 0.125))
+    assert np.abs(np.asarray(unrotated) - plain).max() > 0.1
 
 
 def test_a_broken_request_stays_alone() -> None:
@@ -170,7 +172,7 @@ def test_the_cache_is_updated_in_place() -> None:
     address, before = caches.unsafe_buffer_pointer(), np.array(caches)  # whatever the memory held
     sequence = draw(Shape(), 5, 0)
     meta = metadata(np.array([[2]], np.int32), [0], [5])
-    _, cache = attend(sequence.q, sequence.k, sequence.v, layer(caches), meta, scale=0.125)
+    _, cache = attend(sequence.q, sequence.k, sequence.v, layer(caches), meta, AttentionSpec(64, 0.125))
     assert cache.stack.unsafe_buffer_pointer() == address
     after = np.asarray(cache.stack)
     assert (after[1, 2] != before[1, 2]).any()
@@ -184,7 +186,7 @@ def test_a_layer_that_does_not_exist_is_refused(index: int) -> None:
     cache = Layer(cpu.make_caches(2, 4, 16, 3, 64), jnp.int32(index))
     meta = metadata(np.array([[2]], np.int32), [0], [5])
     with pytest.raises((jax.errors.JaxRuntimeError, ValueError), match="no such layer"):
-        jax.block_until_ready(attend(sequence.q, sequence.k, sequence.v, cache, meta, scale=0.125))
+        jax.block_until_ready(attend(sequence.q, sequence.k, sequence.v, cache, meta, AttentionSpec(64, 0.125)))
 
 
 @pytest.mark.parametrize(
@@ -201,7 +203,7 @@ def test_metadata_that_leads_astray_is_refused(table: list[int], start: int, cou
     sequence = draw(Shape(), 5, 0)
     meta, cache = metadata(np.array([table], np.int32), [start], [count]), layer(cpu.make_caches(2, 4, 16, 3, 64))
     with pytest.raises((jax.errors.JaxRuntimeError, ValueError), match=reason):
-        jax.block_until_ready(attend(sequence.q, sequence.k, sequence.v, cache, meta, scale=0.125))
+        jax.block_until_ready(attend(sequence.q, sequence.k, sequence.v, cache, meta, AttentionSpec(64, 0.125)))
 
 
 def test_sizes() -> None:

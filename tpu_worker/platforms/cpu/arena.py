@@ -1,23 +1,14 @@
-"""How this process holds memory.
-
-Weights lie on huge pages: they are read once per step, from end to end, and through pages of 4 KB that takes a quarter longer.
-What a step works in is freed after it and wanted again by the next: the heap keeps it, since to take it from the system anew costs
-some microseconds per page of 4 KB, a third of a step's time at worst.
-"""
+"""Where weights lie: on huge pages, since they are read once per step, from end to end, and through pages of 4 KB that takes a
+quarter longer."""
 
 import contextlib
-import ctypes
 import functools
 import math
 import mmap
 import threading
-from collections.abc import Callable
-from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
-
-Allocate: TypeAlias = Callable[[tuple[int, ...], npt.DTypeLike], npt.NDArray[Any]]  # an array of zeros, as `Arena.zeros`
 
 _CHUNK = 64 << 20  # bytes asked of the system at once: many huge pages, of which only the touched ones are taken
 _ALIGNMENT = 64  # bytes: a cache line, and what JAX needs to take an array over without a copy
@@ -47,25 +38,6 @@ class Arena:
 def process_arena() -> Arena:
     """The arena that this process keeps its weights in: like the heap, one of them is enough."""
     return Arena()
-
-
-_M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_THRESHOLD = -1, -2, -3  # <malloc.h>
-_MOST = 2**31 - 1  # bytes: what an option can say
-
-
-def keep_freed_memory() -> None:
-    """From here on, freed memory stays in the heap, whatever its size. Does nothing where malloc is not glibc's."""
-    libc = ctypes.CDLL(None)
-    if hasattr(libc, "mallopt"):
-        for option, value in ((_M_TRIM_THRESHOLD, _MOST), (_M_MMAP_THRESHOLD, _MOST), (_M_TOP_PAD, _CHUNK)):
-            libc.mallopt(option, value)
-
-
-def return_free_memory() -> None:
-    """Gives the system back what is free now. Does nothing where malloc is not glibc's."""
-    libc = ctypes.CDLL(None)
-    if hasattr(libc, "malloc_trim"):
-        libc.malloc_trim(ctypes.c_size_t(0))
 
 
 def _reserve(size: int) -> npt.NDArray[np.uint8]:

@@ -15,8 +15,8 @@ import jax
 import pytest
 
 from tests.tpu_worker.compiler import needs_compiler
-from tpu_worker.matmul import preferred, prefers_blocks
-from tpu_worker.native import build
+from tpu_worker.platforms.cpu.native import build
+from tpu_worker.platforms.cpu.processor import preferred, prefers_blocks
 
 LIBRARIES = tuple(build.LIBRARIES)
 

@@ -5,6 +5,7 @@ import platform
 import subprocess
 import sys
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -17,17 +18,20 @@ import pytest
 
 from tests.tpu_worker.compiler import needs_compiler
 from tpu_worker import sampler
-from tpu_worker.matmul import cpu
-from tpu_worker.matmul.blocks import BLOCK, BlockMatrix, concatenate, quantise
-from tpu_worker.native import build
-from tpu_worker.native.memory import Arena, process_arena
+from tpu_worker.models.layers import Activation
+from tpu_worker.platforms import xla
+from tpu_worker.platforms.cpu import make_products
+from tpu_worker.platforms.cpu import products as cpu
+from tpu_worker.platforms.cpu.arena import Arena, process_arena
+from tpu_worker.platforms.cpu.native import build
 from tpu_worker.stacking import take
+from tpu_worker.weights.blocks import BLOCK, BlockMatrix, concatenate, quantise
 
 pytestmark = needs_compiler
 
 F32 = npt.NDArray[np.float32]
 SHAPES = [(64, 64), (1, 33), (100, 77), (48, 1), (192, 1536), (40, 700)]  # (out, in): whole panels, cut ones, several depth blocks
-LARGE = 2.5  # times the root mean square of its row: such an input is not merely rounded (tpu_worker/native/narrow.h)
+LARGE = 2.5  # times the root mean square of its row: such an input is not merely rounded (native/narrow.h)
 ROWS = [1, 2, 3, 4, 5, 6, 7, 13, 97, 200]  # every tile, and more than a block of rows
 
 
@@ -87,7 +91,7 @@ def kept(weight: F32, kind: Kind) -> npt.NDArray[np.float64]:
     return blocks.values()[:, : weight.shape[1]].astype(np.float64)
 
 
-linear = jax.jit(cpu.linear, static_argnames="eps")
+linear = jax.jit(cpu.linear, static_argnames=("eps", "activation"))
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -112,25 +116,28 @@ def test_a_row_has_the_same_bits_in_any_company(kind: Kind, out: int, width: int
     packed, gated = pack(normal(0, out, width), kind), pack(normal(1, out, width), kind, gated=True)
     x, norm, residual = normal(2, max(ROWS), width), normal(3, width), normal(4, max(ROWS), out // 2)
     plain = np.asarray(linear(x, packed))
-    fused = np.asarray(linear(x, gated, norm=norm, eps=1e-5, residual=residual))
+    fuse = partial(linear, weight=gated, activation="silu", norm=norm, eps=1e-5)
+    fused = np.asarray(fuse(x, residual=residual))
     for rows in ROWS:
         first = max(ROWS) - rows  # another place in the batch for each row
         np.testing.assert_array_equal(linear(x[first:], packed), plain[first:])
-        np.testing.assert_array_equal(linear(x[first:], gated, norm=norm, eps=1e-5, residual=residual[first:]), fused[first:])
+        np.testing.assert_array_equal(fuse(x[first:], residual=residual[first:]), fused[first:])
 
 
 def test_bits_do_not_depend_on_the_number_of_threads() -> None:
     code = """
 import hashlib, jax, numpy as np
-from tests.tpu_worker.test_cpu_matmul import KINDS, cpu, pack
+from tests.tpu_worker.platforms.cpu.test_products import KINDS, cpu, pack
 random = np.random.default_rng(0)
-weights = [pack(random.standard_normal((1536, 576), np.float32), kind, gated) for kind in KINDS for gated in (False, True)]
-linear = jax.jit(cpu.linear, static_argnames="eps")
+kinds = [(kind, gated) for kind in KINDS for gated in (False, True)]
+weights = [(pack(random.standard_normal((1536, 576), np.float32), *kind), "silu" if kind[1] else None) for kind in kinds]
+linear = jax.jit(cpu.linear, static_argnames=("eps", "activation"))
 digest = hashlib.sha256()
 for rows in (3, 64, 130, 400):
     x = random.standard_normal((rows, 576), np.float32)
-    for weight in weights:
-        digest.update(np.asarray(linear(x, weight, norm=np.ones(576, np.float32), eps=1e-5)).tobytes())
+    for weight, activation in weights:
+        out = linear(x, weight, activation=activation, norm=np.ones(576, np.float32), eps=1e-5)
+        digest.update(np.asarray(out).tobytes())
 print(digest.hexdigest())
 """
 
@@ -148,13 +155,14 @@ def test_products_as_on_other_processors(processor: str, tmp_path: Path) -> None
     if processor == "haswell" and "avx2" not in build.cpu_flags():
         pytest.skip("this processor has no AVX2")
     code = f"""
-from tpu_worker.native import build
+from tpu_worker.platforms.cpu.native import build
 build.FLAGS = tuple("-march={processor}" if flag == "-march=native" else flag for flag in build.FLAGS)
-from tests.tpu_worker import test_cpu_matmul as tests
+from tests.tpu_worker.platforms.cpu import test_products as tests
 for kind in tests.KINDS:
     tests.test_product(kind, 100, 77)
     tests.test_a_row_has_the_same_bits_in_any_company(kind, 40, 96)
-    tests.test_norm_gate_and_residual(kind)
+    tests.test_norm_gate_and_residual(kind, "silu")
+    tests.test_norm_gate_and_residual(kind, "gelu_tanh")
 tests.test_every_scale_of_float16_is_kept()
 """
     environment = {**os.environ, "XDG_CACHE_HOME": str(tmp_path)}
@@ -212,8 +220,8 @@ def test_freed_memory_is_kept() -> None:
     """A step's buffers are freed and wanted again: once they were touched, the system is not asked for their pages anew."""
     code = """
 import resource, numpy as np
-from tpu_worker.native import build
-from tpu_worker.native.memory import keep_freed_memory
+from tpu_worker.platforms.cpu.native import build
+from tpu_worker.platforms.cpu.memory import keep_freed_memory
 keep_freed_memory()
 def faults():
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
@@ -237,26 +245,47 @@ def test_a_row_that_is_not_finite_stays_alone(kind: Kind) -> None:
     np.testing.assert_array_equal(np.delete(out, 3, 0), np.delete(expected, 3, 0))
 
 
+@pytest.mark.parametrize("activation", ["silu", "gelu_tanh"])
 @pytest.mark.parametrize("kind", KINDS)
-def test_norm_gate_and_residual(kind: Kind) -> None:
+def test_norm_gate_and_residual(kind: Kind, activation: Activation) -> None:
     out, width, eps = 56, 96, 1e-5
     weight = normal(0, 2 * out, width) * np.float32(0.2)
     x, norm, residual = normal(1, 9, width), normal(2, width), normal(3, 9, out)
     packed = pack(weight, kind, gated=True)
     normed = x / np.sqrt(np.mean(x.astype(np.float64) ** 2, axis=1, keepdims=True) + eps) * norm
     gate, up = np.split(as_multiplied(normed, kind) @ kept(weight, kind).T, 2, axis=1)
-    expected = gate / (1 + np.exp(-gate)) * up + residual
+    expected = textbook(activation, gate) * up + residual
     # Where inputs are rounded, a norm that differs in its last bit may round the other way: half a step of bf16 in one input.
     tolerance = 2e-2 if cpu.rounds_inputs() else 2e-5
-    np.testing.assert_allclose(linear(x, packed, norm=norm, eps=eps, residual=residual), expected, rtol=tolerance, atol=tolerance)
+    out_fused = linear(x, packed, activation=activation, norm=norm, eps=eps, residual=residual)
+    np.testing.assert_allclose(out_fused, expected, rtol=tolerance, atol=tolerance)
 
 
-def test_silu_far_out() -> None:
-    packed = cpu.pack(np.array([[1.0], [1.0]], np.float32), gated=True)  # silu(x) * x
-    x = np.array([[-1e4], [-100.0], [-20.0], [0.0], [20.0], [1e4]], np.float32)
-    out = np.asarray(linear(x, packed))[:, 0]
+def textbook(activation: Activation, x: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    if activation == "silu":
+        share = 1 / (1 + np.exp(np.minimum(-x, 700)))
+    else:
+        share = (1 + np.tanh(np.sqrt(2 / np.pi) * (x + 0.044715 * x**3))) / 2
+    return x * share
+
+
+@pytest.mark.parametrize("activation", ["silu", "gelu_tanh"])
+def test_activations_far_out(activation: Activation) -> None:
+    packed = cpu.pack(np.array([[1.0], [1.0]], np.float32), gated=True)  # activation(x) * x
+    x = np.array([[-1e15], [-1e4], [-100.0], [-20.0], [-0.5], [0.0], [0.5], [20.0], [1e4], [1e15]], np.float32)
+    out = np.asarray(linear(x, packed, activation=activation))[:, 0]
     inputs = as_multiplied(x)[:, 0]
-    np.testing.assert_allclose(out, inputs**2 / (1 + np.exp(np.minimum(-inputs, 700))), rtol=1e-5, atol=1e-30)
+    np.testing.assert_allclose(out, textbook(activation, inputs) * inputs, rtol=1e-5, atol=1e-30)
+
+
+def test_a_gate_has_an_activation_and_nothing_else_has() -> None:
+    x, weight = jnp.asarray(normal(0, 4, 64)), normal(1, 64, 64)
+    for products in (make_products("none"), xla.PRODUCTS):
+        plain, gated = (products.pack(weight, products.allocate, gated=gated) for gated in (False, True))
+        with pytest.raises(ValueError, match="activation silu of a weight that is not gated"):
+            products.linear(x, plain, activation="silu")
+        with pytest.raises(ValueError, match="activation None of a weight that is gated"):
+            products.linear(x, gated)
 
 
 def test_int8_is_within_half_a_step() -> None:

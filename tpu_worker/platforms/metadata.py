@@ -1,4 +1,4 @@
-"""Paged attention: modules with one signature, `attend`, and what they are told about a step."""
+"""What attention is told: about a step, and about a layer."""
 
 from dataclasses import dataclass
 
@@ -28,3 +28,13 @@ class AttentionMetadata:
         real = rows < self.starts.shape[0]
         rows = jnp.where(real, rows, 0)
         return rows, jnp.where(real, self.starts[rows] + tokens - self.offsets[rows], 0), real
+
+
+@dataclass(frozen=True, slots=True)
+class AttentionSpec:
+    """How a layer attends. How many heads it has follows from its projection and its cache."""
+
+    head_dim: int
+    scale: float  # of the scores
+    sliding_window: int | None = None  # tokens that a token attends to, itself included; None: all before it
+    soft_cap: float | None = None  # c: a score s becomes c · tanh(s / c) (Gemma 2)

@@ -1,4 +1,4 @@
-"""Paged attention for the CPU, in C++ (tpu_worker/native/paged.h): ragged, the cache updated in place, f32 arithmetic.
+"""Paged attention for the CPU, in C++ (native/paged.h): ragged, the cache updated in place, f32 arithmetic.
 
 What a token computes depends on its sequence and its position only: it has the same bits in every batch, in every chunking of its
 prompt, and whether it came as a prompt token or was decoded.
@@ -8,8 +8,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from tpu_worker.attention import AttentionMetadata
-from tpu_worker.native import build
+from tpu_worker.platforms.cpu.native import build
+from tpu_worker.platforms.metadata import AttentionMetadata, AttentionSpec
 from tpu_worker.stacking import Layer, find
 
 
@@ -30,44 +30,31 @@ def make_caches(num_layers: int, num_blocks: int, block_size: int, num_kv_heads:
     return caches
 
 
+def prepare(meta: AttentionMetadata, num_tokens: int, block_size: int) -> AttentionMetadata:  # noqa: ARG001
+    """`platform.Prepare`: the kernel works from the metadata."""
+    return meta
+
+
 def attend(
-    q: jax.Array,
-    k: jax.Array,
-    v: jax.Array,
-    cache: Layer,
-    meta: AttentionMetadata,
-    *,
-    scale: float,
-    sliding_window: int | None = None,
-    soft_cap: float | None = None,
+    qkv: jax.Array, cache: Layer, prepared: AttentionMetadata, rope: jax.Array | None, spec: AttentionSpec
 ) -> tuple[jax.Array, Layer]:
-    """Writes k and v [T, KH, D] f32 to the cache, then attends with q [T, H, D] f32 -> (out [T, H, D] f32, cache).
+    """`platform.Attend`. Donate the cache, or it is copied.
 
-    Donate the cache, or it is copied. As `attention.reference.attend`, with keys and values rounded to bf16. Tokens behind the rows
-    of meta are padding: they are never read, and come out as anything.
-    """
-    return _call(q, k, v, cache, meta, None, q.shape[1], (0, 0, 0), scale, sliding_window, soft_cap)
-
-
-def attend_fused(
-    qkv: jax.Array,
-    cache: Layer,
-    meta: AttentionMetadata,
-    rope: jax.Array | None,
-    *,
-    num_heads: int,
-    scale: float,
-    sliding_window: int | None = None,
-    soft_cap: float | None = None,
-) -> tuple[jax.Array, Layer]:
-    """The same from the output of the fused projection, rotary embedding included.
-
-    qkv: [T, (H + 2 KH) * D] f32, all heads of q, then of k, then of v. rope: [positions, R] f32, for each position the cosines of
-    R / 2 frequencies and then their sines, or None; the first R features of each head are rotated by halves, i with i + R / 2.
+    The first features of each head, as many as rope is wide, are rotated by halves: i with i + R / 2. Tokens behind the rows of
+    `prepared` are padding: they are never read, and come out as anything.
     """
     num_kv_heads, head_dim = cache.stack.shape[2], cache.stack.shape[5]
+    num_heads = qkv.shape[1] // head_dim - 2 * num_kv_heads
     offsets = (0, num_heads * head_dim, (num_heads + num_kv_heads) * head_dim)
-    return _call(qkv, qkv, qkv, cache, meta, rope, num_heads, offsets, scale, sliding_window, soft_cap)
+    out, cache = _call(qkv, qkv, qkv, cache, prepared, rope, num_heads, offsets, spec)
+    return out.reshape(qkv.shape[0], -1), cache
+
+
+def attend_apart(
+    q: jax.Array, k: jax.Array, v: jax.Array, cache: Layer, prepared: AttentionMetadata, spec: AttentionSpec
+) -> tuple[jax.Array, Layer]:
+    """The same of q [T, H, D] and of k and v [T, KH, D], float32 arrays of their own, unrotated -> (out [T, H, D], cache)."""
+    return _call(q, k, v, cache, prepared, None, q.shape[1], (0, 0, 0), spec)
 
 
 def _call(
@@ -79,9 +66,7 @@ def _call(
     rope: jax.Array | None,
     num_heads: int,
     feature_offsets: tuple[int, int, int],
-    scale: float,
-    sliding_window: int | None,
-    soft_cap: float | None,
+    spec: AttentionSpec,
 ) -> tuple[jax.Array, Layer]:
     build.library("attention")
     caches, layer = find(cache)
@@ -105,8 +90,8 @@ def _call(
         q_offset=np.int32(feature_offsets[0]),
         k_offset=np.int32(feature_offsets[1]),
         v_offset=np.int32(feature_offsets[2]),
-        scale=np.float32(scale),
-        window=np.int32(sliding_window or 0),
-        cap=np.float32(soft_cap or 0.0),
+        scale=np.float32(spec.scale),
+        window=np.int32(spec.sliding_window or 0),
+        cap=np.float32(spec.soft_cap or 0.0),
     )
     return out, Layer(updated, cache.index)

@@ -1,0 +1,55 @@
+"""The CPU: C++ kernels where a compiler is there, XLA's where they are faster or there is none."""
+
+import functools
+
+from protocol.config import Quantization
+from protocol.errors import ConfigError
+from tpu_worker.platforms import xla
+from tpu_worker.platforms.cpu import attention, products
+from tpu_worker.platforms.cpu.memory import HostMemory
+from tpu_worker.platforms.cpu.native import build
+from tpu_worker.platforms.cpu.processor import preferred, prefers_blocks
+from tpu_worker.platforms.platform import Attention, Platform, Products
+
+_SATURATING_TOKENS = 128  # products of so many rows run at the speed of arithmetic on every CPU measured
+
+ATTENTION = Attention(make_caches=attention.make_caches, prepare=attention.prepare, attend=attention.attend)
+
+
+def make_products(quantization: Quantization) -> Products:
+    """C++ products, with weights kept as `products.pack` has it."""
+    return Products(
+        stacks_layers=True,
+        keeps_blocks=True,
+        allocate=products.allocate,
+        place=products.place,
+        pack=functools.partial(products.pack_into, quantization=quantization),
+        linear=products.linear,
+        greedy=products.greedy,
+    )
+
+
+def make_platform(quantization: Quantization, in_blocks: bool, block_size: int, head_dim: int) -> Platform:
+    """The fastest kernels for these sizes. Raises ConfigError when none serves the quantization."""
+    keeps_blocks = quantization == "int8" or (quantization == "auto" and in_blocks and prefers_blocks())
+    native = build.available("matmul", "attention", *(("blocks",) if keeps_blocks else ()))
+    if quantization == "int8" and not native:
+        raise ConfigError("--quantization int8 needs the C++ kernels of the CPU: leave the flag out")
+    attends = native and attention.supports(block_size, head_dim)
+    multiplies = native and (keeps_blocks or preferred() == "native")
+    return Platform(
+        name={(True, True): "C++", (True, False): "C++ and XLA", (False, True): "C++ and XLA", (False, False): "XLA"}[
+            attends, multiplies
+        ],
+        attention=ATTENTION if attends else xla.ATTENTION,
+        products=make_products(quantization if keeps_blocks else "none") if multiplies else xla.PRODUCTS,
+        memory=HostMemory(),
+        saturating_tokens=_SATURATING_TOKENS,
+    )
+
+
+def make_xla_platform() -> Platform:
+    """XLA's kernels alone."""
+    return Platform(
+        name="XLA", attention=xla.ATTENTION, products=xla.PRODUCTS, memory=HostMemory(), saturating_tokens=_SATURATING_TOKENS
+    )

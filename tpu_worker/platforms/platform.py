@@ -1,0 +1,164 @@
+"""The seam between what the worker does anywhere and how a platform does it: attention, products, memory."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol, TypeAlias
+
+import jax
+import numpy.typing as npt
+
+from tpu_worker.models.layers import Activation
+from tpu_worker.platforms.metadata import AttentionMetadata, AttentionSpec
+from tpu_worker.stacking import Operand
+from tpu_worker.weights.blocks import BlockMatrix
+
+Packed: TypeAlias = Any  # a pytree of arrays in the layout of the products that made it
+Cache: TypeAlias = Any  # one layer's keys and values, likewise
+Caches: TypeAlias = Any  # those of all layers: see `tpu_worker.stacking`
+Prepared: TypeAlias = Any  # what attention works out once a step, for all layers
+HostArray: TypeAlias = npt.NDArray[Any]
+
+
+class MakeCaches(Protocol):
+    """Empty caches of all layers."""
+
+    def __call__(self, num_layers: int, num_blocks: int, block_size: int, num_kv_heads: int, head_dim: int) -> Caches:
+        """Their layout is the platform's own choice."""
+        ...
+
+
+class Prepare(Protocol):
+    """What all layers' attention needs of a step, worked out once."""
+
+    def __call__(self, meta: AttentionMetadata, num_tokens: int, block_size: int) -> Prepared:
+        """num_tokens: T, padding included. block_size: of the caches, in tokens."""
+        ...
+
+
+class Attend(Protocol):
+    """Writes this step's keys and values to the cache, then attends. See `platforms.reference` for the meaning."""
+
+    def __call__(
+        self, qkv: jax.Array, cache: Cache, prepared: Prepared, rope: jax.Array | None, spec: AttentionSpec
+    ) -> tuple[jax.Array, Cache]:
+        """qkv [T, (H + 2 KH) * D] float32: all heads of q, of k, of v -> (output [T, H * D] float32, cache).
+
+        rope [positions, R] float32 is `models.layers.rotary_table`, with which q and k are rotated first; None leaves them.
+        """
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Attention:
+    """Paged attention, and the cache that it alone can read."""
+
+    make_caches: MakeCaches
+    prepare: Prepare
+    attend: Attend
+
+
+class Allocate(Protocol):
+    """An array for weights on the host."""
+
+    def __call__(self, shape: tuple[int, ...], dtype: npt.DTypeLike) -> HostArray:
+        """All zeros."""
+        ...
+
+
+class Place(Protocol):
+    """Hands an array that `Allocate` made and `Pack` filled to the device."""
+
+    def __call__(self, array: HostArray) -> jax.Array:
+        """Perhaps the same memory: it must not be written any more, but for the parts of other layers."""
+        ...
+
+
+class Pack(Protocol):
+    """Lays a weight out for `Linear`, at load."""
+
+    def __call__(self, weight: HostArray | BlockMatrix, allocate: Allocate, *, gated: bool = False) -> Packed:
+        """weight [out, in] of any float type, or in blocks if `keeps_blocks`; gated: its first half of rows gates the second half.
+
+        The result's arrays are NumPy's, from `allocate` if layers are stacked.
+        """
+        ...
+
+
+class Linear(Protocol):
+    """A matrix product with what surrounds it in a transformer."""
+
+    def __call__(
+        self,
+        x: jax.Array,
+        weight: Packed,
+        *,
+        activation: Activation | None = None,
+        num_rows: jax.Array | None = None,
+        norm: Operand | None = None,
+        eps: float = 0.0,
+        residual: jax.Array | None = None,
+    ) -> jax.Array:
+        """x [T, in] float32 -> [T, out] float32, or for a gated weight activation(gate) * up, [T, out / 2].
+
+        Rows from num_rows [] int32 on are padding, and their result may be anything. norm [in]: x is divided by the root of
+        the mean of its squares (plus eps) and multiplied by norm first. residual [T, out] is added last. Raises ValueError when an
+        activation is given for a weight that is not gated, or none for one that is.
+        """
+        ...
+
+
+class Greedy(Protocol):
+    """The most likely token of each row."""
+
+    def __call__(self, logits: jax.Array, num_rows: jax.Array) -> jax.Array:
+        """logits [R, V] float32 -> [R] int32, as `sampler.greedy`; of rows from num_rows [] int32 on, anything."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Products:
+    """Matrix products, and the layout of the weights that they alone can read."""
+
+    stacks_layers: bool  # they take layers out of stacks, as `tpu_worker.stacking` has it
+    keeps_blocks: bool  # weights that a file holds in blocks, without these being dequantised first
+    allocate: Allocate
+    place: Place
+    pack: Pack
+    linear: Linear
+    greedy: Greedy
+
+
+class Memory(Protocol):
+    """The memory that weights and KV cache share, and how this process holds it."""
+
+    def before_loading(self) -> None:
+        """Called once, before anything large is taken."""
+        ...
+
+    def after_loading(self) -> None:
+        """Called once, when weights and caches are there and what loading took is free."""
+        ...
+
+    def for_kv_cache(self, devices: Sequence[jax.Device], workers: int, pending: int) -> int:
+        """Bytes on each device that the KV cache of one of `workers` workers on this host may have.
+
+        pending: bytes that weights and programs will yet take on each device. Raises CapacityError when that cannot be told.
+        """
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Platform:
+    """What a loaded model runs on, chosen once."""
+
+    name: str  # of its kernels, for people: "C++", "XLA"
+    attention: Attention
+    products: Products
+    memory: Memory
+    saturating_tokens: int = 0  # of a step: from so many on its time grows in proportion; 0: not known
+    is_remote: bool = False  # results lie on a device, and the copy of them to the host is worth an early start
+
+    def fetch(self, array: jax.Array) -> None:
+        """Has the array brought here as soon as it is there."""
+        if self.is_remote:
+            array.copy_to_host_async()

@@ -1,0 +1,21 @@
+"""Plain XLA: runs wherever JAX does."""
+
+from tpu_worker.platforms.platform import Attention, Platform, Products
+from tpu_worker.platforms.xla import attention, products
+from tpu_worker.platforms.xla.memory import AcceleratorMemory
+
+ATTENTION = Attention(make_caches=attention.make_caches, prepare=attention.prepare, attend=attention.attend)
+PRODUCTS = Products(
+    stacks_layers=False,
+    keeps_blocks=False,
+    allocate=products.allocate,
+    place=products.place,
+    pack=products.pack,
+    linear=products.linear,
+    greedy=products.greedy,
+)
+
+
+def make_platform() -> Platform:
+    """For an accelerator."""
+    return Platform(name="XLA", attention=ATTENTION, products=PRODUCTS, memory=AcceleratorMemory(), is_remote=True)
