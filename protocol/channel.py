@@ -22,6 +22,7 @@ _HIGH_WATER_MARK = 100_000  # messages; reached only when a peer is stuck, and t
 _MAX_FRAME = 256 * 1024 * 1024  # bytes: above any batch of prompts, below what would exhaust memory
 _RECONNECT_MS = 10  # children start in any order; the default of 100 ms would be felt at start
 _LINGER_MS = 1000  # long enough to deliver a last word to a live peer, short enough for an exit
+_MOST_PER_TURN = 64  # messages handled before the other work of an event loop gets its turn: a few milliseconds at most
 
 
 class ChannelFullError(ProtocolError):
@@ -54,41 +55,68 @@ class Receiver(Generic[Message]):
     def __init__(self, address: str, decoder: Decoder[Message], *, bind: bool) -> None:
         self._socket = _open(zmq.PULL, address, bind=bind)
         self._decoder = decoder
+        self._drain: asyncio.Handle | None = None  # the turn that is still to come, while the loop watches
         self.malformed = 0
 
     def receive(self) -> Message | None:
         """The next message that is here, or None. Never waits."""
-        while True:
-            try:
-                frame = self._socket.recv(zmq.NOBLOCK)
-            except zmq.Again:
-                return None
-            try:
-                return self._decoder.decode(frame)
-            except ProtocolError:
-                self.malformed += 1
+        while (frame := self._frame()) is not None:
+            if (message := self._decode(frame)) is not None:
+                return message
+        return None
 
     def watch(self, loop: asyncio.AbstractEventLoop, on_message: Callable[[Message], None]) -> None:
-        """Calls `on_message` on `loop` for each message, until `unwatch`.
+        """Calls `on_message` on `loop` for each message, in order, until `unwatch`.
 
-        ZeroMQ's descriptor signals edges, not levels, so each signal drains the socket; what came before the watch began is
-        drained by the first call.
+        ZeroMQ's descriptor signals edges, not levels, so after a signal the socket is drained: some messages at a turn of the loop, so
+        that a flood does not hold up everything else. A call that raises is reported to the loop's exception handler; its message
+        counts as delivered, and the next ones follow. What came before the watch began is drained without a signal.
         """
 
         def drain() -> None:
-            while (message := self.receive()) is not None:
-                on_message(message)
+            if self._drain is not None:  # a signal came while a turn was due: this is that turn
+                self._drain.cancel()
+            self._drain = loop.call_soon(drain)  # first of all, so that nothing below can leave messages without a turn
+            for _ in range(_MOST_PER_TURN):
+                if (frame := self._frame()) is None:
+                    self._drain.cancel()
+                    self._drain = None
+                    return
+                if (message := self._decode(frame)) is None:
+                    continue
+                try:
+                    on_message(message)
+                except Exception as error:  # noqa: BLE001 - whatever it is, it concerns one message
+                    loop.call_exception_handler({"message": "a message could not be handled", "exception": error})
+                if self._drain is None:  # unwatched meanwhile
+                    return
 
         loop.add_reader(self._socket.FD, drain)
-        loop.call_soon(drain)
+        self._drain = loop.call_soon(drain)
 
     def unwatch(self, loop: asyncio.AbstractEventLoop) -> None:
         """Ends `watch`."""
         loop.remove_reader(self._socket.FD)
+        if self._drain is not None:
+            self._drain.cancel()
+            self._drain = None
 
     def close(self) -> None:
         """Closes at once."""
         self._socket.close(linger=0)
+
+    def _frame(self) -> bytes | None:
+        try:
+            return self._socket.recv(zmq.NOBLOCK)
+        except zmq.Again:
+            return None
+
+    def _decode(self, frame: bytes) -> Message | None:
+        try:
+            return self._decoder.decode(frame)
+        except ProtocolError:
+            self.malformed += 1
+            return None
 
 
 class Poller:

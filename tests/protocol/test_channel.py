@@ -1,11 +1,15 @@
 """Pipes over real sockets."""
 
 import asyncio
+import tempfile
 from pathlib import Path
 
 import pytest
 import zmq
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
+from protocol import channel
 from protocol.channel import Poller, Receiver, Sender
 from protocol.codec import pack_int32
 from protocol.errors import AddressError
@@ -77,6 +81,108 @@ def test_an_event_loop_is_called_for_each_message(tmp_path: Path) -> None:
         return got
 
     assert asyncio.run(scenario()) == [AbortRequest(i) for i in range(500)]
+
+
+@settings(max_examples=40, deadline=None)
+@given(bursts=st.lists(st.tuples(st.integers(0, 200), st.booleans()), min_size=1, max_size=6), faulty=st.sets(st.integers(0, 400)))
+def test_whatever_calls_raise_each_message_is_delivered_once_and_in_order(bursts: list[tuple[int, bool]], faulty: set[int]) -> None:
+    """Each burst: so many messages, and whether the loop gets a turn before the next burst."""
+
+    async def scenario(directory: str) -> None:
+        address, got, reported = f"ipc://{directory}/a.sock", list[int](), list[BaseException]()
+        total = sum(count for count, _ in bursts)
+        done, loop = asyncio.Event(), asyncio.get_running_loop()
+        loop.set_exception_handler(lambda _, context: reported.append(context["exception"]))
+        receiver: Receiver[FrontendToScheduler] = Receiver(address, FRONTEND_TO_SCHEDULER, bind=True)
+        sender = Sender(address, bind=False)
+
+        def on_message(message: FrontendToScheduler) -> None:
+            assert isinstance(message, AbortRequest)
+            if message.request_id == total:
+                done.set()
+                return
+            got.append(message.request_id)
+            if message.request_id in faulty:
+                raise LookupError(message.request_id)
+
+        receiver.watch(loop, on_message)
+        ids = iter(range(total))
+        for count, turn in bursts:
+            for _ in range(count):
+                sender.send(AbortRequest(next(ids)))
+            if turn:
+                await asyncio.sleep(0)
+        sender.send(AbortRequest(total))
+        await asyncio.wait_for(done.wait(), 30)
+        receiver.unwatch(loop)
+        sender.close()
+        receiver.close()
+        assert got == list(range(total))
+        assert [error.args for error in reported] == [(i,) for i in got if i in faulty]
+
+    with tempfile.TemporaryDirectory() as directory:
+        asyncio.run(scenario(directory))
+
+
+def test_a_flood_leaves_other_work_its_turn(tmp_path: Path) -> None:
+    async def scenario() -> int:
+        address, most = f"ipc://{tmp_path}/a.sock", 0
+        since, left = 0, 2000
+        done, loop = asyncio.Event(), asyncio.get_running_loop()
+        receiver: Receiver[FrontendToScheduler] = Receiver(address, FRONTEND_TO_SCHEDULER, bind=True)
+        sender = Sender(address, bind=False)
+        for i in range(left):
+            sender.send(AbortRequest(i))
+        poller = Poller()
+        poller.watch(receiver)
+        poller.wait(10)
+
+        def on_message(_: FrontendToScheduler) -> None:
+            nonlocal since, most, left
+            since, left = since + 1, left - 1
+            most = max(most, since)
+            if not left:
+                done.set()
+
+        def other_work() -> None:
+            nonlocal since
+            since = 0
+            if left:
+                loop.call_soon(other_work)
+
+        loop.call_soon(other_work)
+        receiver.watch(loop, on_message)
+        await asyncio.wait_for(done.wait(), 30)
+        receiver.unwatch(loop)
+        sender.close()
+        receiver.close()
+        return most
+
+    assert asyncio.run(scenario()) <= 2 * channel._MOST_PER_TURN  # a signal may come beside a turn that is due
+
+
+def test_nothing_is_delivered_after_unwatch(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        address, got, loop = f"ipc://{tmp_path}/a.sock", list[FrontendToScheduler](), asyncio.get_running_loop()
+        receiver: Receiver[FrontendToScheduler] = Receiver(address, FRONTEND_TO_SCHEDULER, bind=True)
+        sender = Sender(address, bind=False)
+        for i in range(200):
+            sender.send(AbortRequest(i))
+        stopped = asyncio.Event()
+
+        def on_message(message: FrontendToScheduler) -> None:
+            got.append(message)
+            receiver.unwatch(loop)
+            receiver.close()
+            stopped.set()
+
+        receiver.watch(loop, on_message)
+        await asyncio.wait_for(stopped.wait(), 30)
+        await asyncio.sleep(0)
+        sender.close()
+        assert got == [AbortRequest(0)]
+
+    asyncio.run(scenario())
 
 
 def test_a_directory_that_is_not_there_is_named(tmp_path: Path) -> None:
