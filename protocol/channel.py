@@ -32,8 +32,10 @@ class ChannelFullError(ProtocolError):
 class Sender:
     """The writing end. Not safe for use by two threads."""
 
-    def __init__(self, address: str, *, bind: bool) -> None:
-        self._socket = _open(zmq.PUSH, address, bind=bind)
+    def __init__(self, address: str, *, bind: bool, own_context: bool = False) -> None:
+        """`own_context`: at the cost of two threads, `close` returns when everything is delivered, so that the process may end."""
+        self._own = zmq.Context() if own_context else None
+        self._socket = _open(zmq.PUSH, address, bind=bind, context=self._own)
 
     def send(self, message: object) -> int:
         """Queues one message and returns its size in bytes. Raises ChannelFullError instead of waiting."""
@@ -47,6 +49,8 @@ class Sender:
     def close(self) -> None:
         """Delivers what is queued, for at most a second, and closes."""
         self._socket.close(linger=_LINGER_MS)
+        if self._own is not None:
+            self._own.term()
 
 
 class Receiver(Generic[Message]):
@@ -138,8 +142,8 @@ class Poller:
         return [self._sources[watched] for watched, _ in ready]
 
 
-def _open(kind: int, address: str, *, bind: bool) -> "zmq.Socket[bytes]":
-    socket: zmq.Socket[bytes] = zmq.Context.instance().socket(kind)
+def _open(kind: int, address: str, *, bind: bool, context: "zmq.Context[zmq.Socket[bytes]] | None" = None) -> "zmq.Socket[bytes]":
+    socket: zmq.Socket[bytes] = (context or zmq.Context.instance()).socket(kind)
     socket.set_hwm(_HIGH_WATER_MARK)
     socket.setsockopt(zmq.MAXMSGSIZE, _MAX_FRAME)
     socket.setsockopt(zmq.RECONNECT_IVL, _RECONNECT_MS)

@@ -5,6 +5,7 @@ from typing import Literal
 import msgspec
 
 from protocol.codec import Decoder, encode
+from protocol.pulse import pulse_interval
 
 PROTOCOL_VERSION = 1
 
@@ -49,6 +50,13 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
     drain_timeout: float = 30.0  # seconds that running requests get after SIGTERM
     compilation_cache: str = ""  # directory; empty: no persistent cache
     simulated: SimulatedTimes = SimulatedTimes()
+    pulse_timeout: float = 10.0  # seconds that a main loop may be silent: a hundred times what the busiest pass was seen to take
+    boot_timeout: float = 1800.0  # seconds without progress while loading or compiling: one program of a large model takes minutes
+
+    @property
+    def pulse_interval(self) -> float:
+        """Seconds between two pulses of a process."""
+        return pulse_interval(self.pulse_timeout)
 
 
 class ChildSpec(msgspec.Struct, frozen=True, kw_only=True):

@@ -58,3 +58,12 @@ class ProtocolError(EngineError):
     """A peer sent a frame that does not decode, or speaks another protocol version."""
 
     exit_code = ExitCode.PROTOCOL
+
+
+_LONGEST_TEXT = 16_384  # bytes: compilers and drivers can say megabytes, and a last word has to fit its packet
+
+
+def describe(error: BaseException) -> str:
+    """The text of an error, fit to be sent: bounded, and without the lone surrogates of file names that are no UTF-8."""
+    text = str(error) or type(error).__name__
+    return text.encode("utf-8", "backslashreplace")[:_LONGEST_TEXT].decode("utf-8", "ignore")

@@ -19,6 +19,14 @@ class Message(msgspec.Struct, frozen=True, array_like=True):
     """Base of all messages: positional encoding, so that field names cost nothing on the wire."""
 
 
+class Pulse(Message, frozen=True, tag="pulse"):
+    """The sender's main loop came round: sent by that loop and by nothing else, about once a second. Goes to the launcher from
+    every child, and from the scheduler to the frontend."""
+
+    phase: str  # for people: "idle", "running"
+    count: int  # steps or events that the loop has handled
+
+
 # frontend -> scheduler
 
 
@@ -130,7 +138,7 @@ class TraceRecords(Message, frozen=True, tag="trace"):
     rows_i64: bytes
 
 
-SchedulerToFrontend = EngineReady | TokenBatch | EngineStats | TraceRecords
+SchedulerToFrontend = EngineReady | TokenBatch | EngineStats | TraceRecords | Pulse
 SCHEDULER_TO_FRONTEND: Decoder[SchedulerToFrontend] = Decoder(SchedulerToFrontend)
 
 
@@ -172,11 +180,7 @@ class SchedulerOutput(Message, frozen=True, tag="step"):
     scheduled_ns: int = 0
 
 
-class Shutdown(Message, frozen=True, tag="shutdown"):
-    """The worker collects what is in flight and exits."""
-
-
-SchedulerToWorker = SchedulerOutput | Shutdown
+SchedulerToWorker = SchedulerOutput
 SCHEDULER_TO_WORKER: Decoder[SchedulerToWorker] = Decoder(SchedulerToWorker)
 
 
@@ -260,7 +264,7 @@ class WorkerHung(Message, frozen=True, tag="hung"):
     message: str
 
 
-ChildToLauncher = Progress | Ready | Failed | WorkerHung
+ChildToLauncher = Progress | Ready | Failed | WorkerHung | Pulse
 CHILD_TO_LAUNCHER: Decoder[ChildToLauncher] = Decoder(ChildToLauncher)
 
 
@@ -268,7 +272,7 @@ CHILD_TO_LAUNCHER: Decoder[ChildToLauncher] = Decoder(ChildToLauncher)
 
 
 class Drain(Message, frozen=True, tag="drain"):
-    """Take no new requests, finish the running ones, then exit."""
+    """Take nothing new, finish what runs, then exit."""
 
 
 class WorkerLost(Message, frozen=True, tag="lost"):
@@ -278,5 +282,11 @@ class WorkerLost(Message, frozen=True, tag="lost"):
     epoch: int
 
 
-LauncherToChild = Drain | WorkerLost
+class Stop(Message, frozen=True, tag="stop"):
+    """To the frontend: finish nothing more. Open answers end with an error that says why, then exit."""
+
+    reason: str
+
+
+LauncherToChild = Drain | WorkerLost | Stop
 LAUNCHER_TO_CHILD: Decoder[LauncherToChild] = Decoder(LauncherToChild)

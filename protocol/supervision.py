@@ -1,35 +1,51 @@
 """The link between the launcher and each child: one socket pair, inherited by the child.
 
-It carries the child's specification down, progress and last words up, and death both ways: when either process ends, however it
-ends, the other reads an end of file.
+It carries the child's specification and orders down, pulses, progress and last words up, and death both ways: when either process
+ends, however it ends, the other reads an end of file. What tells how far things are may be dropped when the other end does not
+read; orders, hellos and last words wait until there is room, so every loop that owns an end flushes it.
 """
 
 import ctypes
+import logging
 import os
+import select
 import signal
 import socket
+import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
-from typing import Generic, TypeVar
+from typing import Generic, NoReturn, TypeVar
 
+from protocol.clock import now
 from protocol.codec import Decoder, encode
 from protocol.config import CHILD_SPEC_DECODER, PROTOCOL_VERSION, ChildSpec
-from protocol.errors import EngineError, ExitCode, ProtocolError
-from protocol.messages import LAUNCHER_TO_CHILD, Failed, LauncherToChild
+from protocol.errors import EngineError, ExitCode, ProtocolError, describe
+from protocol.messages import LAUNCHER_TO_CHILD, Failed, LauncherToChild, Progress, Pulse
+from protocol.outbox import Outbox
+
+_LOG = logging.getLogger(__name__)
 
 Message = TypeVar("Message")
 
 _MAX_FRAME = 1 << 17  # bytes; below the kernel's default send buffer, so that a packet is never refused for its size
+_MOST_WAITING = 1024  # packets behind a full socket: more orders or reports than an engine has causes for
+_LAST_WORDS_SECONDS = 1.0  # for the launcher to make room; it reads at once unless it is stopped
 _PR_SET_PDEATHSIG = 1
 
 
 class SupervisionLink(Generic[Message]):
-    """One end: sends any message, receives those of its decoder. Packets keep their bounds (SOCK_SEQPACKET)."""
+    """One end: sends any message, receives those of its decoder. Packets keep their bounds (SOCK_SEQPACKET).
+
+    Never waits, but in `deliver`. Any thread may send.
+    """
 
     def __init__(self, end: socket.socket, decoder: Decoder[Message]) -> None:
         self._socket = end
         self._decoder = decoder
-        self.closed = False  # the peer is gone
+        self._outbox = Outbox(self._write, _MOST_WAITING)
+        self._lock = threading.Lock()  # of the outbox
+        self.closed = False  # the peer is gone, as `receive` found out
         end.setblocking(False)
 
     def fileno(self) -> int:
@@ -37,13 +53,40 @@ class SupervisionLink(Generic[Message]):
         return self._socket.fileno()
 
     def send(self, message: object) -> None:
-        """Sends one message; a peer that is gone is not an error here: `receive` finds out."""
-        try:
-            self._socket.send(encode(message))
-        except (BrokenPipeError, ConnectionResetError):
-            self.closed = True
-        except BlockingIOError:
-            pass  # a launcher that does not read its children's progress must not stop them
+        """Says one message, now or with a later `flush`; only progress and pulses may be dropped.
+
+        A peer that is gone is not an error here: `receive` finds out. One that leaves so much unread that orders and reports pile
+        up is as good as gone: the link is shut down, which both ends see as the other's death. Raises ProtocolError on a message
+        that no packet holds.
+        """
+        packet = encode(message)
+        if len(packet) > _MAX_FRAME:
+            raise ProtocolError(f"a {type(message).__name__} of {len(packet)} bytes: a supervision link carries {_MAX_FRAME}")
+        with self._lock:
+            if not self._outbox.push(packet, may_drop=isinstance(message, Progress | Pulse)):
+                self._outbox.clear()
+                self._socket.shutdown(socket.SHUT_RDWR)
+
+    @property
+    def wants_write(self) -> bool:
+        """Whether something waits for the socket to become writable."""
+        return len(self._outbox) > 0
+
+    def flush(self) -> None:
+        """Sends what waits, as far as there is room."""
+        with self._lock:
+            self._outbox.flush()
+
+    def deliver(self, timeout: float) -> bool:
+        """Waits until the peer's socket holds all that was said, so that this process may end; False after `timeout` seconds."""
+        deadline = now() + timeout
+        poll = select.poll()
+        poll.register(self._socket, select.POLLOUT)
+        self.flush()
+        while self.wants_write and (left := deadline - now()) > 0:
+            poll.poll(left * 1e3)
+            self.flush()
+        return not self.wants_write
 
     def receive(self) -> Message | None:
         """The next message that is here, or None. Sets `closed` when the peer is gone. Never waits.
@@ -64,6 +107,15 @@ class SupervisionLink(Generic[Message]):
     def close(self) -> None:
         """Closes this end."""
         self._socket.close()
+
+    def _write(self, packet: bytes) -> bool:
+        try:
+            self._socket.send(packet)
+        except BlockingIOError:
+            return False
+        except (BrokenPipeError, ConnectionResetError):
+            pass  # nobody will ever read it
+        return True
 
 
 def socket_pair() -> tuple[socket.socket, socket.socket]:
@@ -98,10 +150,27 @@ def enter_child(fd: int, title: str, *, die_with_launcher: bool) -> tuple[ChildS
 
 
 def run_child(launcher: SupervisionLink[LauncherToChild], serve: Callable[[], object]) -> int:
-    """Last call of every child: does its work and returns its exit code. An EngineError becomes its last word to the launcher."""
+    """Does the work of a child and returns its exit code. Whatever ends it early becomes its last word to the launcher."""
+    code = ExitCode.OK
     try:
         serve()
     except EngineError as error:
-        launcher.send(Failed(error.exit_code, str(error)))
-        return error.exit_code
-    return ExitCode.OK
+        code = error.exit_code
+        launcher.send(Failed(code, describe(error)))
+    except Exception as error:  # noqa: BLE001 - a fault of ours: logged, and told to the operator
+        _LOG.exception("this process cannot go on")
+        code = ExitCode.CRASHED
+        launcher.send(Failed(code, f"{type(error).__name__}: {describe(error)}"))
+    launcher.deliver(_LAST_WORDS_SECONDS)
+    return code
+
+
+def leave(code: int) -> NoReturn:
+    """Last call of every child: ends the process at once, with everything that mattered delivered.
+
+    An interpreter that ends by itself waits for its threads, which may compile for minutes or count the tokens of a long text, and
+    tears libraries down beneath them. The kernel takes back memory, sockets and devices all the same, and sooner.
+    """
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)

@@ -2,7 +2,7 @@
 
 import sys
 
-from protocol.supervision import enter_child, run_child
+from protocol.supervision import enter_child, leave, run_child
 from scheduler_proc.loop import SchedulerLoop
 
 
@@ -21,4 +21,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    leave(main())

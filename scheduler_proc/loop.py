@@ -16,11 +16,12 @@ from protocol.messages import (
     Drain,
     FrontendToScheduler,
     LauncherToChild,
+    Pulse,
     Ready,
-    Shutdown,
     WorkerLost,
     WorkerToScheduler,
 )
+from protocol.pulse import Metronome
 from protocol.supervision import SupervisionLink
 from scheduler_proc.invariants import validate
 from scheduler_proc.state import (
@@ -32,8 +33,6 @@ from scheduler_proc.state import (
     ToLauncher,
     ToWorker,
 )
-
-_TICK = 1.0  # seconds between looks for hung workers; far below any step timeout
 
 
 class SchedulerLoop:
@@ -57,6 +56,9 @@ class SchedulerLoop:
         self._poller.watch(self._from_frontend)
         for receiver in self._from_workers:
             self._poller.watch(receiver)
+        self._tick = config.pulse_interval
+        self._metronome = Metronome(self._tick)
+        self._num_events = 0
         self._draining = False
         self._busy_ns = 0
 
@@ -65,28 +67,37 @@ class SchedulerLoop:
         self._launcher.send(Ready())
         checked = True  # whether the state was validated since the last event
         while not (self._draining or self._launcher.closed):
-            ready = self._poller.wait(_TICK)
+            ready = self._poller.wait(self._tick)
             began = now_ns()
             events = self._read(ready)
             # The time after reading: what arrived while the pipes were read was not taken in before it was there.
             self._execute(self._state.handle(events, now_ns()))
-            self._busy_ns += now_ns() - began
+            ended = now_ns()
+            self._busy_ns += ended - began
+            self._num_events += len(events)
+            if self._metronome.is_due(ended):
+                self._pulse()
             if events:
                 checked = False
             elif self._state.idle and not checked:
                 validate(self._state)
                 checked = True
             self._state.counters["scheduler_busy_ns"] = self._busy_ns
-        for sender in self._to_workers:
-            sender.send(Shutdown())
 
     def close(self) -> None:
-        """Closes every socket, after the last words are delivered."""
+        """Closes every socket."""
         self._from_frontend.close()
         for receiver in self._from_workers:
             receiver.close()
         for sender in (self._to_frontend, *self._to_workers):
             sender.close()
+
+    def _pulse(self) -> None:
+        """Tells launcher and frontend that this loop goes round."""
+        pulse = Pulse("idle" if self._state.idle else "running", self._num_events)
+        self._launcher.flush()
+        self._launcher.send(pulse)
+        self._to_frontend.send(pulse)
 
     def _read(self, ready: list[object]) -> list[Event]:
         events: list[Event] = []

@@ -8,7 +8,7 @@ import msgspec
 from protocol.config import EngineConfig
 from protocol.errors import ModelError
 from protocol.gguf_header import read_gguf_header
-from protocol.supervision import enter_child, run_child
+from protocol.supervision import enter_child, leave, run_child
 from tpu_worker.device import Device
 from tpu_worker.loop import WorkerLoop
 
@@ -50,4 +50,4 @@ def _read_sizes(config: EngineConfig) -> tuple[int, int]:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    leave(main())

@@ -1,6 +1,5 @@
 """The worker's loop: receive, prepare, dispatch. A second thread collects and answers, so neither waits for the other."""
 
-import os
 import queue
 import threading
 from dataclasses import dataclass
@@ -10,7 +9,7 @@ from protocol.clock import now_ns
 from protocol.codec import pack_int32
 from protocol.config import PROTOCOL_VERSION, ChildSpec
 from protocol.endpoints import ipc_address, worker_inbox, worker_outbox
-from protocol.errors import EngineError, ExitCode
+from protocol.errors import EngineError, ExitCode, describe
 from protocol.messages import (
     SCHEDULER_TO_WORKER,
     Drain,
@@ -18,17 +17,20 @@ from protocol.messages import (
     LauncherToChild,
     ModelRunnerOutput,
     Progress,
+    Pulse,
     Ready,
     RowLogprobs,
     SchedulerOutput,
     SchedulerToWorker,
-    Shutdown,
     WorkerFailed,
     WorkerReady,
 )
-from protocol.supervision import SupervisionLink
+from protocol.pulse import Metronome
+from protocol.supervision import SupervisionLink, leave
 from tpu_worker.batch import Batch
 from tpu_worker.device import Device
+
+_LAST_WORDS_SECONDS = 1.0  # for the launcher to make room; it reads at once unless it is stopped
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,29 +52,25 @@ class Collector:
         self._outbox = outbox
         self._launcher = launcher
         self._epoch = epoch
-        self._steps: queue.SimpleQueue[Dispatched | None] = queue.SimpleQueue()  # bounded by the credits of the scheduler
-        self._thread = threading.Thread(target=self._run, name="collector", daemon=True)
-        self._thread.start()
+        self._steps: queue.SimpleQueue[Dispatched] = queue.SimpleQueue()  # bounded by the credits of the scheduler
+        threading.Thread(target=self._run, name="collector", daemon=True).start()  # ends with the process
 
     def put(self, step: Dispatched) -> None:
         """Hands over a dispatched step; steps are answered in this order."""
         self._steps.put(step)
 
-    def join(self) -> None:
-        """Answers what was handed over, then ends the thread."""
-        self._steps.put(None)
-        self._thread.join()
-
     def _run(self) -> None:
-        while (step := self._steps.get()) is not None:
+        while True:
+            step = self._steps.get()
             try:
                 self._answer(step)
             except Exception as error:  # noqa: BLE001 - whatever a device raises, the scheduler hears of it before the end
-                text = f"step {step.step_id} failed on the device: {error}"
+                text = f"step {step.step_id} failed on the device: {describe(error)}"
                 self._outbox.send(WorkerFailed(self._epoch, text))
                 self._outbox.close()
                 self._launcher.send(Failed(ExitCode.CRASHED, text))
-                os._exit(ExitCode.CRASHED)  # the main thread may be waiting for the very device that failed
+                self._launcher.deliver(_LAST_WORDS_SECONDS)
+                leave(ExitCode.CRASHED)  # the main thread may be waiting for the very device that failed
 
     def _answer(self, step: Dispatched) -> None:
         result = self._device.collect(step.handle)
@@ -107,28 +105,32 @@ class WorkerLoop:
         self._inbox: Receiver[SchedulerToWorker] = Receiver(
             ipc_address(directory, worker_inbox(index)), SCHEDULER_TO_WORKER, bind=True
         )
-        self._outbox = Sender(ipc_address(directory, worker_outbox(index)), bind=False)
+        self._outbox = Sender(ipc_address(directory, worker_outbox(index)), bind=False, own_context=True)
+        self._steps = 0  # dispatched
 
     def run(self) -> None:
-        """Loads the device, says hello, then serves until told to end. Raises EngineError when it cannot go on."""
+        """Loads the device, says hello, then serves until told to end. Raises EngineError when it cannot go on.
+
+        Nobody wants the answers of steps in flight any more when it is told to end, since the scheduler has ended before, and the
+        device is left to the kernel: to close it would wait for the program that is being compiled.
+        """
         self._load()
         collector = Collector(self._device, self._outbox, self._launcher, self._spec.epoch)
         poller = Poller()
         poller.watch(self._inbox)
         poller.watch(self._launcher.fileno())
+        interval = self._spec.config.pulse_interval
+        metronome = Metronome(interval)
         running = True
         while running and not self._launcher.closed:
-            if self._launcher.fileno() in poller.wait(None):
+            if self._launcher.fileno() in poller.wait(interval):
                 running = not isinstance(self._launcher.receive(), Drain)
             while (message := self._inbox.receive()) is not None:
-                if isinstance(message, Shutdown):
-                    running = False
-                elif message.epoch == self._spec.epoch:  # else it was meant for a predecessor
+                if message.epoch == self._spec.epoch:  # else it was meant for a predecessor
                     collector.put(self._dispatch(message))
-        collector.join()
-        self._device.close()
-        self._outbox.close()
-        self._inbox.close()
+            if metronome.is_due(now_ns()):
+                self._launcher.flush()
+                self._launcher.send(Pulse("serving", self._steps))
 
     def _load(self) -> None:
         config = self._spec.config
@@ -156,6 +158,6 @@ class WorkerLoop:
             prepared = now_ns()
             handle = self._device.dispatch(plan)
         except Exception as error:
-            text = f"step {message.step_id} could not be dispatched: {error}"
-            raise EngineError(text) from error
+            raise EngineError(f"step {message.step_id} could not be dispatched: {describe(error)}") from error
+        self._steps += 1
         return Dispatched(message.step_id, handle, received, prepared, now_ns())

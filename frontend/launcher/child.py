@@ -59,8 +59,17 @@ class ChildProcess:
         return self._link.receive()
 
     def send(self, message: LauncherToChild) -> None:
-        """Sends one message; a child that is gone is noticed by its end."""
+        """Sends one message, now or with a later `flush`; a child that is gone is noticed by its end."""
         self._link.send(message)
+
+    @property
+    def wants_write(self) -> bool:
+        """Whether a message waits for `fileno` to become writable."""
+        return self._link.wants_write
+
+    def flush(self) -> None:
+        """Sends what waits, as far as there is room."""
+        self._link.flush()
 
     def signal(self, signum: signal.Signals) -> None:
         """Signals the process, if it is still there."""

@@ -77,12 +77,15 @@ class Engine:
             _remove_stale_socket(self._config.ipc_path)
 
     def _wait(self) -> None:
-        for key, _ in self._selector.select(self._timeout()):
+        for key, ready in self._selector.select(self._timeout()):
             match key.data:
                 case _SignalPipe():
                     for _ in range(key.data.drain()):
                         self._handle(StopRequested())
-                case ChildProcess():
+                case ChildProcess() if self._children.get(key.data.child) is key.data:  # not buried in this pass
+                    if ready & selectors.EVENT_WRITE:
+                        key.data.flush()
+                        self._watch(key.data)
                     self._hear(key.data)
                     if key.fd == key.data.pidfd:
                         self._bury(key.data)
@@ -109,6 +112,12 @@ class Engine:
         if process.is_silent():  # a closed end is readable for ever; the process itself is still watched
             self._selector.unregister(process.fileno())
 
+    def _watch(self, process: ChildProcess) -> None:
+        """Waits for room on the link too, while something waits to be said."""
+        if not process.is_silent():
+            events = selectors.EVENT_READ | (selectors.EVENT_WRITE if process.wants_write else 0)
+            self._selector.modify(process.fileno(), events, process)
+
     def _bury(self, process: ChildProcess) -> None:
         if not process.is_silent():
             self._selector.unregister(process.fileno())
@@ -128,6 +137,7 @@ class Engine:
             case Send(child, message):
                 if child in self._children:
                     self._children[child].send(message)
+                    self._watch(self._children[child])
             case Signal(child, signum):
                 if child in self._children:
                     self._children[child].signal(signum)

@@ -4,7 +4,7 @@ import signal
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
-from protocol.messages import Failed, LauncherToChild, Progress, Ready, WorkerHung
+from protocol.messages import ChildToLauncher, LauncherToChild, Progress
 
 Role: TypeAlias = Literal["frontend", "scheduler", "worker"]
 
@@ -38,7 +38,7 @@ class Said:
 
     child: Child
     epoch: int
-    message: Progress | Ready | Failed | WorkerHung
+    message: ChildToLauncher
 
 
 @dataclass(frozen=True, slots=True)

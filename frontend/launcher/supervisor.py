@@ -31,7 +31,7 @@ from frontend.launcher.events import (
 )
 from frontend.launcher.restart import RestartPolicy
 from protocol.errors import ExitCode
-from protocol.messages import Drain, Failed, Progress, Ready, WorkerHung, WorkerLost
+from protocol.messages import ChildToLauncher, Drain, Failed, Progress, Ready, WorkerHung, WorkerLost
 
 DRAIN_MARGIN = 5.0  # seconds beyond the drain timeout for the frontend to close its connections
 EXIT_GRACE = 5.0  # seconds for an idle scheduler or worker to leave when asked
@@ -126,7 +126,7 @@ class Supervisor:
         self._states[child] = _State(epoch=old.epoch + 1, alive=True, policy=old.policy)
         self._out.append(Spawn(child, old.epoch + 1))
 
-    def _said(self, child: Child, message: Progress | Ready | Failed | WorkerHung, now: float) -> None:
+    def _said(self, child: Child, message: ChildToLauncher, now: float) -> None:
         state = self._states[child]
         match message:
             case Progress():
