@@ -72,9 +72,9 @@ class Receiver(Generic[Message]):
     def watch(self, loop: asyncio.AbstractEventLoop, on_message: Callable[[Message], None]) -> None:
         """Calls `on_message` on `loop` for each message, in order, until `unwatch`.
 
-        ZeroMQ's descriptor signals edges, not levels, so after a signal the socket is drained: some messages at a turn of the loop, so
-        that a flood does not hold up everything else. A call that raises is reported to the loop's exception handler; its message
-        counts as delivered, and the next ones follow. What came before the watch began is drained without a signal.
+        ZeroMQ's descriptor signals edges, not levels, so after a signal the socket is drained: some messages at a turn of the
+        loop, so that a flood does not hold up everything else. A call that raises is reported to the loop's exception handler; its
+        message counts as delivered, and the next ones follow. What came before the watch began is drained without a signal.
         """
 
         def drain() -> None:
