@@ -42,6 +42,7 @@ class Lane:
         self.ledger = CreditLedger(queue_depth, ready.epoch)
         self.pool = BlockPool(ready.num_blocks)
         self.in_flight: deque[InFlightStep] = deque()
+        self.progress_ns = 0  # when the worker answered last, or got work after a rest; on the clock that limits are kept by
         num_slots = min(ready.max_num_seqs, token_budget)  # every decoding slot takes one token of each step's budget
         max_blocks = -(-ready.max_model_len // ready.block_size)
         self.requests: list[Request | None] = [None] * num_slots

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import msgspec
 
+from protocol.clock import ChargedClock
 from protocol.config import PROTOCOL_VERSION, EngineConfig
 from protocol.credit import Verdict
 from protocol.errors import ProtocolError
@@ -87,12 +88,14 @@ class SchedulerState:
         self.counters: Counter[str] = Counter()
         self.trace = TraceRing()
         self._arrivals = 0
-        self._complete = False
-        self._capacity = EngineReady(0, 0, 0, 0, 0, "")  # as last announced  # every worker has joined once
+        self._clock = ChargedClock(int(config.pulse_interval * 1e9), 0)  # the loop comes round as often as its pulse is due
+        self._complete = False  # every worker has joined once
+        self._capacity = EngineReady(0, 0, 0, 0, 0, "")  # as last announced
         self._given_up: dict[int, int] = {}  # worker -> epoch that is reported hung or broken, and awaits its replacement
 
     def handle(self, events: Iterable[Event], now_ns: int) -> list[Command]:
         """Takes in everything that is here, then plans whatever can be planned. With no events, looks for workers that hang."""
+        self._clock.advance(now_ns)
         commands: list[Command] = []
         for event in events:
             match event:
@@ -110,7 +113,7 @@ class SchedulerState:
                     )
                 case GetTrace(query_id):
                     commands.append(ToFrontend(TraceRecords(query_id, COLUMNS, self.trace.rows().astype("<i8").tobytes())))
-        self._find_hung(now_ns, commands)
+        self._find_hung(commands)
         self._admit()
         for lane in self.lanes.values():
             self._plan(lane, now_ns, commands)
@@ -195,6 +198,7 @@ class SchedulerState:
             self.counters["refused_misfit"] += 1
             self._give_up(worker, str(error), commands)
             return
+        lane.progress_ns = self._clock.now_ns
         self.trace.record(worker, step, output, now_ns)
         self.counters["steps"] += 1
         self.counters["generation_tokens"] += outcome.num_tokens
@@ -239,13 +243,18 @@ class SchedulerState:
             self.waiting.push(lane.preempt(slot))
             self.counters["preemptions"] += 1
 
+        if not lane.in_flight:
+            lane.progress_ns = self._clock.now_ns
         while (output := plan_step(lane, now_ns, on_preempt)) is not None:
             commands.append(ToWorker(lane.worker, output, lane.in_flight[-1]))
 
-    def _find_hung(self, now_ns: int, commands: list[Command]) -> None:
-        """A worker hangs when its oldest step is out for longer than any step may take: liveness is progress."""
-        limit_ns = int(self._config.step_timeout * 1e9)
-        hung = [lane for lane in self.lanes.values() if lane.in_flight and now_ns - lane.in_flight[0].scheduled_ns > limit_ns]
+    def _find_hung(self, commands: list[Command]) -> None:
+        """A worker hangs when its oldest step is out for longer than any step may take: liveness is progress.
+
+        The device works on that step only since it answered the one before, however long ago it was sent.
+        """
+        since_ns = self._clock.now_ns - int(self._config.step_timeout * 1e9)
+        hung = [lane for lane in self.lanes.values() if lane.in_flight and lane.progress_ns < since_ns]
         for lane in hung:
             text = f"worker {lane.worker} did not answer step {lane.in_flight[0].step_id} within {self._config.step_timeout:g} s"
             self.counters["hung_workers"] += 1

@@ -130,6 +130,13 @@ class World:
         if self._events % self._validate_every == 0:
             validate(self.state)
 
+    def wait(self, seconds: float) -> None:
+        """Time passes in which nothing happens; the scheduler looks around once a tick, as its loop does."""
+        end = self.now + int(seconds * 1e9)
+        while self.now < end:
+            self.now = min(end, self.now + int(self.config.pulse_interval * 1e9))
+            self.feed()
+
     def join(self, index: int, epoch: int) -> None:
         """A worker process starts."""
         self.workers[index] = SimulatedWorker(self.config, index, epoch, self.max_model_len, self.blocks)
