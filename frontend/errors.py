@@ -2,13 +2,16 @@
 
 from protocol.errors import EngineError
 
+CONTEXT_LENGTH_EXCEEDED = "context_length_exceeded"  # the code of InvalidRequest that clients shorten a conversation on
+
 
 class InvalidRequest(EngineError):
-    """The request itself is wrong; sending it again will not help. `param` names the field."""
+    """The request itself is wrong; sending it again will not help. `param` names the field, `code` the kind for programs."""
 
-    def __init__(self, message: str, param: str | None = None) -> None:
+    def __init__(self, message: str, param: str | None = None, code: str | None = None) -> None:
         super().__init__(message)
         self.param = param
+        self.code = code
 
 
 class Overloaded(EngineError):
@@ -24,7 +27,11 @@ class EngineRecovering(EngineError):
 
 
 class EngineUnavailable(EngineError):
-    """Nobody answers at the socket, or the engine is shutting down."""
+    """Nobody answers at the socket, or a part of the engine is gone."""
+
+
+class ShuttingDown(EngineUnavailable):
+    """The engine was told to end: it takes no new requests, and those that still run at the end of its time to drain end so."""
 
 
 class RequestLost(EngineError):

@@ -12,7 +12,7 @@ from typing import TypeAlias
 import msgspec
 import numpy as np
 
-from frontend.errors import InvalidRequest
+from frontend.errors import CONTEXT_LENGTH_EXCEEDED, InvalidRequest
 from frontend.server.router import Generation, Router, TokenDelta
 from frontend.server.text.chat import ChatTemplate
 from frontend.server.text.detokenizer import Detokenizer
@@ -205,12 +205,16 @@ class TextEngine:
             raise InvalidRequest("the prompt is empty", "prompt")
         if room < 1:
             limit = capacity.max_model_len
-            raise InvalidRequest(f"the prompt has {length} tokens; the context of {limit} must hold it and one more", "prompt")
+            message = f"this model's maximum context length is {limit} tokens; the prompt has {length}, and one more must fit"
+            raise InvalidRequest(message, "prompt", CONTEXT_LENGTH_EXCEEDED)
         if min(prompt_token_ids) < 0 or max(prompt_token_ids) >= capacity.vocab_size:
             raise InvalidRequest(f"the prompt holds token ids outside the vocabulary of {capacity.vocab_size}", "prompt")
         if params.max_tokens is not None and params.max_tokens > room:
-            message = f"max_tokens is {params.max_tokens}, but the prompt of {length} tokens leaves room for {room}"
-            raise InvalidRequest(message, "max_tokens")
+            message = (
+                f"max_tokens is {params.max_tokens}, but this model's maximum context length is {capacity.max_model_len} tokens "
+                f"and the prompt of {length} leaves room for {room}"
+            )
+            raise InvalidRequest(message, "max_tokens", CONTEXT_LENGTH_EXCEEDED)
         if params.min_tokens > room:
             raise InvalidRequest(f"min_tokens is {params.min_tokens}, but there is room for {room}", "min_tokens")
         if params.stop and not params.detokenize:

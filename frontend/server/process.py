@@ -6,6 +6,7 @@ import signal
 from collections.abc import Coroutine
 from pathlib import Path
 
+from frontend.errors import ShuttingDown
 from frontend.server.api.app import create_app
 from frontend.server.generation import TextEngine
 from frontend.server.http_server import HttpServer, bind_http
@@ -55,6 +56,7 @@ class FrontendProcess:
             ipc.stop_accepting()
             if not self._orphaned:
                 await asyncio.wait([asyncio.create_task(router.drain(), name="drain")], timeout=config.drain_timeout)
+                router.fail_all(ShuttingDown("the engine was shut down before the answer was complete"))
                 await ipc.finish()
                 await serving
             router.close()

@@ -7,12 +7,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from frontend.errors import EngineUnavailable, Overloaded
+from frontend.errors import EngineUnavailable, Overloaded, ShuttingDown
 from protocol.channel import Receiver, Sender
 from protocol.clock import now_ns
 from protocol.codec import Int32Array, Int64Array, pack_int32, unpack_int32, unpack_uint64
 from protocol.config import EngineConfig
 from protocol.endpoints import FRONTEND_INBOX, SCHEDULER_INBOX, ipc_address
+from protocol.errors import EngineError
 from protocol.messages import (
     SCHEDULER_TO_FRONTEND,
     AbortRequest,
@@ -47,9 +48,12 @@ class TokenDelta:
 
 
 class Generation:
-    """One request in the engine: an async iterator of TokenDelta. Tokens merge while nobody reads."""
+    """One request in the engine: an async iterator of TokenDelta. Tokens merge while nobody reads.
 
-    __slots__ = ("_finished", "_logprobs", "_over", "_router", "_token_ids", "_waiter", "request_id")
+    It raises what `Router.fail_all` was given, behind the tokens that came before.
+    """
+
+    __slots__ = ("_error", "_finished", "_logprobs", "_over", "_router", "_token_ids", "_waiter", "request_id")
 
     def __init__(self, router: "Router", request_id: int) -> None:
         self.request_id = request_id
@@ -57,6 +61,7 @@ class Generation:
         self._token_ids: list[int] = []
         self._logprobs: list[TopLogprobs] = []
         self._finished: Finished | None = None
+        self._error: EngineError | None = None
         self._waiter: asyncio.Future[None] | None = None
         self._over = False
 
@@ -67,6 +72,9 @@ class Generation:
         if self._over:
             raise StopAsyncIteration
         while not self._token_ids and self._finished is None:
+            if self._error is not None:
+                self._over = True
+                raise self._error.with_traceback(None)  # the error is shared, its traceback is not
             self._waiter = asyncio.get_running_loop().create_future()
             try:
                 await self._waiter
@@ -96,6 +104,10 @@ class Generation:
         self._finished = finished
         if finished.token_ids_i32:
             self._token_ids = unpack_int32(finished.token_ids_i32).tolist()
+
+    def fail(self, error: EngineError) -> None:
+        """The router's: no further tokens, and no answer."""
+        self._error = error
 
     def wake(self) -> None:
         """The router's: lets the reader see what was pushed."""
@@ -130,7 +142,8 @@ class Router:
         self._first_ready: asyncio.Future[EngineReady] | None = None
         self._answered = np.zeros((_ANSWERED_CAPACITY, 3), np.int64)
         self._num_answered = 0
-        self._draining = False
+        self._refusal: EngineError | None = None  # why no new requests are taken
+        self._failure: EngineError | None = None  # why nothing is answered any more
         self._emptied = asyncio.Event()
 
     async def start(self) -> EngineReady:
@@ -162,10 +175,10 @@ class Router:
     ) -> Generation:
         """Hands a request to the scheduler. `token_ids`: int32, shape [prompt].
 
-        Raises Overloaded when too many are under way, EngineUnavailable while shutting down.
+        Raises Overloaded when too many are under way, ShuttingDown while draining, what `fail_all` was given after it.
         """
-        if self._draining:
-            raise EngineUnavailable("the engine is shutting down")
+        if self._refusal is not None:
+            raise self._refusal.with_traceback(None)
         if len(self._generations) >= _MOST_REQUESTS:
             raise Overloaded(f"{_MOST_REQUESTS} requests are under way: try again later")
         generation = Generation(self, next(self._ids))
@@ -190,7 +203,7 @@ class Router:
             self._note_end()
 
     async def stats(self) -> EngineStats:
-        """The scheduler's statistics."""
+        """The scheduler's statistics. Raises what `fail_all` was given."""
         query_id, future = self._ask()
         self._outbox.send(GetStats(query_id))
         answer = await future
@@ -198,7 +211,7 @@ class Router:
         return answer
 
     async def trace(self) -> TraceRecords:
-        """The steps that the scheduler's ring buffer holds."""
+        """The steps that the scheduler's ring buffer holds. Raises what `fail_all` was given."""
         query_id, future = self._ask()
         self._outbox.send(GetTrace(query_id))
         answer = await future
@@ -210,11 +223,31 @@ class Router:
         held = min(self._num_answered, _ANSWERED_CAPACITY)
         return np.roll(self._answered, -(self._num_answered % _ANSWERED_CAPACITY), axis=0)[_ANSWERED_CAPACITY - held :]
 
+    @property
+    def draining(self) -> bool:
+        """Whether new requests are refused."""
+        return self._refusal is not None
+
     async def drain(self) -> None:
         """Takes no new requests and returns when the running ones have ended."""
-        self._draining = True
+        self._refusal = self._refusal or ShuttingDown("the engine is shutting down and takes no new requests")
         if self._generations:
             await self._emptied.wait()
+
+    def fail_all(self, error: EngineError) -> None:
+        """Ends everything under way with `error`, refuses with it what comes later, and has the scheduler forget the requests.
+
+        For an engine that will not answer any more: its time to drain is over, or a part of it is gone.
+        """
+        self._refusal = self._failure = error
+        for query in self._queries.values():
+            if not query.done():
+                query.set_exception(error)
+        self._queries.clear()
+        for generation in list(self._generations.values()):
+            generation.fail(error)
+            self.abort(generation)
+            generation.wake()
 
     def close(self) -> None:
         """Closes the pipes."""
@@ -223,6 +256,8 @@ class Router:
         self._outbox.close()
 
     def _ask(self) -> "tuple[int, asyncio.Future[EngineStats | TraceRecords]]":
+        if self._failure is not None:
+            raise self._failure.with_traceback(None)
         query_id, future = next(self._ids), asyncio.get_running_loop().create_future()
         self._queries[query_id] = future
         return query_id, future
@@ -261,5 +296,5 @@ class Router:
         self._note_end()
 
     def _note_end(self) -> None:
-        if self._draining and not self._generations:
+        if self._refusal is not None and not self._generations:
             self._emptied.set()

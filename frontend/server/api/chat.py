@@ -45,7 +45,7 @@ async def chat_completions(request: Request) -> ASGIApp:
         generations = jobs.submit(engine, [prompt], asked, params)
     except InvalidRequest as error:
         name = "max_completion_tokens" if error.param == "max_tokens" and asked.max_completion_tokens is not None else error.param
-        raise InvalidRequest(str(error), _NAMES.get(name or "", name)) from error
+        raise InvalidRequest(str(error), _NAMES.get(name or "", name), error.code) from error
     answer = ChatAnswer(engine.tokenizer, asked, model)
     if asked.stream:
         last = partial(answer.usage_chunk, generations) if answer.wants_usage else bytes

@@ -8,10 +8,20 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
-from frontend.errors import DeadlineExceeded, EngineRecovering, EngineUnavailable, InvalidRequest, Overloaded, RequestLost
+from frontend.errors import (
+    DeadlineExceeded,
+    EngineRecovering,
+    EngineUnavailable,
+    InvalidRequest,
+    Overloaded,
+    RequestLost,
+    ShuttingDown,
+)
 
 _PATH = re.compile(r" - at `\$\.?(.*)`$")
 _TYPES = {400: "invalid_request_error", 401: "authentication_error", 404: "invalid_request_error", 405: "invalid_request_error"}
+
+_RESTART_SECONDS = 10  # what a successor takes to start
 
 
 class ClientGone(Exception):
@@ -68,9 +78,11 @@ def from_engine(error: Exception) -> ApiError:
     if isinstance(error, ApiError):
         return error
     if isinstance(error, InvalidRequest):
-        return ApiError(400, str(error), param=error.param)
+        return ApiError(400, str(error), param=error.param, code=error.code)
     if isinstance(error, Overloaded):
         return ApiError(429, str(error), code="overloaded", headers={"retry-after": str(max(1, round(error.retry_after)))})
+    if isinstance(error, ShuttingDown):
+        return ApiError(503, str(error), code="shutting_down", headers={"retry-after": str(_RESTART_SECONDS)})
     if isinstance(error, EngineRecovering | EngineUnavailable):
         return ApiError(503, str(error), code="engine_unavailable", headers={"retry-after": "1"})
     if isinstance(error, DeadlineExceeded):

@@ -154,9 +154,12 @@ class Requests:
                 del self._running[request_id]
 
     def _fail(self, request_id: int, error: BaseException) -> None:
-        """A fault of ours: the log gets the reason, the client only learns that there is one."""
-        _LOG.error("a request of a Python client failed", exc_info=error)
+        """The engine's errors are told; of a fault of ours the log gets the reason, and the client learns that there is one."""
         self.cancel(request_id)
+        if isinstance(error, EngineError):
+            self._say(Refused(request_id, "lost", str(error)))
+            return
+        _LOG.error("a request of a Python client failed", exc_info=error)
         self._say(Refused(request_id, "lost", "the engine failed on this request"))
 
 

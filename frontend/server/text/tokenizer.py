@@ -6,7 +6,7 @@ from pathlib import Path
 
 from tokenizers import Tokenizer as FastTokenizer
 
-from frontend.errors import InvalidRequest
+from frontend.errors import CONTEXT_LENGTH_EXCEEDED, InvalidRequest
 from frontend.server.text.gguf_tokenizer import build_from_gguf
 from frontend.server.text.token_bytes import TokenBytes
 from protocol.config import EngineConfig
@@ -51,7 +51,8 @@ class Tokenizer:
         Raises InvalidRequest on text that no tokenizer can take: too long for `limit`, or with lone surrogates.
         """
         if limit is not None and len(text) > limit * _LONGEST_TOKEN:
-            raise InvalidRequest(f"the prompt's {len(text)} characters cannot fit into {limit} tokens of context", "prompt")
+            message = f"this model's maximum context length is {limit} tokens; the prompt's {len(text)} characters cannot fit"
+            raise InvalidRequest(message, "prompt", CONTEXT_LENGTH_EXCEEDED)
         try:
             return self._fast.encode(text, add_special_tokens=add_special_tokens).ids
         except (TypeError, UnicodeEncodeError) as error:

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from frontend.errors import EngineUnavailable, Overloaded
+from frontend.errors import EngineUnavailable, Overloaded, ShuttingDown
 from frontend.server import router as router_module
 from frontend.server.router import Generation, Router
 from protocol.channel import Receiver, Sender
@@ -184,12 +184,44 @@ def test_draining_refuses_new_requests_and_waits_for_the_old(tmp_path: Path) -> 
         await scheduler.hear()
         drained = asyncio.ensure_future(router.drain())
         await settle(router, scheduler)
-        with pytest.raises(EngineUnavailable):
+        with pytest.raises(ShuttingDown):
             router.submit(PROMPT, PARAMS)
         assert not drained.done()
+        assert router.draining
         scheduler.tokens([(generation, 9)], Finished(generation.request_id, "length"))
         await drained
         assert [delta.token_ids async for delta in generation] == [[9]]
+
+    on_pipes(tmp_path, test)
+
+
+def test_a_failure_ends_all_requests_and_questions_behind_the_tokens_that_are_here(tmp_path: Path) -> None:
+    async def test(router: Router, scheduler: Scheduler) -> None:
+        waiting, written, ended = (router.submit(PROMPT, PARAMS) for _ in range(3))
+        for _ in range(3):
+            await scheduler.hear()
+        reader = asyncio.ensure_future(anext(waiting))
+        scheduler.tokens([(written, 7), (ended, 8)], Finished(ended.request_id, "length"))
+        await settle(router, scheduler)
+        question, drained = asyncio.ensure_future(router.stats()), asyncio.ensure_future(router.drain())
+        assert isinstance(await scheduler.hear(), GetStats)
+        router.fail_all(EngineUnavailable("gone"))
+        for failed in (reader, question):
+            with pytest.raises(EngineUnavailable, match="gone"):
+                await failed
+        await drained
+        assert (await anext(written)).token_ids == [7]
+        with pytest.raises(EngineUnavailable, match="gone"):
+            await anext(written)
+        assert [delta.finish_reason async for delta in ended] == ["length"]
+        aborted = {await scheduler.hear() for _ in range(2)}
+        assert aborted == {AbortRequest(waiting.request_id), AbortRequest(written.request_id)}
+        with pytest.raises(EngineUnavailable, match="gone"):
+            router.submit(PROMPT, PARAMS)
+        with pytest.raises(EngineUnavailable, match="gone"):
+            await router.stats()
+        with pytest.raises(StopAsyncIteration):
+            await anext(waiting)
 
     on_pipes(tmp_path, test)
 

@@ -14,6 +14,7 @@ from frontend.server.api.body import MAX_BODY
 from tests.frontend.server.api.running import RunningEngine
 
 _ASK: dict[str, Any] = {"model": "demo", "prompt": "Hello", "max_tokens": 2}
+_HI = [{"role": "user", "content": "Hi"}]
 _PATHS = ("/v1/completions", "/v1/chat/completions", "/tokenize", "/detokenize")
 
 
@@ -113,6 +114,35 @@ def test_a_body_too_large_is_refused_with_and_without_a_length(http: httpx.Clien
     response = http.post("/v1/completions", content=(piece for _ in range(MAX_BODY // len(piece) + 1)))
     assert response.status_code == 413
     assert response.json()["error"]["code"] == "body_too_large"
+
+
+@pytest.mark.parametrize(
+    ("path", "fields", "param"),
+    [
+        ("/v1/completions", {"prompt": [5] * 8192}, "prompt"),
+        ("/v1/completions", {"prompt": [[1], [5] * 9000]}, "prompt"),
+        ("/v1/completions", {"prompt": "word " * 9000}, "prompt"),
+        ("/v1/completions", {"prompt": "x" * 3_000_000}, "prompt"),
+        ("/v1/completions", {"prompt": "word", "max_tokens": 8192}, "max_tokens"),
+        ("/v1/chat/completions", {"messages": [{"role": "user", "content": "word " * 9000}]}, "messages"),
+        ("/v1/chat/completions", {"messages": [{"role": "user", "content": "x" * 3_000_000}]}, "messages"),
+        (
+            "/v1/chat/completions",
+            {"messages": [{"role": "user", "content": "a"}], "max_completion_tokens": 8192},
+            "max_completion_tokens",
+        ),
+        ("/tokenize", {"prompt": "x" * 3_000_000}, "prompt"),
+    ],
+)
+@pytest.mark.parametrize("stream", [False, True])
+def test_what_does_not_fit_the_context_has_the_code_and_the_words_that_clients_look_for(
+    http: httpx.Client, path: str, fields: dict[str, Any], param: str, *, stream: bool
+) -> None:
+    response = http.post(path, json=fields | {"stream": stream})
+    assert response.status_code == 400
+    error = response.json()["error"]
+    assert (error["code"], error["param"], error["type"]) == ("context_length_exceeded", param, "invalid_request_error")
+    assert "this model's maximum context length is 8192 tokens" in error["message"]
 
 
 def test_another_model_another_path_another_method(http: httpx.Client) -> None:
