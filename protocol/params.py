@@ -7,13 +7,18 @@ MAX_STOP_TOKEN_IDS = 16  # held per slot on the device, where min_tokens masks t
 MAX_STOP_STRINGS = 16
 MAX_CHOICES = 128  # `n`: each choice is a request of its own, so it is bounded before anything is allocated
 SEED_LIMIT = 2**63
+# Below this a temperature means greedy, as in vLLM: logits divided by less leave the range of float32, and another token than the
+# most likely one would be drawn only where the two are as good as equal.
+MIN_TEMPERATURE = 1e-5
+# Logits are divided and multiplied by a repetition penalty, so it goes as far down as it goes up.
+MIN_REPETITION_PENALTY, MAX_REPETITION_PENALTY = 0.01, 100.0
 
 
 class SamplingParams(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_fields=True, kw_only=True):
     """Sampling parameters with vLLM's names and meanings.
 
-    `max_tokens=None` generates to the end of the answer or of the context. `temperature=0` is greedy. `top_k=0` and `-1`
-    switch top-k off. `logprobs=k` returns the log-probability of each chosen token and of the k most likely ones.
+    `max_tokens=None` generates to the end of the answer or of the context. A `temperature` below 1e-5 is greedy. `top_k=0`
+    and `-1` switch top-k off. `logprobs=k` returns the log-probability of each chosen token and of the k most likely ones.
     """
 
     max_tokens: int | None = None
@@ -58,6 +63,11 @@ class EngineParams(msgspec.Struct, frozen=True, array_like=True):
     stop_token_ids: tuple[int, ...] = ()
 
     @property
+    def is_greedy(self) -> bool:
+        """Whether the most likely token is taken, after penalties."""
+        return self.temperature < MIN_TEMPERATURE
+
+    @property
     def has_penalties(self) -> bool:
         """Whether sampling reads the token history."""
         return self.repetition_penalty != 1.0 or self.presence_penalty != 0.0 or self.frequency_penalty != 0.0
@@ -84,8 +94,7 @@ def check(params: SamplingParams, vocab_size: int) -> None:
     _between("min_p", params.min_p, 0.0, 1.0)
     if params.seed is not None:
         _between("seed", params.seed, -SEED_LIMIT, SEED_LIMIT - 1)
-    if not 0.0 < params.repetition_penalty <= 100.0:
-        raise ParameterError("repetition_penalty", f"repetition_penalty must be in (0, 100], not {params.repetition_penalty}")
+    _between("repetition_penalty", params.repetition_penalty, MIN_REPETITION_PENALTY, MAX_REPETITION_PENALTY)
     _between("presence_penalty", params.presence_penalty, -2.0, 2.0)
     _between("frequency_penalty", params.frequency_penalty, -2.0, 2.0)
     if params.logprobs is not None:

@@ -24,7 +24,6 @@ class SlotState(NamedTuple):
 class RowInputs(NamedTuple):
     """The R rows of a step, unpacked. Padding rows name slot S, which is outside of every array, and have a count of 0."""
 
-    flags: jax.Array  # [] int32: what the sampler must do
     slots: jax.Array  # [R] int32
     starts: jax.Array  # [R] int32
     counts: jax.Array  # [R] int32
@@ -58,14 +57,13 @@ def make_slots(num_slots: int, max_model_len: int, block_size: int) -> SlotState
     return SlotState(history, tables, jnp.zeros((num_slots, ROW_WIDTH), jnp.int32))
 
 
-def pack_step(plan: StepPlan, num_rows: int, num_slots: int, flags: int) -> Int32Array:
-    """[1 + 7 R] int32, R = num_rows: flags; slots, starts, counts, samples; slot, index and id of each block appended.
+def pack_step(plan: StepPlan, num_rows: int, num_slots: int) -> Int32Array:
+    """[7 R] int32, R = num_rows: slots, starts, counts, samples; slot, index and id of each block appended.
 
     A step appends at most one block to a row.
     """
-    packed = np.zeros(1 + 7 * num_rows, np.int32)
-    packed[0] = flags
-    fields = packed[1:].reshape(7, num_rows)
+    packed = np.zeros(7 * num_rows, np.int32)
+    fields = packed.reshape(7, num_rows)
     fields[0] = fields[4] = num_slots
     for row, values in enumerate((plan.slots, plan.starts, plan.counts, plan.samples)):
         fields[row, : len(values)] = values
@@ -77,12 +75,12 @@ def pack_step(plan: StepPlan, num_rows: int, num_slots: int, flags: int) -> Int3
 
 def unpack_rows(packed: jax.Array) -> RowInputs:
     """The rows in what `pack_step` packed."""
-    return RowInputs(packed[0], *packed[1:].reshape(7, -1)[:4])
+    return RowInputs(*packed.reshape(7, -1)[:4])
 
 
 def grow_tables(state: SlotState, packed: jax.Array) -> SlotState:
     """Appends the blocks in what `pack_step` packed."""
-    slots, indices, blocks = packed[1:].reshape(7, -1)[4:]
+    slots, indices, blocks = packed.reshape(7, -1)[4:]
     return state._replace(tables=state.tables.at[slots, indices].set(blocks, mode="drop"))
 
 

@@ -29,7 +29,7 @@ class DeviceState(NamedTuple):
 
 
 StepProgram: TypeAlias = Callable[[Weights, DeviceState, Int32Array], tuple[DeviceState, jax.Array, jax.Array]]
-SampleProgram: TypeAlias = Callable[[SlotState, jax.Array, Int32Array], tuple[SlotState, Sampled]]
+SampleProgram: TypeAlias = Callable[[SlotState, jax.Array, jax.Array, Int32Array], tuple[SlotState, Sampled]]
 AdmitProgram: TypeAlias = Callable[[SlotState, Int32Array], SlotState]
 
 
@@ -61,30 +61,11 @@ class Compiler:
         return program
 
     def sampler(self, num_rows: int) -> SampleProgram:
-        """Samples the rows of a step again, as their requests want it: (slots, logits [R, V], `pack_step`'s array) ->
-        (slots, sampled). It is a program of its own, since it takes several times longer to compile than a step."""
-
-        def resample(slots: SlotState, logits: jax.Array, packed: jax.Array) -> tuple[SlotState, Sampled]:
-            rows = unpack_rows(packed)
-
-            def sample_some(index: jax.Array, sampled: Sampled) -> Sampled:
-                def some(array: jax.Array) -> jax.Array:
-                    return jax.lax.dynamic_slice_in_dim(array, index * _ROWS_AT_ONCE, _ROWS_AT_ONCE)
-
-                slot = some(rows.slots)
-                params, history = slots.params.at[slot].get(mode="clip"), slots.history.at[slot].get(mode="clip")
-                part = sample(some(logits), params, history, some(rows.ends), rows.flags)
-                put = functools.partial(jax.lax.dynamic_update_slice_in_dim, start_index=index * _ROWS_AT_ONCE, axis=0)
-                return Sampled(*(put(whole, some_rows) for whole, some_rows in zip(sampled, part, strict=True)))
-
-            width = (num_rows, 1 + MAX_LOGPROBS)
-            empty = Sampled(jnp.zeros(num_rows, jnp.int32), jnp.zeros(width, jnp.float32), jnp.zeros(width, jnp.int32))
-            chunks = (rows.num_rows + _ROWS_AT_ONCE - 1) // _ROWS_AT_ONCE
-            sampled = jax.lax.fori_loop(0, chunks, sample_some, empty)
-            return record_tokens(slots, rows, sampled.token_ids), sampled
-
+        """`resample` for steps of this many rows. It is a program of its own, since it takes several times longer to compile than a
+        step."""
         logits = jax.ShapeDtypeStruct((num_rows, self.spec.vocab_size), jnp.float32)
-        program: SampleProgram = self._compile(resample, 0, self.state.slots, logits, _packed_step(num_rows))
+        token_ids = jax.ShapeDtypeStruct((num_rows,), jnp.int32)
+        program: SampleProgram = self._compile(resample, 0, self.state.slots, logits, token_ids, _packed_step(num_rows))
         return program
 
     def admit(self) -> AdmitProgram:
@@ -98,10 +79,33 @@ class Compiler:
         return jax.jit(program, donate_argnums=donated).lower(*shapes).compile()
 
 
+def resample(slots: SlotState, logits: jax.Array, token_ids: jax.Array, packed: jax.Array) -> tuple[SlotState, Sampled]:
+    """Samples the rows of a step again, as their requests want it: slots, logits [R, V] and token_ids [R] int32 of the step, and
+    `pack_step`'s array -> (slots, what was sampled)."""
+    rows = unpack_rows(packed)
+    asking = (rows.samples != 0)[:, None]
+
+    def sample_some(index: jax.Array, sampled: Sampled) -> Sampled:
+        def some(array: jax.Array) -> jax.Array:
+            return jax.lax.dynamic_slice_in_dim(array, index * _ROWS_AT_ONCE, _ROWS_AT_ONCE)
+
+        slot = some(rows.slots)
+        params, history = slots.params.at[slot].get(mode="clip"), slots.history.at[slot].get(mode="clip")
+        part = sample(some(logits), some(token_ids), jnp.where(some(asking), params, 0), history, some(rows.ends))
+        put = functools.partial(jax.lax.dynamic_update_slice_in_dim, start_index=index * _ROWS_AT_ONCE, axis=0)
+        return Sampled(*(put(whole, some_rows) for whole, some_rows in zip(sampled, part, strict=True)))
+
+    width = (len(token_ids), 1 + MAX_LOGPROBS)
+    empty = Sampled(jnp.zeros_like(token_ids), jnp.zeros(width, jnp.float32), jnp.zeros(width, jnp.int32))
+    chunks = (rows.num_rows + _ROWS_AT_ONCE - 1) // _ROWS_AT_ONCE
+    sampled = jax.lax.fori_loop(0, chunks, sample_some, empty)
+    return record_tokens(slots, rows, sampled.token_ids), sampled
+
+
 def shapes_of(tree: Any) -> Shapes:
     """The shapes and types of a pytree of arrays."""
     return jax.tree.map(lambda array: jax.ShapeDtypeStruct(array.shape, array.dtype), tree)
 
 
 def _packed_step(num_rows: int) -> jax.ShapeDtypeStruct:
-    return jax.ShapeDtypeStruct((1 + 7 * num_rows,), jnp.int32)
+    return jax.ShapeDtypeStruct((7 * num_rows,), jnp.int32)

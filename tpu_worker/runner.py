@@ -97,11 +97,11 @@ class JaxDevice:
             slots = self._admit(slots, pack_admission(admission, slots))
         flags = int(np.bitwise_or.reduce(self._features[plan.slots[plan.samples]])) if self._demanding else 0
         bucket = self._programs.choose(plan.num_tokens, len(plan.slots), sampler=flags != 0)
-        packed = pack_step(plan, bucket.rows, len(self._features), flags)
+        packed = pack_step(plan, bucket.rows, len(self._features))
         self._state, logits, token_ids = self._programs.step(bucket)(self._weights, DeviceState(caches, slots), packed)
         sampled = None
         if flags:
-            slots, sampled = self._programs.sampler(bucket)(self._state.slots, logits, packed)
+            slots, sampled = self._programs.sampler(bucket)(self._state.slots, logits, token_ids, packed)
             self._state, token_ids = self._state._replace(slots=slots), sampled.token_ids
             if flags & LOGPROBS:
                 self._platform.fetch(sampled.logprobs)

@@ -1,8 +1,9 @@
 """Chooses the next token of each row, on the device.
 
-Every row is computed by itself: neither its neighbours nor the width of the batch change what it draws. Random numbers derive from
-(seed of the request, position of the new token) alone. The filters find their thresholds by bisection over the bits of the
-logits, since sorting a vocabulary costs many times more.
+Every row is computed by itself: neither its neighbours, nor what they ask for, nor the width of the batch change a bit of what it
+gets. What is done for a row follows from its own needs; those of all rows together decide only which code runs. Random numbers
+derive from (seed of the request, position of the new token) alone. The filters find their thresholds by bisection over the bits of
+the logits, since sorting a vocabulary costs many times more.
 """
 
 from typing import NamedTuple
@@ -12,16 +13,16 @@ import jax.numpy as jnp
 import numpy as np
 
 from protocol.codec import Int32Array
-from protocol.params import MAX_LOGPROBS, MAX_STOP_TOKEN_IDS, EngineParams
+from protocol.params import MAX_LOGPROBS, MAX_REPETITION_PENALTY, MAX_STOP_TOKEN_IDS, MIN_REPETITION_PENALTY, EngineParams
 
-# What the rows of a step need, as bits of its flags: a step pays for no more.
-DRAWS = 1  # a temperature above zero
+# What a row needs besides the most likely token, as bits: a step pays for no more than its rows need.
+DRAWS = 1  # a temperature
 FILTERS = 2  # top-k, top-p or min-p
 EDITS = 4  # penalties or min_tokens: logits differ from the model's
 LOGPROBS = 8
 
 _STOP_IDS = MAX_STOP_TOKEN_IDS + 8  # a request's own, and the model's ends of sequence
-_INTS, _FLOATS = 5, 6
+_INTS, _FLOATS = 6, 6
 ROW_WIDTH = _INTS + _FLOATS + _STOP_IDS  # int32 words of a request's sampling parameters on the device
 _HISTORY_CHUNK = 256  # positions counted at once for penalties
 
@@ -29,6 +30,7 @@ _HISTORY_CHUNK = 256  # positions counted at once for penalties
 class Rows(NamedTuple):
     """Sampling parameters of R rows, taken out of their packed form; each [R], stop_ids [R, _STOP_IDS]."""
 
+    needs: jax.Array  # bits, as above
     num_prompt: jax.Array
     min_length: jax.Array  # tokens, prompt included, below which stop ids are not drawn
     top_k: jax.Array  # 0: off
@@ -55,13 +57,13 @@ def pack_params(num_prompt_tokens: int, params: EngineParams) -> Int32Array:
     row = np.full(ROW_WIDTH, -1, np.int32)
     seed = params.seed % 2**64
     min_length = min(num_prompt_tokens + params.min_tokens, 2**31 - 1)
-    row[:3] = num_prompt_tokens, min_length, min(max(params.top_k, 0), 2**31 - 1)
-    row[3:5] = np.array([seed >> 32, seed & 0xFFFFFFFF], np.uint32).view(np.int32)
+    row[:4] = needs(params), num_prompt_tokens, min_length, min(max(params.top_k, 0), 2**31 - 1)
+    row[4:_INTS] = np.array([seed >> 32, seed & 0xFFFFFFFF], np.uint32).view(np.int32)
     floats = (
         params.temperature,
         params.top_p,
         params.min_p,
-        params.repetition_penalty,
+        min(max(params.repetition_penalty, MIN_REPETITION_PENALTY), MAX_REPETITION_PENALTY),
         params.presence_penalty,
         params.frequency_penalty,
     )
@@ -72,59 +74,58 @@ def pack_params(num_prompt_tokens: int, params: EngineParams) -> Int32Array:
 
 
 def needs(params: EngineParams) -> int:
-    """The flags that this request sets."""
-    flags = LOGPROBS if params.logprobs >= 0 else 0
+    """What this request needs; 0: the most likely token, and no more."""
+    bits = LOGPROBS if params.logprobs >= 0 else 0
     if params.has_penalties or (params.min_tokens and params.stop_token_ids):
-        flags |= EDITS
-    if params.temperature > 0:
-        flags |= DRAWS
+        bits |= EDITS
+    if not params.is_greedy:
+        bits |= DRAWS
         if params.top_k > 0 or params.top_p < 1 or params.min_p > 0:
-            flags |= FILTERS
-    return flags
+            bits |= FILTERS
+    return bits
 
 
-def sample(logits: jax.Array, packed: jax.Array, history: jax.Array, lengths: jax.Array, flags: jax.Array) -> Sampled:
+def sample(logits: jax.Array, likeliest: jax.Array, packed: jax.Array, history: jax.Array, lengths: jax.Array) -> Sampled:
     """Draws the token at position lengths[r] of each row.
 
-    logits [R, V] float32; packed [R, ROW_WIDTH] int32; history [R, L] int32, of which the first lengths[r] tokens are row r's
-    context; lengths [R] int32; flags [] int32, the union of what the rows need.
+    logits [R, V] float32; likeliest [R] int32, what `greedy` makes of them; packed [R, ROW_WIDTH] int32, zeros for a row that needs
+    nothing; history [R, L] int32, of which the first lengths[r] tokens are row r's context; lengths [R] int32.
     """
     rows = _unpack(packed)
-    top = jnp.max(logits, axis=-1)
+    chooses = _have(rows, DRAWS | EDITS)
     token_ids = jax.lax.cond(
-        flags & (DRAWS | EDITS) == 0,
-        lambda: greedy(logits),
-        lambda: jnp.where(_harmless(logits, top), _draw(logits, rows, history, lengths, flags), -1),
+        jnp.any(chooses),
+        lambda: jnp.where(chooses & (likeliest >= 0), _choose(logits, rows, history, lengths), likeliest),
+        lambda: likeliest,
     )
+    wanted = _have(rows, LOGPROBS)
     nothing = jnp.zeros((logits.shape[0], 1 + MAX_LOGPROBS))
     logprobs, ranks = jax.lax.cond(
-        flags & LOGPROBS != 0,
-        lambda: _logprobs(logits, top, token_ids),
+        jnp.any(wanted),
+        lambda: _logprobs(logits, token_ids),
         lambda: (nothing, nothing.astype(jnp.int32)),
     )
-    return Sampled(token_ids, logprobs, ranks)
+    return Sampled(token_ids, jnp.where(wanted[:, None], logprobs, 0.0), jnp.where(wanted[:, None], ranks, 0))
 
 
 def greedy(logits: jax.Array) -> jax.Array:
-    """The most likely token of each row [R] int32, the first of equals; -1 where the logits [R, V] are not finite."""
+    """The most likely token of each row [R] int32, the first of equals; -1 where logits [R, V] have NaN or +inf, or only -inf."""
     top = jnp.max(logits, axis=-1)
-    return jnp.where(_harmless(logits, top), _first_index(logits, top), -1)
+    finite = jnp.isfinite(top) & jnp.all(logits < jnp.inf, axis=-1)  # XLA's maximum may lose a NaN on the CPU
+    return jnp.where(finite, _first_index(logits, top), -1)
 
 
-def _harmless(logits: jax.Array, top: jax.Array) -> jax.Array:
-    """Whether each row [R] of logits [R, V], of which top [R] are the largest, can be sampled: no NaN, no +inf, not all -inf.
-
-    XLA's maximum may lose a NaN on the CPU.
-    """
-    return jnp.isfinite(top) & jnp.all(logits < jnp.inf, axis=-1)
+def _have(rows: Rows, bits: int) -> jax.Array:
+    """Which rows [R] need any of the bits."""
+    return rows.needs & bits != 0
 
 
 def _unpack(packed: jax.Array) -> Rows:
     ints, floats, stop_ids = jnp.split(packed, (_INTS, _INTS + _FLOATS), axis=1)
-    num_prompt, min_length, top_k = ints[:, 0], ints[:, 1], ints[:, 2]
-    seeds = jax.lax.bitcast_convert_type(ints[:, 3:], jnp.uint32)
+    needs, num_prompt, min_length, top_k = ints[:, :4].T
+    seeds = jax.lax.bitcast_convert_type(ints[:, 4:], jnp.uint32)
     temperature, top_p, min_p, repetition, presence, frequency = jax.lax.bitcast_convert_type(floats, jnp.float32).T
-    return Rows(num_prompt, min_length, top_k, seeds, temperature, top_p, min_p, repetition, presence, frequency, stop_ids)
+    return Rows(needs, num_prompt, min_length, top_k, seeds, temperature, top_p, min_p, repetition, presence, frequency, stop_ids)
 
 
 def _first_index(values: jax.Array, top: jax.Array) -> jax.Array:
@@ -133,15 +134,23 @@ def _first_index(values: jax.Array, top: jax.Array) -> jax.Array:
     return jnp.min(jnp.where(values == top[:, None], indices, values.shape[-1] - 1), axis=-1)
 
 
-def _draw(logits: jax.Array, rows: Rows, history: jax.Array, lengths: jax.Array, flags: jax.Array) -> jax.Array:
-    logits = jax.lax.cond(flags & EDITS != 0, lambda: _edit(logits, rows, history, lengths), lambda: logits)
-    greedy = rows.temperature <= 0
-    scaled = logits / jnp.where(greedy, 1.0, rows.temperature)[:, None]
-    filtered = jax.lax.cond(flags & FILTERS != 0, lambda: _filter(scaled, rows), lambda: scaled)
+def _choose(logits: jax.Array, rows: Rows, history: jax.Array, lengths: jax.Array) -> jax.Array:
+    """The token [R] of rows that draw or whose logits are edited; -1 where nothing is left to choose."""
+    edits, filters = _have(rows, EDITS), _have(rows, FILTERS)
+    logits = jax.lax.cond(
+        jnp.any(edits),
+        lambda: jnp.where(edits[:, None], _edit(logits, rows, history, jnp.where(edits, lengths, 0)), logits),
+        lambda: logits,
+    )
+    top = jnp.max(logits, axis=-1)
+    draws = _have(rows, DRAWS)[:, None]
+    # Below zero, so that no temperature makes it overflow.
+    scaled = (logits - top[:, None]) / jnp.where(draws, rows.temperature[:, None], 1.0)
+    scaled = jax.lax.cond(jnp.any(filters), lambda: jnp.where(filters[:, None], _filter(scaled, rows), scaled), lambda: scaled)
     # Gumbel's trick: the largest of logits plus this noise is a draw from their softmax.
     noise = jax.vmap(lambda seed, length: _gumbel(seed, length, logits.shape[-1]))(rows.seeds, lengths)
-    scores = jnp.where(greedy[:, None], scaled, filtered + noise)
-    return _first_index(scores, jnp.max(scores, axis=-1))
+    scores = jnp.where(draws, scaled + noise, logits)
+    return jnp.where(jnp.isfinite(top), _first_index(scores, jnp.max(scores, axis=-1)), -1)
 
 
 def _gumbel(seed: jax.Array, length: jax.Array, size: int) -> jax.Array:
@@ -155,6 +164,7 @@ def _edit(logits: jax.Array, rows: Rows, history: jax.Array, lengths: jax.Array)
     repetition = jnp.where(seen, rows.repetition[:, None], 1.0)
     logits = jnp.where(logits > 0, logits / repetition, logits * repetition)
     logits = logits - rows.frequency[:, None] * counts - rows.presence[:, None] * (counts > 0)
+    logits = jnp.minimum(logits, np.finfo(np.float32).max)  # a penalty below 1 may bring a large one beyond it
     forbidden = jnp.where((lengths < rows.min_length)[:, None] & (rows.stop_ids >= 0), rows.stop_ids, logits.shape[-1])
     return logits.at[jnp.arange(logits.shape[0])[:, None], forbidden].set(-jnp.inf, mode="drop")
 
@@ -180,9 +190,8 @@ def _count(history: jax.Array, num_prompt: jax.Array, lengths: jax.Array, vocab_
 
 
 def _filter(logits: jax.Array, rows: Rows) -> jax.Array:
-    """-inf for what min-p, top-k and top-p leave out, in this order. logits [R, V] are those after temperature."""
-    top = jnp.max(logits, axis=-1, keepdims=True)
-    weights = jnp.exp(logits - top)
+    """-inf for what min-p, top-k and top-p leave out, in this order. logits [R, V] are those after temperature, the largest 0."""
+    weights = jnp.exp(logits)
     keys = jnp.where(weights >= rows.min_p[:, None], _sortable(logits), jnp.int32(-(2**31)))
     ones = jnp.ones_like(weights)
     k = jnp.where(rows.top_k > 0, rows.top_k, logits.shape[-1]).astype(jnp.float32)
@@ -220,8 +229,9 @@ def _threshold(keys: jax.Array, weights: jax.Array, target: jax.Array) -> jax.Ar
     return low
 
 
-def _logprobs(logits: jax.Array, top: jax.Array, token_ids: jax.Array) -> tuple[jax.Array, jax.Array]:
+def _logprobs(logits: jax.Array, token_ids: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Log-probabilities of the model itself, before temperature, penalties and filters."""
+    top = jnp.max(logits, axis=-1)
     log_total = top + jnp.log(jnp.sum(jnp.exp(logits - top[:, None]), axis=-1))
     chosen = jnp.take_along_axis(logits, jnp.maximum(token_ids, 0)[:, None], axis=-1)
     rank = jnp.sum(logits >= chosen, axis=-1, dtype=jnp.int32)

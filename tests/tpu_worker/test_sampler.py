@@ -1,7 +1,5 @@
 """The sampler against definitions written out in NumPy."""
 
-import functools
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,12 +7,12 @@ import numpy.typing as npt
 import pytest
 
 from protocol.params import MAX_LOGPROBS, EngineParams
-from tpu_worker.sampler import ROW_WIDTH, Sampled, needs, pack_params, sample
+from tpu_worker.sampler import ROW_WIDTH, Sampled, greedy, needs, pack_params, sample
 
 VOCAB, HISTORY = 211, 300
 Floats = npt.NDArray[np.float32]
 
-run = jax.jit(sample)
+run = jax.jit(lambda logits, *rest: sample(logits, greedy(logits), *rest))
 
 
 def draw(
@@ -22,9 +20,8 @@ def draw(
 ) -> Sampled:
     """Rows side by side, as a step would sample them."""
     packed = jnp.asarray(np.stack([pack_params(num_prompt, p) for p in params]))
-    flags = functools.reduce(lambda a, b: a | b, map(needs, params))
     tokens = np.zeros((len(params), HISTORY), np.int32) if history is None else np.asarray(history, np.int32)
-    sampled: Sampled = run(jnp.asarray(logits), packed, jnp.asarray(tokens), jnp.asarray(lengths, jnp.int32), jnp.int32(flags))
+    sampled: Sampled = run(jnp.asarray(logits), packed, jnp.asarray(tokens), jnp.asarray(lengths, jnp.int32))
     return sampled
 
 
@@ -82,25 +79,6 @@ def test_draws_follow_the_softmax() -> None:
     often = expected > 5
     chi_squared = ((counts - expected)[often] ** 2 / expected[often]).sum()
     assert chi_squared < often.sum() + 5 * np.sqrt(2 * often.sum())  # five standard deviations; the draws are always the same
-
-
-def test_a_row_is_drawn_alike_in_every_batch() -> None:
-    logits = random_logits(8)
-    params = [
-        EngineParams(1, temperature=1.0, seed=5),
-        EngineParams(1),
-        EngineParams(1, temperature=0.9, top_p=0.9, seed=-7),
-        EngineParams(1, temperature=1.2, repetition_penalty=1.3, seed=2**40),
-        EngineParams(1, temperature=1.0, top_k=7, seed=5),
-        EngineParams(1, min_tokens=30, stop_token_ids=(3,)),
-        EngineParams(1, logprobs=2),
-        EngineParams(1, temperature=1.0, min_p=0.05, seed=1),
-    ]
-    history = np.random.default_rng(1).integers(0, VOCAB, (8, HISTORY))
-    together = np.asarray(draw(logits, params, list(range(10, 18)), 4, history).token_ids)
-    for row in range(8):
-        alone = draw(logits[row : row + 1], params[row : row + 1], [10 + row], 4, history[row : row + 1])
-        assert int(alone.token_ids[0]) == together[row]
 
 
 def test_seed_and_position_decide_alone() -> None:
@@ -171,7 +149,7 @@ def test_min_tokens_forbids_stop_ids_until_then(length: int, chosen: int) -> Non
 
 def test_logprobs_are_those_of_the_model() -> None:
     logits = random_logits(2)
-    params = [EngineParams(1, temperature=5.0, top_k=40, logprobs=3), EngineParams(1, repetition_penalty=2.0)]
+    params = [EngineParams(1, temperature=5.0, top_k=40, logprobs=3), EngineParams(1, repetition_penalty=2.0, logprobs=0)]
     sampled = draw(logits, params, [4, 4])
     expected = logits.astype(np.float64) - np.log(np.exp(logits.astype(np.float64)).sum(-1, keepdims=True))
     for row in range(2):
@@ -190,6 +168,40 @@ def test_logits_that_are_not_finite_are_told(params: EngineParams, poison: float
     logits[1, 17] = poison
     tokens = np.asarray(draw(logits, [params] * 3, [1, 1, 1]).token_ids)
     assert tokens[1] == -1 and (tokens[[0, 2]] >= 0).all()
+
+
+@pytest.mark.parametrize("temperature", [0.0, 5e-324, 1e-38, 9.9e-6])
+def test_a_temperature_too_low_to_divide_by_is_greedy(temperature: float) -> None:
+    logits = random_logits(3) * np.array([[1], [1e37], [1e-30]], np.float32)
+    tokens = draw(logits, [EngineParams(1, temperature=temperature, seed=s) for s in range(3)], [1, 2, 3]).token_ids
+    np.testing.assert_array_equal(tokens, logits.argmax(axis=1))
+
+
+@pytest.mark.parametrize("temperature", [1e-5, 1e-3])
+def test_a_low_temperature_does_not_overflow(temperature: float) -> None:
+    logits = random_logits(2) * np.array([[1], [1e37]], np.float32)
+    tokens = draw(logits, [EngineParams(1, temperature=temperature, top_p=0.9, seed=s) for s in range(2)], [1, 2]).token_ids
+    np.testing.assert_array_equal(tokens, logits.argmax(axis=1))
+
+
+def test_the_smallest_top_p_leaves_the_most_likely() -> None:
+    logits = random_logits(3)
+    params = [EngineParams(1, temperature=100.0, top_p=top_p, seed=4) for top_p in (1e-30, 1e-45, 5e-324)]
+    np.testing.assert_array_equal(draw(logits, params, [1, 2, 3]).token_ids, logits.argmax(axis=1))
+
+
+def test_penalties_beyond_their_range_are_the_nearest_within() -> None:
+    logits, history = random_logits(4), np.tile(np.arange(HISTORY, dtype=np.int32) % VOCAB, (4, 1))
+    params = [EngineParams(1, temperature=1.0, repetition_penalty=penalty, seed=1) for penalty in (1e-40, 0.01, 100.0, 1e38)]
+    tokens = np.asarray(draw(logits[[0, 0, 1, 1]], params, [290] * 4, 0, history).token_ids)
+    assert tokens[0] == tokens[1] == logits[0].argmax() and tokens[2] == tokens[3]
+
+
+def test_where_everything_is_forbidden_nothing_is_drawn() -> None:
+    logits = np.full((2, VOCAB), -np.inf, np.float32)
+    logits[:, [3, 4]] = 1.0
+    params = [EngineParams(9, temperature=t, min_tokens=5, stop_token_ids=(3, 4)) for t in (0.0, 1.0)]
+    np.testing.assert_array_equal(draw(logits, params, [2, 2]).token_ids, [-1, -1])
 
 
 def test_needs_asks_for_no_more_than_a_request_uses() -> None:
