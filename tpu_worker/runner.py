@@ -10,8 +10,8 @@ import numpy as np
 from protocol.clock import now_ns
 from protocol.codec import BoolArray, Int32Array, pack_float32, pack_int32
 from protocol.config import EngineConfig
-from protocol.errors import ConfigError
 from protocol.messages import TopLogprobs
+from protocol.model_files import check_length
 from tpu_worker.buckets import make_buckets
 from tpu_worker.device import Capacity, ReportProgress, StepPlan, StepResult
 from tpu_worker.inputs import make_slots, pack_admission, pack_step
@@ -65,7 +65,7 @@ class JaxDevice:
             device.platform, config.quantization, bool(held_in_blocks(source)), config.block_size, spec.head_dim
         )
         platform.memory.before_loading()
-        max_model_len = _max_model_len(config, spec)
+        max_model_len = check_length(config.max_model_len, spec.context_length, f"context of {config.model_path}")
         loader = WeightLoader(source, platform.products, max_model_len, lambda done, total: report("loading weights", done, total))
         weights = loader.load_first()
         num_blocks = count_blocks(config, spec, max_model_len, platform.memory, [device])
@@ -140,12 +140,3 @@ def _make_state(config: EngineConfig, spec: ModelSpec, platform: Platform, num_b
 
 def _size(shapes: Shapes) -> int:
     return sum(array.size for array in jax.tree.leaves(shapes))
-
-
-def _max_model_len(config: EngineConfig, spec: ModelSpec) -> int:
-    wanted = config.max_model_len
-    if wanted is None:
-        return spec.context_length
-    if wanted > spec.context_length:
-        raise ConfigError(f"--max-model-len {wanted} is more than the {spec.context_length} tokens that the model was made for")
-    return wanted

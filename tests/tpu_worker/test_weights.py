@@ -267,8 +267,8 @@ def test_damaged_directories(tmp_path: Path, damage, message: str) -> None:  # t
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"architectures": ["BertModel"]}, "architecture BertModel is not supported; supported: LlamaForCausalLM"),
-        ({"architectures": None}, "none named"),
+        ({"architectures": ["BertModel"]}, "architecture 'BertModel' is not supported, only LlamaForCausalLM"),
+        ({"architectures": None}, "architectures is missing"),
         ({"hidden_act": "gelu"}, "hidden_act 'gelu'"),
         ({"rope_scaling": {"rope_type": "yarn", "factor": 4.0}}, "rope scaling 'yarn'"),
         ({"quantization_config": {"quant_method": "gptq"}}, "quantised"),

@@ -1,16 +1,13 @@
 """From what a model's files say of themselves to a ModelSpec."""
 
 from pathlib import Path
-from typing import Any
 
 import msgspec
 
 from protocol.errors import ModelError
 from protocol.gguf_header import GgufHeader
+from protocol.model_files import gguf_architecture, read_config
 from tpu_worker.models.spec import ModelSpec, RopeScaling
-
-HF_ARCHITECTURES = ("LlamaForCausalLM", "MistralForCausalLM")
-GGUF_ARCHITECTURES = ("llama",)
 
 
 class RopeScalingConfig(msgspec.Struct):
@@ -33,7 +30,6 @@ class HuggingFaceConfig(msgspec.Struct):
     intermediate_size: int
     num_hidden_layers: int
     num_attention_heads: int
-    architectures: list[str] = []
     num_key_value_heads: int | None = None
     head_dim: int | None = None
     max_position_embeddings: int = 2048
@@ -46,28 +42,20 @@ class HuggingFaceConfig(msgspec.Struct):
     mlp_bias: bool = False
     sliding_window: int | None = None
     hidden_act: str = "silu"
-    quantization_config: dict[str, Any] | None = None
 
 
 def spec_from_config_json(path: str | Path) -> ModelSpec:
     """Reads a Hugging Face config.json. Raises ModelError naming the file and what is wrong or not supported."""
+    architecture, fields = read_config(Path(path))
     try:
-        data = Path(path).read_bytes()
-        names = msgspec.json.decode(data, type=dict[str, Any]).get("architectures") or []
-        if not any(name in HF_ARCHITECTURES for name in names):
-            raise _unsupported(path, " ".join(map(str, names)) or "(none named)", HF_ARCHITECTURES)
-        config = msgspec.json.decode(data, type=HuggingFaceConfig)
-    except OSError as error:
-        raise ModelError(f"{path}: {error.strerror}") from error
-    except (msgspec.DecodeError, UnicodeDecodeError, TypeError) as error:
+        config = msgspec.convert(fields, HuggingFaceConfig)
+    except msgspec.ValidationError as error:
         raise ModelError(f"{path}: {error}") from error
     if config.hidden_act != "silu":
         raise ModelError(f"{path}: hidden_act {config.hidden_act!r} is not supported, only 'silu'")
-    if config.quantization_config:
-        raise ModelError(f"{path}: quantised weights are not supported in a Hugging Face directory: use the unquantised model")
     rope = config.rope_parameters or config.rope_scaling
     spec = ModelSpec(
-        architecture=config.architectures[0],
+        architecture=architecture,
         vocab_size=config.vocab_size,
         hidden_size=config.hidden_size,
         intermediate_size=config.intermediate_size,
@@ -91,9 +79,7 @@ def spec_from_config_json(path: str | Path) -> ModelSpec:
 def spec_from_gguf(path: str | Path, header: GgufHeader) -> ModelSpec:
     """Reads the metadata of a GGUF file. Raises ModelError naming the file and what is wrong or not supported."""
     fields = header.metadata
-    architecture = str(fields.get("general.architecture", "(none named)"))
-    if architecture not in GGUF_ARCHITECTURES:
-        raise _unsupported(path, architecture, GGUF_ARCHITECTURES)
+    architecture = gguf_architecture(path, header)
 
     def number(key: str, default: float | None = None) -> float:
         value = fields.get(f"{architecture}.{key}", default)
@@ -155,7 +141,3 @@ def _checked(path: str | Path, spec: ModelSpec) -> ModelSpec:
     if spec.num_heads % spec.num_kv_heads:
         raise ModelError(f"{path}: {spec.num_heads} heads cannot share {spec.num_kv_heads} key and value heads evenly")
     return spec
-
-
-def _unsupported(path: str | Path, architecture: str, supported: tuple[str, ...]) -> ModelError:
-    return ModelError(f"{path}: architecture {architecture} is not supported; supported: {', '.join(supported)}")

@@ -3,18 +3,17 @@
 from pathlib import Path
 from typing import Any
 
-import msgspec
 import numpy.typing as npt
 from safetensors import SafetensorError, safe_open
 
 from protocol.codec import Float32Array
 from protocol.errors import ModelError
+from protocol.safetensors_header import weight_files
 from tpu_worker.models.registry import spec_from_config_json
 from tpu_worker.models.spec import Part
 from tpu_worker.weights.blocks import BlockMatrix
 from tpu_worker.weights.source import check_shape, missing_tensor
 
-_SINGLE, _INDEX = "model.safetensors", "model.safetensors.index.json"
 _FLOATS = ("F32", "F16", "BF16")
 
 
@@ -25,7 +24,7 @@ class SafetensorsSource:
         """Opens every file at once, so that a shard that is missing or cut short is named before anything is loaded."""
         self._directory = Path(directory)
         self.spec = spec_from_config_json(self._directory / "config.json")
-        self._files = {name: _open(self._directory / name) for name in self._file_names()}
+        self._files = {path.name: _open(path) for path in weight_files(self._directory)}
         self._where = {tensor: name for name, file in self._files.items() for tensor in file.keys()}  # noqa: SIM118 not a dict
 
     def read(self, part: Part) -> npt.NDArray[Any]:
@@ -52,29 +51,9 @@ class SafetensorsSource:
         """As the protocol says."""
         return self.spec.inverse_frequencies()
 
-    def _file_names(self) -> list[str]:
-        index = self._directory / _INDEX
-        if not index.exists():
-            if not (self._directory / _SINGLE).exists():
-                raise ModelError(f"{self._directory}: neither {_SINGLE} nor {_INDEX} is here")
-            return [_SINGLE]
-        try:
-            weight_map = msgspec.json.decode(index.read_bytes(), type=dict[str, Any])["weight_map"]
-            names = sorted(set(msgspec.convert(weight_map, dict[str, str]).values()))
-        except OSError as error:
-            raise ModelError(f"{index}: {error.strerror}") from error
-        except (msgspec.DecodeError, UnicodeDecodeError, KeyError) as error:
-            raise ModelError(f"{index}: no weight_map to be read: {error!r}") from error
-        for name in names:
-            if Path(name).name != name:  # an index may not point outside of its directory
-                raise ModelError(f"{index}: {name!r} is no plain file name")
-        return names
-
 
 def _open(path: Path) -> Any:
     try:
         return safe_open(path, framework="np")
-    except FileNotFoundError as error:
-        raise ModelError(f"{path}: the index names this file, but it is not here") from error
     except (SafetensorError, OSError) as error:
         raise ModelError(f"{path}: not a whole safetensors file, perhaps cut short: {error}") from error

@@ -1,0 +1,137 @@
+"""What the launcher and the children must all know of a model, and what makes its files unfit for any of them.
+
+Said here once: the launcher asks before it starts anything, the worker again when it opens the files.
+"""
+
+import re
+import reprlib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from protocol.config import ModelFormat
+from protocol.errors import ConfigError, ModelError
+from protocol.foreign_files import ENOUGH, recognise
+from protocol.gguf_header import GgufHeader, read_gguf_header
+from protocol.safetensors_header import read_tensors
+
+# The names under which files call the architectures that the worker has a family for.
+HF_ARCHITECTURES = ("LlamaForCausalLM", "MistralForCausalLM")
+GGUF_ARCHITECTURES = ("llama",)
+
+_LARGEST_CONFIG = 1 << 24  # bytes
+_LARGEST_SIZE = 1 << 31  # positions and token ids are int32
+_GGUF_LAYER = re.compile(r"blk\.(\d{1,9})\.")
+_HF_LAYER = re.compile(r"model\.layers\.(\d{1,9})\.")
+
+
+@dataclass(frozen=True, slots=True)
+class ModelFacts:
+    """Of one model."""
+
+    architecture: str  # as the file names it
+    vocab_size: int
+    context_length: int  # tokens that the model was made for
+    context_field: str  # where that is said, for errors
+
+
+def check_length(wanted: int | None, context_length: int, context_field: str) -> int:
+    """Tokens of prompt and output together: `wanted`, or all that the model was made for. Raises ConfigError on more than these."""
+    if wanted is not None and wanted > context_length:
+        raise ConfigError(
+            f"--max-model-len {wanted} is more than the {context_length} tokens that the model was made for ({context_field})"
+        )
+    return wanted or context_length
+
+
+def read_model_facts(path: str | Path, format: ModelFormat) -> ModelFacts:
+    """Raises ModelError, naming file, field and way out, when the files are missing, damaged or of a kind that is not supported."""
+    return facts_from_gguf(path, read_gguf_header(path)) if format == "gguf" else facts_from_huggingface(Path(path))
+
+
+def facts_from_gguf(path: str | Path, header: GgufHeader) -> ModelFacts:
+    """As `read_model_facts`, from a header that was read."""
+    architecture = gguf_architecture(path, header)
+    vocabulary = header.tensors.get("token_embd.weight")
+    if vocabulary is None or len(vocabulary.shape) != 2:
+        raise ModelError(f"{path}: tensor token_embd.weight of two dimensions is missing")
+    layers, context = f"{architecture}.block_count", f"{architecture}.context_length"
+    _check_layers(path, layers, _size(path, header.metadata, layers), _GGUF_LAYER, header.tensors)
+    return ModelFacts(architecture, vocabulary.shape[0], _size(path, header.metadata, context), f"{context} in {path}")
+
+
+def gguf_architecture(path: str | Path, header: GgufHeader) -> str:
+    """The architecture's name. Raises ModelError when it is none of a whole model that is supported."""
+    kind, name = header.metadata.get("general.type", "model"), header.metadata.get("general.architecture")
+    if kind != "model":
+        raise ModelError(f"{path}: general.type is {reprlib.repr(kind)}: a file that holds a whole model is wanted")
+    if name is None:
+        raise ModelError(f"{path}: general.architecture is missing")
+    if not isinstance(name, str) or name not in GGUF_ARCHITECTURES:
+        raise ModelError(
+            f"{path}: general.architecture {reprlib.repr(name)} is not supported, only {', '.join(GGUF_ARCHITECTURES)}"
+        )
+    return name
+
+
+def facts_from_huggingface(directory: Path) -> ModelFacts:
+    """As `read_model_facts`: config.json, and the headers of all weight files."""
+    path = directory / "config.json"
+    architecture, fields = read_config(path)
+    facts = ModelFacts(
+        architecture,
+        _size(path, fields, "vocab_size"),
+        _size(path, fields, "max_position_embeddings"),
+        f"max_position_embeddings in {path}",
+    )
+    layers = "num_hidden_layers"
+    _check_layers(path, layers, _size(path, fields, layers), _HF_LAYER, read_tensors(directory))
+    return facts
+
+
+def read_config(path: Path) -> tuple[str, dict[str, Any]]:
+    """The architecture of a config.json, and all its fields. Raises ModelError when it is none that is supported."""
+    try:
+        with open(path, "rb") as file:
+            data = file.read(_LARGEST_CONFIG + 1)
+        if len(data) > _LARGEST_CONFIG:
+            raise ModelError(f"{path}: more than {_LARGEST_CONFIG} bytes, no config.json is so long")
+        fields = msgspec.json.decode(data, type=dict[str, Any])
+    except OSError as error:
+        raise ModelError(f"{path}: {error.strerror}") from error
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        kind = recognise(data[:ENOUGH])
+        raise ModelError(f"{path}: no JSON object to be read: {f'it is {kind}' if kind else error}") from error
+    names = fields.get("architectures")
+    if not isinstance(names, list) or not names:
+        raise ModelError(
+            f"{path}: architectures is {'missing' if names is None else reprlib.repr(names)}: a list of a name is wanted"
+        )
+    if names[0] not in HF_ARCHITECTURES:
+        raise ModelError(f"{path}: architecture {reprlib.repr(names[0])} is not supported, only {', '.join(HF_ARCHITECTURES)}")
+    if fields.get("quantization_config"):
+        raise ModelError(
+            f"{path}: quantization_config: quantised weights are not supported in a Hugging Face directory: "
+            "use the unquantised model, or a GGUF file"
+        )
+    return names[0], fields
+
+
+def _size(path: str | Path, fields: Mapping[str, Any], key: str) -> int:
+    value = fields.get(key)
+    if value is None:
+        raise ModelError(f"{path}: {key} is missing")
+    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value < _LARGEST_SIZE:
+        raise ModelError(f"{path}: {key} is {reprlib.repr(value)}, a whole number from 1 to {_LARGEST_SIZE - 1} is wanted")
+    return value
+
+
+def _check_layers(path: str | Path, field: str, wanted: int, pattern: re.Pattern[str], names: Iterable[str]) -> None:
+    """The file holds the layers that it says it has: no more, no fewer."""
+    held = {int(match[1]) for name in names if (match := pattern.match(name))}
+    if len(held) != wanted or max(held, default=-1) != wanted - 1:
+        highest = f", up to number {max(held)}" if held else ""
+        raise ModelError(f"{path}: {field} is {wanted}, but the weights hold tensors of {len(held)} layers{highest}")
