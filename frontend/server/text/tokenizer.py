@@ -1,6 +1,5 @@
 """The model's tokenizer: text to token ids, and the ids that mean something to the engine."""
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,6 +8,7 @@ from tokenizers import Tokenizer as FastTokenizer
 from frontend.errors import CONTEXT_LENGTH_EXCEEDED, InvalidRequest
 from frontend.server.text.gguf_tokenizer import build_from_gguf
 from frontend.server.text.token_bytes import TokenBytes
+from frontend.server.text.tokenizer_files import chat_template, gguf_template, read_settings, tokenizer_json
 from protocol.config import EngineConfig
 from protocol.errors import ModelError
 from protocol.gguf_header import Value, read_gguf_header
@@ -77,6 +77,9 @@ def _from_gguf(path: Path) -> Tokenizer:
     metadata = read_gguf_header(path).metadata
     try:
         fast, tokens = build_from_gguf(metadata)
+        template = gguf_template(metadata)
+    except ModelError as error:
+        raise ModelError(f"{path}: {error}") from error
     except Exception as error:  # the library raises the base class itself
         raise ModelError(f"{path}: cannot build its tokenizer: {error}") from error
     texts = {}
@@ -88,9 +91,8 @@ def _from_gguf(path: Path) -> Tokenizer:
     ends = {
         token_id for key in ("eos", "eot", "eom") if (token_id := _token_id(metadata, key)) is not None and token_id < len(tokens)
     }
-    template = metadata.get("tokenizer.chat_template")
     special = SpecialTokens(tuple(sorted(ends)), _token_id(metadata, "bos"), texts)
-    return Tokenizer(fast, special, template if isinstance(template, str) else None)
+    return Tokenizer(fast, special, template)
 
 
 def _token_id(metadata: dict[str, Value], key: str) -> int | None:
@@ -99,36 +101,22 @@ def _token_id(metadata: dict[str, Value], key: str) -> int | None:
 
 
 def _from_huggingface(path: Path) -> Tokenizer:
-    file = path / "tokenizer.json"
-    if not file.is_file():
-        raise ModelError(f"{path}: no tokenizer.json; convert the tokenizer with transformers' save_pretrained on a fast tokenizer")
+    file = tokenizer_json(path)
     try:
         fast = FastTokenizer.from_file(str(file))
     except Exception as error:  # the library raises the base class itself
         raise ModelError(f"{file}: not a readable tokenizer: {error}") from error
-    settings = _read_json(path / "tokenizer_config.json")
+    settings = read_settings(path / "tokenizer_config.json")
     texts = {key: text for key, value in settings.items() if key.endswith("_token") and (text := _token_text(value)) is not None}
     ends: set[int] = set()
     for name in ("generation_config.json", "config.json"):  # the first that says it: generation_config overrides config
-        ends.update(_ids(_read_json(path / name).get("eos_token_id")))
+        ends.update(_ids(read_settings(path / name).get("eos_token_id")))
         if ends:
             break
     if (eos := fast.token_to_id(texts.get("eos_token", ""))) is not None:
         ends.add(eos)
     special = SpecialTokens(tuple(sorted(ends)), fast.token_to_id(texts.get("bos_token", "")), texts)
-    return Tokenizer(fast, special, _template(path, settings))
-
-
-def _read_json(path: Path) -> dict[str, object]:
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return {}
-    except (OSError, ValueError, RecursionError) as error:
-        raise ModelError(f"{path}: not readable JSON: {error}") from error
-    if not isinstance(value, dict):
-        raise ModelError(f"{path}: holds no JSON object")
-    return value
+    return Tokenizer(fast, special, chat_template(path, settings))
 
 
 def _token_text(value: object) -> str | None:
@@ -140,14 +128,3 @@ def _token_text(value: object) -> str | None:
 def _ids(value: object) -> list[int]:
     values = value if isinstance(value, list) else [value]
     return [item for item in values if isinstance(item, int) and item >= 0]
-
-
-def _template(path: Path, settings: dict[str, object]) -> str | None:
-    file = path / "chat_template.jinja"
-    if file.is_file():
-        return file.read_text(encoding="utf-8")
-    template = settings.get("chat_template")
-    if isinstance(template, list):  # several by name; the others are for tools and retrieval
-        named = {entry.get("name"): entry.get("template") for entry in template if isinstance(entry, dict)}
-        template = named.get("default")
-    return template if isinstance(template, str) else None
