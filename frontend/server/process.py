@@ -8,8 +8,9 @@ from pathlib import Path
 
 from frontend.errors import ShuttingDown
 from frontend.server.api.app import create_app
+from frontend.server.bind import bind_http
 from frontend.server.generation import TextEngine
-from frontend.server.http_server import HttpServer, bind_http
+from frontend.server.http_server import HttpServer
 from frontend.server.ipc.server import IpcServer
 from frontend.server.router import Router
 from frontend.server.text.chat import ChatTemplate

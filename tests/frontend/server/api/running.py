@@ -16,8 +16,9 @@ from typing import Any, TypeVar
 import uvloop
 
 from frontend.server.api.app import create_app
+from frontend.server.bind import bind_http
 from frontend.server.generation import TextEngine
-from frontend.server.http_server import HttpServer, bind_http
+from frontend.server.http_server import HttpServer
 from frontend.server.router import Router
 from frontend.server.text.chat import ChatTemplate
 from frontend.server.text.tokenizer import load_tokenizer
