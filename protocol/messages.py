@@ -60,7 +60,14 @@ class GetTrace(Message, frozen=True, tag="trace"):
     query_id: int
 
 
-FrontendToScheduler = AddRequest | AbortRequest | GetStats | GetTrace
+class GetStory(Message, frozen=True, tag="story"):
+    """Asks how a request came to stand where it stands, as one Story."""
+
+    query_id: int
+    request_id: int
+
+
+FrontendToScheduler = AddRequest | AbortRequest | GetStats | GetTrace | GetStory
 FRONTEND_TO_SCHEDULER: Decoder[FrontendToScheduler] = Decoder(FrontendToScheduler)
 
 
@@ -138,7 +145,25 @@ class TraceRecords(Message, frozen=True, tag="trace"):
     rows_i64: bytes
 
 
-SchedulerToFrontend = EngineReady | TokenBatch | EngineStats | TraceRecords | Pulse
+class Move(Message, frozen=True):
+    """One change of a request's state. States are those of `scheduler_proc.request.RequestState`."""
+
+    before: str
+    after: str
+    cause: str  # for people
+    at_ns: int
+
+
+class Story(Message, frozen=True, tag="story"):
+    """Answers GetStory."""
+
+    query_id: int
+    request_id: int
+    moves: tuple[Move, ...]  # oldest first, as far back as the scheduler remembers
+    now: str  # where it stands and what it waits for, for people
+
+
+SchedulerToFrontend = EngineReady | TokenBatch | EngineStats | TraceRecords | Pulse | Story
 SCHEDULER_TO_FRONTEND: Decoder[SchedulerToFrontend] = Decoder(SchedulerToFrontend)
 
 

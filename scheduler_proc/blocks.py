@@ -1,8 +1,13 @@
 """The KV blocks of one worker: who holds them, and which may be taken."""
 
-from collections import Counter, OrderedDict
+from array import array
+from collections import OrderedDict
 from collections.abc import Iterable, Sequence
+from itertools import chain
 
+import numpy as np
+
+from scheduler_proc.breaches import must
 from scheduler_proc.prefix_cache import PrefixCache
 
 
@@ -17,8 +22,8 @@ class BlockPool:
     def __init__(self, num_blocks: int) -> None:
         self.num_blocks = num_blocks
         self.cache = PrefixCache()
-        self._holders = [0] * num_blocks
-        self._blank = list(range(num_blocks - 1, -1, -1))  # free and unnamed; taken from the end
+        self._holders = array("i", bytes(4 * num_blocks))  # by block
+        self._blank = array("i", range(num_blocks - 1, -1, -1))  # free and unnamed; taken from the end
         self._idle: OrderedDict[int, None] = OrderedDict()  # free but named; evicted from the front
 
     @property
@@ -58,21 +63,25 @@ class BlockPool:
                 else:
                     self._blank.append(block)
 
-    def distrust(self, blocks: Iterable[int]) -> None:
-        """The contents of these held blocks must not be shared any further."""
-        for block in blocks:
-            self.cache.forget(block)
+    def distrust(self, block: int) -> None:
+        """The contents of this named block must not be shared any further."""
+        self.cache.forget(block)
+        if self._holders[block] == 0:
+            del self._idle[block]
+            self._blank.append(block)
 
     def idle_among(self, blocks: Iterable[int]) -> int:
         """How many of these have no holder: sharing them lowers `num_free` by as many."""
         return sum(1 for block in blocks if self._holders[block] == 0)
 
     def validate(self, tables: Iterable[Sequence[int]]) -> None:
-        """Raises AssertionError unless `tables`, the blocks of each running request, account for every block exactly."""
-        held = Counter(block for table in tables for block in table)
-        assert all(self._holders[block] == held[block] for block in range(self.num_blocks)), "holders disagree with the tables"
-        free = self._blank + list(self._idle)
-        assert len(free) == len(set(free)), "a block is free twice"
-        assert sorted(free) == [b for b in range(self.num_blocks) if not held[b]], "a free block is held, or one is lost"
-        assert all((block in self.cache) for block in self._idle) and not any(block in self.cache for block in self._blank)
+        """Raises Breach unless `tables`, the blocks of each running request, account for every block exactly."""
+        held = np.bincount(np.array(list(chain.from_iterable(tables)), np.int32), minlength=self.num_blocks)
+        must((np.array(self._holders) == held).all(), "blocks", "holders disagree with the tables")
+        blank, idle = np.array(self._blank, np.int32), np.fromiter(self._idle, np.int32, len(self._idle))
+        free = np.bincount(np.concatenate([blank, idle]), minlength=self.num_blocks)
+        must((free == (held == 0)).all(), "blocks", "a free block is held, or one is lost, or free twice")
+        named = np.zeros(self.num_blocks, bool)
+        named[np.fromiter(self.cache, np.int32, len(self.cache))] = True
+        must(named[idle].all() and not named[blank].any(), "blocks", "free blocks lie where their names do not have them")
         self.cache.validate()

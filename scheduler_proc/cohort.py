@@ -13,7 +13,7 @@ class Cohort:
     """Row r is slot slots[r]."""
 
     slots: Int32Array  # [R]
-    generations: Int64Array  # [R], of the slots' holders
+    tenancies: Int64Array  # [R], of the slots' holders
     request_ids: UInt64Array  # [R]
     target: Int32Array  # [R], lengths at which the requests end
     first_stop: Int32Array  # [R], one stop id of each, or -1

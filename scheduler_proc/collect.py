@@ -10,7 +10,7 @@ from protocol.messages import Finished, FinishReason, ModelRunnerOutput, TopLogp
 from scheduler_proc.cohort import Cohort
 from scheduler_proc.in_flight import InFlightStep
 from scheduler_proc.lane import Lane
-from scheduler_proc.request import Request
+from scheduler_proc.request import Request, RequestState
 
 _EMPTY = np.empty(0, np.int32)
 _EMPTY_IDS = np.empty(0, np.uint64)
@@ -39,7 +39,7 @@ def collect_step(lane: Lane, output: ModelRunnerOutput) -> tuple[InFlightStep, O
     lane.in_flight.popleft()
     lane.ledger.answer()
     if failed_rows or step.releases != lane.releases:
-        alive = lane.generation[step.slots] == step.generations
+        alive = lane.tenancy[step.slots] == step.tenancies
         if failed_rows or not alive.all():
             return step, _collect_some(lane, step, output, alive, token_ids, failed_rows)
     # Every decode row ends a position further than the step before, so it fills a block only when it ends on a boundary.
@@ -109,7 +109,7 @@ def _believe(lane: Lane, cohort: Cohort, token_ids: Int32Array, outcome: Outcome
         assert request is not None
         stops = request.stops_at(int(token_ids[row]), length)
         if stops or length >= request.target:
-            _end(request, outcome, "stop" if stops else "length", lane.tokens[slot, :length])
+            _end(lane, request, outcome, "stop" if stops else "length", lane.tokens[slot, :length])
             lane.release(slot)
 
 
@@ -123,7 +123,7 @@ def _collect_some(
     good = alive & ~failed
     _commit(lane, step.slots[good], step.ends[good])
     outcome = Outcome(_EMPTY_IDS, _EMPTY)
-    holders = [_holder(lane, int(step.slots[row]), int(step.generations[row])) for row in sampled.tolist()]
+    holders = [_holder(lane, int(step.slots[row]), int(step.tenancies[row])) for row in sampled.tolist()]
     for entry in output.logprobs:
         holder = holders[entry.row]
         if holder is not None and not holder.finished:
@@ -135,26 +135,26 @@ def _collect_some(
         if alive[row]:
             _fail(lane, int(step.slots[row]), outcome)
         else:
-            _settle(holders[index], int(token_ids[index]), bool(failed[row]), outcome)
+            _settle(lane, holders[index], int(token_ids[index]), bool(failed[row]), outcome)
     lane.detached = {key: request for key, request in lane.detached.items() if request.in_flight}
     return outcome
 
 
-def _holder(lane: Lane, slot: int, generation: int) -> Request | None:
+def _holder(lane: Lane, slot: int, tenancy: int) -> Request | None:
     """The request that a row was computed for, if it still is one: it holds the slot, or was preempted out of it."""
-    return lane.requests[slot] if lane.generation[slot] == generation else lane.detached.get((slot, generation))
+    return lane.requests[slot] if lane.tenancy[slot] == tenancy else lane.detached.get((slot, tenancy))
 
 
 def _fail(lane: Lane, slot: int, outcome: Outcome) -> None:
     """Ends a running request whose logits were not finite; its blocks may hold what is not finite either."""
     request = lane.requests[slot]
     assert request is not None
-    lane.pool.distrust(lane.blocks_of(slot))
-    _end(request, outcome, "error", lane.tokens[slot, : lane.known[slot]], _NOT_FINITE)
+    lane.distrust(request)
+    _end(lane, request, outcome, "error", lane.tokens[slot, : lane.known[slot]], _NOT_FINITE)
     lane.release(slot)
 
 
-def _settle(request: Request | None, token_id: int, failed: bool, outcome: Outcome) -> None:
+def _settle(lane: Lane, request: Request | None, token_id: int, failed: bool, outcome: Outcome) -> None:
     """One row of a request that no longer holds its slot: a preempted one keeps the token, one that has ended does not."""
     if request is not None:
         request.in_flight -= 1
@@ -162,7 +162,8 @@ def _settle(request: Request | None, token_id: int, failed: bool, outcome: Outco
         outcome.num_discarded += 1
         return
     if failed:
-        _end(request, outcome, "error", request.tokens, _NOT_FINITE)
+        lane.distrust(request)
+        _end(lane, request, outcome, "error", request.tokens, _NOT_FINITE)
         return
     request.append(token_id)
     outcome.num_tokens += 1
@@ -170,11 +171,13 @@ def _settle(request: Request | None, token_id: int, failed: bool, outcome: Outco
         outcome.request_ids = np.append(outcome.request_ids, np.uint64(request.request_id))
         outcome.token_ids = np.append(outcome.token_ids, np.int32(token_id))
     if request.stops_at(token_id, len(request.tokens)):
-        _end(request, outcome, "stop", request.tokens)
+        _end(lane, request, outcome, "stop", request.tokens)
     elif len(request.tokens) >= request.target:
-        _end(request, outcome, "length", request.tokens)
+        _end(lane, request, outcome, "length", request.tokens)
+    elif not request.in_flight:
+        lane.story.move(request, RequestState.WAITING, "its tokens in flight are here")
 
 
-def _end(request: Request, outcome: Outcome, reason: FinishReason, tokens: Int32Array, message: str = "") -> None:
-    request.finished = True
+def _end(lane: Lane, request: Request, outcome: Outcome, reason: FinishReason, tokens: Int32Array, message: str = "") -> None:
+    lane.story.move(request, RequestState.FINISHED, message or reason)
     outcome.finished.append(finished_message(request, reason, tokens, message))

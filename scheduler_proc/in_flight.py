@@ -1,4 +1,4 @@
-"""What a step in flight will answer: enough to match each value to its request by (step, slot, generation), come what may."""
+"""What a step in flight will answer: enough to match each value to its request by (step, slot, tenancy), come what may."""
 
 from dataclasses import dataclass
 
@@ -12,7 +12,7 @@ class InFlightStep:
 
     step_id: int
     slots: Int32Array  # [R]
-    generations: Int64Array  # [R], of the slots' holders when the step was planned
+    tenancies: Int64Array  # [R], of the slots' holders when the step was planned
     ends: Int32Array  # [R], positions below this one have their keys and values when the step has run
     samples: BoolArray  # [R]
     num_decodes: int
@@ -28,9 +28,9 @@ class InFlightStep:
         return self.slots if len(self.slots) == self.num_decodes else self.slots[self.samples]
 
     @property
-    def sampled_generations(self) -> Int64Array:
-        """Generations beside `sampled_slots`."""
-        return self.generations if len(self.slots) == self.num_decodes else self.generations[self.samples]
+    def sampled_tenancies(self) -> Int64Array:
+        """Tenancies beside `sampled_slots`."""
+        return self.tenancies if len(self.slots) == self.num_decodes else self.tenancies[self.samples]
 
     @property
     def num_tokens(self) -> int:

@@ -20,7 +20,8 @@ from scheduler_proc.blocks import BlockPool
 from scheduler_proc.cohort import Cohort
 from scheduler_proc.in_flight import InFlightStep
 from scheduler_proc.prefix_cache import extend_hashes
-from scheduler_proc.request import Request
+from scheduler_proc.request import NOWHERE, Request, RequestState
+from scheduler_proc.story import StoryRing
 
 _NO_STOP = -1  # no token has this id
 _WATERMARK = 0.01  # share of the blocks that an admission leaves free, so that it does not preempt its elders at once (as vLLM)
@@ -30,7 +31,7 @@ _EMPTY = np.empty(0, np.int32)
 class Lane:
     """State of one incarnation of a worker."""
 
-    def __init__(self, ready: WorkerReady, *, queue_depth: int, token_budget: int, prefix_caching: bool) -> None:
+    def __init__(self, ready: WorkerReady, *, queue_depth: int, token_budget: int, prefix_caching: bool, story: StoryRing) -> None:
         self.worker = ready.worker
         self.device = ready.device
         self.block_size = ready.block_size
@@ -39,6 +40,7 @@ class Lane:
         self.token_budget = token_budget  # tokens a step may compute
         self.saturating_tokens = ready.saturating_tokens or token_budget
         self.prefix_caching = prefix_caching
+        self.story = story
         self.ledger = CreditLedger(queue_depth, ready.epoch)
         self.pool = BlockPool(ready.num_blocks)
         self.in_flight: deque[InFlightStep] = deque()
@@ -47,7 +49,7 @@ class Lane:
         max_blocks = -(-ready.max_model_len // ready.block_size)
         self.requests: list[Request | None] = [None] * num_slots
         self.free_slots = list(range(num_slots - 1, -1, -1))
-        self.generation = np.zeros(num_slots, np.int64)  # rises whenever a slot changes hands
+        self.tenancy = np.zeros(num_slots, np.int64)  # of the slot's holder: a number that rises whenever the slot changes hands
         self.tokens = np.zeros((num_slots, ready.max_model_len + 1), np.int32)
         self.known = np.zeros(num_slots, np.int32)
         self.scheduled = np.zeros(num_slots, np.int32)
@@ -63,7 +65,7 @@ class Lane:
         self.decoding = _EMPTY  # slots of the standing decode set, in row order; replaced, never changed in place
         self._cohort = self.gather(_EMPTY)
         self.prefilling: dict[int, int] = {}  # slot -> length at which its prefill ends, in order of admission
-        self.detached: dict[tuple[int, int], Request] = {}  # (slot, generation) -> preempted request with tokens in flight
+        self.detached: dict[tuple[int, int], Request] = {}  # (slot, tenancy) -> preempted request with tokens in flight
         self.new: dict[int, NewRequest] = {}  # by slot; these and the next three wait for the next step's message
         self.released: list[int] = []
         self.joins: list[int] = []
@@ -96,7 +98,7 @@ class Lane:
         more_stops, streamed = self.more_stops[slots], self.stream[slots]
         return Cohort(
             slots,
-            self.generation[slots],
+            self.tenancy[slots],
             self.request_id[slots],
             self.target[slots],
             self.first_stop[slots],
@@ -110,12 +112,14 @@ class Lane:
 
     def can_admit(self, request: Request) -> bool:
         """Whether a slot and the blocks for every known token are free now."""
-        if not self.free_slots or request.in_flight:
-            return False
+        return bool(self.free_slots) and not request.in_flight and self.blocks_short(request) <= 0
+
+    def blocks_short(self, request: Request) -> int:
+        """How many blocks must become free before the request fits; none or fewer: it fits."""
         cached = self._cached_blocks(request)
         needed = -(-len(request.tokens) // self.block_size) - len(cached) + self.pool.idle_among(cached)
         reserve = int(_WATERMARK * self.pool.num_blocks) if self.num_running else 0
-        return needed + reserve <= self.pool.num_free
+        return needed + reserve - self.pool.num_free
 
     def admit(self, request: Request) -> None:
         """Gives the request a slot and blocks for its known tokens. `can_admit` must hold."""
@@ -128,9 +132,11 @@ class Lane:
             request.admitted_before = True
             request.num_cached_tokens = min(computed, request.num_prompt_tokens)
         slot = self.free_slots.pop()
+        request.worker, request.slot = self.worker, slot
+        self.story.move(request, RequestState.PREFILLING, f"admitted to worker {self.worker}")
         stop_ids = request.params.stop_token_ids
         self.requests[slot] = request
-        self.generation[slot] += 1
+        self.tenancy[slot] += 1
         self.tokens[slot, :length] = request.tokens
         self.known[slot] = length
         self.scheduled[slot] = computed
@@ -154,8 +160,11 @@ class Lane:
 
     def release(self, slot: int) -> None:
         """Takes back slot and blocks of a request that ended or gives way."""
+        request = self.requests[slot]
+        assert request is not None
+        request.worker = request.slot = NOWHERE
         self.requests[slot] = None
-        self.generation[slot] += 1
+        self.tenancy[slot] += 1
         self.releases += 1
         self.pool.release(self.blocks_of(slot))
         self.num_blocks[slot] = 0
@@ -170,28 +179,38 @@ class Lane:
         if self.new.pop(slot, None) is None:
             self.released.append(slot)
 
-    def preempt(self, slot: int) -> Request:
-        """Releases the slot of a request that will go on later.
+    def preempt(self, slot: int, cause: str) -> Request:
+        """Releases the slot of a request that will go on later. `cause`: for its story.
 
         Its tokens in flight were computed from valid state, so they are valid: they are kept when they arrive, and until then the
         request is not admitted again.
         """
         request = self.requests[slot]
         assert request is not None
-        generation = int(self.generation[slot])
+        tenancy = int(self.tenancy[slot])
         request.tokens = self.tokens[slot, : self.known[slot]].copy()
         request.in_flight = self.tokens_in_flight(slot)
         if request.in_flight:
-            self.detached[slot, generation] = request
+            self.detached[slot, tenancy] = request
         self.release(slot)
+        self.story.move(request, RequestState.SETTLING if request.in_flight else RequestState.WAITING, cause)
         return request
+
+    def dissolve(self, cause: str) -> list[Request]:
+        """The worker is no more: takes every request out. Known tokens stay; what was in flight is computed again."""
+        self.in_flight.clear()
+        for request in self.detached.values():
+            request.in_flight = 0
+            if not request.finished:
+                self.story.move(request, RequestState.WAITING, cause)
+        self.detached.clear()
+        return [self.preempt(slot, cause) for slot, _ in list(self.running())]
 
     def tokens_in_flight(self, slot: int) -> int:
         """Sampled tokens of the slot's holder that are still to come."""
-        generation = self.generation[slot]
+        tenancy = self.tenancy[slot]
         return sum(
-            int(np.count_nonzero((step.sampled_slots == slot) & (step.sampled_generations == generation)))
-            for step in self.in_flight
+            int(np.count_nonzero((step.sampled_slots == slot) & (step.sampled_tenancies == tenancy))) for step in self.in_flight
         )
 
     def blocks_of(self, slot: int) -> list[int]:
@@ -206,6 +225,13 @@ class Lane:
         for index in range(int(self.committed_blocks[slot]), count):
             self.pool.cache.commit(request.block_hashes[index], int(self.block_table[slot, index]))
         self.committed_blocks[slot] = count
+
+    def distrust(self, request: Request) -> None:
+        """What this request computed may not be finite: nobody finds it by its name any more."""
+        for name in request.block_hashes:
+            block = self.pool.cache.find(name)
+            if block is not None:
+                self.pool.distrust(block)
 
     def _cached_blocks(self, request: Request) -> list[int]:
         """Blocks of the longest cached prefix. The last known token is always computed again: its row samples the next one."""

@@ -23,16 +23,10 @@ from protocol.messages import (
 )
 from protocol.pulse import Metronome
 from protocol.supervision import SupervisionLink
+from scheduler_proc.breaches import Breach
+from scheduler_proc.events import Command, Event, FromWorker, ToFrontend, ToLauncher, ToWorker
 from scheduler_proc.invariants import validate
-from scheduler_proc.state import (
-    Command,
-    Event,
-    FromWorker,
-    SchedulerState,
-    ToFrontend,
-    ToLauncher,
-    ToWorker,
-)
+from scheduler_proc.state import SchedulerState
 
 
 class SchedulerLoop:
@@ -80,7 +74,7 @@ class SchedulerLoop:
             if events:
                 checked = False
             elif self._state.idle and not checked:
-                validate(self._state)
+                self._validate()
                 checked = True
             self._state.counters["scheduler_busy_ns"] = self._busy_ns
 
@@ -91,6 +85,12 @@ class SchedulerLoop:
             receiver.close()
         for sender in (self._to_frontend, *self._to_workers):
             sender.close()
+
+    def _validate(self) -> None:
+        try:
+            validate(self._state)
+        except Breach as breach:
+            self._state.breaches.report(breach)
 
     def _pulse(self) -> None:
         """Tells launcher and frontend that this loop goes round."""

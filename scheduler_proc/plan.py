@@ -10,6 +10,7 @@ from scheduler_proc.cohort import Cohort
 from scheduler_proc.in_flight import InFlightStep
 from scheduler_proc.lane import Lane
 from scheduler_proc.policy import choose_victim
+from scheduler_proc.request import RequestState
 
 _NOBODY = np.empty(0, np.int32)
 
@@ -36,7 +37,7 @@ def plan_step(lane: Lane, now_ns: int, on_preempt: Callable[[int], None]) -> Sch
     step = InFlightStep(
         step_id=lane.ledger.send(),
         slots=cohort.slots,
-        generations=cohort.generations,
+        tenancies=cohort.tenancies,
         ends=_advance_decodes(lane, cohort),
         samples=np.ones(len(cohort.slots), bool),
         num_decodes=len(cohort.slots),
@@ -105,6 +106,9 @@ def _advance_prefill(lane: Lane, slot: int, count: int) -> bool:
     if lane.scheduled[slot] < end:
         return False
     del lane.prefilling[slot]
+    request = lane.requests[slot]
+    assert request is not None
+    lane.story.move(request, RequestState.DECODING, "every known token is planned")
     if end + 1 < lane.target[slot]:  # the token sampled now is not the last one
         lane.joins.append(slot)
     return True
@@ -114,7 +118,7 @@ def _add_chunks(lane: Lane, step: InFlightStep, prefill_slots: list[int], prefil
     """Puts the rows of the prompt chunks behind the decode rows."""
     sampled = [_advance_prefill(lane, slot, count) for slot, count in zip(prefill_slots, prefill_counts, strict=True)]
     step.slots = np.concatenate([step.slots, np.array(prefill_slots, np.int32)])
-    step.generations = lane.generation[step.slots]
+    step.tenancies = lane.tenancy[step.slots]
     step.samples = np.concatenate([step.samples, np.array(sampled, bool)])
     step.ends = lane.scheduled[step.slots]
 

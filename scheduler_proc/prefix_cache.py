@@ -5,8 +5,10 @@ prefixes, and no one can make two prompts collide.
 """
 
 import hashlib
+from collections.abc import Iterator
 
 from protocol.codec import Int32Array
+from scheduler_proc.breaches import must
 
 
 def root_hash(cache_salt: str) -> bytes:
@@ -37,6 +39,10 @@ class PrefixCache:
     def __len__(self) -> int:
         return len(self._name_of)
 
+    def __iter__(self) -> Iterator[int]:
+        """The named blocks."""
+        return iter(self._name_of)
+
     def __contains__(self, block: int) -> bool:
         return block in self._name_of
 
@@ -57,5 +63,6 @@ class PrefixCache:
             del self._block_of[name]
 
     def validate(self) -> None:
-        """Raises AssertionError when the two directions disagree."""
-        assert {name: block for block, name in self._name_of.items()} == self._block_of
+        """Raises Breach when the two directions disagree."""
+        agree = list(map(self._block_of.get, self._name_of.values())) == list(self._name_of)
+        must(agree and len(self._block_of) == len(self._name_of), "names", "the two directions of the prefix cache disagree")

@@ -1,12 +1,37 @@
 """One request as the scheduler sees it: tokens, limits, and where it stands."""
 
 from dataclasses import dataclass, field
+from enum import Enum
 
 import numpy as np
 
 from protocol.codec import Int32Array, unpack_int32
 from protocol.messages import AddRequest
 from protocol.params import EngineParams
+
+NOWHERE = -1  # worker and slot of a request that holds no slot
+
+
+class RequestState(Enum):
+    """Where a request stands. `StoryRing.move` alone changes it."""
+
+    NEW = "new"  # read from the pipe, not yet in line
+    WAITING = "waiting"  # in line for a slot
+    SETTLING = "settling"  # preempted with tokens in flight: in line, and admitted no sooner than these are here
+    PREFILLING = "prefilling"  # holds a slot; not all of its known tokens are planned
+    DECODING = "decoding"  # holds a slot; every known token is planned, new ones come
+    FINISHED = "finished"
+
+
+_ENDS = (RequestState.FINISHED,)
+TRANSITIONS: dict[RequestState, tuple[RequestState, ...]] = {
+    RequestState.NEW: (RequestState.WAITING,),
+    RequestState.WAITING: (RequestState.PREFILLING, *_ENDS),
+    RequestState.SETTLING: (RequestState.WAITING, *_ENDS),
+    RequestState.PREFILLING: (RequestState.DECODING, RequestState.WAITING, *_ENDS),
+    RequestState.DECODING: (RequestState.WAITING, RequestState.SETTLING, *_ENDS),
+    RequestState.FINISHED: (),
+}
 
 
 @dataclass(slots=True, eq=False)
@@ -20,22 +45,29 @@ class Request:
     request_id: int
     tokens: Int32Array  # [known tokens], prompt first
     num_prompt_tokens: int
-    target: int  # total length at which it ends: prompt + max_tokens, within max_model_len
+    target: int  # total length at which it ends: prompt + max_tokens, and within the context once it was admitted
     params: EngineParams
     priority: int
     order: int  # arrival number: earlier first within a priority
     stream: bool
     cache_salt: str
+    state: RequestState = RequestState.NEW
+    worker: int = NOWHERE  # of the slot that it holds
+    slot: int = NOWHERE
     num_cached_tokens: int = 0  # prompt tokens that the prefix cache held at the first admission
     admitted_before: bool = False
     block_hashes: list[bytes] = field(default_factory=list)  # chain over the full blocks of the known tokens, as far as needed
     in_flight: int = 0  # sampled tokens still to come from before its preemption; it is admitted again when they are here
-    finished: bool = False
 
     @property
     def rank(self) -> tuple[int, int]:
         """Sorts requests by who runs first."""
         return self.priority, self.order
+
+    @property
+    def finished(self) -> bool:
+        """Whether it has ended."""
+        return self.state is RequestState.FINISHED
 
     def append(self, token_id: int) -> None:
         """Adds a token that arrived while the request holds no slot."""
@@ -46,13 +78,13 @@ class Request:
         return token_id in self.params.stop_token_ids and length - self.num_prompt_tokens > self.params.min_tokens
 
 
-def from_message(message: AddRequest, order: int, max_model_len: int) -> Request:
-    """The request that a frontend's message describes. `max_model_len` in tokens."""
+def from_message(message: AddRequest, order: int) -> Request:
+    """The request that a frontend's message describes. `order`: its arrival number."""
     return Request(
         request_id=message.request_id,
         tokens=unpack_int32(message.token_ids_i32),
         num_prompt_tokens=message.num_prompt_tokens,
-        target=min(message.num_prompt_tokens + message.params.max_tokens, max_model_len),
+        target=message.num_prompt_tokens + message.params.max_tokens,
         params=message.params,
         priority=message.priority,
         order=order,

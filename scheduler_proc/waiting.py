@@ -29,6 +29,10 @@ class WaitingQueue:
             heapq.heappop(self._heap)
         return self._heap[0][1] if self._heap else None
 
+    def num_ahead(self, request: Request) -> int:
+        """How many members come before this one. Looks at all of them: for people who ask, not for decisions."""
+        return sum(1 for rank, other in self._heap if rank < request.rank and other in self and not other.finished)
+
     def pop(self) -> Request:
         """Takes the head. Raises IndexError when nobody waits."""
         if self.head() is None:

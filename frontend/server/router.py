@@ -23,8 +23,10 @@ from protocol.messages import (
     Finished,
     FinishReason,
     GetStats,
+    GetStory,
     GetTrace,
     SchedulerToFrontend,
+    Story,
     TokenBatch,
     TopLogprobs,
     TraceRecords,
@@ -137,7 +139,7 @@ class Router:
         )
         self._ids = itertools.count(1)
         self._generations: dict[int, Generation] = {}
-        self._queries: dict[int, asyncio.Future[EngineStats | TraceRecords]] = {}
+        self._queries: dict[int, asyncio.Future[EngineStats | TraceRecords | Story]] = {}
         self._capacity: EngineReady | None = None
         self._first_ready: asyncio.Future[EngineReady] | None = None
         self._answered = np.zeros((_ANSWERED_CAPACITY, 3), np.int64)
@@ -218,6 +220,14 @@ class Router:
         assert isinstance(answer, TraceRecords)
         return answer
 
+    async def story(self, request_id: int) -> Story:
+        """How a request, by the number that the engine gave it, came to stand where it stands."""
+        query_id, future = self._ask()
+        self._outbox.send(GetStory(query_id, request_id))
+        answer = await future
+        assert isinstance(answer, Story)
+        return answer
+
     def answered(self) -> Int64Array:
         """When the tokens of recent steps came in here: rows (worker, step_id, nanoseconds), oldest first."""
         held = min(self._num_answered, _ANSWERED_CAPACITY)
@@ -255,7 +265,7 @@ class Router:
         self._inbox.close()
         self._outbox.close()
 
-    def _ask(self) -> "tuple[int, asyncio.Future[EngineStats | TraceRecords]]":
+    def _ask(self) -> "tuple[int, asyncio.Future[EngineStats | TraceRecords | Story]]":
         if self._failure is not None:
             raise self._failure.with_traceback(None)
         query_id, future = next(self._ids), asyncio.get_running_loop().create_future()
@@ -270,7 +280,7 @@ class Router:
                 self._capacity = message
                 if self._first_ready is not None and not self._first_ready.done():
                     self._first_ready.set_result(message)
-            case EngineStats() | TraceRecords():
+            case EngineStats() | TraceRecords() | Story():
                 future = self._queries.pop(message.query_id, None)
                 if future is not None and not future.done():
                     future.set_result(message)

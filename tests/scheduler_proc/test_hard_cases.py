@@ -5,7 +5,7 @@ import pytest
 
 from protocol.codec import pack_int32, unpack_int32
 from protocol.messages import AbortRequest, ModelRunnerOutput
-from scheduler_proc.state import FromWorker
+from scheduler_proc.events import FromWorker
 from tests.scheduler_proc.world import VOCAB, World
 from tpu_worker.simulator import simulated_token
 

@@ -6,7 +6,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from protocol.codec import pack_int32
 from protocol.messages import ModelRunnerOutput
-from scheduler_proc.state import FromWorker
+from scheduler_proc.events import FromWorker
 from tests.scheduler_proc.world import VOCAB, World
 
 _TOKENS = st.integers(0, 3)  # few, so that prompts share prefixes

@@ -23,8 +23,9 @@ from protocol.messages import (
     WorkerReady,
 )
 from protocol.params import EngineParams
+from scheduler_proc.events import Event, FromWorker, ToFrontend, ToLauncher, ToWorker
 from scheduler_proc.invariants import validate
-from scheduler_proc.state import Event, FromWorker, SchedulerState, ToFrontend, ToLauncher, ToWorker
+from scheduler_proc.state import SchedulerState
 from tpu_worker.batch import Batch
 from tpu_worker.simulator import SimulatedDevice, simulated_token
 
@@ -92,6 +93,7 @@ class World:
     def __init__(
         self, *, depth: int = 2, workers: int = 1, slots: int = 4, blocks: int = 64, block_size: int = 4, budget: int = 16,
         max_model_len: int = 64, prefix_caching: bool = True, validate_every: int = 1,
+        strict: bool = True,
     ) -> None:  # fmt: skip
         self.max_model_len, self.blocks = max_model_len, blocks
         self.config = EngineConfig(
@@ -108,7 +110,7 @@ class World:
             enable_prefix_caching=prefix_caching,
         )
         self.now, self._events, self._validate_every = 0, 0, validate_every
-        self.state = SchedulerState(self.config)
+        self.state = SchedulerState(self.config, strict=strict)
         self.workers: dict[int, SimulatedWorker] = {}
         self.sent: dict[int, Sent] = {}
         self.hung: list[WorkerHung] = []
@@ -170,8 +172,9 @@ class World:
         """The scheduler reads the oldest answer of a worker."""
         self.feed(FromWorker(index, self.workers[index].outbox.popleft()))
 
-    def drain(self, limit: int = 100_000) -> None:
+    def drain(self, limit: int = 100_000, *, validated: bool = True) -> None:
         """Runs and answers everything."""
+        self._validate_every = self._validate_every if validated else limit
         for _ in range(limit):
             if self.state.idle:
                 return

@@ -24,6 +24,9 @@ from protocol.messages import (
     Finished,
     FrontendToScheduler,
     GetStats,
+    GetStory,
+    Move,
+    Story,
     TokenBatch,
 )
 from protocol.params import EngineParams
@@ -174,6 +177,19 @@ def test_the_number_of_requests_is_bounded(tmp_path: Path, monkeypatch: pytest.M
         assert refused.value.retry_after > 0
         generations[0].cancel()
         router.submit(PROMPT, PARAMS)
+
+    on_pipes(tmp_path, test)
+
+
+def test_the_story_of_a_request_is_asked_for_by_its_number(tmp_path: Path) -> None:
+    async def test(router: Router, scheduler: Scheduler) -> None:
+        asked = asyncio.ensure_future(router.story(17))
+        query = await scheduler.hear()
+        assert isinstance(query, GetStory)
+        assert query.request_id == 17
+        told = Story(query.query_id, 17, (Move("new", "waiting", "arrived", 5),), "waiting at the head: no worker lives")
+        scheduler.say(told)
+        assert await asked == told
 
     on_pipes(tmp_path, test)
 

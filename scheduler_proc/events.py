@@ -1,0 +1,50 @@
+"""What goes into the scheduler's state and what comes out of it."""
+
+from dataclasses import dataclass
+
+from protocol.messages import (
+    FrontendToScheduler,
+    SchedulerOutput,
+    SchedulerToFrontend,
+    WorkerHung,
+    WorkerLost,
+    WorkerToScheduler,
+)
+from scheduler_proc.in_flight import InFlightStep
+
+
+@dataclass(frozen=True, slots=True)
+class FromWorker:
+    """Event: a message came out of a worker's pipe."""
+
+    worker: int
+    message: WorkerToScheduler
+
+
+Event = FrontendToScheduler | FromWorker | WorkerLost
+
+
+@dataclass(frozen=True, slots=True)
+class ToWorker:
+    """Command: send this step. The sender notes the time in `step.sent_ns`."""
+
+    worker: int
+    message: SchedulerOutput
+    step: InFlightStep
+
+
+@dataclass(frozen=True, slots=True)
+class ToFrontend:
+    """Command: send this message to the frontend."""
+
+    message: SchedulerToFrontend
+
+
+@dataclass(frozen=True, slots=True)
+class ToLauncher:
+    """Command: ask for the replacement of a worker."""
+
+    message: WorkerHung
+
+
+Command = ToWorker | ToFrontend | ToLauncher
