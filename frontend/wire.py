@@ -127,7 +127,7 @@ class Delta(Message, frozen=True, tag="delta", gc=False):
     token_ids: list[int]
     finish_reason: FinishReason | None = None
     stop_reason: int | str | None = None
-    num_cached_tokens: int = 0  # of the prompt, known with the finish reason
+    num_cached_tokens: int = 0  # of the prompt; the same in each delta of an output
     logprobs: tuple[Logprob, ...] = ()
     message: str = ""  # why, when the reason is "error"
 

@@ -114,6 +114,7 @@ class TokenBatch(Message, frozen=True, tag="tokens"):
     token_ids_i32: bytes
     finished: tuple[Finished, ...] = ()
     logprobs: dict[int, TopLogprobs] = {}  # request id -> of its token in this batch, where the request asked
+    num_cached_tokens: dict[int, int] = {}  # request id -> prompt tokens that the prefix cache held; with its first token
 
 
 class WorkerStats(Message, frozen=True):

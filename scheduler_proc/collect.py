@@ -1,5 +1,6 @@
 """Takes in the answer to one step: which values are believed, which requests end, what may be cached."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -25,6 +26,7 @@ class Outcome:
     token_ids: Int32Array  # [streamed tokens]
     finished: list[Finished] = field(default_factory=list)
     logprobs: dict[int, TopLogprobs] = field(default_factory=dict)
+    begun: list[Request] = field(default_factory=list)  # whose first token this is
     num_tokens: int = 0  # believed tokens, streamed or not
     num_discarded: int = 0  # tokens of requests that had ended before that position
 
@@ -47,6 +49,8 @@ def collect_step(lane: Lane, output: ModelRunnerOutput) -> tuple[InFlightStep, O
         _commit(lane, step.slots, step.ends)
     cohort = step.cohort or lane.gather(step.sampled_slots)
     outcome = Outcome(_EMPTY_IDS, _EMPTY, logprobs={int(cohort.request_ids[e.row]): e.logprobs for e in output.logprobs})
+    if step.num_prefill_tokens:
+        _begin((lane.requests[slot] for slot in step.sampled_slots[step.num_decodes :].tolist()), outcome)
     _believe(lane, cohort, token_ids, outcome)
     return step, outcome
 
@@ -84,6 +88,14 @@ def _commit(lane: Lane, slots: Int32Array, ends: Int32Array) -> None:
         full = ends // lane.block_size
         for row in np.flatnonzero(full > lane.committed_blocks[slots]).tolist():
             lane.commit_blocks(int(slots[row]), int(full[row]))
+
+
+def _begin(requests: Iterable[Request | None], outcome: Outcome) -> None:
+    """Notes who gets its first token."""
+    for request in requests:
+        if request is not None and not request.begun:
+            request.begun = True
+            outcome.begun.append(request)
 
 
 def _believe(lane: Lane, cohort: Cohort, token_ids: Int32Array, outcome: Outcome) -> None:
@@ -129,6 +141,7 @@ def _collect_some(
         if holder is not None and not holder.finished:
             outcome.logprobs[holder.request_id] = entry.logprobs
     believed = good[sampled]
+    _begin((holders[index] for index in np.flatnonzero(believed & (sampled >= step.num_decodes)).tolist()), outcome)
     _believe(lane, lane.gather(step.slots[sampled[believed]]), token_ids[believed], outcome)
     for index in np.flatnonzero(~believed).tolist():
         row = sampled[index]
@@ -165,6 +178,7 @@ def _settle(lane: Lane, request: Request | None, token_id: int, failed: bool, ou
         lane.distrust(request)
         _end(lane, request, outcome, "error", request.tokens, _NOT_FINITE)
         return
+    _begin((request,), outcome)
     request.append(token_id)
     outcome.num_tokens += 1
     if request.stream:

@@ -160,6 +160,9 @@ class SchedulerState:
         self.counters["steps"] += 1
         self.counters["generation_tokens"] += outcome.num_tokens
         self.counters["discarded_tokens"] += outcome.num_discarded
+        if outcome.begun and self._config.enable_prefix_caching:
+            self.counters["prefix_cache_queries"] += sum(request.num_prompt_tokens for request in outcome.begun)
+            self.counters["prefix_cache_hits"] += sum(request.num_cached_tokens for request in outcome.begun)
         for finished in outcome.finished:
             self._forget(finished)
         if len(outcome.token_ids) or outcome.finished:
@@ -178,11 +181,7 @@ class SchedulerState:
                 return
             self.waiting.pop()
             request.target = min(request.target, lane.max_model_len)
-            first = not request.admitted_before
             lane.admit(request)
-            if first and self._config.enable_prefix_caching:
-                self.counters["prefix_cache_queries"] += request.num_prompt_tokens
-                self.counters["prefix_cache_hits"] += request.num_cached_tokens
 
     def _plan(self, lane: Lane, now_ns: int) -> None:
         def on_preempt(slot: int) -> None:
@@ -228,4 +227,5 @@ def _token_batch(worker: int, step_id: int, outcome: Outcome) -> TokenBatch:
         token_ids_i32=outcome.token_ids.astype("<i4").tobytes(),
         finished=tuple(outcome.finished),
         logprobs=outcome.logprobs,
+        num_cached_tokens={request.request_id: request.num_cached_tokens for request in outcome.begun if request.stream},
     )

@@ -93,6 +93,8 @@ class Assembly:
     def add(self, delta: Delta) -> None:
         """Takes in a piece of one output."""
         self.num_tokens += len(delta.token_ids)
+        if delta.index == 0:  # the outputs after the first find what this one left in the cache
+            self.output.num_cached_tokens = delta.num_cached_tokens
         if self._stream:
             self.unread.append(delta)
         else:
@@ -103,7 +105,6 @@ class Assembly:
             output.finish_reason, output.stop_reason = delta.finish_reason, delta.stop_reason
         if delta.finish_reason is not None:
             self._open -= 1
-            self.output.num_cached_tokens = max(self.output.num_cached_tokens, delta.num_cached_tokens)
             if delta.finish_reason == "error":
                 self.error = RequestLost(delta.message or "the engine failed on this request")
         self._notify()

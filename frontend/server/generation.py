@@ -93,6 +93,7 @@ class TextGeneration:
         if self._finished:
             raise StopAsyncIteration
         delta = await self._generation.__anext__()
+        self.num_cached_tokens = delta.num_cached_tokens
         if self._stops is None and not delta.logprobs:
             return self._whole(delta)
         return self._token_by_token(delta)
@@ -102,7 +103,7 @@ class TextGeneration:
         self.num_output_tokens += len(token_ids)
         if reason is None:
             return TextDelta("" if self._detokenizer is None else self._detokenizer.feed(token_ids), token_ids, [])
-        self._end(delta)
+        self._finished = True
         text = ""
         if self._detokenizer is not None:
             shown = token_ids[:-1] if self._hides_last_token(delta) else token_ids
@@ -126,11 +127,11 @@ class TextGeneration:
                 if delta.finish_reason is None:
                     self.cancel()
                 else:
-                    self._end(delta)
+                    self._finished = True
                 return TextDelta("".join(pieces), delta.token_ids[: index + 1], logprobs, "stop", stop)
         if delta.finish_reason is None:
             return TextDelta("".join(pieces), delta.token_ids, logprobs)
-        self._end(delta)
+        self._finished = True
         reason, stop_reason = delta.finish_reason, self._stop_reason(delta)
         if self._detokenizer is not None:
             shown, stop = self._match(self._detokenizer.feed((), final=True))
@@ -146,10 +147,6 @@ class TextGeneration:
         if self._stops is None or self.num_output_tokens <= self._params.min_tokens:
             return text, None  # a stop string does not begin before min_tokens
         return self._stops.feed(text)
-
-    def _end(self, delta: TokenDelta) -> None:
-        self._finished = True
-        self.num_cached_tokens = delta.num_cached_tokens
 
     def _hides_last_token(self, delta: TokenDelta) -> bool:
         """The token that ended the output is counted and listed, but is no part of the text."""

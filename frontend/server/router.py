@@ -45,7 +45,7 @@ class TokenDelta:
     logprobs: list[TopLogprobs]  # one per token, where asked
     finish_reason: FinishReason | None = None
     stop_token_id: int = -1
-    num_cached_tokens: int = 0
+    num_cached_tokens: int = 0  # of the prompt; the same in each delta
     message: str = ""
 
 
@@ -55,10 +55,11 @@ class Generation:
     It raises what `Router.fail_all` was given, behind the tokens that came before.
     """
 
-    __slots__ = ("_error", "_finished", "_logprobs", "_over", "_router", "_token_ids", "_waiter", "request_id")
+    __slots__ = ("_error", "_finished", "_logprobs", "_over", "_router", "_token_ids", "_waiter", "num_cached_tokens", "request_id")
 
     def __init__(self, router: "Router", request_id: int) -> None:
         self.request_id = request_id
+        self.num_cached_tokens = 0  # of the prompt, known with the first token
         self._router = router
         self._token_ids: list[int] = []
         self._logprobs: list[TopLogprobs] = []
@@ -104,6 +105,7 @@ class Generation:
     def finish(self, finished: Finished) -> None:
         """The router's: nothing follows."""
         self._finished = finished
+        self.num_cached_tokens = finished.num_cached_tokens
         if finished.token_ids_i32:
             self._token_ids = unpack_int32(finished.token_ids_i32).tolist()
 
@@ -119,13 +121,11 @@ class Generation:
     def _take(self) -> TokenDelta:
         token_ids, self._token_ids = self._token_ids, []
         logprobs, self._logprobs = self._logprobs, []
-        finished = self._finished
+        finished, cached = self._finished, self.num_cached_tokens
         if finished is None:
-            return TokenDelta(token_ids, logprobs)
+            return TokenDelta(token_ids, logprobs, num_cached_tokens=cached)
         self._over = True
-        return TokenDelta(
-            token_ids, logprobs, finished.reason, finished.stop_token_id, finished.num_cached_tokens, finished.message
-        )
+        return TokenDelta(token_ids, logprobs, finished.reason, finished.stop_token_id, cached, finished.message)
 
 
 class Router:
@@ -290,6 +290,9 @@ class Router:
         self._num_answered += 1
         woken = []
         generations, logprobs = self._generations, batch.logprobs
+        for request_id, count in batch.num_cached_tokens.items():
+            if (generation := generations.get(request_id)) is not None:
+                generation.num_cached_tokens = count
         request_ids, token_ids = unpack_uint64(batch.request_ids_u64).tolist(), unpack_int32(batch.token_ids_i32).tolist()
         for request_id, token_id in zip(request_ids, token_ids, strict=True):
             generation = generations.get(request_id)

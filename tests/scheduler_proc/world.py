@@ -41,6 +41,7 @@ class Sent:
     max_model_len: int
     stream: bool = True
     tokens: list[int] = field(default_factory=list)
+    num_cached_tokens: int | None = None  # told with the first token
     end: Finished | None = None
     aborted: bool = False
 
@@ -204,11 +205,15 @@ class World:
             sent = self.sent[request_id]
             assert sent.end is None and sent.stream, "a token came after the end"
             assert not sent.aborted, "a token came after the abort was taken in"
+            assert (sent.num_cached_tokens is None) == (request_id in batch.num_cached_tokens), "told with the first token, once"
+            sent.num_cached_tokens = batch.num_cached_tokens.get(request_id, sent.num_cached_tokens)
             sent.tokens.append(token)
         for finished in batch.finished:
             sent = self.sent[finished.request_id]
             assert sent.end is None and not sent.aborted, "a request ended twice"
             sent.end = finished
+            if sent.stream and sent.tokens:
+                assert finished.num_cached_tokens == sent.num_cached_tokens
             if not sent.stream:
                 sent.tokens = unpack_int32(finished.token_ids_i32).tolist()
 

@@ -52,9 +52,9 @@ class Scheduler:
     def say(self, message: object) -> None:
         self._outbox.send(message)
 
-    def tokens(self, tokens: list[tuple[Generation, int]], *finished: Finished) -> None:
+    def tokens(self, tokens: list[tuple[Generation, int]], *finished: Finished, cached: dict[int, int] | None = None) -> None:
         ids = pack_uint64([generation.request_id for generation, _ in tokens])
-        self.say(TokenBatch(0, self._steps, ids, pack_int32([token for _, token in tokens]), finished))
+        self.say(TokenBatch(0, self._steps, ids, pack_int32([token for _, token in tokens]), finished, {}, cached or {}))
         self._steps += 1
 
     def close(self) -> None:
@@ -99,9 +99,9 @@ def test_a_request_reaches_the_scheduler_and_its_tokens_the_reader(tmp_path: Pat
         assert isinstance(added, AddRequest)
         assert unpack_int32(added.token_ids_i32).tolist() == [1, 2, 3]
         assert (added.request_id, added.priority, added.stream, added.cache_salt) == (generation.request_id, 3, True, "mine")
-        scheduler.tokens([(generation, 7)])
+        scheduler.tokens([(generation, 7)], cached={generation.request_id: 2})
         first = await anext(generation)
-        assert (first.token_ids, first.finish_reason) == ([7], None)
+        assert (first.token_ids, first.finish_reason, first.num_cached_tokens) == ([7], None, 2)
         scheduler.tokens([(generation, 8)], Finished(generation.request_id, "stop", stop_token_id=8, num_cached_tokens=2))
         last = await anext(generation)
         assert (last.token_ids, last.finish_reason, last.stop_token_id, last.num_cached_tokens) == ([8], "stop", 8, 2)

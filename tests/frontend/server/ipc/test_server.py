@@ -66,6 +66,22 @@ def test_a_frame_beyond_the_bound_ends_that_connection_alone(served: Served) -> 
         assert bystander.expect(HealthReport).health.status == "ok"
 
 
+def test_every_delta_says_how_much_of_the_prompt_was_cached(served: Served) -> None:
+    params = SamplingParams(max_tokens=6, seed=0, ignore_eos=True)
+    prompt = TokenPrompt(pack_int32([77] * 40))
+    with RawClient(served.path) as client:
+        client.send(Submit(1, prompt, params, stream=False))
+        assert client.expect(Delta).num_cached_tokens == 0
+        client.send(Submit(2, prompt, params))
+        deltas = [client.expect(Delta)]
+        while deltas[-1].finish_reason is None:
+            deltas.append(client.expect(Delta))
+        assert {delta.num_cached_tokens for delta in deltas} == {32}
+        client.send(Submit(3, prompt, SamplingParams(max_tokens=50, seed=0, stop=[deltas[0].text + deltas[1].text]), stream=False))
+        stopped = client.expect(Delta)
+        assert (stopped.finish_reason, stopped.num_cached_tokens) == ("stop", 32)
+
+
 def test_prompts_of_every_kind(served: Served) -> None:
     params = SamplingParams(max_tokens=4, seed=0, ignore_eos=True)
     with RawClient(served.path) as client:
