@@ -5,7 +5,7 @@ Said here once: the launcher asks before it starts anything, the worker again wh
 
 import re
 import reprlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,8 +19,8 @@ from protocol.gguf_header import GgufHeader, read_gguf_header
 from protocol.safetensors_header import read_tensors
 
 # The names under which files call the architectures that the worker has a family for.
-HF_ARCHITECTURES = ("LlamaForCausalLM", "MistralForCausalLM")
-GGUF_ARCHITECTURES = ("llama",)
+HF_ARCHITECTURES = ("LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM")
+GGUF_ARCHITECTURES = ("llama", "qwen2", "qwen3")
 
 _LARGEST_CONFIG = 1 << 24  # bytes
 _LARGEST_SIZE = 1 << 31  # positions and token ids are int32
@@ -63,17 +63,15 @@ def facts_from_gguf(path: str | Path, header: GgufHeader) -> ModelFacts:
     return ModelFacts(architecture, vocabulary.shape[0], _size(path, header.metadata, context), f"{context} in {path}")
 
 
-def gguf_architecture(path: str | Path, header: GgufHeader) -> str:
+def gguf_architecture(path: str | Path, header: GgufHeader, supported: Sequence[str] = GGUF_ARCHITECTURES) -> str:
     """The architecture's name. Raises ModelError when it is none of a whole model that is supported."""
     kind, name = header.metadata.get("general.type", "model"), header.metadata.get("general.architecture")
     if kind != "model":
         raise ModelError(f"{path}: general.type is {reprlib.repr(kind)}: a file that holds a whole model is wanted")
     if name is None:
         raise ModelError(f"{path}: general.architecture is missing")
-    if not isinstance(name, str) or name not in GGUF_ARCHITECTURES:
-        raise ModelError(
-            f"{path}: general.architecture {reprlib.repr(name)} is not supported, only {', '.join(GGUF_ARCHITECTURES)}"
-        )
+    if not isinstance(name, str) or name not in supported:
+        raise ModelError(f"{path}: general.architecture {reprlib.repr(name)} is not supported, only {', '.join(supported)}")
     return name
 
 
@@ -92,7 +90,7 @@ def facts_from_huggingface(directory: Path) -> ModelFacts:
     return facts
 
 
-def read_config(path: Path) -> tuple[str, dict[str, Any]]:
+def read_config(path: Path, supported: Sequence[str] = HF_ARCHITECTURES) -> tuple[str, dict[str, Any]]:
     """The architecture of a config.json, and all its fields. Raises ModelError when it is none that is supported."""
     try:
         with open(path, "rb") as file:
@@ -110,8 +108,8 @@ def read_config(path: Path) -> tuple[str, dict[str, Any]]:
         raise ModelError(
             f"{path}: architectures is {'missing' if names is None else reprlib.repr(names)}: a list of a name is wanted"
         )
-    if names[0] not in HF_ARCHITECTURES:
-        raise ModelError(f"{path}: architecture {reprlib.repr(names[0])} is not supported, only {', '.join(HF_ARCHITECTURES)}")
+    if names[0] not in supported:
+        raise ModelError(f"{path}: architecture {reprlib.repr(names[0])} is not supported, only {', '.join(supported)}")
     if fields.get("quantization_config"):
         raise ModelError(
             f"{path}: quantization_config: quantised weights are not supported in a Hugging Face directory: "

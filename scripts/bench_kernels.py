@@ -17,7 +17,7 @@ from tpu_worker.platforms.cpu import products as matmul
 from tpu_worker.platforms.cpu.memory import keep_freed_memory
 from tpu_worker.platforms.cpu.native import build
 from tpu_worker.platforms.metadata import AttentionMetadata, AttentionSpec
-from tpu_worker.stacking import put, take
+from tpu_worker.stacking import take
 from tpu_worker.weights.blocks import BLOCK, BlockMatrix
 
 LAYERS, WIDTH, FFN, VOCAB, HEADS, KV_HEADS, HEAD_DIM = 30, 576, 1536, 49152, 9, 3, 64
@@ -116,9 +116,8 @@ def bench_attention(bandwidth: float, peak: float, block_size: int = 16) -> None
     @partial(jax.jit, donate_argnums=0)
     def attend(caches: jax.Array, qkv: jax.Array, meta: AttentionMetadata, rope: jax.Array) -> jax.Array:
         for index in range(LAYERS):
-            cache = take(caches, index)
-            result, cache = attention.attend(qkv, cache, meta, rope, spec)
-            caches = put(caches, index, cache)
+            result, cache = attention.attend(qkv, take(caches, index), meta, rope, spec)
+            caches = cache.stack
             qkv = qkv.at[0, 0].add(result[0, 0] * 0)
         return caches
 

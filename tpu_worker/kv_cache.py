@@ -7,14 +7,23 @@ import jax
 from protocol.config import EngineConfig
 from protocol.errors import CapacityError
 from tpu_worker.models.spec import ModelSpec
-from tpu_worker.platforms.platform import Memory
+from tpu_worker.platforms.platform import Attention, Memory
+from tpu_worker.stacking import Layers, group_alike, group_sizes
 
 _BYTES_PER_VALUE = 2  # bfloat16
 
 
 def bytes_per_block(spec: ModelSpec, block_size: int) -> int:
     """Keys and values of one block in all layers."""
-    return 2 * spec.num_layers * block_size * spec.num_kv_heads * spec.head_dim * _BYTES_PER_VALUE
+    return 2 * block_size * _BYTES_PER_VALUE * sum(layer.num_kv_heads * layer.head_dim for layer in spec.layers)
+
+
+def make_caches(spec: ModelSpec, attention: Attention, num_blocks: int, block_size: int) -> Layers:
+    """Empty caches of all layers, those with the same heads in a group."""
+    heads = [(layer.num_kv_heads, layer.head_dim) for layer in spec.layers]
+    where = group_alike(heads)
+    sizes = zip(group_sizes(where), dict.fromkeys(heads), strict=True)
+    return Layers(tuple(attention.make_caches(count, num_blocks, block_size, *kind) for count, kind in sizes), where)
 
 
 def count_blocks(

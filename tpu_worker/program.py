@@ -12,10 +12,10 @@ from protocol.codec import Int32Array
 from protocol.params import MAX_LOGPROBS
 from tpu_worker.buckets import Bucket
 from tpu_worker.inputs import SlotState, StepInputs, admit, gather_tokens, grow_tables, record_tokens, unpack_rows
-from tpu_worker.models.llama import Weights, forward
-from tpu_worker.models.spec import ModelSpec
-from tpu_worker.platforms.platform import Caches, Platform
+from tpu_worker.models.family import Model, Weights
+from tpu_worker.platforms.platform import Platform
 from tpu_worker.sampler import ROW_WIDTH, Sampled, sample
+from tpu_worker.stacking import Layers
 
 Shapes: TypeAlias = Any  # a pytree of jax.ShapeDtypeStruct
 _ROWS_AT_ONCE = 4  # in the sampler: what it costs goes with the rows that are there, not with the bucket
@@ -24,7 +24,7 @@ _ROWS_AT_ONCE = 4  # in the sampler: what it costs goes with the rows that are t
 class DeviceState(NamedTuple):
     """What a step reads and leaves changed. Every program takes it by donation: it is updated where it lies."""
 
-    caches: Caches
+    caches: Layers
     slots: SlotState
 
 
@@ -37,7 +37,7 @@ AdmitProgram: TypeAlias = Callable[[SlotState, Int32Array], SlotState]
 class Compiler:
     """Makes the programs of one model on one device. Safe on any thread."""
 
-    spec: ModelSpec
+    model: Model
     platform: Platform
     block_size: int  # of the KV cache, in tokens
     weights: Shapes
@@ -47,13 +47,15 @@ class Compiler:
         """One step with greedy sampling, which is all that most need: (weights, state, `pack_step`'s array) ->
         (state, logits [R, V] float32, token ids [R] int32, -1 where the logits were not finite)."""
 
+        model = self.model
+
         def step(weights: Weights, state: DeviceState, packed: jax.Array) -> tuple[DeviceState, jax.Array, jax.Array]:
             rows, slots = unpack_rows(packed), grow_tables(state.slots, packed)
             token_ids, meta = gather_tokens(slots, rows, bucket.tokens)
             last = jnp.maximum(meta.offsets[1:] - 1, 0)
             prepared = self.platform.attention.prepare(meta, bucket.tokens, self.block_size)
             inputs = StepInputs(token_ids, prepared, meta.offsets[-1], last, rows.num_rows)
-            logits, caches = forward(self.spec, self.platform, weights, state.caches, inputs)
+            logits, caches = model.family.forward(model.spec, self.platform, weights, state.caches, inputs)
             sampled = self.platform.products.greedy(logits, rows.num_rows)
             return DeviceState(caches, record_tokens(slots, rows, sampled)), logits, sampled
 
@@ -63,7 +65,7 @@ class Compiler:
     def sampler(self, num_rows: int) -> SampleProgram:
         """`resample` for steps of this many rows. It is a program of its own, since it takes several times longer to compile than a
         step."""
-        logits = jax.ShapeDtypeStruct((num_rows, self.spec.vocab_size), jnp.float32)
+        logits = jax.ShapeDtypeStruct((num_rows, self.model.spec.vocab_size), jnp.float32)
         token_ids = jax.ShapeDtypeStruct((num_rows,), jnp.int32)
         program: SampleProgram = self._compile(resample, 0, self.state.slots, logits, token_ids, _packed_step(num_rows))
         return program

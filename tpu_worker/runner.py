@@ -15,7 +15,7 @@ from protocol.model_files import check_length
 from tpu_worker.buckets import make_buckets
 from tpu_worker.device import Capacity, ReportProgress, StepPlan, StepResult
 from tpu_worker.inputs import make_slots, pack_admission, pack_step
-from tpu_worker.kv_cache import count_blocks
+from tpu_worker.kv_cache import count_blocks, make_caches
 from tpu_worker.mesh import describe, open_device
 from tpu_worker.models.spec import ModelSpec
 from tpu_worker.platforms.choose import choose_platform
@@ -23,7 +23,7 @@ from tpu_worker.platforms.platform import Platform
 from tpu_worker.program import AdmitProgram, Compiler, DeviceState, Shapes
 from tpu_worker.sampler import LOGPROBS, Sampled, needs
 from tpu_worker.warmup import Programs, use_compilation_cache
-from tpu_worker.weights.load import WeightLoader, held_in_blocks, open_source
+from tpu_worker.weights.load import WeightLoader, holds_blocks, open_source
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,9 +60,9 @@ class JaxDevice:
         use_compilation_cache(config.compilation_cache)
         device = open_device(config)
         source = open_source(config)
-        spec = source.spec
+        model, spec = source.model, source.model.spec
         platform = self._platform = self._given or choose_platform(
-            device.platform, config.quantization, bool(held_in_blocks(source)), config.block_size, spec.head_dim
+            device.platform, config.quantization, holds_blocks(source), config.block_size, {one.head_dim for one in spec.layers}
         )
         platform.memory.before_loading()
         max_model_len = check_length(config.max_model_len, spec.context_length, f"context of {config.model_path}")
@@ -71,7 +71,7 @@ class JaxDevice:
         num_blocks = count_blocks(config, spec, max_model_len, platform.memory, [device])
         make_state = functools.partial(_make_state, config, spec, platform, num_blocks, max_model_len)
         shapes = loader.shapes(weights)
-        compiler = Compiler(spec, platform, config.block_size, shapes, jax.eval_shape(make_state))
+        compiler = Compiler(model, platform, config.block_size, shapes, jax.eval_shape(make_state))
         head_cost = _size(shapes["head"]) / _size(shapes["layers"])
         self._programs = Programs(compiler, make_buckets(config.max_num_seqs, config.max_num_batched_tokens), head_cost)
         with ThreadPoolExecutor(1) as pool:
@@ -134,7 +134,7 @@ class JaxDevice:
 
 
 def _make_state(config: EngineConfig, spec: ModelSpec, platform: Platform, num_blocks: int, max_model_len: int) -> DeviceState:
-    caches = platform.attention.make_caches(spec.num_layers, num_blocks, config.block_size, spec.num_kv_heads, spec.head_dim)
+    caches = make_caches(spec, platform.attention, num_blocks, config.block_size)
     return DeviceState(caches, make_slots(config.max_num_seqs, max_model_len, config.block_size))
 
 

@@ -1,16 +1,21 @@
 """How many blocks there are, and when there are too few."""
 
+from dataclasses import replace
+
 import jax
 import msgspec
 import pytest
 
 from protocol.config import EngineConfig
 from protocol.errors import CapacityError
-from tpu_worker.kv_cache import bytes_per_block, count_blocks
-from tpu_worker.models.spec import ModelSpec
+from tpu_worker.kv_cache import bytes_per_block, count_blocks, make_caches
+from tpu_worker.models.rope import Rope
+from tpu_worker.models.spec import LayerSpec, ModelSpec
+from tpu_worker.platforms import xla
 from tpu_worker.platforms.cpu.memory import HostMemory
 
-SPEC = ModelSpec("x", 96, 64, 80, 2, 4, 2, 32, 256, 1e-5, 500.0)
+LAYER = LayerSpec(num_heads=4, num_kv_heads=2, head_dim=32, intermediate_size=80, rope=Rope(32, 500.0))
+SPEC = ModelSpec("x", 96, 64, 256, 1e-5, False, (LAYER, LAYER))
 BLOCK = 2 * 2 * 16 * 2 * 32 * 2  # keys and values, layers, positions, heads, features, bytes
 CONFIG = EngineConfig(model_path="/m", model_format="gguf", served_model_names=("m",), device="cpu", max_num_seqs=3)
 CPU = jax.devices("cpu")[0]
@@ -18,6 +23,14 @@ CPU = jax.devices("cpu")[0]
 
 def test_bytes_of_a_block() -> None:
     assert bytes_per_block(SPEC, 16) == BLOCK
+
+
+def test_layers_may_differ_in_their_heads() -> None:
+    wide = replace(LAYER, num_kv_heads=4, head_dim=64)
+    spec = replace(SPEC, layers=(LAYER, wide, LAYER))
+    assert bytes_per_block(spec, 16) == BLOCK + 2 * 16 * 4 * 64 * 2
+    caches = make_caches(spec, xla.ATTENTION, 5, 16)
+    assert [caches.take(index).shape for index in range(3)] == [(2, 5, 16, 2, 32), (2, 5, 16, 4, 64), (2, 5, 16, 2, 32)]
 
 
 def test_memory_as_told() -> None:

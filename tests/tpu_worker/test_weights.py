@@ -2,29 +2,28 @@
 
 import dataclasses
 import json
+import re
 from pathlib import Path
 
 import jax
 import ml_dtypes
 import numpy as np
 import pytest
-from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, GGUFWriter
-from gguf.quants import dequantize, quantize
+from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
+from gguf.quants import dequantize
 
 from protocol.codec import Float32Array
 from protocol.config import Quantization
 from protocol.errors import ConfigError, ModelError
 from tests.tpu_worker.compiler import needs_compiler
-from tests.tpu_worker.tiny_models import CONFIG, Tensors, make_tensors, write_model
-from tpu_worker.models.llama import Weights, layer_parameters
+from tests.tpu_worker.tiny_models import CONFIG, FAMILIES, Tensors, make_tensors, write_gguf, write_model
+from tpu_worker.models.family import Weights
 from tpu_worker.platforms import xla
 from tpu_worker.platforms.choose import choose_platform
 from tpu_worker.platforms.cpu.native import build
-from tpu_worker.stacking import take
 from tpu_worker.weights.gguf import GgufSource, unpermuted_rows
 from tpu_worker.weights.gguf_blocks import bits_of, blocks_of
-from tpu_worker.weights.load import WeightLoader, held_in_blocks
-from tpu_worker.weights.names import gguf_name
+from tpu_worker.weights.load import WeightLoader, holds_blocks
 from tpu_worker.weights.safetensors import SafetensorsSource
 from tpu_worker.weights.source import WeightSource
 
@@ -34,40 +33,6 @@ TENSORS = make_tensors(CONFIG)
 def load(source: WeightSource) -> Weights:
     loader = WeightLoader(source, xla.PRODUCTS, 16, lambda *_: None)
     return loader.load_rest(loader.load_first())
-
-
-def write_gguf(
-    path: Path,
-    tensors: Tensors,
-    kind: GGMLQuantizationType = GGMLQuantizationType.F32,
-    second: GGMLQuantizationType | None = None,
-) -> Path:
-    """The tiny model as llama.cpp's converter writes it: q and k with their rotary pairs side by side. `second`: layer 1's type."""
-    writer = GGUFWriter(path, "llama")
-    writer.add_block_count(2)
-    writer.add_context_length(256)
-    writer.add_embedding_length(64)
-    writer.add_feed_forward_length(80)
-    writer.add_head_count(4)
-    writer.add_head_count_kv(2)
-    writer.add_key_length(32)
-    writer.add_rope_freq_base(500.0)
-    writer.add_layer_norm_rms_eps(1e-5)
-    for name, tensor in tensors.items():
-        values = tensor.astype(np.float32)
-        for projection, heads in (("q_proj", 4), ("k_proj", 2)):
-            if projection in name:
-                values = values.reshape(heads, 2, 16, -1).swapaxes(1, 2).reshape(values.shape)
-        stored = second if second is not None and "layers.1." in name else kind
-        if stored != GGMLQuantizationType.F32 and values.ndim == 2 and values.shape[1] % 32 == 0:
-            writer.add_tensor(gguf_name(name), quantize(values, stored), raw_dtype=stored)
-        else:
-            writer.add_tensor(gguf_name(name), np.ascontiguousarray(values))
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-    return path
 
 
 def f32(values: object) -> Float32Array:
@@ -83,8 +48,9 @@ def check_against(weights: Weights, tensors: Tensors, tolerance: float) -> None:
     same(weights["embedding"], "model.embed_tokens.weight")
     same(weights["head"].values, "lm_head.weight")
     same(weights["final_norm"], "model.norm.weight")
-    assert len(weights["layers"]) == 2
-    for index, layer in enumerate(weights["layers"]):
+    assert weights["layers"].where == ((0, 0), (0, 1))
+    for index in range(2):
+        layer = weights["layers"].take(index)
         prefix = f"model.layers.{index}."
         same(layer["qkv"].values, *(f"{prefix}self_attn.{p}_proj.weight" for p in "qkv"))
         same(layer["output"].values, prefix + "self_attn.o_proj.weight")
@@ -110,11 +76,11 @@ def test_safetensors_of_other_float_types(tmp_path: Path, dtype: type) -> None:
     ("kind", "tolerance"), [(GGMLQuantizationType.F32, 0.0), (GGMLQuantizationType.Q8_0, 0.02), (GGMLQuantizationType.Q4_1, 0.2)]
 )
 def test_gguf(tmp_path: Path, kind: GGMLQuantizationType, tolerance: float) -> None:
-    source = GgufSource(write_gguf(tmp_path / "m.gguf", TENSORS, kind))
+    source = GgufSource(write_gguf(tmp_path / "m.gguf", CONFIG, TENSORS, kind))
     check_against(load(source), TENSORS, tolerance)
-    theirs = SafetensorsSource(write_model(tmp_path / "hf", CONFIG, TENSORS)).spec
-    assert source.spec.norm_eps == np.float32(theirs.norm_eps)  # GGUF holds it in single precision
-    assert dataclasses.replace(source.spec, architecture=theirs.architecture, norm_eps=theirs.norm_eps) == theirs
+    ours, theirs = source.model.spec, SafetensorsSource(write_model(tmp_path / "hf", CONFIG, TENSORS)).model.spec
+    assert ours.norm_eps == np.float32(theirs.norm_eps)  # GGUF holds it in single precision
+    assert dataclasses.replace(ours, architecture=theirs.architecture, norm_eps=theirs.norm_eps) == theirs
 
 
 def test_unpermuted_rows_written_out() -> None:
@@ -143,29 +109,39 @@ def test_blocks_stand_for_what_they_are_dequantised_to(kind: str) -> None:
 @needs_compiler
 @pytest.mark.parametrize(
     ("first", "second", "bits"),
-    [("Q4_1", "Q4_1", 4), ("Q4_0", "Q4_0", 4), ("Q8_0", "Q8_0", 8), ("Q4_1", "Q8_0", None), ("F32", "F32", None)],
+    [
+        ("Q4_1", "Q4_1", (4, 4)),
+        ("Q4_0", "Q4_0", (4, 4)),
+        ("Q8_0", "Q8_0", (8, 8)),
+        ("Q4_1", "Q8_0", (4, 8)),
+        ("F32", "F32", (None, None)),
+    ],
 )
 @pytest.mark.parametrize("quantization", ["auto", "none", "int8"])
 def test_gguf_in_blocks(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, quantization: Quantization, first: str, second: str, bits: int | None
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    quantization: Quantization,
+    first: str,
+    second: str,
+    bits: tuple[int | None, int | None],
 ) -> None:
-    """Matrices are kept as the file holds them where that is alike in all layers, unless bfloat16 is asked for."""
+    """Matrices are kept as the file holds them, also where layers differ, unless bfloat16 is asked for."""
     monkeypatch.setattr("tpu_worker.platforms.cpu.prefers_blocks", lambda: True)
     monkeypatch.setattr("tpu_worker.platforms.cpu.preferred", lambda: "native")
-    source = GgufSource(write_gguf(tmp_path / "m.gguf", TENSORS, GGMLQuantizationType[first], GGMLQuantizationType[second]))
-    held = held_in_blocks(source)
-    assert held == {"head", "qkv", "output", "gate_up"} if bits else held <= {"head"}
-    products = choose_platform("cpu", quantization, bool(held), 16, 32).products
+    source = GgufSource(write_gguf(tmp_path / "m.gguf", CONFIG, TENSORS, GGMLQuantizationType[first], GGMLQuantizationType[second]))
+    assert holds_blocks(source) == (bits[0] is not None)
+    products = choose_platform("cpu", quantization, holds_blocks(source), 16, {32}).products
     loader = WeightLoader(source, products, 16, lambda *_: None)
     weights = loader.load_rest(loader.load_first())
     columns = build.library("matmul").twodeep_panel_columns()
     for index in range(2):
-        parameters = layer_parameters(source.spec, index)
+        parameters = source.model.parameters()[1 + index]
         for name in ("qkv", "output", "down"):
             expected = np.concatenate([f32(source.read(part)) for part in parameters[name].parts])
-            weight = take(weights["layers"], index)[name]
+            weight = weights["layers"].take(index)[name]
             found = np.asarray(jax.jit(products.linear)(np.eye(expected.shape[1], dtype=np.float32), weight)).T
-            kept = bits if name != "down" else None  # its 80 inputs are no whole blocks: in the file it is float32
+            kept = bits[index] if name != "down" else None  # its 80 inputs are no whole blocks: in the file it is float32
             if quantization == "none" or (quantization == "auto" and kept is None):
                 tolerance = 2**-8 * np.abs(expected).max()
                 assert weight.panels.stack.dtype != np.uint8
@@ -178,15 +154,15 @@ def test_gguf_in_blocks(
 def test_kernels_of_a_file_in_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Without a compiler there are none, and only who asks for them by name need know; nor are there on other devices."""
     monkeypatch.setattr(build, "available", lambda *_: False)
-    assert choose_platform("cpu", "auto", True, 16, 32).name == "XLA"
-    assert choose_platform("tpu", "auto", True, 16, 32).name == "XLA"
+    assert choose_platform("cpu", "auto", True, 16, {32}).name == "XLA"
+    assert choose_platform("tpu", "auto", True, 16, {32}).name == "XLA"
     for platform in ("cpu", "tpu"):
         with pytest.raises(ConfigError, match=r"--quantization int8 needs the C\+\+ kernels"):
-            choose_platform(platform, "int8", True, 16, 32)
+            choose_platform(platform, "int8", True, 16, {32})
 
 
 def test_gguf_cut_short(tmp_path: Path) -> None:
-    path = write_gguf(tmp_path / "m.gguf", TENSORS)
+    path = write_gguf(tmp_path / "m.gguf", CONFIG, TENSORS)
     path.write_bytes(path.read_bytes()[:-100])
     with pytest.raises(ModelError, match=r"m\.gguf: cut short: tensor .* ends at byte"):
         GgufSource(path)
@@ -194,35 +170,19 @@ def test_gguf_cut_short(tmp_path: Path) -> None:
 
 def test_gguf_with_a_missing_tensor(tmp_path: Path) -> None:
     tensors = {name: tensor for name, tensor in TENSORS.items() if name != "model.layers.1.mlp.up_proj.weight"}
-    source = GgufSource(write_gguf(tmp_path / "m.gguf", tensors))
+    source = GgufSource(write_gguf(tmp_path / "m.gguf", CONFIG, tensors))
     with pytest.raises(ModelError, match=r"m\.gguf: tensor model\.layers\.1\.mlp\.up_proj\.weight of shape \[80, 64\] is missing"):
         load(source)
 
 
 def test_gguf_rope_factors_divide_the_frequencies(tmp_path: Path) -> None:
-    path = write_gguf(tmp_path / "plain.gguf", TENSORS)
-    plain = GgufSource(path).inverse_frequencies()
-    writer = GGUFWriter(tmp_path / "factors.gguf", "llama")
-    for add, value in (
-        (writer.add_block_count, 2),
-        (writer.add_context_length, 256),
-        (writer.add_embedding_length, 64),
-        (writer.add_feed_forward_length, 80),
-        (writer.add_head_count, 4),
-        (writer.add_head_count_kv, 2),
-        (writer.add_key_length, 32),
-    ):
-        add(value)
-    writer.add_rope_freq_base(500.0)
-    writer.add_layer_norm_rms_eps(1e-5)
-    factors = np.linspace(1, 8, 16).astype(np.float32)
-    writer.add_tensor("rope_freqs.weight", factors)
-    writer.add_tensor("token_embd.weight", np.zeros((96, 64), np.float32))
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-    np.testing.assert_allclose(GgufSource(tmp_path / "factors.gguf").inverse_frequencies(), plain / factors, rtol=1e-6)
+    source = GgufSource(write_gguf(tmp_path / "m.gguf", FAMILIES["llama"], make_tensors(FAMILIES["llama"])))
+    (rope,) = source.model.spec.ropes
+    assert rope.scaling is None
+    scaled = SafetensorsSource(write_model(tmp_path / "hf", FAMILIES["llama"], make_tensors(FAMILIES["llama"])))
+    expected = scaled.inverse_frequencies(scaled.model.spec.ropes[0])
+    assert (expected < rope.inverse_frequencies() * 0.99).any()
+    np.testing.assert_allclose(source.inverse_frequencies(rope), expected, rtol=1e-6)
 
 
 def test_safetensors_with_a_missing_tensor(tmp_path: Path) -> None:
@@ -273,7 +233,10 @@ def test_damaged_directories(tmp_path: Path, damage, message: str) -> None:  # t
         ({"rope_scaling": {"rope_type": "yarn", "factor": 4.0}}, "rope scaling 'yarn'"),
         ({"quantization_config": {"quant_method": "gptq"}}, "quantised"),
         ({"num_key_value_heads": 3}, "4 heads cannot share 3"),
-        ({"num_hidden_layers": 0}, "num_layers is 0"),
+        ({"num_hidden_layers": 0}, "0 layers: there must be between 1 and"),
+        ({"num_hidden_layers": 2**40}, "layers: there must be between 1 and"),
+        ({"sliding_window": 64}, "LlamaForCausalLM has no windows"),
+        ({"architectures": [7]}, "architecture 7 is not supported"),
         ({"vocab_size": "many"}, "vocab_size"),
     ],
 )
@@ -281,3 +244,41 @@ def test_unsupported_configurations(tmp_path: Path, change: dict[str, object], m
     (tmp_path / "config.json").write_text(json.dumps({**CONFIG, **change}))
     with pytest.raises(ModelError, match=message):
         SafetensorsSource(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "shape"),
+    [
+        ("model.layers.0.self_attn.q_proj.bias", (128,)),  # the configuration denies it
+        ("model.layers.1.self_attn.k_norm.weight", (32,)),
+        ("model.layers.2.input_layernorm.weight", (64,)),  # a layer too many
+        ("model.layers.0.mlp.experts.3.w1.weight", (80, 64)),
+        ("score.weight", (2, 64)),
+    ],
+)
+def test_tensors_that_the_model_has_no_use_for_are_refused(tmp_path: Path, name: str, shape: tuple[int, ...]) -> None:
+    tensors: Tensors = {**TENSORS, name: np.zeros(shape, ml_dtypes.bfloat16)}
+    with pytest.raises(ModelError, match=rf"a LlamaForCausalLM of 2 layers, .* no use for these tensors: {re.escape(name)};"):
+        SafetensorsSource(write_model(tmp_path, CONFIG, tensors))
+
+
+@pytest.mark.parametrize(
+    "name", ["blk.0.attn_q_norm.weight", "blk.1.attn_q.bias", "blk.2.attn_norm.weight", "blk.0.ffn_gate_inp.weight"]
+)
+def test_gguf_tensors_that_the_model_has_no_use_for_are_refused(tmp_path: Path, name: str) -> None:
+    tensors: Tensors = {**TENSORS, name: np.zeros(64, np.float32)}
+    with pytest.raises(ModelError, match=rf"a llama of 2 layers, .* no use for these tensors: {re.escape(name)};"):
+        GgufSource(write_gguf(tmp_path / "m.gguf", CONFIG, tensors))
+
+
+def test_a_tied_head_may_be_stored_but_not_differ(tmp_path: Path) -> None:
+    config = {**CONFIG, "tie_word_embeddings": True}
+    same: Tensors = {**TENSORS, "lm_head.weight": TENSORS["model.embed_tokens.weight"]}
+    assert SafetensorsSource(write_model(tmp_path / "same", config, same, shards=3)).model.spec.tied_embeddings
+    with pytest.raises(ModelError, match=r"no use for these tensors: lm_head\.weight"):
+        SafetensorsSource(write_model(tmp_path / "different", config, TENSORS))
+
+
+def test_frequencies_that_older_files_store_are_passed_over(tmp_path: Path) -> None:
+    tensors: Tensors = {**TENSORS, "model.layers.0.self_attn.rotary_emb.inv_freq": np.zeros(16, np.float32)}
+    check_against(load(SafetensorsSource(write_model(tmp_path, CONFIG, tensors))), TENSORS, 0.0)

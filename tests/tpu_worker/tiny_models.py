@@ -1,5 +1,6 @@
-"""Tiny Llama models with random weights, written as Hugging Face directories, and what they compute, in NumPy."""
+"""Tiny models with random weights, written as Hugging Face directories and GGUF files, and what they compute, in NumPy."""
 
+import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -8,6 +9,8 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 import numpy.typing as npt
+from gguf import MODEL_ARCH_NAMES, GGMLQuantizationType, GGUFWriter, get_tensor_name_map
+from gguf.quants import quantize
 from safetensors.numpy import save_file
 
 CONFIG: dict[str, Any] = {
@@ -25,6 +28,35 @@ CONFIG: dict[str, Any] = {
     "tie_word_embeddings": False,
 }
 Tensors = dict[str, npt.NDArray[Any]]
+QWEN2 = {**CONFIG, "architectures": ["Qwen2ForCausalLM"], "model_type": "qwen2", "head_dim": 16}
+
+# One of each family, for whose forced continuations tests/data/family_references.json holds what transformers computes. What could
+# be overlooked is set so that it matters within 100 tokens: scaled rotation, windows, heads wider than hidden_size / heads.
+FAMILIES: dict[str, dict[str, Any]] = {
+    "llama": {
+        **CONFIG,
+        "model_type": "llama",
+        "attention_bias": True,
+        "mlp_bias": True,
+        "rope_scaling": {
+            "rope_type": "llama3",
+            "factor": 4.0,
+            "low_freq_factor": 1.0,
+            "high_freq_factor": 4.0,
+            "original_max_position_embeddings": 32,
+        },
+    },
+    "mistral": {**CONFIG, "architectures": ["MistralForCausalLM"], "model_type": "mistral", "sliding_window": 21},
+    "qwen2": {**QWEN2, "tie_word_embeddings": True},
+    "qwen2 with windows": {
+        **QWEN2,
+        "num_hidden_layers": 3,
+        "use_sliding_window": True,
+        "sliding_window": 21,
+        "max_window_layers": 1,
+    },
+    "qwen3": {**CONFIG, "architectures": ["Qwen3ForCausalLM"], "model_type": "qwen3", "rope_theta": 5000.0},
+}
 
 
 def make_tensors(config: Mapping[str, Any], seed: int = 0) -> Tensors:
@@ -48,8 +80,10 @@ def make_tensors(config: Mapping[str, Any], seed: int = 0) -> Tensors:
             ("mlp.down_proj", hidden, mlp),
         ):
             shapes[f"{prefix}{name}.weight"] = (rows, columns)
-            if config.get("mlp_bias" if "mlp" in name else "attention_bias"):
+            if _has_bias(config, name):
                 shapes[f"{prefix}{name}.bias"] = (rows,)
+        if config["architectures"] == ["Qwen3ForCausalLM"]:
+            shapes |= {f"{prefix}self_attn.{name}_norm.weight": (dim,) for name in ("q", "k")}
         for name in ("input_layernorm", "post_attention_layernorm"):
             shapes[f"{prefix}{name}.weight"] = (hidden,)
     tensors: Tensors = {}
@@ -58,6 +92,12 @@ def make_tensors(config: Mapping[str, Any], seed: int = 0) -> Tensors:
         values = rng.normal(1.0 if "norm" in name else 0.0, spread, shape)
         tensors[name] = values.astype(ml_dtypes.bfloat16)
     return tensors
+
+
+def _has_bias(config: Mapping[str, Any], name: str) -> bool:
+    if config["architectures"] == ["Qwen2ForCausalLM"]:
+        return name in ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")
+    return bool(config.get("mlp_bias" if "mlp" in name else "attention_bias"))
 
 
 def write_model(directory: Path, config: Mapping[str, Any], tensors: Tensors, shards: int = 1) -> Path:
@@ -72,6 +112,76 @@ def write_model(directory: Path, config: Mapping[str, Any], tensors: Tensors, sh
         save_file({name: tensors[name] for name, where in weight_map.items() if where == file}, directory / file)
     (directory / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
     return directory
+
+
+def write_gguf(
+    path: Path,
+    config: Mapping[str, Any],
+    tensors: Tensors,
+    kind: GGMLQuantizationType = GGMLQuantizationType.F32,
+    second: GGMLQuantizationType | None = None,
+) -> Path:
+    """The same as llama.cpp's converter writes it, in tensors of this type, those of layer 1 of the second."""
+    arch = {"LlamaForCausalLM": "llama", "MistralForCausalLM": "llama", "Qwen2ForCausalLM": "qwen2", "Qwen3ForCausalLM": "qwen3"}[
+        config["architectures"][0]
+    ]
+    names = get_tensor_name_map({value: key for key, value in MODEL_ARCH_NAMES.items()}[arch], config["num_hidden_layers"])
+    writer = GGUFWriter(path, arch)
+    writer.add_block_count(config["num_hidden_layers"])
+    writer.add_context_length(config["max_position_embeddings"])
+    writer.add_embedding_length(config["hidden_size"])
+    writer.add_feed_forward_length(config["intermediate_size"])
+    writer.add_head_count(config["num_attention_heads"])
+    writer.add_head_count_kv(config["num_key_value_heads"])
+    writer.add_key_length(config["head_dim"])
+    writer.add_rope_freq_base(config["rope_theta"])
+    writer.add_layer_norm_rms_eps(config["rms_norm_eps"])
+    if config.get("sliding_window"):
+        writer.add_sliding_window(config["sliding_window"])
+    if (scaling := config.get("rope_scaling")) is not None:
+        writer.add_tensor("rope_freqs.weight", _llama3_divisors(config["rope_theta"], config["head_dim"], scaling))
+    for name, tensor in tensors.items():
+        values = tensor.astype(np.float32)
+        for projection, heads in (("q_proj", "num_attention_heads"), ("k_proj", "num_key_value_heads")):
+            if projection in name and arch == "llama":  # its rotary pairs lie side by side
+                values = values.reshape(config[heads], 2, config["head_dim"] // 2, -1).swapaxes(1, 2).reshape(values.shape)
+        stored = second if second is not None and "layers.1." in name else kind
+        theirs = names.get_name(name, (".weight", ".bias")) or name
+        if stored != GGMLQuantizationType.F32 and values.ndim == 2 and values.shape[1] % 32 == 0:
+            writer.add_tensor(theirs, quantize(values, stored), raw_dtype=stored)
+        else:
+            writer.add_tensor(theirs, np.ascontiguousarray(values))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
+
+
+def _llama3_divisors(theta: float, head_dim: int, scaling: Mapping[str, Any]) -> npt.NDArray[np.float32]:
+    """What each rotary frequency is divided by, one by one, as Llama 3.1's description has it."""
+    divisors = []
+    for i in range(0, head_dim, 2):
+        wavelength = 2 * np.pi * theta ** (i / head_dim)
+        turns = scaling["original_max_position_embeddings"] / wavelength  # within the original context
+        low, high = scaling["low_freq_factor"], scaling["high_freq_factor"]
+        if turns > high:
+            divisors.append(1.0)
+        elif turns < low:
+            divisors.append(scaling["factor"])
+        else:
+            share = (turns - low) / (high - low)
+            divisors.append(1 / ((1 - share) / scaling["factor"] + share))
+    return np.array(divisors, np.float32)
+
+
+def hash_of(tensors: Tensors) -> str:
+    """The same for the same names, types and values."""
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        digest.update(f"{name} {tensors[name].dtype} {tensors[name].shape}".encode())
+        digest.update(tensors[name].tobytes())
+    return digest.hexdigest()[:16]
 
 
 def reference_logits(config: Mapping[str, Any], tensors: Tensors, token_ids: npt.NDArray[np.int32]) -> npt.NDArray[np.float64]:
@@ -96,8 +206,11 @@ def reference_logits(config: Mapping[str, Any], tensors: Tensors, token_ids: npt
     for layer in range(config["num_hidden_layers"]):
         prefix = f"model.layers.{layer}."
         h = norm(x, prefix + "input_layernorm")
-        q = rotate(project(h, prefix + "self_attn.q_proj").reshape(length, heads, dim))
-        k = rotate(project(h, prefix + "self_attn.k_proj").reshape(length, kv_heads, dim))
+        q = project(h, prefix + "self_attn.q_proj").reshape(length, heads, dim)
+        k = project(h, prefix + "self_attn.k_proj").reshape(length, kv_heads, dim)
+        if prefix + "self_attn.q_norm.weight" in weights:
+            q, k = norm(q, prefix + "self_attn.q_norm"), norm(k, prefix + "self_attn.k_norm")
+        q, k = rotate(q), rotate(k)
         v = project(h, prefix + "self_attn.v_proj").reshape(length, kv_heads, dim)
         k, v = np.repeat(k, heads // kv_heads, axis=1), np.repeat(v, heads // kv_heads, axis=1)
         scores = np.einsum("qhd,khd->hqk", q, k) / np.sqrt(dim)

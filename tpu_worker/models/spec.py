@@ -1,68 +1,46 @@
-"""What a model is: its sizes and constants, and the specification of each parameter."""
+"""What a model is: its sizes and constants, layer by layer, and the specification of each parameter."""
 
 from dataclasses import dataclass
 from typing import Literal
 
-import numpy as np
-
-from protocol.codec import Float32Array
+from tpu_worker.models.rope import Rope
 
 
 @dataclass(frozen=True, slots=True)
-class RopeScaling:
-    """How rotary frequencies are stretched beyond the context that the model was first trained on.
+class LayerSpec:
+    """Sizes and constants of one layer; layers may differ in any of them."""
 
-    "linear" divides every frequency by `factor`. "llama3" (Meta's Llama 3.1 reference code) divides the low ones, keeps the high
-    ones, and blends in between.
-    """
-
-    kind: Literal["linear", "llama3"]
-    factor: float
-    low_freq_factor: float = 1.0
-    high_freq_factor: float = 4.0
-    original_context: int = 8192  # tokens
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    intermediate_size: int
+    rope: Rope
+    sliding_window: int | None = None  # tokens that a token attends to, itself included
+    qkv_bias: bool = False
+    output_bias: bool = False  # on the attention's output projection
+    mlp_bias: bool = False
+    qk_norm: bool = False  # queries and keys are normed, head by head, before they are rotated
 
 
 @dataclass(frozen=True, slots=True)
 class ModelSpec:
-    """Sizes and constants of a decoder-only transformer of the Llama family."""
+    """Sizes and constants of a decoder-only transformer."""
 
     architecture: str  # as the file names it
     vocab_size: int
     hidden_size: int
-    intermediate_size: int
-    num_layers: int
-    num_heads: int
-    num_kv_heads: int
-    head_dim: int
     context_length: int  # tokens that the model was made for
     norm_eps: float
-    rope_theta: float
-    rope_scaling: RopeScaling | None = None
-    tied_embeddings: bool = False
-    attention_bias: bool = False  # on the q, k and v projections
-    output_bias: bool = False  # on the attention's output projection
-    mlp_bias: bool = False
-    sliding_window: int | None = None  # tokens that a token attends to, itself included
+    tied_embeddings: bool
+    layers: tuple[LayerSpec, ...]
 
-    def inverse_frequencies(self) -> Float32Array:
-        """Rotary frequencies in radians per position, [head_dim // 2] float32."""
-        exponents = np.arange(0, self.head_dim, 2, dtype=np.float32) / np.float32(self.head_dim)
-        frequencies = (1.0 / np.float32(self.rope_theta) ** exponents).astype(np.float32)
-        scaling = self.rope_scaling
-        if scaling is None:
-            return frequencies
-        if scaling.kind == "linear":
-            return frequencies / np.float32(scaling.factor)
-        wavelengths = 2 * np.pi / frequencies
-        share = (scaling.original_context / wavelengths - scaling.low_freq_factor) / (
-            scaling.high_freq_factor - scaling.low_freq_factor
-        )
-        kept = np.clip(share, 0.0, 1.0)
-        return (frequencies * (kept + (1 - kept) / scaling.factor)).astype(np.float32)
+    @property
+    def ropes(self) -> tuple[Rope, ...]:
+        """The different rotations, in the order of the layers that use them first."""
+        return tuple(dict.fromkeys(layer.rope for layer in self.layers))
 
 
-LogicalAxis = Literal["vocab", "embed", "heads", "kv_heads", "mlp", "rotary"]
+LogicalAxis = Literal["vocab", "embed", "heads", "kv_heads", "head_dim", "mlp", "rotary"]
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,13 +14,13 @@ from tpu_worker.weights.blocks import BlockMatrix
 
 Packed: TypeAlias = Any  # a pytree of arrays in the layout of the products that made it
 Cache: TypeAlias = Any  # one layer's keys and values, likewise
-Caches: TypeAlias = Any  # those of all layers: see `tpu_worker.stacking`
+Caches: TypeAlias = Any  # those of layers that are alike: a group of `tpu_worker.stacking.Layers`
 Prepared: TypeAlias = Any  # what attention works out once a step, for all layers
 HostArray: TypeAlias = npt.NDArray[Any]
 
 
 class MakeCaches(Protocol):
-    """Empty caches of all layers."""
+    """Empty caches of layers that are alike."""
 
     def __call__(self, num_layers: int, num_blocks: int, block_size: int, num_kv_heads: int, head_dim: int) -> Caches:
         """Their layout is the platform's own choice."""
@@ -43,7 +43,7 @@ class Attend(Protocol):
     ) -> tuple[jax.Array, Cache]:
         """qkv [T, (H + 2 KH) * D] float32: all heads of q, of k, of v -> (output [T, H * D] float32, cache).
 
-        rope [positions, R] float32 is `models.layers.rotary_table`, with which q and k are rotated first; None leaves them.
+        rope [positions, R] float32 is `models.rope.rotary_table`, with which q and k are rotated first; None leaves them.
         """
         ...
 

@@ -11,12 +11,14 @@ from gguf.quants import dequantize
 from protocol.codec import Float32Array
 from protocol.errors import ModelError
 from protocol.gguf_header import TensorInfo, read_gguf_header
-from tpu_worker.models.registry import spec_from_gguf
+from tpu_worker.models.registry import model_from_gguf
+from tpu_worker.models.rope import Rope
 from tpu_worker.models.spec import Part
 from tpu_worker.weights.blocks import BlockMatrix
 from tpu_worker.weights.gguf_blocks import bits_of, blocks_of
-from tpu_worker.weights.names import GGUF_ROPE_FACTORS, gguf_name
-from tpu_worker.weights.source import check_shape, missing_tensor
+from tpu_worker.weights.source import check_all_used, check_shape, missing_tensor
+
+_ROPE_FACTORS = "rope_freqs.weight"  # [rotary size // 2]: what each rotary frequency is divided by
 
 
 class GgufSource:
@@ -26,18 +28,20 @@ class GgufSource:
         """Raises ModelError unless the file is whole, so that one cut short is named before loading."""
         self._path = Path(path)
         self._header = read_gguf_header(path)
-        self.spec = spec_from_gguf(path, self._header)
+        self.model = model_from_gguf(self._path, self._header)
+        used = {self._name(part) for group in self.model.parameters() for one in group.values() for part in one.parts}
+        check_all_used(path, self.model, self._header.tensors.keys() - used - {_ROPE_FACTORS})
         self._bytes = np.memmap(self._path, np.uint8, mode="r")
 
     def read(self, part: Part) -> npt.NDArray[Any]:
         """As the protocol says."""
-        values = self._dequantise(gguf_name(part.name), self._find(part))
+        values = self._dequantise(self._name(part), self._find(part))
         order = self._row_order(part)
         return values if order is None else values[order]
 
     def stored_bits(self, part: Part) -> int | None:
         """As the protocol says."""
-        info = self._header.tensors.get(gguf_name(part.name))
+        info = self._header.tensors.get(self._name(part))
         return None if info is None else bits_of(info.ggml_type)
 
     def read_blocks(self, part: Part) -> BlockMatrix:
@@ -47,17 +51,20 @@ class GgufSource:
         order = self._row_order(part)
         return blocks if order is None else blocks.rows(order)
 
-    def inverse_frequencies(self) -> Float32Array:
+    def inverse_frequencies(self, rope: Rope) -> Float32Array:
         """As the protocol says. Llama 3's scaling comes as a tensor of divisors."""
-        frequencies = self.spec.inverse_frequencies()
-        info = self._header.tensors.get(GGUF_ROPE_FACTORS)
+        frequencies = rope.inverse_frequencies()
+        info = self._header.tensors.get(_ROPE_FACTORS)
         if info is None:
             return frequencies
-        check_shape(self._path, Part(GGUF_ROPE_FACTORS, frequencies.shape, ("rotary",)), info.shape)
-        return frequencies / self._dequantise(GGUF_ROPE_FACTORS, info)
+        check_shape(self._path, Part(_ROPE_FACTORS, frequencies.shape, ("rotary",)), info.shape)
+        return frequencies / self._dequantise(_ROPE_FACTORS, info)
+
+    def _name(self, part: Part) -> str:
+        return self.model.family.gguf_name(part.name)
 
     def _find(self, part: Part) -> TensorInfo:
-        info = self._header.tensors.get(gguf_name(part.name))
+        info = self._header.tensors.get(self._name(part))
         if info is None:
             raise missing_tensor(self._path, part)
         check_shape(self._path, part, info.shape)
@@ -65,10 +72,10 @@ class GgufSource:
 
     def _row_order(self, part: Part) -> npt.NDArray[np.intp] | None:
         """Which row of the file each row of the part is, if not the same."""
-        for projection, heads in (("self_attn.q_proj", self.spec.num_heads), ("self_attn.k_proj", self.spec.num_kv_heads)):
-            if projection in part.name:
-                return unpermuted_rows(part.shape[0], heads)
-        return None
+        if not any(f".{module}." in part.name for module in self.model.family.interleaved):
+            return None
+        layer = self.model.spec.layers[int(part.name.split(".")[2])]
+        return unpermuted_rows(part.shape[0], part.shape[0] // layer.head_dim)
 
     def _rows(self, info: TensorInfo) -> npt.NDArray[np.uint8]:
         raw = self._bytes[info.offset : info.offset + info.num_bytes]
@@ -85,6 +92,6 @@ class GgufSource:
 def unpermuted_rows(num_rows: int, num_heads: int) -> npt.NDArray[np.intp]:
     """Rows of a q or k projection in the order of the pairs (i, i + head_dim // 2): at each place the row of the file.
 
-    GGUF files of the llama architecture hold, within each head, the pair (i, i + head_dim // 2) as rows 2i and 2i + 1.
+    Where GGUF files interleave them, they hold, within each head, the pair (i, i + head_dim // 2) as rows 2i and 2i + 1.
     """
     return np.arange(num_rows).reshape(num_heads, -1, 2).swapaxes(1, 2).reshape(-1)

@@ -12,11 +12,12 @@ import numpy as np
 import numpy.typing as npt
 
 from protocol.config import EngineConfig
-from tpu_worker.models.layers import rotary_table
-from tpu_worker.models.llama import Weights, layer_parameters, model_parameters
+from tpu_worker.models.family import Parameters, Weights
+from tpu_worker.models.rope import rotary_table
 from tpu_worker.models.spec import ParameterSpec, Part
 from tpu_worker.platforms.platform import Allocate, Products
 from tpu_worker.program import Shapes, shapes_of
+from tpu_worker.stacking import Layers, group_alike, group_sizes
 from tpu_worker.weights.blocks import concatenate
 from tpu_worker.weights.source import WeightSource
 
@@ -34,83 +35,96 @@ def open_source(config: EngineConfig) -> WeightSource:
     return SafetensorsSource(config.model_path)
 
 
-def held_in_blocks(source: WeightSource) -> frozenset[str]:
-    """The parameters that the source holds in blocks of as many bits in all parts and all layers, since layers are stacked."""
-    spec = source.spec
-    groups = [model_parameters(spec), *(layer_parameters(spec, index) for index in range(spec.num_layers))]
-    bits: dict[str, set[int | None]] = {}
-    for group in groups:
-        for name, parameter in group.items():
-            if parameter.kind in ("matrix", "gated"):
-                bits.setdefault(name, set()).update(map(source.stored_bits, parameter.parts))
-    return frozenset(name for name, found in bits.items() if len(found) == 1 and None not in found)
+def holds_blocks(source: WeightSource) -> bool:
+    """Whether any weight could stay in the blocks that the files hold it in."""
+    return any(_bits(source, parameters) for parameters in source.model.parameters())
 
 
 class WeightLoader:
     """Reads, stacks, packs and uploads the parameters of a model.
 
-    The layers are alike, so the shapes of all are known when the first is loaded: compiling need not wait for the others.
+    Layers with the same parameters, held alike, form a group. So the shapes of all are known when the first of each group is
+    loaded: compiling need not wait for the others.
     """
 
     def __init__(self, source: WeightSource, products: Products, num_positions: int, report: Callable[[int, int], None]) -> None:
-        """`num_positions`: of the rotary table. `report(done, total)` counts layers, and what is outside of them as one."""
+        """`num_positions`: of the rotary tables. `report(done, total)` counts layers, and what is outside of them as one."""
         self._source = source
         self._products = products
         self._num_positions = num_positions
         self._report = report
-        self._stacks = _Stacks(source.spec.num_layers, products.allocate)
-        self._in_blocks = held_in_blocks(source) if products.keeps_blocks else frozenset[str]()
+        self._outside, *self._layers = source.model.parameters()
+        keys = []
+        for parameters in self._layers:
+            bits = _bits(source, parameters) if products.keeps_blocks else {}
+            keys.append(tuple((name, one.kind, one.shape, bits.get(name)) for name, one in parameters.items()))
+        self._where = group_alike(keys)
+        self._stacks = [_Stacks(size, products.allocate) for size in group_sizes(self._where)]
 
     def load_first(self) -> Weights:
-        """What is outside the layers, and the first layer. Raises ModelError."""
-        spec = self._source.spec
-        outside = self._load_own(model_parameters(spec))
-        outside["rope"] = jnp.asarray(rotary_table(self._num_positions, self._source.inverse_frequencies()))
-        self._report(1, spec.num_layers + 1)
-        layer = self._load_layer(0)
-        self._report(2, spec.num_layers + 1)
-        return {**outside, "layers": jax.tree.map(self._stack_of, layer) if self._products.stacks_layers else [layer]}
+        """What is outside the layers, and the first layer of each group. Raises ModelError."""
+        weights = self._load_own(self._outside)
+        weights["ropes"] = [
+            jnp.asarray(rotary_table(self._num_positions, self._source.inverse_frequencies(rope)))
+            for rope in self._source.model.spec.ropes
+        ]
+        total = len(self._layers) + 1
+        self._report(1, total)
+        groups: list[Any] = []
+        for index, (group, place) in enumerate(self._where):
+            if place == 0:
+                layer = self._load_layer(index)
+                groups.append(jax.tree.map(self._stacks_of(group), layer) if self._products.stacks_layers else [layer])
+                self._report(1 + len(groups), total)
+        return {**weights, "layers": Layers(tuple(groups), self._where)}
 
     def shapes(self, first: Weights) -> Shapes:
         """The shapes and types of what `load_rest` returns for what `load_first` returned."""
         shapes = shapes_of(first)
-        return shapes if self._products.stacks_layers else {**shapes, "layers": shapes["layers"] * self._source.spec.num_layers}
+        if self._products.stacks_layers:
+            return shapes
+        groups = tuple(group * size for group, size in zip(shapes["layers"].groups, group_sizes(self._where), strict=True))
+        return {**shapes, "layers": Layers(groups, self._where)}
 
     def load_rest(self, first: Weights) -> Weights:
         """All parameters, with those of `first`. Raises ModelError."""
-        spec = self._source.spec
-        layers = []
-        with ThreadPoolExecutor(_THREADS) as pool:
-            pending = [pool.submit(self._load_layer, index) for index in range(1, spec.num_layers)]
+        groups: list[Any] = list(first["layers"].groups)
+        with ThreadPoolExecutor(_THREADS, thread_name_prefix="loader") as pool:
+            pending = [
+                (group, pool.submit(self._load_layer, index)) for index, (group, place) in enumerate(self._where) if place > 0
+            ]
             try:
-                for layer in pending:
-                    layers.append(layer.result())
-                    self._report(len(layers) + 2, spec.num_layers + 1)
+                for done, (group, layer) in enumerate(pending, 2 + len(groups)):
+                    loaded = layer.result()
+                    if not self._products.stacks_layers:
+                        groups[group] = [*groups[group], loaded]
+                    self._report(done, len(self._layers) + 1)
             except BaseException:
                 pool.shutdown(cancel_futures=True)
                 raise
-        return first if self._products.stacks_layers else {**first, "layers": first["layers"] + layers}
+        return {**first, "layers": Layers(tuple(groups), self._where)}
 
     def _load_layer(self, index: int) -> Weights:
-        """A layer, in arrays of its own or in the stacks'."""
-        parameters = layer_parameters(self._source.spec, index)
+        """A layer, in arrays of its own or in the stacks of its group."""
         if self._products.stacks_layers:
-            return self._load(parameters, functools.partial(self._stacks.allocate, index))
-        return self._load_own(parameters)
+            group, place = self._where[index]
+            return self._load(self._layers[index], functools.partial(self._stacks[group].allocate, place))
+        return self._load_own(self._layers[index])
 
-    def _load_own(self, parameters: dict[str, ParameterSpec]) -> Weights:
+    def _stacks_of(self, group: int) -> Callable[[npt.NDArray[Any]], jax.Array]:
+        return lambda part: self._products.place(self._stacks[group].stack_of(part))
+
+    def _load_own(self, parameters: Parameters) -> Weights:
         """In arrays of their own."""
         weights: Weights = jax.tree.map(self._products.place, self._load(parameters, self._products.allocate))
         return weights
 
-    def _stack_of(self, part: npt.NDArray[Any]) -> jax.Array:
-        return self._products.place(self._stacks.stack_of(part))
-
-    def _load(self, parameters: dict[str, ParameterSpec], allocate: Allocate) -> Weights:
+    def _load(self, parameters: Parameters, allocate: Allocate) -> Weights:
         read: dict[Part, npt.NDArray[Any]] = {}  # a tied embedding is dequantised once
+        in_blocks = _bits(self._source, parameters) if self._products.keeps_blocks else {}
         weights: Weights = {}
         for name, parameter in parameters.items():
-            if name in self._in_blocks:
+            if name in in_blocks:
                 blocks = [self._source.read_blocks(part) for part in parameter.parts]
                 weights[name] = self._products.pack(concatenate(blocks), allocate, gated=parameter.kind == "gated")
                 continue
@@ -131,8 +145,19 @@ class WeightLoader:
         return vector
 
 
+def _bits(source: WeightSource, parameters: Parameters) -> dict[str, int]:
+    """Of each matrix that the source holds in blocks of as many bits in all parts: how many."""
+    bits = {}
+    for name, parameter in parameters.items():
+        if parameter.kind in ("matrix", "gated"):
+            found = {source.stored_bits(part) for part in parameter.parts}
+            if len(found) == 1 and (width := found.pop()) is not None:
+                bits[name] = width
+    return bits
+
+
 class _Stacks:
-    """Room for the arrays of all layers, side by side. Every layer asks for the same arrays in the same order."""
+    """Room for the arrays of a group of layers, side by side. Every layer asks for the same arrays in the same order."""
 
     def __init__(self, num_layers: int, allocate: Allocate) -> None:
         self._num_layers = num_layers
@@ -141,7 +166,7 @@ class _Stacks:
         self._used = [0] * num_layers  # of the stacks, by each layer
 
     def allocate(self, layer: int, shape: tuple[int, ...], dtype: npt.DTypeLike) -> npt.NDArray[Any]:
-        """The layer's part of its next stack. Layer 0, which makes the stacks, must be done before others begin."""
+        """The layer's part of its next stack. The group's layer 0, which makes the stacks, must be done before others begin."""
         if layer == 0:
             self._stacks.append(self._allocate((self._num_layers, *shape), dtype))
         stack = self._stacks[self._used[layer]]

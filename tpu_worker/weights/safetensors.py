@@ -9,12 +9,15 @@ from safetensors import SafetensorError, safe_open
 from protocol.codec import Float32Array
 from protocol.errors import ModelError
 from protocol.safetensors_header import weight_files
-from tpu_worker.models.registry import spec_from_config_json
+from tpu_worker.models.registry import model_from_config
+from tpu_worker.models.rope import Rope
 from tpu_worker.models.spec import Part
 from tpu_worker.weights.blocks import BlockMatrix
-from tpu_worker.weights.source import check_shape, missing_tensor
+from tpu_worker.weights.source import check_all_used, check_shape, missing_tensor
 
 _FLOATS = ("F32", "F16", "BF16")
+_EMBEDDING, _HEAD = "model.embed_tokens.weight", "lm_head.weight"
+_DERIVED = (".rotary_emb.inv_freq",)  # older files store what follows from the configuration
 
 
 class SafetensorsSource:
@@ -23,9 +26,14 @@ class SafetensorsSource:
     def __init__(self, directory: str | Path) -> None:
         """Opens every file at once, so that a shard that is missing or cut short is named before anything is loaded."""
         self._directory = Path(directory)
-        self.spec = spec_from_config_json(self._directory / "config.json")
+        self.model = model_from_config(self._directory / "config.json")
         self._files = {path.name: _open(path) for path in weight_files(self._directory)}
         self._where = {tensor: name for name, file in self._files.items() for tensor in file.keys()}  # noqa: SIM118 not a dict
+        used = {part.name for group in self.model.parameters() for one in group.values() for part in one.parts}
+        unused = {name for name in self._where if name not in used and not name.endswith(_DERIVED)}
+        if self.model.spec.tied_embeddings and self._same(_HEAD, _EMBEDDING):
+            unused.discard(_HEAD)
+        check_all_used(self._directory, self.model, unused)
 
     def read(self, part: Part) -> npt.NDArray[Any]:
         """As the protocol says."""
@@ -47,9 +55,16 @@ class SafetensorsSource:
         """As the protocol says: never asked for."""
         raise ModelError(f"{self._directory}: tensor {part.name} is not held in blocks")
 
-    def inverse_frequencies(self) -> Float32Array:
+    def inverse_frequencies(self, rope: Rope) -> Float32Array:
         """As the protocol says."""
-        return self.spec.inverse_frequencies()
+        return rope.inverse_frequencies()
+
+    def _same(self, *names: str) -> bool:
+        """Whether two tensors are there and hold the same."""
+        if not all(name in self._where for name in names):
+            return False
+        first, second = (self._files[self._where[name]].get_tensor(name) for name in names)
+        return bool(first.dtype == second.dtype and first.shape == second.shape and first.tobytes() == second.tobytes())
 
 
 def _open(path: Path) -> Any:

@@ -1,12 +1,15 @@
 """What a reader of weights offers to the loader."""
 
+from collections.abc import Iterable
 from typing import Any, Protocol
 
 import numpy.typing as npt
 
 from protocol.codec import Float32Array
 from protocol.errors import ModelError
-from tpu_worker.models.spec import ModelSpec, Part
+from tpu_worker.models.family import Model
+from tpu_worker.models.rope import Rope
+from tpu_worker.models.spec import Part
 from tpu_worker.weights.blocks import BlockMatrix
 
 
@@ -14,7 +17,7 @@ class WeightSource(Protocol):
     """Tensors by their Hugging Face names. Reading is safe from several threads."""
 
     @property
-    def spec(self) -> ModelSpec:
+    def model(self) -> Model:
         """The model that the files describe."""
         ...
 
@@ -30,14 +33,25 @@ class WeightSource(Protocol):
         """`read`, but without dequantising, of a tensor that `stored_bits` is known of."""
         ...
 
-    def inverse_frequencies(self) -> Float32Array:
-        """Rotary frequencies, [head_dim // 2]."""
+    def inverse_frequencies(self, rope: Rope) -> Float32Array:
+        """The frequencies of one of the model's rotations, [size // 2]. Raises ModelError."""
         ...
 
 
 def missing_tensor(path: object, part: Part) -> ModelError:
     """The error of a tensor that no file holds."""
     return ModelError(f"{path}: tensor {part.name} of shape {list(part.shape)} is missing")
+
+
+def check_all_used(path: object, model: Model, unused: Iterable[str]) -> None:
+    """Raises ModelError when tensors are stored that the model has no use for: without them its answers would be wrong."""
+    names = sorted(unused)
+    if names:
+        shown = ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
+        raise ModelError(
+            f"{path}: a {model.spec.architecture} of {len(model.spec.layers)} layers, as the configuration has it, has no use "
+            f"for these tensors: {shown}; configuration and weights must be of one model"
+        )
 
 
 def check_shape(path: object, part: Part, found: tuple[int, ...]) -> None:

@@ -1,6 +1,7 @@
 """The CPU: C++ kernels where a compiler is there, XLA's where they are faster or there is none."""
 
 import functools
+from collections.abc import Collection
 
 from protocol.config import Quantization
 from protocol.errors import ConfigError
@@ -29,13 +30,13 @@ def make_products(quantization: Quantization) -> Products:
     )
 
 
-def make_platform(quantization: Quantization, in_blocks: bool, block_size: int, head_dim: int) -> Platform:
+def make_platform(quantization: Quantization, in_blocks: bool, block_size: int, head_dims: Collection[int]) -> Platform:
     """The fastest kernels for these sizes. Raises ConfigError when none serves the quantization."""
     keeps_blocks = quantization == "int8" or (quantization == "auto" and in_blocks and prefers_blocks())
     native = build.available("matmul", "attention", *(("blocks",) if keeps_blocks else ()))
     if quantization == "int8" and not native:
         raise ConfigError("--quantization int8 needs the C++ kernels of the CPU: leave the flag out")
-    attends = native and attention.supports(block_size, head_dim)
+    attends = native and all(attention.supports(block_size, head_dim) for head_dim in head_dims)
     multiplies = native and (keeps_blocks or preferred() == "native")
     return Platform(
         name={(True, True): "C++", (True, False): "C++ and XLA", (False, True): "C++ and XLA", (False, False): "XLA"}[

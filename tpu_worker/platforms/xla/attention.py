@@ -5,7 +5,7 @@ from typing import NamedTuple, TypeAlias
 import jax
 import jax.numpy as jnp
 
-from tpu_worker.models.layers import rotate
+from tpu_worker.models.rope import rotate
 from tpu_worker.platforms.metadata import AttentionMetadata, AttentionSpec
 
 Pass: TypeAlias = tuple[jax.Array, jax.Array, jax.Array, jax.Array]  # index, top scores, sums of weights, sums of values

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from protocol.codec import Float32Array, Int32Array
-from tpu_worker.models.layers import rotary_table
+from tpu_worker.models.rope import rotary_table
 from tpu_worker.platforms import reference
 from tpu_worker.platforms.metadata import AttentionMetadata, AttentionSpec
 from tpu_worker.platforms.xla import attention

@@ -1,0 +1,246 @@
+"""The pre-norm decoder that most families are: rotary positions, grouped-query attention, a gated MLP, RMS norms.
+
+A family's file says what its layers have (biases, norms on queries and keys, windows) and where its files say so; what is here
+serves all of them.
+"""
+
+import functools
+from collections.abc import Iterable, Sequence
+from typing import Protocol
+
+import jax
+import jax.numpy as jnp
+
+from protocol.errors import ModelError
+from tpu_worker.inputs import StepInputs
+from tpu_worker.models.family import Parameters, Weights
+from tpu_worker.models.files import ConfigJson, GgufFile, check_num_layers, check_sizes
+from tpu_worker.models.layers import activate, rms_norm
+from tpu_worker.models.spec import LayerSpec, LogicalAxis, ModelSpec, ParameterSpec, Part
+from tpu_worker.platforms.metadata import AttentionSpec
+from tpu_worker.platforms.platform import Cache, Platform, Prepared
+from tpu_worker.stacking import Layers, value
+
+GGUF_NAMES = {
+    "model.embed_tokens": "token_embd",
+    "model.norm": "output_norm",
+    "lm_head": "output",
+    "self_attn.q_proj": "attn_q",
+    "self_attn.k_proj": "attn_k",
+    "self_attn.v_proj": "attn_v",
+    "self_attn.o_proj": "attn_output",
+    "self_attn.q_norm": "attn_q_norm",
+    "self_attn.k_norm": "attn_k_norm",
+    "mlp.gate_proj": "ffn_gate",
+    "mlp.up_proj": "ffn_up",
+    "mlp.down_proj": "ffn_down",
+    "input_layernorm": "attn_norm",
+    "post_attention_layernorm": "ffn_norm",
+}
+
+
+class DecoderConfig(Protocol):
+    """The fields of a config.json that no family does without."""
+
+    vocab_size: int
+    hidden_size: int
+    max_position_embeddings: int
+    rms_norm_eps: float
+    tie_word_embeddings: bool
+
+
+def layer_types(path: object, named: Sequence[str] | None, num_layers: int, first_window: int | None) -> Sequence[str]:
+    """The type of each layer: as the config names them, else "sliding_attention" from layer `first_window` on (None: nowhere).
+
+    Raises ModelError when the config names too few or too many.
+    """
+    check_num_layers(path, num_layers)
+    if named is None:
+        return [
+            "full_attention" if first_window is None or index < first_window else "sliding_attention" for index in range(num_layers)
+        ]
+    if len(named) != num_layers:
+        raise ModelError(f"{path}: layer_types names {len(named)} layers, num_hidden_layers is {num_layers}")
+    return named
+
+
+def spec_from_config(file: ConfigJson, config: DecoderConfig, layers: Iterable[LayerSpec]) -> ModelSpec:
+    """The spec of a config.json with these layers. Raises ModelError naming a size that cannot be."""
+    spec = ModelSpec(
+        architecture=file.architecture,
+        vocab_size=config.vocab_size,
+        hidden_size=config.hidden_size,
+        context_length=config.max_position_embeddings,
+        norm_eps=config.rms_norm_eps,
+        tied_embeddings=config.tie_word_embeddings,
+        layers=tuple(layers),
+    )
+    return check_sizes(file.path, spec)
+
+
+def spec_from_gguf(
+    file: GgufFile,
+    *,
+    sliding_window: int | None = None,
+    qkv_bias: bool = False,
+    output_bias: bool = False,
+    mlp_bias: bool = False,
+    qk_norm: bool = False,
+) -> ModelSpec:
+    """The spec of a GGUF file whose layers are alike. Raises ModelError naming the field at fault."""
+    path, architecture = file.path, file.architecture
+    if file.says("expert_count") and file.number("expert_count"):
+        raise ModelError(f"{path}: mixtures of experts are not supported")
+    heads, hidden = file.integer("attention.head_count"), file.integer("embedding_length")
+    head_dim = file.integer("attention.key_length", hidden // max(1, heads))
+    for key in ("attention.value_length", "rope.dimension_count"):
+        if file.integer(key, head_dim) != head_dim:
+            raise ModelError(f"{path}: {architecture}.{key} is {file.integer(key)}, heads are of {head_dim}: not supported")
+    layer = LayerSpec(
+        num_heads=heads,
+        num_kv_heads=file.integer("attention.head_count_kv", heads),
+        head_dim=head_dim,
+        intermediate_size=file.integer("feed_forward_length"),
+        rope=file.rope(head_dim),
+        sliding_window=sliding_window,
+        qkv_bias=qkv_bias,
+        output_bias=output_bias,
+        mlp_bias=mlp_bias,
+        qk_norm=qk_norm,
+    )
+    spec = ModelSpec(
+        architecture=architecture,
+        vocab_size=file.vocab_size,
+        hidden_size=hidden,
+        context_length=file.integer("context_length"),
+        norm_eps=file.number("attention.layer_norm_rms_epsilon"),
+        tied_embeddings=not file.has("output.weight"),
+        layers=(layer,) * check_num_layers(path, file.integer("block_count")),
+    )
+    return check_sizes(path, spec)
+
+
+def parameters(spec: ModelSpec) -> Parameters:
+    """Those outside the layers."""
+    embed = Part("model.embed_tokens.weight", (spec.vocab_size, spec.hidden_size), ("vocab", "embed"))
+    head = embed if spec.tied_embeddings else Part("lm_head.weight", embed.shape, embed.axes)
+    return {
+        "embedding": ParameterSpec("table", (embed,)),
+        "final_norm": _vector("model.norm.weight", spec.hidden_size, "embed"),
+        "head": ParameterSpec("matrix", (head,)),
+    }
+
+
+def layer_parameters(spec: ModelSpec, index: int) -> Parameters:
+    """Those of one layer. Projections that read the same input are one matrix."""
+    layer, prefix, hidden = spec.layers[index], f"model.layers.{index}.", spec.hidden_size
+    q_size, kv_size, mlp = layer.num_heads * layer.head_dim, layer.num_kv_heads * layer.head_dim, layer.intermediate_size
+    qkv: tuple[tuple[str, int, LogicalAxis], ...] = (("q", q_size, "heads"), ("k", kv_size, "kv_heads"), ("v", kv_size, "kv_heads"))
+    gate_up: tuple[tuple[str, int, LogicalAxis], ...] = (("gate", mlp, "mlp"), ("up", mlp, "mlp"))
+
+    def matrix(module: str, projections: Sequence[tuple[str, int, LogicalAxis]]) -> tuple[Part, ...]:
+        return tuple(
+            Part(f"{prefix}{module}.{name}_proj.weight", (size, hidden), (axis, "embed")) for name, size, axis in projections
+        )
+
+    def biases(module: str, projections: Sequence[tuple[str, int, LogicalAxis]]) -> ParameterSpec:
+        return ParameterSpec(
+            "vector", tuple(Part(f"{prefix}{module}.{name}_proj.bias", (size,), (axis,)) for name, size, axis in projections)
+        )
+
+    found = {
+        "attention_norm": _vector(prefix + "input_layernorm.weight", hidden, "embed"),
+        "qkv": ParameterSpec("matrix", matrix("self_attn", qkv)),
+        "output": ParameterSpec("matrix", (Part(prefix + "self_attn.o_proj.weight", (hidden, q_size), ("embed", "heads")),)),
+        "mlp_norm": _vector(prefix + "post_attention_layernorm.weight", hidden, "embed"),
+        # A bias goes between the product and the gate, so then they are not one.
+        "gate_up": ParameterSpec("matrix" if layer.mlp_bias else "gated", matrix("mlp", gate_up)),
+        "down": ParameterSpec("matrix", (Part(prefix + "mlp.down_proj.weight", (hidden, mlp), ("embed", "mlp")),)),
+    }
+    if layer.qkv_bias:
+        found["qkv_bias"] = biases("self_attn", qkv)
+    if layer.output_bias:
+        found["output_bias"] = _vector(prefix + "self_attn.o_proj.bias", hidden, "embed")
+    if layer.mlp_bias:
+        found["gate_up_bias"] = biases("mlp", gate_up)
+        found["down_bias"] = _vector(prefix + "mlp.down_proj.bias", hidden, "embed")
+    if layer.qk_norm:
+        for name in ("q", "k"):
+            found[f"{name}_norm"] = _vector(f"{prefix}self_attn.{name}_norm.weight", layer.head_dim, "head_dim")
+    return found
+
+
+def forward(spec: ModelSpec, platform: Platform, weights: Weights, caches: Layers, inputs: StepInputs) -> tuple[jax.Array, Layers]:
+    """One step: (logits [R, V] float32 of the tokens that are sampled, caches).
+
+    Once the last layer has attended, only these tokens go on. The caches given are updated and must not be used again.
+    """
+    x = embed(weights["embedding"], inputs.token_ids)
+    num_tokens = inputs.num_tokens  # the kernels may leave out the rest
+    # Functions of their own, jitted: traced once for layers that are alike, which is most of the tracing time at start.
+    attends = {layer: jax.jit(functools.partial(_attend, layer, spec.norm_eps, platform)) for layer in set(spec.layers)}
+    mix = jax.jit(functools.partial(_mix, spec.norm_eps, platform))
+    for index, layer in enumerate(spec.layers):
+        mine, rope = weights["layers"].take(index), weights["ropes"][spec.ropes.index(layer.rope)]
+        attended, cache = attends[layer](mine, caches.take(index), x, rope, inputs.prepared, num_tokens)
+        caches = caches.put(index, cache)
+        if index == len(spec.layers) - 1:
+            x, attended, num_tokens = x[inputs.sampled], attended[inputs.sampled], inputs.num_sampled
+        x = mix(mine, x, attended, num_tokens)
+    linear = platform.products.linear
+    return linear(x, weights["head"], num_rows=inputs.num_sampled, norm=weights["final_norm"], eps=spec.norm_eps), caches
+
+
+def embed(table: jax.Array, token_ids: jax.Array) -> jax.Array:
+    """Rows of table [V, D] for token_ids [T] -> [T, D] float32."""
+    return table[token_ids].astype("float32")
+
+
+def _attend(
+    layer: LayerSpec,
+    eps: float,
+    platform: Platform,
+    weights: Weights,
+    cache: Cache,
+    x: jax.Array,
+    rope: jax.Array,
+    prepared: Prepared,
+    num_rows: jax.Array,
+) -> tuple[jax.Array, Cache]:
+    """The first half of a layer: x [T, hidden] -> what its heads attend to [T, H * D], and the cache."""
+    qkv = platform.products.linear(x, weights["qkv"], num_rows=num_rows, norm=weights["attention_norm"], eps=eps)
+    if "qkv_bias" in weights:
+        qkv += value(weights["qkv_bias"])
+    if "q_norm" in weights:
+        qkv = _norm_heads(qkv, layer, value(weights["q_norm"]), value(weights["k_norm"]), eps)
+    how = AttentionSpec(layer.head_dim, layer.head_dim**-0.5, layer.sliding_window)
+    return platform.attention.attend(qkv, cache, prepared, rope, how)
+
+
+def _norm_heads(qkv: jax.Array, layer: LayerSpec, q_norm: jax.Array, k_norm: jax.Array, eps: float) -> jax.Array:
+    """qkv [T, (H + 2 KH) * D] with each head of q and of k normed; the norms are [D]."""
+    heads = qkv.reshape(qkv.shape[0], -1, layer.head_dim)
+    num_kv_heads = heads.shape[1] * layer.num_kv_heads // (layer.num_heads + 2 * layer.num_kv_heads)
+    q, k, v = jnp.split(heads, (heads.shape[1] - 2 * num_kv_heads, heads.shape[1] - num_kv_heads), axis=1)
+    return jnp.concatenate([rms_norm(q, q_norm, eps), rms_norm(k, k_norm, eps), v], axis=1).reshape(qkv.shape)
+
+
+def _mix(eps: float, platform: Platform, weights: Weights, x: jax.Array, attended: jax.Array, num_rows: jax.Array) -> jax.Array:
+    """The second half, token by token: output projection and MLP."""
+    linear = platform.products.linear
+    x = linear(attended, weights["output"], num_rows=num_rows, residual=x)
+    if "output_bias" in weights:
+        x += value(weights["output_bias"])
+    gate_up, norm = weights["gate_up"], weights["mlp_norm"]
+    if "gate_up_bias" in weights:
+        both = linear(x, gate_up, num_rows=num_rows, norm=norm, eps=eps) + value(weights["gate_up_bias"])
+        gate, up = jnp.split(both, 2, axis=-1)
+        inner = activate("silu", gate) * up
+    else:
+        inner = linear(x, gate_up, activation="silu", num_rows=num_rows, norm=norm, eps=eps)
+    x = linear(inner, weights["down"], num_rows=num_rows, residual=x)
+    return x + value(weights["down_bias"]) if "down_bias" in weights else x
+
+
+def _vector(name: str, size: int, axis: LogicalAxis) -> ParameterSpec:
+    return ParameterSpec("vector", (Part(name, (size,), (axis,)),))

@@ -1,0 +1,63 @@
+"""What the file of a family brings, and a model of it."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol, TypeAlias
+
+import jax
+
+from tpu_worker.inputs import StepInputs
+from tpu_worker.models.files import ConfigJson, GgufFile
+from tpu_worker.models.spec import ModelSpec, ParameterSpec
+from tpu_worker.platforms.platform import Platform
+from tpu_worker.stacking import Layers
+
+# Parameters by name; those of all layers under "layers", and under "ropes" the rotary tables of `ModelSpec.ropes`.
+Weights: TypeAlias = dict[str, Any]
+Parameters: TypeAlias = dict[str, ParameterSpec]
+
+
+class Forward(Protocol):
+    """One step of a model."""
+
+    def __call__(
+        self, spec: ModelSpec, platform: Platform, weights: Weights, caches: Layers, inputs: StepInputs
+    ) -> tuple[jax.Array, Layers]:
+        """(logits [R, V] float32 of the tokens that are sampled, caches). The caches given must not be used again."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Family:
+    """Models that differ in sizes only, as far as this engine is concerned."""
+
+    huggingface: tuple[str, ...]  # `architectures` of a config.json
+    gguf: tuple[str, ...]  # `general.architecture`
+    read_config: Callable[[ConfigJson], ModelSpec]  # raises ModelError naming the field at fault
+    read_gguf: Callable[[GgufFile], ModelSpec]  # likewise
+    parameters: Callable[[ModelSpec], Parameters]  # those outside the layers
+    layer_parameters: Callable[[ModelSpec, int], Parameters]  # those of one layer
+    forward: Forward
+    gguf_names: Mapping[str, str]  # of modules, within a layer or outside of all, by their Hugging Face names
+    interleaved: tuple[str, ...] = ()  # modules whose rows GGUF files hold as rotary pairs side by side, instead of halves
+
+    def gguf_name(self, name: str) -> str:
+        """`model.layers.3.mlp.up_proj.weight` -> `blk.3.ffn_up.weight`. Raises KeyError for a name that it does not know."""
+        module, kind = name.rsplit(".", 1)
+        if module in self.gguf_names:
+            return f"{self.gguf_names[module]}.{kind}"
+        _, _, layer, module = module.split(".", 3)
+        return f"blk.{layer}.{self.gguf_names[module]}.{kind}"
+
+
+@dataclass(frozen=True, slots=True)
+class Model:
+    """What the files of a model describe."""
+
+    family: Family
+    spec: ModelSpec
+
+    def parameters(self) -> list[Parameters]:
+        """Those outside the layers, then those of each layer."""
+        family, spec = self.family, self.spec
+        return [family.parameters(spec), *(family.layer_parameters(spec, index) for index in range(len(spec.layers)))]
