@@ -22,10 +22,6 @@ class Overloaded(EngineError):
         self.retry_after = retry_after
 
 
-class EngineRecovering(EngineError):
-    """A part of the engine is being replaced. Try again shortly."""
-
-
 class EngineUnavailable(EngineError):
     """Nobody answers at the socket, or a part of the engine is gone."""
 

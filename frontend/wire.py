@@ -132,7 +132,7 @@ class Delta(Message, frozen=True, tag="delta", gc=False):
     message: str = ""  # why, when the reason is "error"
 
 
-Refusal = Literal["malformed", "version", "invalid", "overloaded", "recovering", "unavailable", "lost"]
+Refusal = Literal["malformed", "version", "invalid", "overloaded", "unavailable", "lost"]
 
 
 class Refused(Message, frozen=True, tag="refused"):

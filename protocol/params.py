@@ -114,4 +114,5 @@ def check(params: SamplingParams, vocab_size: int) -> None:
 
 def _between(name: str, value: float, low: float, high: float) -> None:
     if not low <= value <= high:  # also refuses NaN
-        raise ParameterError(name, f"{name} must be between {low} and {high}, not {value}")
+        shown = "an integer beyond 64 bits" if isinstance(value, int) and value.bit_length() > 64 else value
+        raise ParameterError(name, f"{name} must be between {low} and {high}, not {shown}")

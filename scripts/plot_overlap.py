@@ -14,8 +14,9 @@ import numpy as np
 from matplotlib.axes import Axes
 
 from frontend.bench.engines import running_engine
+from frontend.bench.trace.stages import idle_share
 from frontend.client import SamplingParams
-from frontend.client.steps import Steps, idle_share
+from frontend.client.steps import Steps
 
 _SHOWN = 7  # steps
 _FLAGS = ("--device", "sim", "--sim-decode-us", "2000", "--sim-prefill-us-per-token", "0", "--max-model-len", "1024")

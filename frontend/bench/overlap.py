@@ -15,7 +15,8 @@ from frontend.bench.http_client import HttpClient
 from frontend.bench.load import LoadSpec, plan_load
 from frontend.bench.metrics import RequestResult
 from frontend.bench.streams import stream_completion
-from frontend.client.steps import StageTimes, Steps, idle_share, stage_times
+from frontend.bench.trace.stages import StageTimes, idle_share, stage_times
+from frontend.client.steps import Steps
 from protocol.clock import now, now_ns
 from protocol.errors import ConfigError, EngineError, ExitCode
 

@@ -7,12 +7,10 @@
 same methods for asyncio.
 """
 
-from frontend.client.async_requests import AsyncHandle, AsyncStream
-from frontend.client.asynchronous import AsyncClient
+from frontend.client.asynchronous import AsyncClient, AsyncHandle, AsyncStream
+from frontend.client.blocking import Client, Handle, Stream
 from frontend.client.outputs import CompletionOutput, RequestOutput, Usage
-from frontend.client.requests import Handle, Stream
-from frontend.client.synchronous import Client
-from frontend.errors import DeadlineExceeded, EngineRecovering, EngineUnavailable, InvalidRequest, Overloaded, RequestLost
+from frontend.errors import DeadlineExceeded, EngineUnavailable, InvalidRequest, Overloaded, RequestLost
 from frontend.wire import Delta, Health, Logprob
 from protocol.errors import EngineError
 from protocol.params import SamplingParams
@@ -26,7 +24,6 @@ __all__ = [
     "DeadlineExceeded",
     "Delta",
     "EngineError",
-    "EngineRecovering",
     "EngineUnavailable",
     "Handle",
     "Health",

@@ -1,53 +1,60 @@
 """The asyncio client's socket."""
 
 import asyncio
-from pathlib import Path
-from typing import cast
+from typing import TypeVar, cast
 
-from frontend.client.discovery import cannot_connect
-from frontend.client.outputs import Assembly
+from frontend.client.awaited import Awaited
 from frontend.client.session import Session
-from frontend.errors import DeadlineExceeded, EngineUnavailable, RequestLost
+
+Answer = TypeVar("Answer")
 
 
 class AsyncPipe(asyncio.Protocol):
-    """A session and its socket. The methods without a docstring are asyncio's."""
+    """Connects a session, and waits for what it awaits. The methods without a docstring are asyncio's."""
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self._greeted = asyncio.Event()
-        self.session = Session(self._greeted.set)
+    def __init__(self, session: Session) -> None:
+        self._session = session
         self._loop: asyncio.AbstractEventLoop | None = None
         self._transport: asyncio.Transport | None = None
         self._flush_is_due = False
 
-    async def connect(self, timeout: float) -> None:
-        """Raises EngineUnavailable when no engine is there, DeadlineExceeded when it does not get ready in time."""
+    async def connect(self, timeout: float | None) -> None:
+        """Waits until the engine is ready. Raises EngineUnavailable when none is there, DeadlineExceeded when it takes too long."""
         self._loop = asyncio.get_running_loop()
+        greeting = self._session.greeting
         try:
             async with asyncio.timeout(timeout):
-                await self._loop.create_unix_connection(lambda: self, str(self.path))
-                await self._greeted.wait()
-        except TimeoutError as error:
-            self.close()
-            raise DeadlineExceeded(f"the engine at {self.path} was not ready within {timeout:g} s") from error
+                await self._loop.create_unix_connection(lambda: self, str(self._session.path))
+                await self.wait(greeting, watch(greeting), None)
         except OSError as error:
-            raise cannot_connect(self.path, error) from error
-        if self.session.lost is not None:
             self.close()
-            if self.session.welcome is None and isinstance(self.session.lost, RequestLost):
-                raise EngineUnavailable(f"the engine at {self.path} ended before it was ready")
-            raise self.session.lost
+            raise self._session.cannot_connect(error, timeout) from error
+        except BaseException:
+            self.close()
+            raise
 
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:  # noqa: D102
-        self._transport = cast(asyncio.Transport, transport)
-        self._flush()
+    async def wait(self, awaited: Awaited[Answer], news: asyncio.Event, timeout: float | None) -> Answer:
+        """The answer; `news` is that of `watch`. Raises what `awaited` fails with, or what it says when it is late."""
+        try:
+            async with asyncio.timeout(timeout):
+                while not awaited.ready:
+                    news.clear()
+                    await news.wait()
+        except TimeoutError as error:
+            assert timeout is not None
+            late = awaited.late(timeout)
+            self.flush()
+            raise late from error
+        return awaited.result()
 
-    def data_received(self, data: bytes) -> None:  # noqa: D102
-        self.session.feed(data)
-
-    def connection_lost(self, error: Exception | None) -> None:  # noqa: D102
-        self.session.feed(b"")
+    async def finish(self, awaited: Awaited[Answer], timeout: float | None) -> Answer:
+        """The answer of what nobody else knows of: it is closed, however this ends."""
+        self.flush()
+        try:
+            return await self.wait(awaited, watch(awaited), timeout)
+        finally:
+            awaited.close()
+            self.flush()
 
     def flush(self) -> None:
         """Sends soon: everything that this tick of the loop has to say goes out in one write."""
@@ -56,18 +63,31 @@ class AsyncPipe(asyncio.Protocol):
         self._flush_is_due = True
         self._loop.call_soon(self._flush)
 
-    def cancel(self, assembly: Assembly) -> None:
-        """Aborts a request. Without effect on one that has ended."""
-        self.session.cancel(assembly)
-        self.flush()
-
     def close(self) -> None:
         """Hangs up. Idempotent."""
-        self.session.lose(RequestLost("the client is closed"))
+        self._session.close()
         if self._transport is not None:
-            self._transport.close()
+            self._transport.abort()  # what was not sent yet is of no use any more
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:  # noqa: D102
+        self._transport = cast(asyncio.Transport, transport)
+        self._flush()
+
+    def data_received(self, data: bytes) -> None:  # noqa: D102
+        self._session.feed(data)
+        self._flush()
+
+    def connection_lost(self, error: Exception | None) -> None:  # noqa: D102
+        self._session.feed(b"")
 
     def _flush(self) -> None:
         self._flush_is_due = False
-        if self._transport is not None and (data := self.session.take_outgoing()) and not self._transport.is_closing():
+        if self._transport is not None and (data := self._session.take_outgoing()) and not self._transport.is_closing():
             self._transport.write(data)
+
+
+def watch(awaited: Awaited[Answer]) -> asyncio.Event:
+    """Is set whenever there is news of `awaited`."""
+    news = asyncio.Event()
+    awaited.notify = news.set
+    return news

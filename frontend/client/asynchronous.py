@@ -1,35 +1,79 @@
-"""The client for asyncio: the methods of the blocking one, any number of requests at a time."""
+"""The client for asyncio: the signatures of the blocking one, for any number of requests at a time."""
 
-import asyncio
 import os
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
 from types import TracebackType
-from typing import Literal
 
-from frontend.client.async_pipe import AsyncPipe
-from frontend.client.async_requests import AsyncHandle, AsyncStream
-from frontend.client.batch import Batch
-from frontend.client.discovery import find_socket
-from frontend.client.outputs import Assembly, RequestOutput
-from frontend.client.progress import Progress
-from frontend.client.prompts import Messages, Prompt, Prompts, checked, conversation, to_wire
-from frontend.client.reports import steps_of
-from frontend.client.session import CONNECT_SECONDS, QUESTION_SECONDS, Report
+from frontend.client.async_pipe import AsyncPipe, watch
+from frontend.client.outputs import RequestOutput
+from frontend.client.prompts import Messages, Prompt, Prompts
+from frontend.client.requests import StreamedRequest, WholeRequest
+from frontend.client.session import CONNECT_SECONDS, QUESTION_SECONDS, Session
 from frontend.client.steps import Steps
-from frontend.errors import DeadlineExceeded
-from frontend.wire import Health, HealthReport, StatsReport, TraceReport
-from frontend.wire import Prompt as WirePrompt
+from frontend.wire import Delta, Health
 from protocol.messages import EngineStats
 from protocol.params import SamplingParams
+
+
+class AsyncHandle:
+    """A request whose whole answer is wanted."""
+
+    def __init__(self, pipe: AsyncPipe, request: WholeRequest) -> None:
+        self._pipe = pipe
+        self._request = request
+        self._news = watch(request)
+        pipe.flush()
+
+    @property
+    def done(self) -> bool:
+        """Whether `result` would return, or raise, at once."""
+        return self._request.ready
+
+    async def result(self, timeout: float | None = None) -> RequestOutput:
+        """Waits for the whole answer. Raises DeadlineExceeded after `timeout` seconds, and then the request is aborted."""
+        return await self._pipe.wait(self._request, self._news, timeout)
+
+    def cancel(self) -> None:
+        """Aborts the request. Idempotent, and without effect on one that has ended."""
+        self._request.close()
+        self._pipe.flush()
+
+
+class AsyncStream:
+    """The answer to a request, piece by piece. The request is aborted when nobody holds the stream any more."""
+
+    def __init__(self, pipe: AsyncPipe, request: StreamedRequest) -> None:
+        self._pipe = pipe
+        self._request = request
+        self._news = watch(request)
+        pipe.flush()
+
+    def __aiter__(self) -> AsyncIterator[Delta]:
+        return self
+
+    async def __anext__(self) -> Delta:
+        if (delta := await self._pipe.wait(self._request, self._news, None)) is None:
+            raise StopAsyncIteration
+        return delta
+
+    def close(self) -> None:
+        """Aborts the request; nothing follows. Idempotent."""
+        self._request.close()
+        self._pipe.flush()
+
+    def __del__(self) -> None:
+        self.close()
 
 
 class AsyncClient:
     """A connection to a running engine: `async with AsyncClient() as client`. A task that is cancelled aborts what it waits for."""
 
-    def __init__(self, socket_path: str | os.PathLike[str] | None = None, *, connect_timeout: float = CONNECT_SECONDS) -> None:
+    def __init__(
+        self, socket_path: str | os.PathLike[str] | None = None, *, connect_timeout: float | None = CONNECT_SECONDS
+    ) -> None:
         """The socket is found as the blocking client finds it."""
-        self._pipe = AsyncPipe(find_socket(socket_path))
-        self._session = self._pipe.session
+        self._session = Session(socket_path)
+        self._pipe = AsyncPipe(self._session)
         self._connect_timeout = connect_timeout
 
     async def __aenter__(self) -> "AsyncClient":
@@ -63,23 +107,7 @@ class AsyncClient:
 
         Raises InvalidRequest, Overloaded, RequestLost, or DeadlineExceeded after `timeout` seconds; the rest is then aborted.
         """
-        news = asyncio.Event()
-        batch = Batch(self._session, prompts, params, news.set)
-        try:
-            with Progress(len(batch), shown=progress) as bar:
-                async with asyncio.timeout(timeout):
-                    while not batch.done:
-                        news.clear()
-                        batch.top_up()
-                        self._pipe.flush()
-                        await news.wait()
-                        bar.update(batch.finished, batch.num_tokens)
-            return batch.results()
-        except TimeoutError as error:
-            raise batch.late(timeout) from error
-        finally:
-            batch.cancel()
-            self._pipe.flush()
+        return await self._pipe.finish(self._session.generate(prompts, params, progress=progress), timeout)
 
     async def chat(
         self,
@@ -91,55 +119,25 @@ class AsyncClient:
         timeout: float | None = None,
     ) -> RequestOutput:
         """The answer to a conversation of {"role", "content"} messages, by the model's own chat template."""
-        prompt = conversation(messages, add_generation_prompt=add_generation_prompt, continue_final_message=continue_final_message)
-        handle = AsyncHandle(self._pipe, *self._submit(prompt, params))
-        try:
-            return await handle.result(timeout)
-        finally:
-            handle.cancel()
+        options = {"add_generation_prompt": add_generation_prompt, "continue_final_message": continue_final_message}
+        return await self._pipe.finish(self._session.chat(messages, params, **options), timeout)
 
     def stream(self, prompt: Prompt, params: SamplingParams | None = None, *, cache_salt: str = "") -> AsyncStream:
         """The answer to a text, token ids or messages, piece by piece. Leaving the loop over it aborts the request."""
-        return AsyncStream(self._pipe, *self._submit(to_wire(prompt), params, stream=True, cache_salt=cache_salt))
+        return AsyncStream(self._pipe, self._session.stream(prompt, params, cache_salt))
 
     def submit(self, prompt: Prompt, params: SamplingParams | None = None, *, cache_salt: str = "") -> AsyncHandle:
         """Sends a request for the answer to a text, token ids or messages, and returns at once."""
-        return AsyncHandle(self._pipe, *self._submit(to_wire(prompt), params, cache_salt=cache_salt))
+        return AsyncHandle(self._pipe, self._session.submit(prompt, params, cache_salt))
 
     async def health(self) -> Health:
         """Whether the engine serves, and how many workers are alive."""
-        report = await self._ask("health")
-        assert isinstance(report, HealthReport)
-        return report.health
+        return await self._pipe.finish(self._session.health(), QUESTION_SECONDS)
 
     async def stats(self) -> EngineStats:
         """Queue, workers and counters."""
-        report = await self._ask("stats")
-        assert isinstance(report, StatsReport)
-        return report.stats
+        return await self._pipe.finish(self._session.stats(), QUESTION_SECONDS)
 
     async def trace(self) -> Steps:
         """The latest steps of all workers, with the time of every stage."""
-        report = await self._ask("trace")
-        assert isinstance(report, TraceReport)
-        return steps_of(report)
-
-    def _submit(
-        self, prompt: WirePrompt, params: SamplingParams | None, *, stream: bool = False, cache_salt: str = ""
-    ) -> tuple[Assembly, asyncio.Event]:
-        params, news = checked(params, self._session.engine.vocab_size), asyncio.Event()
-        assembly = self._session.submit(prompt, params, stream=stream, cache_salt=cache_salt, notify=news.set)
-        self._pipe.flush()
-        return assembly, news
-
-    async def _ask(self, what: Literal["health", "stats", "trace"]) -> Report:
-        news = asyncio.Event()
-        question = self._session.ask(what, news.set)
-        self._pipe.flush()
-        try:
-            async with asyncio.timeout(QUESTION_SECONDS):
-                await news.wait()
-        except TimeoutError as error:
-            text = f"the engine at {self._pipe.path} did not answer within {QUESTION_SECONDS:g} s"
-            raise DeadlineExceeded(text) from error
-        return question.answer()
+        return await self._pipe.finish(self._session.trace(), QUESTION_SECONDS)

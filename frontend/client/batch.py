@@ -1,88 +1,83 @@
 """Many requests whose answers are wanted together, in order."""
 
 from collections.abc import Callable, Sequence
+from functools import partial
 
-from frontend.client.outputs import Assembly, RequestOutput
-from frontend.client.prompts import Prompts, checked, pair, to_wire
-from frontend.client.session import Session, nobody
+from frontend.client.awaited import Awaited, nobody
+from frontend.client.outputs import RequestOutput
+from frontend.client.progress import Progress
+from frontend.client.requests import WholeRequest
 from frontend.errors import DeadlineExceeded
-from frontend.wire import Prompt as WirePrompt
+from frontend.wire import Prompt
 from protocol.errors import EngineError
 from protocol.params import SamplingParams
 
 _WINDOW = 4096  # outputs under way: enough to fill any engine, a quarter of what one accepts, so that others get in
 
 
-class Batch:
-    """Submits as many requests as the window holds, more as they end. Knows no socket; `notify` is called when something ended."""
+class Batch(Awaited[list[RequestOutput]]):
+    """Submits as many requests as the window holds, and more as they end. The first that fails ends it."""
 
     def __init__(
         self,
-        session: Session,
-        prompts: Prompts,
-        params: SamplingParams | Sequence[SamplingParams] | None,
-        notify: Callable[[], None] = nobody,
+        submit: Callable[[Prompt, SamplingParams], WholeRequest],
+        wanted: Sequence[tuple[Prompt, SamplingParams]],
+        *,
+        show_progress: bool | None,
     ) -> None:
-        """Raises InvalidRequest, naming what is wrong, before anything is sent."""
-        vocab_size = session.engine.vocab_size
-        known: dict[int, SamplingParams] = {}  # checked once, also where one object serves a thousand prompts
-        self._requests: list[tuple[WirePrompt, SamplingParams]] = []
-        for prompt, given in pair(prompts, params):
-            if id(given) not in known:
-                known[id(given)] = checked(given, vocab_size)
-            self._requests.append((to_wire(prompt), known[id(given)]))
-        self._session = session
-        self._notify = notify
-        self._assemblies: list[Assembly] = []
+        """`wanted`: prompts and parameters that were checked. `show_progress=None`: a bar if there is a terminal."""
+        super().__init__()
+        self._submit = submit
+        self._wanted = wanted
+        self._requests: list[WholeRequest] = []
         self._under_way = 0  # outputs
-        self._news = False
-        self.finished = 0  # requests
-        self.num_tokens = 0  # of the finished ones
-        self.error: EngineError | None = None
-
-    def __len__(self) -> int:
-        return len(self._requests)
+        self._finished = 0  # requests
+        self._num_tokens = 0  # of the finished ones
+        self._top_up()
+        self._progress = Progress(len(wanted), shown=show_progress)
 
     @property
-    def done(self) -> bool:
+    def ready(self) -> bool:
         """All have ended, or one failed."""
-        return self.finished == len(self._requests) or self.error is not None
+        return self._finished == len(self._wanted) or self.error is not None
 
-    def top_up(self) -> None:
-        """Submits what the window has room for. Raises what ended the connection."""
-        while len(self._assemblies) < len(self._requests) and (self._under_way < _WINDOW):
-            prompt, params = self._requests[len(self._assemblies)]
-            index = len(self._assemblies)
-            self._under_way += params.n
-            self._assemblies.append(self._session.submit(prompt, params, notify=lambda index=index: self._on_news(index)))  # type: ignore[misc]
-
-    def has_news(self) -> bool:
-        """Whether something ended since this was True."""
-        news, self._news = self._news, False
-        return news
-
-    def late(self, timeout: float | None) -> DeadlineExceeded:
-        """What to raise when the time is over."""
-        return DeadlineExceeded(f"{self.finished} of {len(self)} answers within {timeout:g} s; the rest was aborted")
-
-    def results(self) -> list[RequestOutput]:
+    def result(self) -> list[RequestOutput]:
         """All answers, in the order of the prompts. Raises what the first to fail failed with."""
         if self.error is not None:
             raise self.error
-        return [assembly.result() for assembly in self._assemblies]
+        return [request.result() for request in self._requests]
 
-    def cancel(self) -> None:
+    def late(self, seconds: float) -> DeadlineExceeded:
+        """It counts those that came in time."""
+        return DeadlineExceeded(f"{self._finished} of {len(self._wanted)} answers within {seconds:g} s; the rest was aborted")
+
+    def close(self) -> None:
         """Aborts what still runs."""
-        for assembly in self._assemblies:
-            self._session.cancel(assembly)
+        self._progress.close()
+        for request in self._requests:
+            request.notify = nobody
+            request.close()
 
-    def _on_news(self, index: int) -> None:
-        assembly = self._assemblies[index]
-        if assembly.done:
-            self._under_way -= self._requests[index][1].n
-            self.finished += 1
-            self.num_tokens += assembly.num_tokens
-            if self.error is None:
-                self.error = assembly.error
-            self._news = True
-            self._notify()
+    def _top_up(self) -> None:
+        while len(self._requests) < len(self._wanted) and self._under_way < _WINDOW and self.error is None:
+            prompt, params = self._wanted[len(self._requests)]
+            try:
+                request = self._submit(prompt, params)
+            except EngineError as error:
+                self.fail(error)
+                return
+            request.notify = partial(self._on_news, request, params.n)
+            self._requests.append(request)
+            self._under_way += params.n
+
+    def _on_news(self, request: WholeRequest, n: int) -> None:
+        if not request.ended:
+            return
+        if request.error is not None:
+            self.fail(request.error)
+        self._under_way -= n
+        self._finished += 1
+        self._num_tokens += request.num_tokens
+        self._progress.update(self._finished, self._num_tokens)
+        self._top_up()
+        self.notify()

@@ -1,7 +1,6 @@
 """The bar that `generate` shows on a terminal."""
 
 import sys
-from types import TracebackType
 from typing import TYPE_CHECKING
 
 from protocol.clock import now
@@ -36,15 +35,7 @@ class Progress:
             )
             self._bars = ProgressBars(*columns, console=Console(stderr=True), auto_refresh=False)  # no thread of its own
             self._task = self._bars.add_task("generating", total=total, rate=0.0)
-
-    def __enter__(self) -> "Progress":
-        if self._bars is not None:
             self._bars.start()
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        if self._bars is not None:
-            self._bars.stop()
 
     def update(self, finished: int, num_tokens: int) -> None:
         """So many requests are done, so many tokens came with them."""
@@ -54,3 +45,8 @@ class Progress:
         if last or time - self._drawn >= _REDRAW_SECONDS:
             self._drawn = time
             self._bars.update(self._task, completed=finished, rate=num_tokens / (time - self._began), refresh=True)
+
+    def close(self) -> None:
+        """Leaves the terminal as it was. Idempotent."""
+        if self._bars is not None:
+            self._bars.stop()

@@ -1,9 +1,8 @@
-"""Prompts and parameters as users write them, checked and put into the wire's form."""
+"""Prompts as users write them, checked and put into the wire's form."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, TypeAlias, TypeGuard
 
-import msgspec
 import numpy as np
 import numpy.typing as npt
 
@@ -11,7 +10,7 @@ from frontend.errors import InvalidRequest
 from frontend.wire import ChatTurn, Conversation, TextPrompt, TokenPrompt
 from frontend.wire import Prompt as WirePrompt
 from protocol.codec import pack_int32
-from protocol.params import ParameterError, SamplingParams, check
+from protocol.params import SamplingParams
 
 TokenIds: TypeAlias = Sequence[int] | npt.NDArray[np.integer[Any]]
 Messages: TypeAlias = Sequence[Mapping[str, object]]  # {"role": …, "content": text, or a list of {"type": "text", "text": …}}
@@ -24,7 +23,7 @@ _INT32_MAX = 2**31 - 1
 def to_wire(prompt: Prompt, add_special_tokens: bool = True) -> WirePrompt:
     """A text, token ids or a conversation. Raises InvalidRequest when it is none of them."""
     if isinstance(prompt, str):
-        return TextPrompt(prompt, add_special_tokens)
+        return TextPrompt(str.__str__(prompt), add_special_tokens)  # numpy's strings, and others, are more than that
     if _is_conversation(prompt):
         return conversation(prompt)
     try:
@@ -43,7 +42,7 @@ def conversation(messages: Messages, *, add_generation_prompt: bool = True, cont
     if isinstance(messages, str) or not isinstance(messages, Sequence):
         raise InvalidRequest("messages must be a list of {'role': …, 'content': …}", "messages")
     turns = [_turn(message, f"messages[{index}]") for index, message in enumerate(messages)]
-    return Conversation(turns, add_generation_prompt and not continue_final_message, continue_final_message)
+    return Conversation(turns, bool(add_generation_prompt and not continue_final_message), bool(continue_final_message))
 
 
 def _turn(message: Mapping[str, object], where: str) -> ChatTurn:
@@ -80,29 +79,6 @@ def pair(prompts: Prompts, params: SamplingParams | Sequence[SamplingParams] | N
     if len(sets) != len(several):
         raise InvalidRequest(f"{len(several)} prompts, but {len(sets)} sets of parameters", "params")
     return list(zip(several, sets, strict=True))
-
-
-def checked(params: SamplingParams | None, vocab_size: int) -> SamplingParams:
-    """The parameters, defaults for None. Raises InvalidRequest naming the field of a wrong type or out of range."""
-    if params is None:
-        return SamplingParams()
-    if not isinstance(params, SamplingParams):
-        raise InvalidRequest(f"params must be SamplingParams, not {type(params).__name__}", "params")
-    try:
-        # A Struct takes any value; only encoding and decoding look at the types.
-        same: SamplingParams = _DECODER.decode(_ENCODER.encode(params))
-        check(same, vocab_size)
-    except ParameterError as error:
-        raise InvalidRequest(str(error), error.param) from error
-    except (msgspec.MsgspecError, TypeError, OverflowError, UnicodeEncodeError) as error:
-        reason, _, path = str(error).partition(" - at `$.")
-        param = path.rstrip("`") or "params"
-        raise InvalidRequest(f"{param}: {reason}", param) from error
-    return same
-
-
-_ENCODER = msgspec.msgpack.Encoder()
-_DECODER = msgspec.msgpack.Decoder(SamplingParams)
 
 
 def _is_conversation(prompt: TokenIds | Messages) -> TypeGuard[Messages]:

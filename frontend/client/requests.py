@@ -1,64 +1,136 @@
-"""Requests that were submitted, as users of the blocking client hold them."""
+"""Requests under way, and how their answers are put together from what comes."""
 
-from collections.abc import Iterator
+from abc import abstractmethod
+from collections import deque
+from collections.abc import Callable
+from typing import ClassVar
 
-from frontend.client.outputs import Assembly, RequestOutput
-from frontend.client.pipe import Pipe
-from frontend.errors import DeadlineExceeded
-from frontend.wire import Delta
+from frontend.client.awaited import Answer, Awaited
+from frontend.client.outputs import CompletionOutput, RequestOutput
+from frontend.errors import DeadlineExceeded, RequestLost
+from frontend.wire import Delta, Prompt, TextPrompt, TokenPrompt
+from protocol.codec import unpack_int32
+from protocol.errors import EngineError
 
 
-class Handle:
-    """A request whose whole answer is wanted."""
+class Request(Awaited[Answer]):
+    """What the two kinds share."""
 
-    def __init__(self, pipe: Pipe, assembly: Assembly) -> None:
-        self._pipe = pipe
-        self._assembly = assembly
+    streams: ClassVar[bool]
+
+    def __init__(self, request_id: int, prompt: Prompt, n: int, withdraw: Callable[[int], None]) -> None:
+        """`withdraw` aborts the request of this id."""
+        super().__init__()
+        self.request_id = request_id
+        self._withdraw = withdraw
+        self._open = n  # outputs that have not ended
 
     @property
-    def done(self) -> bool:
-        """Whether `result` would return, or raise, at once."""
-        return self._pipe.wait(lambda: self._assembly.done, 0.0)
+    def ended(self) -> bool:
+        """Nothing follows: every output ended, or the request failed."""
+        return self._open == 0 or self.error is not None
 
-    def result(self, timeout: float | None = None) -> RequestOutput:
-        """Waits for the whole answer. Raises DeadlineExceeded after `timeout` seconds, and then the request is aborted."""
-        if not self._pipe.wait(lambda: self._assembly.done, timeout):
-            self.cancel()
-            raise DeadlineExceeded(f"no answer within {timeout:g} s; the request was aborted")
-        return self._assembly.result()
+    def accept(self, prompt_i32: bytes) -> None:
+        """The engine took the prompt; these are its tokens."""
 
-    def cancel(self) -> None:
-        """Aborts the request. Idempotent, and without effect on one that has ended."""
-        self._pipe.cancel(self._assembly)
+    def add(self, delta: Delta) -> None:
+        """Takes in a piece of one output."""
+        self._take(delta)
+        if delta.finish_reason is not None:
+            self._open -= 1
+        if delta.finish_reason == "error":
+            self.error = RequestLost(delta.message or "the engine failed on this request")
+        self.notify()
 
+    def fail(self, error: EngineError) -> None:
+        """It is over, without its answer. Without effect on one that has ended."""
+        if not self.ended:
+            super().fail(error)
 
-class Stream:
-    """The answer to a request, piece by piece. The request is aborted when nobody holds the stream any more."""
-
-    def __init__(self, pipe: Pipe, assembly: Assembly) -> None:
-        self._pipe = pipe
-        self._assembly = assembly
-        self._closed = False
-
-    def __iter__(self) -> Iterator[Delta]:
-        return self
-
-    def __next__(self) -> Delta:
-        assembly = self._assembly
-        if not assembly.unread and not self._closed:
-            self._pipe.wait(lambda: bool(assembly.unread) or assembly.done, None)
-        if self._closed:
-            raise StopIteration
-        if assembly.unread:
-            return assembly.unread.popleft()
-        self._closed = True
-        assembly.result()  # raises what it failed with
-        raise StopIteration
+    def late(self, seconds: float) -> DeadlineExceeded:
+        """It is aborted then."""
+        self.close()
+        return DeadlineExceeded(f"no answer within {seconds:g} s; the request was aborted")
 
     def close(self) -> None:
-        """Aborts the request; nothing follows. Idempotent."""
-        self._closed = True
-        self._pipe.cancel(self._assembly)
+        """Aborts it. Without effect on one that has ended."""
+        self._withdraw(self.request_id)
 
-    def __del__(self) -> None:
-        self.close()
+    @abstractmethod
+    def _take(self, delta: Delta) -> None:
+        """Keeps a piece."""
+
+
+class WholeRequest(Request[RequestOutput]):
+    """A request whose whole answer is wanted."""
+
+    streams = False
+
+    def __init__(self, request_id: int, prompt: Prompt, n: int, withdraw: Callable[[int], None]) -> None:
+        super().__init__(request_id, prompt, n, withdraw)
+        text = prompt.text if isinstance(prompt, TextPrompt) else None
+        self._output = RequestOutput(text, [], [CompletionOutput(index) for index in range(n)])
+        if isinstance(prompt, TokenPrompt):
+            self.accept(prompt.token_ids_i32)
+
+    @property
+    def ready(self) -> bool:
+        """It has ended."""
+        return self.ended
+
+    @property
+    def num_tokens(self) -> int:
+        """Output tokens so far."""
+        return sum(len(output.token_ids) for output in self._output.outputs)
+
+    def result(self) -> RequestOutput:
+        """The whole answer."""
+        if self.error is not None:
+            raise self.error
+        return self._output
+
+    def accept(self, prompt_i32: bytes) -> None:
+        """Part of the answer."""
+        self._output.prompt_token_ids = unpack_int32(prompt_i32).tolist()
+
+    def _take(self, delta: Delta) -> None:
+        output = self._output.outputs[delta.index]
+        output.text += delta.text
+        output.token_ids += delta.token_ids
+        output.logprobs += delta.logprobs
+        output.finish_reason, output.stop_reason = delta.finish_reason, delta.stop_reason
+        if delta.index == 0:  # the outputs after the first find what this one left in the cache
+            self._output.num_cached_tokens = delta.num_cached_tokens
+
+
+class StreamedRequest(Request[Delta | None]):
+    """A request whose answer is wanted piece by piece: each result is the next one, None at the end."""
+
+    streams = True
+
+    def __init__(self, request_id: int, prompt: Prompt, n: int, withdraw: Callable[[int], None]) -> None:
+        super().__init__(request_id, prompt, n, withdraw)
+        self._unread: deque[Delta] = deque()
+        self._over = False  # for the reader: closed, or read to the end
+
+    @property
+    def ready(self) -> bool:
+        """There is a piece, or the end."""
+        return bool(self._unread) or self.ended or self._over
+
+    def result(self) -> Delta | None:
+        """The next piece. What it failed with is raised once, behind the last piece."""
+        if self._unread and not self._over:
+            return self._unread.popleft()
+        if self.error is not None and not self._over:
+            self._over = True
+            raise self.error
+        return None
+
+    def close(self) -> None:
+        """Nothing follows."""
+        self._over = True
+        super().close()
+
+    def _take(self, delta: Delta) -> None:
+        self._unread.append(delta)

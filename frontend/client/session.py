@@ -1,12 +1,18 @@
-"""The client's side of the wire without its socket: which message belongs to which request."""
+"""The client without its socket: what is asked of the engine, what is under way, what is to be sent."""
 
 import itertools
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Literal
+import os
+from collections.abc import Sequence
+from typing import Literal, TypeVar
 
-from frontend.client.outputs import Assembly
-from frontend.errors import EngineRecovering, EngineUnavailable, InvalidRequest, Overloaded, RequestLost
+from frontend.client.batch import Batch
+from frontend.client.discovery import cannot_connect, find_socket
+from frontend.client.parameters import checked, checked_salt
+from frontend.client.prompts import Messages, Prompt, Prompts, conversation, pair, to_wire
+from frontend.client.reply import Reply
+from frontend.client.requests import StreamedRequest, WholeRequest
+from frontend.client.steps import Steps, read_steps
+from frontend.errors import EngineUnavailable, InvalidRequest, Overloaded, RequestLost
 from frontend.wire import (
     MAX_FRAME,
     SERVER_MESSAGES,
@@ -15,120 +21,92 @@ from frontend.wire import (
     Accepted,
     Ask,
     Cancel,
+    Conversation,
     Delta,
     FrameReader,
+    Health,
     HealthReport,
     Hello,
-    Prompt,
     Refused,
     ServerMessage,
     StatsReport,
     Submit,
-    TextPrompt,
-    TokenPrompt,
     TraceReport,
     Welcome,
     frames,
 )
+from frontend.wire import Prompt as WirePrompt
 from protocol.codec import encode
 from protocol.errors import EngineError, ProtocolError
+from protocol.messages import EngineStats
 from protocol.params import SamplingParams
 
 CONNECT_SECONDS = 60.0  # an engine that compiles for the first time takes so long
 QUESTION_SECONDS = 30.0  # an engine that is alive answers in milliseconds
 
-Report = HealthReport | StatsReport | TraceReport
-
-
-def nobody() -> None:
-    """Nobody waits."""
-
-
-@dataclass(slots=True)
-class Question:
-    """Something asked about the engine, and the answer once it came."""
-
-    notify: Callable[[], None]
-    report: Report | None = None
-    error: EngineError | None = None
-
-    @property
-    def done(self) -> bool:
-        """Whether there is an answer, or there will be none."""
-        return self.report is not None or self.error is not None
-
-    def answer(self) -> Report:
-        """The answer. Raises why there is none."""
-        if self.report is None:
-            raise self.error or EngineUnavailable("the engine has not answered")
-        return self.report
-
-    def fail(self, error: EngineError) -> None:
-        """There will be no answer."""
-        self.error = error
-        self.notify()
+AnyRequest = WholeRequest | StreamedRequest
+AnyQuestion = Reply[Health] | Reply[EngineStats] | Reply[Steps]
+KindOfRequest = TypeVar("KindOfRequest", WholeRequest, StreamedRequest)
+Answer = TypeVar("Answer", Health, EngineStats, Steps)
 
 
 class Session:
-    """The requests and questions of one connection. What is to be sent waits in here until `take_outgoing`."""
+    """One connection. What users ask returns at once, with something to wait for; the faces send, feed and wait."""
 
-    def __init__(self, notify: Callable[[], None] = nobody) -> None:
-        """`notify` is called when the engine said welcome, or the connection is lost."""
-        self.welcome: Welcome | None = None
+    def __init__(self, socket_path: str | os.PathLike[str] | None) -> None:
+        """Finds the socket. Raises InvalidRequest or EngineUnavailable as `find_socket` does."""
+        self.path = find_socket(socket_path)
+        self.greeting = Reply(Welcome, f"the engine at {self.path} was not ready")
         self.lost: EngineError | None = None
-        self._notify = notify
         self._reader = FrameReader()
         self._ids = itertools.count(WHOLE_CONNECTION + 1)
-        self._assemblies: dict[int, Assembly] = {}
-        self._questions: dict[int, Question] = {}
+        self._requests: dict[int, AnyRequest] = {}
+        self._questions: dict[int, AnyQuestion] = {}
         self._outgoing: list[bytes] = [encode(Hello(WIRE_VERSION))]
 
-    @property
-    def engine(self) -> Welcome:
-        """What the engine said of itself. Raises what ended the connection."""
-        self._check()
-        assert self.welcome is not None
-        return self.welcome
+    # what users ask; each raises what ended the connection, or InvalidRequest naming what is wrong, before anything is sent
 
-    def submit(
-        self,
-        prompt: Prompt,
-        params: SamplingParams,
-        *,
-        stream: bool = False,
-        cache_salt: str = "",
-        notify: Callable[[], None] = nobody,
-    ) -> Assembly:
-        """A new request with checked parameters. Raises InvalidRequest, or what ended the connection."""
-        self._check()
-        request_id = next(self._ids)
-        try:
-            message = encode(Submit(request_id, prompt, params, stream, cache_salt))
-        except (UnicodeEncodeError, TypeError) as error:
-            raise InvalidRequest(f"the prompt cannot be encoded: {error}", "prompt") from error
-        if len(message) > MAX_FRAME // 2:
-            raise InvalidRequest(f"the prompt has {len(message)} bytes: no context holds it", "prompt")
-        text = prompt.text if isinstance(prompt, TextPrompt) else None
-        assembly = Assembly(request_id, params.n, text, stream, notify)
-        if isinstance(prompt, TokenPrompt):
-            assembly.accept(prompt.token_ids_i32)
-        self._assemblies[request_id] = assembly
-        self._outgoing.append(message)
-        return assembly
+    def generate(
+        self, prompts: Prompts, params: SamplingParams | Sequence[SamplingParams] | None, *, progress: bool | None
+    ) -> Batch:
+        """Answers to several prompts. `progress=None`: with a bar if there is a terminal."""
+        vocab_size = self._engine.vocab_size
+        known: dict[int, SamplingParams] = {}  # checked once, also where one object serves a thousand prompts
+        wanted: list[tuple[WirePrompt, SamplingParams]] = []
+        for prompt, given in pair(prompts, params):
+            if id(given) not in known:
+                known[id(given)] = checked(given, vocab_size)
+            wanted.append((to_wire(prompt), known[id(given)]))
+        return Batch(lambda prompt, params: self._request(WholeRequest, prompt, params), wanted, show_progress=progress)
 
-    def cancel(self, assembly: Assembly) -> None:
-        """Aborts a request; nothing of it is taken in from now on. Without effect on one that has ended."""
-        if self._assemblies.pop(assembly.request_id, None) is not None:
-            self._outgoing.append(encode(Cancel(assembly.request_id)))
-            assembly.fail(RequestLost("the request was cancelled"))
+    def chat(
+        self, messages: Messages, params: SamplingParams | None, *, add_generation_prompt: bool, continue_final_message: bool
+    ) -> WholeRequest:
+        """The answer to a conversation."""
+        prompt = conversation(messages, add_generation_prompt=add_generation_prompt, continue_final_message=continue_final_message)
+        return self._request(WholeRequest, prompt, checked(params, self._engine.vocab_size))
 
-    def ask(self, what: Literal["health", "stats", "trace"], notify: Callable[[], None] = nobody) -> Question:
-        """A new question. Raises what ended the connection."""
-        self._check()
-        request_id, question = next(self._ids), Question(notify)
-        self._questions[request_id] = question
-        self._outgoing.append(encode(Ask(request_id, what)))
-        return question
+    def submit(self, prompt: Prompt, params: SamplingParams | None, cache_salt: str) -> WholeRequest:
+        """One whole answer."""
+        return self._request(WholeRequest, to_wire(prompt), checked(params, self._engine.vocab_size), checked_salt(cache_salt))
+
+    def stream(self, prompt: Prompt, params: SamplingParams | None, cache_salt: str) -> StreamedRequest:
+        """One answer, piece by piece."""
+        return self._request(StreamedRequest, to_wire(prompt), checked(params, self._engine.vocab_size), checked_salt(cache_salt))
+
+    def health(self) -> Reply[Health]:
+        """Whether the engine serves."""
+        return self._ask("health", Health)
+
+    def stats(self) -> Reply[EngineStats]:
+        """Queue, workers and counters."""
+        return self._ask("stats", EngineStats)
+
+    def trace(self) -> Reply[Steps]:
+        """The latest steps."""
+        return self._ask("trace", Steps)
+
+    # for the faces
 
     def take_outgoing(self) -> bytes:
         """Everything that is to be sent, once."""
@@ -136,7 +114,7 @@ class Session:
         return frames(outgoing) if self.lost is None else b""
 
     def feed(self, data: bytes) -> None:
-        """Takes in what came from the engine; no bytes mean that it is gone."""
+        """Takes in what came from the engine; no bytes mean that it is gone. What came may leave something to be sent."""
         if not data:
             self.lose(RequestLost("the engine closed the connection: it ended, or was shut down"))
             return
@@ -147,52 +125,97 @@ class Session:
         except ProtocolError as error:
             self.lose(error)
 
+    def cannot_connect(self, error: OSError, seconds: float | None) -> EngineError:
+        """What to raise when there is no connection, or no greeting in so many seconds."""
+        if isinstance(error, TimeoutError) and seconds is not None:
+            return self.greeting.late(seconds)
+        return cannot_connect(self.path, error)
+
+    def close(self) -> None:
+        """The user has had enough."""
+        self.lose(RequestLost("the client is closed"))
+
     def lose(self, error: EngineError) -> None:
         """The connection is over, and so is everything that waits. The first reason stands."""
         if self.lost is not None:
             return
         self.lost = error
-        for assembly in list(self._assemblies.values()):  # a stream may be collected, and cancelled, at any point
-            assembly.fail(error)
-        for question in self._questions.values():
-            question.fail(error)
-        self._assemblies.clear()
+        early = EngineUnavailable(f"the engine at {self.path} ended before it was ready")
+        self.greeting.fail(early if isinstance(error, RequestLost) else error)
+        for waiting in (*self._requests.values(), *self._questions.values()):  # copied: a stream may be collected at any point
+            waiting.fail(error)
+        self._requests.clear()
         self._questions.clear()
-        self._notify()
+
+    # messages
 
     def _on_message(self, message: ServerMessage) -> None:
         match message:
             case Delta():
-                if (assembly := self._assemblies.get(message.request_id)) is not None:
-                    assembly.add(message)
-                    if assembly.done:
-                        del self._assemblies[message.request_id]
+                if (request := self._requests.get(message.request_id)) is not None:
+                    request.add(message)
+                    if request.ended:
+                        self._requests.pop(message.request_id, None)
             case Accepted(request_id, prompt_i32):
-                if (assembly := self._assemblies.get(request_id)) is not None:
-                    assembly.accept(prompt_i32)
-            case Refused():
-                self._on_refused(message)
-            case HealthReport() | StatsReport() | TraceReport():
-                if (question := self._questions.pop(message.request_id, None)) is not None:
-                    question.report = message
-                    question.notify()
+                if (request := self._requests.get(request_id)) is not None:
+                    request.accept(prompt_i32)
+            case Refused(request_id):
+                error = _error(message)
+                if request_id == WHOLE_CONNECTION:
+                    self.lose(error)
+                elif waiting := self._requests.pop(request_id, None) or self._questions.pop(request_id, None):
+                    waiting.fail(error)
+            case HealthReport(request_id, report) | StatsReport(request_id, report):
+                self._on_report(request_id, report)
+            case TraceReport(request_id):
+                self._on_report(request_id, read_steps(message))
             case Welcome():
-                self.welcome = message
-                self._notify()
+                self.greeting.take(message)
 
-    def _on_refused(self, refused: Refused) -> None:
-        error = _error(refused)
-        if refused.request_id == WHOLE_CONNECTION:
-            self.lose(error)
-        elif (
-            waiting := self._assemblies.pop(refused.request_id, None) or self._questions.pop(refused.request_id, None)
-        ) is not None:
-            waiting.fail(error)
+    def _request(
+        self, kind: type[KindOfRequest], prompt: WirePrompt, params: SamplingParams, cache_salt: str = ""
+    ) -> KindOfRequest:
+        self._check()
+        request = kind(next(self._ids), prompt, params.n, self._withdraw)
+        param = "messages" if isinstance(prompt, Conversation) else "prompt"
+        try:
+            message = encode(Submit(request.request_id, prompt, params, kind.streams, cache_salt))
+        except (UnicodeEncodeError, TypeError) as error:
+            raise InvalidRequest(f"the {param} cannot be encoded: {error}", param) from error
+        if len(message) > MAX_FRAME // 2:
+            raise InvalidRequest(f"the {param} takes {len(message)} bytes: no context holds it", param)
+        self._requests[request.request_id] = request
+        self._outgoing.append(message)
+        return request
+
+    def _withdraw(self, request_id: int) -> None:
+        """Aborts a request; nothing of it is taken in from now on. Without effect on one that has ended."""
+        if (request := self._requests.pop(request_id, None)) is not None:
+            self._outgoing.append(encode(Cancel(request_id)))
+            request.fail(RequestLost("the request was cancelled"))
+
+    def _on_report(self, request_id: int, report: Health | EngineStats | Steps) -> None:
+        if (question := self._questions.pop(request_id, None)) is not None:
+            question.take(report)
+
+    def _ask(self, what: Literal["health", "stats", "trace"], kind: type[Answer]) -> Reply[Answer]:
+        self._check()
+        request_id = next(self._ids)
+        overdue = f"the engine at {self.path} did not answer"
+        question = Reply(kind, overdue, lambda: self._questions.pop(request_id, None))
+        self._questions[request_id] = question
+        self._outgoing.append(encode(Ask(request_id, what)))
+        return question
+
+    @property
+    def _engine(self) -> Welcome:
+        self._check()
+        return self.greeting.result()
 
     def _check(self) -> None:
         if self.lost is not None:
             raise self.lost
-        if self.welcome is None:
+        if not self.greeting.ready:
             raise EngineUnavailable("the client is not connected: use `async with`, or connect() first")
 
 
@@ -202,8 +225,6 @@ def _error(refused: Refused) -> EngineError:
             return InvalidRequest(refused.message, refused.param)
         case "overloaded":
             return Overloaded(refused.message, refused.retry_after)
-        case "recovering":
-            return EngineRecovering(refused.message)
         case "unavailable":
             return EngineUnavailable(refused.message)
         case "malformed" | "version":

@@ -1,16 +1,19 @@
-"""The recorded steps of an engine, as columns, and what can be read off them."""
+"""The recorded steps of an engine, as columns."""
 
 from dataclasses import dataclass
 
 import numpy as np
 
+from frontend.wire import TraceReport
 from protocol.codec import Int64Array
-from protocol.messages import TraceRecords
 
 
 @dataclass(frozen=True, slots=True)
 class Steps:
-    """One row per step, in the order of their answers. All times in nanoseconds on one clock."""
+    """One row per step, in the order of their answers. All times in nanoseconds on one clock.
+
+    `delivered_ns`: when the frontend had the tokens of the step, 0 where it was sent none. `scheduler_proc.trace` names the others.
+    """
 
     columns: dict[str, Int64Array]  # each [steps]
 
@@ -30,7 +33,8 @@ class Steps:
 
     def last(self, count: int) -> "Steps":
         """The latest steps."""
-        return Steps({name: column[-count:] for name, column in self.columns.items()})
+        first = max(0, len(self) - count)
+        return Steps({name: column[first:] for name, column in self.columns.items()})
 
     @property
     def workers(self) -> list[int]:
@@ -38,51 +42,12 @@ class Steps:
         return [int(worker) for worker in np.unique(self["worker"])]
 
 
-@dataclass(frozen=True, slots=True)
-class StageTimes:
-    """Mean microseconds of a step outside the device, by stage."""
-
-    scheduler: float  # planning and encoding
-    pipe: float  # scheduler to worker and back
-    worker: float  # inputs, dispatch, collection
-    answer: float  # collected to taken in by the scheduler, pipe included
-
-
-def from_records(records: TraceRecords) -> Steps:
-    """The steps that a scheduler recorded."""
+def read_steps(report: TraceReport) -> Steps:
+    """The steps that the scheduler recorded, with what the frontend recorded of them."""
+    records = report.records
     rows = np.frombuffer(records.rows_i64, "<i8").reshape(-1, len(records.columns))
-    return Steps({name: rows[:, index] for index, name in enumerate(records.columns)})
-
-
-def idle_share(steps: Steps) -> float:
-    """Share of the time between first start and last end in which the device had nothing to run, averaged over the workers.
-
-    Meant for a load that always has work: every gap counts.
-    """
-    shares = []
-    for worker in steps.workers:
-        own = steps.of_worker(worker)
-        order = np.argsort(own["started_ns"])
-        started, finished = own["started_ns"][order], own["finished_ns"][order]
-        span = int(finished[-1] - started[0])
-        gaps = np.maximum(started[1:] - finished[:-1], 0)
-        shares.append(float(gaps.sum()) / span if span else 0.0)
-    return float(np.mean(shares)) if shares else 0.0
-
-
-def stage_times(steps: Steps) -> StageTimes:
-    """Where the host's time of a step goes."""
-    there = steps["received_ns"] - steps["sent_ns"]
-    back = steps["answered_ns"] - steps["collected_ns"]
-    return StageTimes(
-        scheduler=_mean_us(steps["sent_ns"] - steps["scheduled_ns"]),
-        pipe=_mean_us(there + back),
-        worker=_mean_us(
-            (steps["dispatched_ns"] - steps["received_ns"]) + np.maximum(steps["collected_ns"] - steps["finished_ns"], 0)
-        ),
-        answer=_mean_us(back),
-    )
-
-
-def _mean_us(nanoseconds: Int64Array) -> float:
-    return float(nanoseconds.mean()) / 1e3 if len(nanoseconds) else 0.0
+    steps = Steps({name: rows[:, index] for index, name in enumerate(records.columns)})
+    answered = np.frombuffer(report.answered_i64, "<i8").reshape(-1, 3)
+    when = {(worker, step_id): received_ns for worker, step_id, received_ns in answered.tolist()}
+    pairs = zip(steps["worker"].tolist(), steps["step_id"].tolist(), strict=True)
+    return Steps(steps.columns | {"delivered_ns": np.array([when.get(pair, 0) for pair in pairs], np.int64)})

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from frontend.bench.trace.chrome import chrome_trace
+from frontend.bench.trace.stages import idle_share, stage_times
 from frontend.client import Client
-from frontend.client.steps import idle_share, stage_times
 from protocol.errors import EngineError
 
 

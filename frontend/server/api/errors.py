@@ -10,7 +10,6 @@ from starlette.responses import Response
 
 from frontend.errors import (
     DeadlineExceeded,
-    EngineRecovering,
     EngineUnavailable,
     InvalidRequest,
     Overloaded,
@@ -64,7 +63,6 @@ EXPECTED = (
     ClientDisconnect,
     ClientGone,
     DeadlineExceeded,
-    EngineRecovering,
     EngineUnavailable,
     HTTPException,
     InvalidRequest,
@@ -83,7 +81,7 @@ def from_engine(error: Exception) -> ApiError:
         return ApiError(429, str(error), code="overloaded", headers={"retry-after": str(max(1, round(error.retry_after)))})
     if isinstance(error, ShuttingDown):
         return ApiError(503, str(error), code="shutting_down", headers={"retry-after": str(_RESTART_SECONDS)})
-    if isinstance(error, EngineRecovering | EngineUnavailable):
+    if isinstance(error, EngineUnavailable):
         return ApiError(503, str(error), code="engine_unavailable", headers={"retry-after": "1"})
     if isinstance(error, DeadlineExceeded):
         return ApiError(504, str(error), code="deadline_exceeded")

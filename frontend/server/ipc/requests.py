@@ -5,7 +5,7 @@ import logging
 from collections import deque
 from collections.abc import Callable, Coroutine
 
-from frontend.errors import EngineRecovering, EngineUnavailable, InvalidRequest, Overloaded
+from frontend.errors import EngineUnavailable, InvalidRequest, Overloaded
 from frontend.server.generation import TextEngine, TextGeneration
 from frontend.server.ipc.prompts import prompt_token_ids
 from frontend.wire import WHOLE_CONNECTION, Accepted, Delta, Logprob, Refusal, Refused, ServerMessage, Submit, TokenPrompt
@@ -21,7 +21,6 @@ _INTAKE_SECONDS = 0.001  # of tokenization at a stretch, before others get their
 _REFUSALS: tuple[tuple[type[EngineError], Refusal], ...] = (
     (InvalidRequest, "invalid"),
     (Overloaded, "overloaded"),
-    (EngineRecovering, "recovering"),
     (EngineUnavailable, "unavailable"),
 )
 

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 import pytest
 
 from frontend.client import Client
+from tests.frontend.client.faces import FACES, connect
 from tests.frontend.server.api.running import demo_config, running_engine
 from tests.frontend.server.ipc.serving import Served, serving
 
@@ -15,7 +16,13 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
         yield served
 
 
+@pytest.fixture(params=FACES)
+def face(request: pytest.FixtureRequest) -> str:
+    name: str = request.param
+    return name
+
+
 @pytest.fixture
-def client(served: Served) -> Iterator[Client]:
-    with Client(served.path) as client:
+def client(face: str, served: Served) -> Iterator[Client]:
+    with connect(face, served.path) as client:
         yield client

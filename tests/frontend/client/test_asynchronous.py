@@ -1,4 +1,4 @@
-"""The asyncio client on a running engine: what it does differently from the blocking one, and that it does the same."""
+"""What only the asyncio client does: many things at a time, and tasks that are cancelled."""
 
 import asyncio
 from collections.abc import Awaitable, Callable
@@ -8,15 +8,11 @@ import pytest
 
 from frontend.client import (
     AsyncClient,
-    Client,
-    DeadlineExceeded,
     EngineUnavailable,
-    InvalidRequest,
     RequestLost,
     SamplingParams,
 )
-from frontend.server.ipc.server import IpcServer
-from tests.frontend.server.ipc.serving import Served, serving
+from tests.frontend.server.ipc.serving import Served
 
 SHORT = SamplingParams(max_tokens=6, seed=1, ignore_eos=True)
 ENDLESS = SamplingParams(seed=1, ignore_eos=True)
@@ -28,22 +24,6 @@ def connected(path: Path, test: Callable[[AsyncClient], Awaitable[None]]) -> Non
             await test(client)
 
     asyncio.run(run())
-
-
-def test_it_answers_as_the_blocking_client_does(served: Served, client: Client) -> None:
-    prompts, messages = ["One", "Two", "Three"], [{"role": "user", "content": "Hello"}]
-    outputs, chat = client.generate(prompts, SHORT), client.chat(messages, SHORT)
-
-    async def test(other: AsyncClient) -> None:
-        assert await other.generate(prompts, SHORT) == outputs
-        assert (await other.chat(messages, SHORT)).text == chat.text
-        assert "".join([delta.text async for delta in other.stream("Two", SHORT)]) == outputs[1].text
-        assert await other.submit("Three", SHORT).result(timeout=30) == outputs[2]
-        assert (await other.health()).status == "ok"
-        assert (await other.stats()).waiting == 0
-        assert len(await other.trace()) > 0
-
-    connected(served.path, test)
 
 
 def test_many_streams_at_a_time(served: Served) -> None:
@@ -80,62 +60,18 @@ def test_leaving_a_stream_or_cancelling_a_task_aborts_the_request(served: Served
     connected(served.path, test)
 
 
-def test_errors(served: Served) -> None:
+def test_two_tasks_may_wait_for_one_request(served: Served) -> None:
     async def test(client: AsyncClient) -> None:
-        with pytest.raises(InvalidRequest) as refused:
-            await client.generate([[49152]], SHORT)
-        assert refused.value.param == "prompt"
-        with pytest.raises(InvalidRequest) as refused:
-            client.stream("a", SamplingParams(temperature=-1.0))
-        assert refused.value.param == "temperature"
-        with pytest.raises(DeadlineExceeded):
-            await client.submit("endless", ENDLESS).result(timeout=0.05)
-        with pytest.raises(DeadlineExceeded, match="0 of 1"):
-            await client.generate("endless", ENDLESS, timeout=0.05)
+        handle = client.submit("Two", SHORT)
+        first, second = await asyncio.gather(handle.result(), handle.result())
+        assert first == second
 
     connected(served.path, test)
 
 
-def test_the_engine_goes_while_requests_wait(served: Served, tmp_path: Path) -> None:
+def test_a_client_that_is_not_connected(tmp_path: Path) -> None:
     async def test() -> None:
-        stop = asyncio.Event()
-
-        async def ask() -> None:
-            async with AsyncClient(tmp_path / "api.sock") as client:
-                stream = client.stream("endless", ENDLESS)
-                await anext(stream)
-                stop.set()
-                with pytest.raises(RequestLost):
-                    async for _ in stream:
-                        pass
-                with pytest.raises(RequestLost):
-                    await client.health()
-
-        with serving(served.running, tmp_path / "api.sock"):
-            asking = asyncio.ensure_future(ask())
-            await stop.wait()
-        await asking
-
-    asyncio.run(test())
-
-
-def test_nobody_there_not_connected_and_not_ready(served: Served, tmp_path: Path) -> None:
-    async def test() -> None:
-        with pytest.raises(EngineUnavailable, match="engine-launch"):
-            await AsyncClient(tmp_path / "gone.sock").connect()
         with pytest.raises(EngineUnavailable, match="not connected"):
             await AsyncClient(tmp_path / "gone.sock").generate("a")
-        server = IpcServer(tmp_path / "api.sock", served.running.engine.config)
-        server.bind()
-        with pytest.raises(DeadlineExceeded, match="ready"):
-            await AsyncClient(tmp_path / "api.sock", connect_timeout=0.05).connect()
-        early = asyncio.ensure_future(AsyncClient(tmp_path / "api.sock").connect())
-        blocking = asyncio.ensure_future(asyncio.to_thread(Client, tmp_path / "api.sock"))
-        with pytest.raises(DeadlineExceeded, match="ready"):
-            await asyncio.to_thread(Client, tmp_path / "api.sock", connect_timeout=0.05)
-        server.close()  # it ended while it was starting
-        for connecting in (early, blocking):
-            with pytest.raises(EngineUnavailable):
-                await connecting
 
     asyncio.run(test())

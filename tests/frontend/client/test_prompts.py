@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from frontend.client.prompts import checked, conversation, pair, to_wire
+from frontend.client.prompts import conversation, pair, to_wire
 from frontend.errors import InvalidRequest
 from frontend.wire import ChatTurn, Conversation, TextPrompt, TokenPrompt
 from protocol.codec import pack_int32
@@ -72,32 +72,6 @@ def test_one_set_of_parameters_for_all_or_one_each() -> None:
     assert pair([], PARAMS) == []
     with pytest.raises(InvalidRequest, match="2 prompts, but 1"):
         pair(["a", "b"], [PARAMS])
-
-
-@pytest.mark.parametrize(
-    ("fields", "param"),
-    [
-        ({"max_tokens": "5"}, "max_tokens"),
-        ({"max_tokens": 0}, "max_tokens"),
-        ({"temperature": float("nan")}, "temperature"),
-        ({"stop": "END"}, "stop"),
-        ({"stop": ["a", 5]}, "stop[1]"),
-        ({"stop_token_ids": [50]}, "stop_token_ids"),
-        ({"n": 10**9}, "n"),
-        ({"seed": 2**80}, "params"),
-        ({"stop": ["\ud800"]}, "params"),
-    ],
-)
-def test_parameters_of_a_wrong_type_or_out_of_range(fields: dict[str, Any], param: str) -> None:
-    with pytest.raises(InvalidRequest) as refused:
-        checked(SamplingParams(**fields), vocab_size=50)
-    assert refused.value.param == param
-
-
-def test_what_is_no_parameters() -> None:
-    with pytest.raises(InvalidRequest, match="not dict"):
-        checked({"max_tokens": 5}, vocab_size=50)  # type: ignore[arg-type]
-    assert checked(None, vocab_size=50) == SamplingParams()
 
 
 anything = st.recursive(

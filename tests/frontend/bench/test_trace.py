@@ -8,8 +8,9 @@ import pytest
 
 from frontend.bench.trace.__main__ import main
 from frontend.bench.trace.chrome import chrome_trace
+from frontend.bench.trace.stages import idle_share, stage_times
 from frontend.client import Client, SamplingParams
-from frontend.client.steps import Steps, idle_share, stage_times
+from frontend.client.steps import Steps
 from tests.integration.launching import SIMULATED, launch
 
 _US = 1000  # nanoseconds
@@ -36,6 +37,11 @@ def steps(*device: tuple[int, int, int]) -> Steps:
         "delivered_ns": np.where(np.arange(len(device)) == 0, 0, finished + 20 * _US),
     }
     return Steps(columns)
+
+
+def test_the_last_steps_are_as_many_as_were_asked_for() -> None:
+    three = steps((0, 0, 40), (0, 40, 80), (0, 80, 90))
+    assert [three.last(count)["step_id"].tolist() for count in (0, 1, 3, 9)] == [[], [2], [0, 1, 2], [0, 1, 2]]
 
 
 def test_idle_share_counts_the_gaps() -> None:

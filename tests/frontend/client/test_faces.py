@@ -1,6 +1,8 @@
-"""The blocking client on a running engine."""
+"""Both clients on a running engine."""
 
+import socket
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import httpx
@@ -18,6 +20,10 @@ from frontend.client import (
     batch,
 )
 from frontend.server import router as router_module
+from frontend.server.ipc.server import IpcServer
+from frontend.wire import WIRE_VERSION, Delta, Welcome, frames
+from protocol.codec import encode
+from tests.frontend.client.faces import connect
 from tests.frontend.server.ipc.serving import Served, serving
 
 SHORT = SamplingParams(max_tokens=6, seed=1, ignore_eos=True)
@@ -180,9 +186,9 @@ def test_health_statistics_and_trace(client: Client) -> None:
     assert len(answered) == len(delivered)
 
 
-def test_the_engine_goes_while_requests_wait(served: Served, tmp_path: Path) -> None:
+def test_the_engine_goes_while_requests_wait(face: str, served: Served, tmp_path: Path) -> None:
     with serving(served.running, tmp_path / "api.sock") as other:
-        client = Client(other.path)
+        client = connect(face, other.path)
         stream = client.stream("endless", ENDLESS)
         next(stream)
         handle = client.submit("endless", ENDLESS)
@@ -191,6 +197,7 @@ def test_the_engine_goes_while_requests_wait(served: Served, tmp_path: Path) -> 
             handle.result(timeout=30)
         with pytest.raises(RequestLost):
             list(stream)
+        assert list(stream) == []
         with pytest.raises(RequestLost):
             client.health()
         with pytest.raises(RequestLost):
@@ -208,6 +215,40 @@ def test_after_close_everything_says_so(served: Served) -> None:
         client.stats()
 
 
-def test_nobody_there(tmp_path: Path) -> None:
+def test_nobody_there(face: str, tmp_path: Path) -> None:
     with pytest.raises(EngineUnavailable, match=r"gone\.sock.*engine-launch --ipc"):
-        Client(tmp_path / "gone.sock")
+        connect(face, tmp_path / "gone.sock")
+
+
+def test_an_engine_that_is_not_ready(face: str, served: Served, tmp_path: Path) -> None:
+    server = IpcServer(tmp_path / "api.sock", served.running.engine.config)
+    server.bind()
+    with pytest.raises(DeadlineExceeded, match=r"api\.sock was not ready within 0\.05 s"):
+        connect(face, tmp_path / "api.sock", connect_timeout=0.05)
+    with ThreadPoolExecutor(1) as thread:
+        early = thread.submit(connect, face, tmp_path / "api.sock")
+        server.close()  # it ended while it was starting
+        with pytest.raises(EngineUnavailable):
+            early.result()
+
+
+def test_an_engine_that_does_not_read_before_it_is_read_gets_its_way(face: str, tmp_path: Path) -> None:
+    """Both have more to say than the socket holds: who only sends waits for ever."""
+    ending = Delta(1, 0, "x" * (1 << 22), [], "length")
+
+    def serve() -> None:
+        with listener.accept()[0] as connection:
+            connection.recv(1 << 16)
+            connection.sendall(frames([encode(Welcome(WIRE_VERSION, ("demo",), 1 << 22, 50))]))
+            connection.recv(4)
+            connection.sendall(frames([encode(ending)]))
+            while connection.recv(1 << 20):
+                pass
+
+    with socket.socket(socket.AF_UNIX) as listener, ThreadPoolExecutor(1) as thread:
+        listener.bind(str(tmp_path / "api.sock"))
+        listener.listen()
+        serving = thread.submit(serve)
+        with connect(face, tmp_path / "api.sock") as client:
+            assert client.submit([1] * (1 << 20)).result().text == ending.text
+        serving.result()

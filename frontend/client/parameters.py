@@ -1,0 +1,52 @@
+"""Parameters as users write them, checked before anything is sent."""
+
+from typing import Any
+
+import msgspec
+import numpy as np
+
+from frontend.errors import InvalidRequest
+from protocol.params import ParameterError, SamplingParams, check
+
+_TYPES = {field.name: field.type for field in msgspec.structs.fields(SamplingParams)}
+
+
+def checked(params: SamplingParams | None, vocab_size: int) -> SamplingParams:
+    """The parameters, defaults for None. Raises InvalidRequest naming the field of a wrong type or out of range."""
+    if params is None:
+        return SamplingParams()
+    if not isinstance(params, SamplingParams):
+        raise InvalidRequest(f"params must be SamplingParams, not {type(params).__name__}", "params")
+    # A Struct takes any value; only conversion looks at the types. Unlike the encoder it takes integers of any size, for `check`.
+    same = SamplingParams(**{name: _converted(name, kind, getattr(params, name)) for name, kind in _TYPES.items()})
+    try:
+        check(same, vocab_size)
+    except ParameterError as error:
+        raise InvalidRequest(str(error), error.param) from error
+    return msgspec.structs.replace(same, stop=[_sendable(text, f"stop[{index}]") for index, text in enumerate(same.stop)])
+
+
+def checked_salt(cache_salt: str) -> str:
+    """A salt that can be sent."""
+    if not isinstance(cache_salt, str):
+        raise InvalidRequest(f"cache_salt must be a text, not {type(cache_salt).__name__}", "cache_salt")
+    return _sendable(cache_salt, "cache_salt")
+
+
+def _converted(name: str, kind: object, value: object) -> Any:
+    plain = value.tolist() if isinstance(value, np.generic | np.ndarray) else value
+    try:
+        return msgspec.convert(plain, kind)
+    except (msgspec.ValidationError, UnicodeEncodeError) as error:
+        reason, _, path = str(error).partition(" - at `$")
+        param = name + path.rstrip("`")
+        raise InvalidRequest(f"{param}: {reason}", param) from error
+
+
+def _sendable(text: str, param: str) -> str:
+    """A plain string of what UTF-8 can say, from one of any kind."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise InvalidRequest(f"{param}: {error}", param) from error
+    return str.__str__(text)
