@@ -1,0 +1,51 @@
+"""What a layer of each kind adds (biases, norms of heads, windows) leaves a row's bits alone, whatever runs beside it."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from protocol.config import EngineConfig
+from protocol.params import EngineParams
+from tests.tpu_worker.compiler import needs_compiler
+from tests.tpu_worker.device_driver import Driver
+from tests.tpu_worker.tiny_models import FAMILIES, make_tensors, write_model
+from tpu_worker.device import Capacity
+from tpu_worker.runner import JaxDevice
+
+PROMPTS = [list(range(1, 24)), [5, 6], list(range(90, 30, -1)), [7] * 16, [3, 1, 4, 1, 5, 9, 2, 6, 5]]
+BLOCK_SIZE = 16
+
+
+@pytest.fixture(scope="module", params=["llama", "qwen2 with windows", "qwen3"])
+def loaded(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[JaxDevice, Capacity]]:
+    family = FAMILIES[request.param]
+    path = write_model(tmp_path_factory.mktemp("tiny"), family, make_tensors(family))
+    config = EngineConfig(
+        model_path=str(path),
+        model_format="huggingface",
+        served_model_names=("tiny",),
+        device="cpu",
+        max_num_seqs=8,
+        max_num_batched_tokens=128,
+        max_model_len=160,
+        block_size=BLOCK_SIZE,
+    )
+    device = JaxDevice(config, 0)
+    capacity = device.load(lambda *_: None)
+    yield device, capacity
+    device.close()
+
+
+@needs_compiler
+def test_bits_do_not_depend_on_depth_batch_or_chunks(loaded: tuple[JaxDevice, Capacity]) -> None:
+    device, capacity = loaded
+    params = EngineParams(20, logprobs=0)
+
+    def run(prompts: list[list[int]], depth: int, chunk: int) -> list[tuple[list[int], list[float]]]:
+        requests = Driver(device, capacity.num_blocks, BLOCK_SIZE, depth).run(prompts, params, chunk)
+        return [(request.tokens, request.logprobs) for request in requests]
+
+    alone = [run([prompt], 1, 1000)[0] for prompt in PROMPTS]
+    for depth, chunk in ((1, 1000), (2, 16), (4, 7)):
+        assert run(PROMPTS, depth, chunk) == alone
