@@ -20,11 +20,15 @@ class NotPrivateError(OSError):
 
 
 def default_cache(environ: Mapping[str, str]) -> Path:
-    """`twodeep` in the service's cache directory ($CACHE_DIRECTORY), in $XDG_CACHE_HOME, or in ~/.cache."""
+    """`twodeep` in the service's cache directory ($CACHE_DIRECTORY), in $XDG_CACHE_HOME, or in ~/.cache.
+
+    A user without a home has the temporary one.
+    """
     for base in (environ.get("CACHE_DIRECTORY", "").partition(":")[0], environ.get("XDG_CACHE_HOME", "")):
         if os.path.isabs(base):  # a relative one is to be ignored, says the XDG specification
             return Path(base) / "twodeep"
-    return Path.home() / ".cache" / "twodeep"
+    home = os.path.expanduser("~")
+    return Path(home) / ".cache" / "twodeep" if os.path.isabs(home) else temporary_cache()
 
 
 def temporary_cache() -> Path:

@@ -110,6 +110,7 @@ def write_gguf(path: Path, **changes: object) -> Path:
     return path
 
 
+POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 7\n"  # what a clone without Git LFS has for a file
 CONFIG: dict[str, object] = {
     "architectures": ["LlamaForCausalLM"],
     "vocab_size": len(VOCABULARY),

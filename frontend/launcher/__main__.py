@@ -6,21 +6,25 @@ from pathlib import Path
 
 from frontend.launcher.engine import Engine
 from frontend.launcher.options import read_options
+from frontend.launcher.output import finish, open_standard_descriptors, say
 from protocol.errors import ConfigError, EngineError
 
 
 def main() -> int:
     """Entry point. Returns the exit code: 0 after a requested stop, `protocol.errors.ExitCode` otherwise."""
+    open_standard_descriptors()
     try:
         _check_packages()
         config, remarks = read_options(sys.argv[1:])
         engine = Engine(config)
         for remark in remarks:
-            print(f"engine-launch: {remark}", file=sys.stderr)
+            say(remark)
         return engine.run()
     except EngineError as error:
-        print(f"engine-launch: {error}", file=sys.stderr)
+        say(str(error))
         return error.exit_code
+    finally:
+        finish()
 
 
 def _check_packages() -> None:

@@ -5,7 +5,6 @@ import selectors
 import shutil
 import signal
 import socket
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from types import FrameType
@@ -30,6 +29,7 @@ from frontend.launcher.events import (
     Tick,
 )
 from frontend.launcher.notify import Notifier
+from frontend.launcher.output import announce, say
 from frontend.launcher.placement import place_workers
 from frontend.launcher.progress import StartDisplay, start_display
 from frontend.launcher.supervisor import Supervisor
@@ -151,9 +151,9 @@ class Engine:
             case Announce(facts):
                 self._close_display()
                 self._notifier.ready(f"serving {facts.get('model', '')}")
-                print(ready_line(facts), flush=True)
+                announce(ready_line(facts))
             case Say(text):
-                print(f"engine-launch: {text}", file=sys.stderr, flush=True)
+                say(text)
             case Stopping():
                 self._close_display()
                 self._notifier.stopping()

@@ -8,11 +8,12 @@ from typing import NoReturn
 
 import msgspec
 
-from frontend.launcher.values import Parser, choice, integer, number, power_of_two, size, text
+from frontend.launcher.values import Parser, choice, integer, number, power_of_two, shown, size, text
 from protocol.config import EngineConfig, SimulatedTimes
 from protocol.errors import ConfigError
 
 _MILLION = 1 << 20  # a bound against slips of the keyboard: no model or batch comes near
+_LARGEST_FILE = 1 << 20  # bytes of a --config file
 _SECONDS = number(0.1, 86400.0, "seconds")
 _MICROSECONDS = number(0.0, 1e9, "microseconds")
 
@@ -116,16 +117,19 @@ def read_flags(arguments: Sequence[str]) -> dict[str, object]:
 def _read_file(path: str) -> dict[str, object]:
     try:
         with open(path, "rb") as file:
-            table = tomllib.load(file)
+            data = file.read(_LARGEST_FILE + 1)
+        if len(data) > _LARGEST_FILE:
+            raise ConfigError(f"--config {path}: more than {_LARGEST_FILE} bytes: a TOML file with flags is wanted")
+        table = tomllib.loads(data.decode())
     except OSError as error:
         raise ConfigError(f"--config {path}: {error.strerror}") from error
-    except ValueError as error:  # TOML or UTF-8
+    except (ValueError, RecursionError) as error:  # TOML or UTF-8
         raise ConfigError(f"--config {path}: not a TOML file: {error}") from error
     values: dict[str, object] = {}
     for name, raw in table.items():
         flag = _BY_NAME.get(name.replace("_", "-"))
         if flag is None:
-            raise ConfigError(f"{path}: {name} is no flag of engine-launch; see engine-launch --help")
+            raise ConfigError(f"{path}: {shown(name)} is no flag of engine-launch; see engine-launch --help")
         off = flag.name == "compilation-cache" and raw is False
         values[flag.key] = "" if off else _check(flag, raw, f"{path}: {name} =")
     return values
@@ -134,7 +138,7 @@ def _read_file(path: str) -> dict[str, object]:
 def _check(flag: Flag, raw: object, where: str) -> object:
     if flag.parse is None:
         if not isinstance(raw, bool):
-            raise ConfigError(f"{where} {raw!r}: true or false is wanted")
+            raise ConfigError(f"{where} {shown(repr(raw))}: true or false is wanted")
         return raw
     if flag.many:
         items = raw if isinstance(raw, list) else [raw]
@@ -143,8 +147,12 @@ def _check(flag: Flag, raw: object, where: str) -> object:
 
 
 def _check_one(parse: Parser, raw: object, where: str) -> object:
+    try:
+        given = raw if isinstance(raw, str) else str(raw)
+    except ValueError:  # TOML's hexadecimal numbers may have more digits than Python writes
+        given = "(a number of very many digits)"
     scalar = isinstance(raw, (str, int, float)) and not isinstance(raw, bool)
     try:
-        return parse(str(raw) if scalar else "")
+        return parse(given if scalar else "")
     except ValueError as error:
-        raise ConfigError(f"{where} {raw}: {error}") from error
+        raise ConfigError(f"{where} {shown(given)}: {error}") from error

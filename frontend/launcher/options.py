@@ -1,31 +1,45 @@
 """From the command line to one EngineConfig: resolved, checked as a whole, complete."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import cast
 
 import msgspec
 
+from frontend.launcher.addresses import check_port, check_socket
 from frontend.launcher.flags import read_flags
-from frontend.launcher.models import resolve_model
-from frontend.launcher.placement import resolve_device
+from frontend.launcher.memory import check_memory
+from frontend.launcher.models import examine_model, resolve_model
+from frontend.launcher.placement import place_workers, resolve_device
 from protocol.cache_directory import default_cache, private_directory, temporary_cache
 from protocol.config import Device, EngineConfig
-from protocol.endpoints import LONGEST_SOCKET_PATH, default_client_socket
 from protocol.errors import ConfigError
+from protocol.model_files import check_length
 
 _KEY_FILE_LIMIT = 1 << 16  # bytes; the keys travel to the children in one packet
+_NAMES_LIMIT = 1 << 14  # bytes of all names of the model, for the same reason
 
 
-def read_options(arguments: Sequence[str]) -> tuple[EngineConfig, list[str]]:
+def read_options(arguments: Sequence[str], environ: Mapping[str, str] = os.environ) -> tuple[EngineConfig, list[str]]:
     """The configuration, and remarks for the operator.
 
-    Raises ConfigError or ModelError; `--help` and `--version` raise SystemExit.
+    Everything else is checked before the model: who has to download one first should not hear of a wrong port after that.
+    Raises EngineError of the right kind; `--help` and `--version` raise SystemExit.
     """
     values = read_flags(arguments)
-    model = resolve_model(cast(str, values.pop("model", "demo")))
-    served = cast(tuple[str, ...], values.pop("served_model_name", ())) or model.names
+    model = cast(str, values.pop("model", "demo"))
+    draft, remarks = _without_model(values, environ)
+    files = resolve_model(model)
+    facts = examine_model(files)
+    check_length(draft.max_model_len, facts.context_length, facts.context_field)
+    names = draft.served_model_names or files.names
+    if sum(len(name.encode()) for name in names) > _NAMES_LIMIT:
+        raise ConfigError(f"--served-model-name: at most {_NAMES_LIMIT} bytes of names in all are possible")
+    return msgspec.structs.replace(draft, model_path=files.path, model_format=files.format, served_model_names=names), remarks
+
+
+def _without_model(values: dict[str, object], environ: Mapping[str, str]) -> tuple[EngineConfig, list[str]]:
     device, remark = resolve_device(cast(Device, values.pop("device", "auto")))
     remarks = [remark] if remark else []
     times = {key.removeprefix("sim_"): values.pop(key) for key in list(values) if key.startswith("sim_")}
@@ -37,17 +51,17 @@ def read_options(arguments: Sequence[str]) -> tuple[EngineConfig, list[str]]:
         if values.setdefault("queue_depth", depth) != depth:
             flag = "--async-scheduling" if asynchronous else "--no-async-scheduling"
             raise ConfigError(f"{flag} means --queue-depth {depth}, but --queue-depth is {values['queue_depth']}: give one of them")
-    values["ipc_path"] = _socket_path(cast("str | None", values.pop("ipc", None)))
     if key_file := cast("str | None", values.pop("api_key_file", None)):
         values["api_keys"] = _read_keys(key_file)
+    values["ipc_path"] = check_socket(cast("str | None", values.pop("ipc", None)), environ)
     if "compilation_cache" not in values:
-        values["compilation_cache"] = str(default_cache(os.environ)) if device != "sim" else ""
+        values["compilation_cache"] = str(default_cache(environ)) if device != "sim" else ""
     if values["compilation_cache"]:
-        values["compilation_cache"] = _prepare_cache(Path(cast(str, values["compilation_cache"])).expanduser(), remarks)
+        values["compilation_cache"] = _prepare_cache(Path(os.path.expanduser(cast(str, values["compilation_cache"]))), remarks)
     values |= {
-        "model_path": model.path,
-        "model_format": model.format,
-        "served_model_names": served,
+        "model_path": "",
+        "model_format": "gguf",
+        "served_model_names": values.pop("served_model_name", ()),
         "device": device,
         "simulated": times,
     }
@@ -57,20 +71,10 @@ def read_options(arguments: Sequence[str]) -> tuple[EngineConfig, list[str]]:
             f"--max-num-batched-tokens {config.max_num_batched_tokens}: at least --max-num-seqs ({config.max_num_seqs}) is wanted, "
             "since a step decodes one token of every running request"
         )
+    place_workers(config, environ)
+    check_memory(config)
+    check_port(config.host, config.port)
     return config, remarks
-
-
-def _socket_path(given: str | None) -> str:
-    path = Path(given.removeprefix("unix://")).expanduser().absolute() if given else default_client_socket().absolute()
-    if len(os.fsencode(path)) > LONGEST_SOCKET_PATH:
-        raise ConfigError(f"--ipc {path}: a socket's path has at most {LONGEST_SOCKET_PATH} bytes")
-    if not path.parent.is_dir():
-        raise ConfigError(f"--ipc {path}: the directory {path.parent} does not exist")
-    if path.exists() and not path.is_socket():
-        raise ConfigError(f"--ipc {path}: there is something else at this path; a new path or a socket is wanted")
-    if not os.access(path.parent, os.W_OK | os.X_OK):
-        raise ConfigError(f"--ipc {path}: the directory {path.parent} is not writable")
-    return str(path)
 
 
 def _read_keys(path: str) -> tuple[str, ...]:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Literal
 
 from protocol.config import Device, EngineConfig
-from protocol.errors import ConfigError
+from protocol.errors import ConfigError, DeviceError
 
 DEVICES = Path("/dev")
 
@@ -32,16 +32,20 @@ class Placement:
 def resolve_device(device: Device) -> tuple[ResolvedDevice, str]:
     """The device that `auto` stands for, and a remark for the operator (or "").
 
-    An accelerator counts only when JAX's plugin for it is installed too.
+    An accelerator counts only when JAX's plugin for it is installed too. Raises DeviceError when one is asked for that has none.
     """
+    if device == "tpu" and not _has_tpu_plugin():
+        raise DeviceError("--device tpu: libtpu is not installed: add twodeep[tpu], or choose --device cpu")
+    if device == "cuda" and not _has_cuda_plugin():
+        raise DeviceError("--device cuda: JAX's CUDA plugin is not installed: add twodeep[cuda], or choose --device cpu")
     if device != "auto":
         return device, ""
     if _tpu_chips():
-        if importlib.util.find_spec("libtpu") is not None:
+        if _has_tpu_plugin():
             return "tpu", ""
         return "cpu", "TPU chips are here, but libtpu is not installed: add twodeep[tpu]; using the CPU"
     if any(DEVICES.glob("nvidia[0-9]*")):
-        if any(importlib.util.find_spec(f"jax_cuda{version}_plugin") is not None for version in (12, 13)):
+        if _has_cuda_plugin():
             return "cuda", ""
         return "cpu", "an NVIDIA GPU is here, but JAX's CUDA plugin is not installed: add twodeep[cuda]; using the CPU"
     return "cpu", ""
@@ -50,7 +54,8 @@ def resolve_device(device: Device) -> tuple[ResolvedDevice, str]:
 def place_workers(config: EngineConfig, environ: Mapping[str, str]) -> list[Placement]:
     """One Placement per worker: worker i gets the chips [i * T, (i + 1) * T), or its share of the processors on the CPU.
 
-    Raises ConfigError when the host's visible chips do not suffice, as far as that can be seen from outside.
+    As far as that can be seen from outside: raises ConfigError when the host's visible chips do not suffice, DeviceError when there
+    are none.
     """
     chips = [range(i * config.tensor_parallel_size, (i + 1) * config.tensor_parallel_size) for i in range(config.workers)]
     match config.device:
@@ -85,6 +90,14 @@ def _processors() -> list[int]:
     return sorted(os.sched_getaffinity(0), key=place)
 
 
+def _has_tpu_plugin() -> bool:
+    return importlib.util.find_spec("libtpu") is not None
+
+
+def _has_cuda_plugin() -> bool:
+    return any(importlib.util.find_spec(f"jax_cuda{version}_plugin") is not None for version in (12, 13))
+
+
 def _tpu_chips() -> int:
     """Chips that the kernel shows: /dev/accel0, … (up to v4 and v5e) or /dev/vfio/0, … (later)."""
     return len(list(DEVICES.glob("accel[0-9]*"))) or len(list(DEVICES.glob("vfio/[0-9]*")))
@@ -115,6 +128,9 @@ def _cuda_environ(config: EngineConfig, chips: range, environ: Mapping[str, str]
     else:
         names = [str(index) for index in range(len(list(DEVICES.glob("nvidia[0-9]*"))))]
     needed = config.workers * config.tensor_parallel_size
+    if not names:
+        reason = "there is no /dev/nvidia0" if visible is None else f"CUDA_VISIBLE_DEVICES={visible} names none"
+        raise DeviceError(f"--device cuda: no GPU is here, {reason}")
     if needed > len(names):
         source = f"CUDA_VISIBLE_DEVICES={visible} names {len(names)}" if visible is not None else f"here are {len(names)}"
         raise ConfigError(

@@ -4,6 +4,7 @@ import sys
 from typing import TYPE_CHECKING, Protocol, TextIO
 
 from frontend.launcher.events import Child
+from frontend.launcher.output import write_line
 from protocol.messages import Progress
 
 if TYPE_CHECKING:
@@ -24,29 +25,29 @@ class StartDisplay(Protocol):
 
 
 class PlainDisplay:
-    """One line when a child enters a phase or is ready: fit for logs."""
+    """One line when a child enters a phase for the first time, or is ready: fit for logs. Two phases may go on at once."""
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
-        self._phases: dict[Child, str] = {}
+        self._seen: set[tuple[Child, str]] = set()
 
     def update(self, child: Child, progress: Progress) -> None:
         """The child came this far."""
-        if self._phases.get(child) != progress.phase:
-            self._phases[child] = progress.phase
+        if (child, progress.phase) not in self._seen:
+            self._seen.add((child, progress.phase))
             of = f" ({progress.total})" if progress.total > 1 else ""
-            print(f"{child}: {progress.phase}{of}", file=self._stream, flush=True)
+            write_line(self._stream, f"{child}: {progress.phase}{of}")
 
     def finish(self, child: Child) -> None:
         """The child is ready."""
-        print(f"{child}: ready", file=self._stream, flush=True)
+        write_line(self._stream, f"{child}: ready")
 
     def close(self) -> None:
         """Nothing more is shown."""
 
 
 class TerminalDisplay:
-    """One bar per child, gone when the engine is ready."""
+    """One bar per child and phase, gone when the engine is ready."""
 
     def __init__(self) -> None:
         from rich.console import Console  # a tenth of a second that only a terminal needs
@@ -55,7 +56,7 @@ class TerminalDisplay:
 
         columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
         self._bars = Bars(*columns, console=Console(stderr=True), transient=True, refresh_per_second=8)
-        self._tasks: dict[Child, TaskID] = {}
+        self._tasks: dict[tuple[Child, str], TaskID] = {}
         self._bars.start()
 
     def update(self, child: Child, progress: Progress) -> None:
@@ -71,10 +72,9 @@ class TerminalDisplay:
         self._bars.stop()
 
     def _set(self, child: Child, phase: str, done: int, total: int) -> None:
-        text = f"{child}: {phase}"
-        if child not in self._tasks:
-            self._tasks[child] = self._bars.add_task(text)
-        self._bars.update(self._tasks[child], description=text, completed=done, total=total or None)
+        if (child, phase) not in self._tasks:
+            self._tasks[child, phase] = self._bars.add_task(f"{child}: {phase}")
+        self._bars.update(self._tasks[child, phase], completed=done, total=total or None)
 
 
 def start_display() -> StartDisplay:

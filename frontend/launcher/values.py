@@ -8,6 +8,9 @@ from typing import TypeAlias
 Parser: TypeAlias = Callable[[str], object]
 
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12, "KI": 2**10, "MI": 2**20, "GI": 2**30, "TI": 2**40}
+_LARGEST_SIZE = 1 << 60  # bytes
+_LONGEST_TEXT = 4096  # characters: as long as a path can be
+_LONGEST_SHOWN = 200  # characters of a bad value that are repeated
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT]I?)?B?", re.IGNORECASE)
 
 
@@ -56,10 +59,10 @@ def number(low: float, high: float, unit: str) -> Parser:
 def size(text: str) -> int:
     """Bytes: 536870912, 512M (10^6), 512MiB or 512Mi (2^20)."""
     match = _SIZE.fullmatch(text.strip())
-    value = int(float(match[1]) * _UNITS[(match[2] or "").upper()]) if match is not None else 0
-    if value < 1:
+    value = float(match[1]) * _UNITS[(match[2] or "").upper()] if match is not None else 0
+    if not 1 <= value <= _LARGEST_SIZE:
         raise ValueError("a size in bytes is wanted, such as 512M or 2GiB")
-    return value
+    return int(value)
 
 
 def choice(*allowed: str) -> Parser:
@@ -74,7 +77,17 @@ def choice(*allowed: str) -> Parser:
 
 
 def text(value: str) -> str:
-    """Any text that is not empty."""
-    if not value.strip() or "\0" in value:
-        raise ValueError("a text that is not empty is wanted")
+    """Any text in UTF-8 that is not empty."""
+    if not value.strip() or "\0" in value or len(value) > _LONGEST_TEXT:
+        raise ValueError(f"a text of 1 to {_LONGEST_TEXT} characters is wanted")
+    if not value.isascii():
+        try:
+            value.encode()
+        except UnicodeEncodeError as error:  # bytes of the command line that are none reach Python as surrogates
+            raise ValueError("a text in UTF-8 is wanted") from error
     return value
+
+
+def shown(value: str) -> str:
+    """For errors: a value that somebody gave, shortened where nobody would read it."""
+    return value if len(value) <= _LONGEST_SHOWN else f"{value[: _LONGEST_SHOWN - 1]}…"

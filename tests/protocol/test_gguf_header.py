@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from protocol.errors import ModelError
 from protocol.ggml_types import GGML_BLOCKS
 from protocol.gguf_header import read_gguf_header
-from tests.model_writer import METADATA, TENSORS, Tensor, gguf_bytes, gguf_text
+from tests.model_writer import METADATA, POINTER, TENSORS, Tensor, gguf_bytes, gguf_text
 
 
 @pytest.fixture(scope="module")
@@ -82,7 +82,7 @@ WRONG = {
     # whole files of other kinds
     "empty": (b"", "not a GGUF file but empty"),
     "zeros": (bytes(4096), "not a GGUF file but zeros, as a download"),
-    "LFS": (b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 7\n", "a Git LFS pointer.* `git lfs pull`"),
+    "LFS": (POINTER, "a Git LFS pointer.* `git lfs pull`"),
     "web page": (b"<!DOCTYPE html><html>Entry not found</html>", "a web page, perhaps the error page"),
     "ZIP": (b"PK\x03\x04" + bytes(64), "ZIP archive, perhaps PyTorch"),
     "compressed": (b"\x1f\x8b\x08" + bytes(64), "compressed: unpack it"),

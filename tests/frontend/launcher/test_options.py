@@ -1,6 +1,7 @@
 """Flags and files to one EngineConfig; every bad value names the flag, the value and what would be right."""
 
 import contextlib
+import socket
 import tempfile
 from pathlib import Path
 
@@ -11,7 +12,8 @@ from hypothesis import strategies as st
 from frontend.launcher.options import read_options
 from frontend.launcher.values import Parser, power_of_two, size
 from protocol.config import EngineConfig
-from protocol.errors import ConfigError
+from protocol.errors import AddressError, CapacityError, ConfigError, ModelError
+from tests.model_writer import write_gguf
 
 
 @pytest.fixture
@@ -19,13 +21,12 @@ def gguf(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.delenv("ENGINE_SOCKET", raising=False)
-    path = tmp_path / "Small-1B.Q4_1.gguf"
-    path.write_bytes(b"GGUF")
-    return str(path)
+    return str(write_gguf(tmp_path / "Small-1B.Q4_1.gguf", **{"llama.context_length": 1024}))
 
 
 def read(gguf: str, *arguments: str) -> EngineConfig:
-    config, remarks = read_options(["--model", gguf, "--device", "sim", *arguments])
+    """With a free port, since a port that somebody has is refused."""
+    config, remarks = read_options(["--model", gguf, "--device", "sim", "--port", "0", *arguments])
     assert remarks == []
     return config
 
@@ -36,6 +37,7 @@ def test_defaults_are_those_of_the_configuration(gguf: str, tmp_path: Path) -> N
         model_format="gguf",
         served_model_names=("Small-1B", gguf),
         device="sim",
+        port=0,
         ipc_path=str(tmp_path / "twodeep.sock"),
     )
     assert read(gguf) == wanted
@@ -46,7 +48,7 @@ def test_every_flag_reaches_its_field(gguf: str, tmp_path: Path) -> None:
     keys.write_text("alpha\n\n  beta \nalpha\n")
     flags = (
         "--workers 3 --tensor-parallel-size 2 --queue-depth 4 --max-model-len 800 --max-num-seqs 16 --max-num-batched-tokens 64 "
-        "--block-size 32 --kv-cache-memory 2GiB --no-enable-prefix-caching --host ::1 --port 0 --served-model-name a b "
+        "--block-size 32 --kv-cache-memory 2GiB --no-enable-prefix-caching --host 127.0.0.2 --served-model-name a b "
         f"--step-timeout 5 --drain-timeout 0 --quantization int8 --no-compilation-cache --ipc {tmp_path}/x.sock "
         f"--api-key-file {keys} --sim-decode-us 500 --sim-decode-us-per-seq 2.5 --sim-prefill-us-per-token 1"
     )
@@ -54,7 +56,7 @@ def test_every_flag_reaches_its_field(gguf: str, tmp_path: Path) -> None:
     assert (config.workers, config.tensor_parallel_size, config.queue_depth) == (3, 2, 4)
     assert (config.max_model_len, config.max_num_seqs, config.max_num_batched_tokens, config.block_size) == (800, 16, 64, 32)
     assert (config.kv_cache_memory, config.enable_prefix_caching, config.quantization) == (2 << 30, False, "int8")
-    assert (config.host, config.port, config.ipc_path) == ("::1", 0, f"{tmp_path}/x.sock")
+    assert (config.host, config.port, config.ipc_path) == ("127.0.0.2", 0, f"{tmp_path}/x.sock")
     assert (config.served_model_names, config.api_keys) == (("a", "b"), ("alpha", "beta"))
     assert (config.step_timeout, config.drain_timeout, config.compilation_cache) == (5.0, 0.0, "")
     assert (config.simulated.decode_us, config.simulated.decode_us_per_seq, config.simulated.prefill_us_per_token) == (500, 2.5, 1)
@@ -97,12 +99,23 @@ def test_async_scheduling_is_a_depth(gguf: str, flag: str, depth: int) -> None:
         ("--no-such-flag", "unrecognized arguments: --no-such-flag"),
         ("--worker 2", "unrecognized arguments: --worker 2"),
         ("--port", "--port: expected one argument"),
+        ("--max-model-len 1", "--max-model-len 1: a whole number from 2"),
+        ("--max-model-len 1025", r"--max-model-len 1025 is more than the 1024 tokens .* \(llama.context_length in .*gguf\)"),
+        ("--kv-cache-memory " + "9" * 400, "999…: a size in bytes"),
+        ("--served-model-name \udcff", "a text in UTF-8 is wanted"),
+        ("--served-model-name " + " ".join(f"{n:0>4000}" for n in range(9)), "at most 16384 bytes of names"),
+        ("--model " + "m" * 5000, "mmm…: a text of 1 to 4096 characters"),
+        ("--tensor-parallel-size " + "1" * 5000, "111…: a whole number from 1 to 256"),
+        ("--host no-such-host.invalid", "--host no-such-host.invalid: no known host"),
         ("--ipc /no/such/directory/x", "--ipc /no/such/directory/x: the directory /no/such/directory does not exist"),
         ("--ipc /tmp/" + "x" * 120, "at most 107 bytes"),
         ("--ipc /etc/passwd", "there is something else at this path"),
+        ("--ipc /etc/passwd/x", "the directory /etc/passwd does not exist"),
         ("--api-key-file /no/keys", "--api-key-file /no/keys: No such file"),
         ("--api-key-file /dev/null", "--api-key-file /dev/null: at least one key"),
         ("--config /no/file.toml", "--config /no/file.toml: No such file"),
+        ("--config /dev/zero", "--config /dev/zero: more than 1048576 bytes: a TOML file with flags is wanted"),
+        ("--config /", "--config /: Is a directory"),
     ],
 )
 def test_bad_values_name_flag_value_and_what_is_right(gguf: str, arguments: str, message: str) -> None:
@@ -117,6 +130,9 @@ def test_bad_values_name_flag_value_and_what_is_right(gguf: str, arguments: str,
         ("max-num-seqs = [1]", r"max-num-seqs = \[1\]: a whole number"),
         ("enable-prefix-caching = 1", "enable-prefix-caching = 1: true or false"),
         ("speed = 3", "speed is no flag"),
+        ("port = 0x" + "f" * 5000, r"port = \(a number of very many digits\): a whole number"),
+        ("port = " + "9" * 5000, "not a TOML file: Exceeds the limit"),
+        ("a = " + "[" * 9000, "not a TOML file"),
         ("port = ", "not a TOML file"),
         ('port = "\udcff"', "not a TOML file"),
     ],
@@ -135,10 +151,27 @@ def test_a_cache_that_cannot_be_had_or_that_others_may_write_is_a_remark(
     (tmp_path / "open").mkdir()
     (tmp_path / "open").chmod(0o777)
     for unusable, why in (("/proc/none", "No such file"), (str(tmp_path / "open"), "others may write")):
-        config, (remark,) = read_options(["--model", gguf, "--device", "cpu", "--compilation-cache", unusable])
+        config, (remark,) = read_options(["--model", gguf, "--device", "cpu", "--port", "0", "--compilation-cache", unusable])
         assert Path(config.compilation_cache).stat().st_mode & 0o777 == 0o700
         assert f"--compilation-cache {unusable}: " in remark and why in remark
         assert f"{config.compilation_cache} is used instead" in remark
+
+
+def test_what_is_not_the_model_is_checked_before_a_download_is_advised(
+    gguf: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
+    absent = ["--model", "Org/Absent", "--device", "sim"]
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        taken = str(other.getsockname()[1])
+        for arguments, error, message in (
+            (["--port", "0"], ModelError, "hf download Org/Absent"),
+            (["--port", taken], AddressError, f"port {taken} on 127.0.0.1 is taken"),
+            (["--port", "0", "--max-num-seqs", "513"], ConfigError, "at least --max-num-seqs"),
+            (["--port", "0", "--kv-cache-memory", "500T"], CapacityError, "--kv-cache-memory 500000000000000: this host has"),
+        ):
+            with pytest.raises(error, match=message):
+                read_options([*absent, *arguments])
 
 
 @given(st.text(max_size=12), st.sampled_from([size, power_of_two(1, 1024)]))

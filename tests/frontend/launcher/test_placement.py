@@ -1,5 +1,6 @@
 """Processors and chips of each worker."""
 
+import importlib.util
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,7 @@ from hypothesis import strategies as st
 from frontend.launcher import placement
 from frontend.launcher.placement import place_workers, resolve_device, split_processors
 from protocol.config import Device, EngineConfig
-from protocol.errors import ConfigError
+from protocol.errors import ConfigError, DeviceError
 
 
 def config(device: Device, workers: int, tensor_parallel_size: int = 1) -> EngineConfig:
@@ -51,6 +52,23 @@ def test_gpus_are_taken_from_those_that_are_visible() -> None:
     assert shares == ["3,GPU-abc", "5,7"]
     with pytest.raises(ConfigError, match="needs 6 GPUs, CUDA_VISIBLE_DEVICES=3,GPU-abc,5,7 names 4"):
         place_workers(config("cuda", 3, 2), visible)
+
+
+def test_a_gpu_that_is_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(placement, "DEVICES", tmp_path)
+    with pytest.raises(DeviceError, match="--device cuda: no GPU is here, there is no /dev/nvidia0"):
+        place_workers(config("cuda", 1), {})
+    with pytest.raises(DeviceError, match="no GPU is here, CUDA_VISIBLE_DEVICES= names none"):
+        place_workers(config("cuda", 1), {"CUDA_VISIBLE_DEVICES": ""})
+
+
+@pytest.mark.parametrize(
+    ("device", "package"), [("tpu", r"libtpu .*: add twodeep\[tpu\]"), ("cuda", r"JAX's CUDA plugin .*cuda\]")]
+)
+def test_an_accelerator_whose_plugin_is_not_installed(device: Device, package: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", {}.get)
+    with pytest.raises(DeviceError, match=rf"--device {device}: {package}"):
+        resolve_device(device)
 
 
 def test_tpu_chips(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
