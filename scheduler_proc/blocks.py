@@ -25,6 +25,7 @@ class BlockPool:
         self._holders = array("i", bytes(4 * num_blocks))  # by block
         self._blank = array("i", range(num_blocks - 1, -1, -1))  # free and unnamed; taken from the end
         self._idle: OrderedDict[int, None] = OrderedDict()  # free but named; evicted from the front
+        self.num_freed = 0  # how often a block lost its last holder, ever
 
     @property
     def num_free(self) -> int:
@@ -58,6 +59,7 @@ class BlockPool:
         for block in reversed(blocks):
             self._holders[block] -= 1
             if self._holders[block] == 0:
+                self.num_freed += 1
                 if block in self.cache:
                     self._idle[block] = None
                 else:

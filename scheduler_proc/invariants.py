@@ -55,7 +55,9 @@ def _validate_lane(lane: Lane) -> None:
     known, scheduled, target = lane.known[slots], lane.scheduled[slots], lane.target[slots]
     must((known <= target).all() and (scheduled < target).all(), "positions", "a request goes past its end")
     must((scheduled <= lane.num_blocks[slots] * lane.block_size).all(), "positions", "a position without a block is scheduled")
-    must((lane.committed_blocks[slots] * lane.block_size < known).all(), "names", "a block is named before its tokens are known")
+    named = lane.committed_blocks[slots] * lane.block_size
+    must((named <= np.minimum(known, scheduled)).all(), "names", "a block is named before its tokens are known and planned")
+    lane.prefilling.validate()
     for slot in taken:
         expected = lane.tokens_in_flight(slot)
         placeholders = int(lane.scheduled[slot]) + 1 - int(lane.known[slot]) if slot not in lane.prefilling else 0

@@ -13,18 +13,19 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from protocol.codec import Int32Array, pack_int32
+from protocol.codec import Int32Array
 from protocol.credit import CreditLedger
-from protocol.messages import NewRequest, WorkerReady
+from protocol.messages import WorkerReady
 from scheduler_proc.blocks import BlockPool
 from scheduler_proc.cohort import Cohort
+from scheduler_proc.headroom import Headroom
 from scheduler_proc.in_flight import InFlightStep
+from scheduler_proc.prefill import PrefillQueue
 from scheduler_proc.prefix_cache import extend_hashes
 from scheduler_proc.request import NOWHERE, Request, RequestState
 from scheduler_proc.story import StoryRing
 
 _NO_STOP = -1  # no token has this id
-_WATERMARK = 0.01  # share of the blocks that an admission leaves free, so that it does not preempt its elders at once (as vLLM)
 _EMPTY = np.empty(0, np.int32)
 
 
@@ -43,6 +44,7 @@ class Lane:
         self.story = story
         self.ledger = CreditLedger(queue_depth, ready.epoch)
         self.pool = BlockPool(ready.num_blocks)
+        self._headroom = Headroom(self.pool, ready.block_size, prefix_caching=prefix_caching)
         self.in_flight: deque[InFlightStep] = deque()
         self.progress_ns = 0  # when the worker answered last, or got work after a rest; on the clock that limits are kept by
         num_slots = min(ready.max_num_seqs, token_budget)  # every decoding slot takes one token of each step's budget
@@ -64,10 +66,9 @@ class Lane:
         self.more_stops = np.zeros(num_slots, bool)  # has stop ids beyond the first
         self.decoding = _EMPTY  # slots of the standing decode set, in row order; replaced, never changed in place
         self._cohort = self.gather(_EMPTY)
-        self.prefilling: dict[int, int] = {}  # slot -> length at which its prefill ends, in order of admission
+        self.prefilling = PrefillQueue()
         self.detached: dict[tuple[int, int], Request] = {}  # (slot, tenancy) -> preempted request with tokens in flight
-        self.new: dict[int, NewRequest] = {}  # by slot; these and the next three wait for the next step's message
-        self.released: list[int] = []
+        self.released: list[int] = []  # these and the next two wait for the next step's message
         self.joins: list[int] = []
         self.leaves: list[int] = []
 
@@ -79,12 +80,12 @@ class Lane:
     @property
     def prefill_backlog(self) -> int:
         """Prompt tokens of the running requests that no step computes yet."""
-        return sum(end - int(self.scheduled[slot]) for slot, end in self.prefilling.items())
+        return sum(self.prefilling.end(slot) - int(self.scheduled[slot]) for slot in self.prefilling)
 
     @property
     def has_work(self) -> bool:
         """Whether a step sent now would compute anything."""
-        return bool(len(self.decoding) or self.prefilling or self.joins)
+        return bool(len(self.decoding) or len(self.prefilling) or self.joins)
 
     @property
     def cohort(self) -> Cohort:
@@ -112,25 +113,18 @@ class Lane:
 
     def can_admit(self, request: Request) -> bool:
         """Whether a slot and the blocks for every known token are free now."""
-        return bool(self.free_slots) and not request.in_flight and self.blocks_short(request) <= 0
+        return bool(self.free_slots) and not request.in_flight and self._headroom.fits(request, alone=not self.num_running)
 
     def blocks_short(self, request: Request) -> int:
         """How many blocks must become free before the request fits; none or fewer: it fits."""
-        cached = self._cached_blocks(request)
-        needed = -(-len(request.tokens) // self.block_size) - len(cached) + self.pool.idle_among(cached)
-        reserve = int(_WATERMARK * self.pool.num_blocks) if self.num_running else 0
-        return needed + reserve - self.pool.num_free
+        return self._headroom.short(request, alone=not self.num_running)
 
     def admit(self, request: Request) -> None:
         """Gives the request a slot and blocks for its known tokens. `can_admit` must hold."""
-        cached = self._cached_blocks(request)
+        cached = self._headroom.cached_blocks(request)
         self.pool.share(cached)
         length = len(request.tokens)
         blocks = cached + self.pool.allocate(-(-length // self.block_size) - len(cached))
-        computed = len(cached) * self.block_size
-        if not request.admitted_before:
-            request.admitted_before = True
-            request.num_cached_tokens = min(computed, request.num_prompt_tokens)
         slot = self.free_slots.pop()
         request.worker, request.slot = self.worker, slot
         self.story.move(request, RequestState.PREFILLING, f"admitted to worker {self.worker}")
@@ -139,7 +133,7 @@ class Lane:
         self.tenancy[slot] += 1
         self.tokens[slot, :length] = request.tokens
         self.known[slot] = length
-        self.scheduled[slot] = computed
+        self.scheduled[slot] = len(cached) * self.block_size
         self.target[slot] = request.target
         self.committed_blocks[slot] = len(cached)
         self.num_blocks[slot] = len(blocks)
@@ -148,15 +142,7 @@ class Lane:
         self.stream[slot] = request.stream
         self.first_stop[slot] = stop_ids[0] if stop_ids else _NO_STOP
         self.more_stops[slot] = len(stop_ids) > 1
-        self.prefilling[slot] = length
-        self.new[slot] = NewRequest(
-            slot=slot,
-            token_ids_i32=pack_int32(request.tokens),
-            num_prompt_tokens=request.num_prompt_tokens,
-            num_computed=computed,
-            block_ids_i32=pack_int32(blocks),
-            params=request.params,
-        )
+        self.prefilling.add(slot, request.rank, length)
 
     def release(self, slot: int) -> None:
         """Takes back slot and blocks of a request that ended or gives way."""
@@ -171,13 +157,14 @@ class Lane:
         self.free_slots.append(slot)
         if slot in self.decoding:
             self.decoding = self.decoding[self.decoding != slot]
-        self.prefilling.pop(slot, None)
+        if self.prefilling.has_started(slot):
+            self.released.append(slot)
+        if slot in self.prefilling:
+            self.prefilling.remove(slot, request.rank)
         if slot in self.joins:
             self.joins.remove(slot)
         if slot in self.leaves:
             self.leaves.remove(slot)
-        if self.new.pop(slot, None) is None:
-            self.released.append(slot)
 
     def preempt(self, slot: int, cause: str) -> Request:
         """Releases the slot of a request that will go on later. `cause`: for its story.
@@ -218,12 +205,14 @@ class Lane:
         return self.block_table[slot, : self.num_blocks[slot]].tolist()  # type: ignore[no-any-return]
 
     def commit_blocks(self, slot: int, count: int) -> None:
-        """Names the first `count` blocks of this slot, whose keys and values are computed from known tokens."""
+        """Names the first `count` blocks of this slot, whose keys and values are computed from known tokens, or are going to be by
+        a step that is planned."""
         request = self.requests[slot]
         assert request is not None
         extend_hashes(request.block_hashes, request.cache_salt, self.tokens[slot], count, self.block_size)
         for index in range(int(self.committed_blocks[slot]), count):
             self.pool.cache.commit(request.block_hashes[index], int(self.block_table[slot, index]))
+            self.prefilling.computed(slot, request.block_hashes[index])
         self.committed_blocks[slot] = count
 
     def distrust(self, request: Request) -> None:
@@ -232,17 +221,3 @@ class Lane:
             block = self.pool.cache.find(name)
             if block is not None:
                 self.pool.distrust(block)
-
-    def _cached_blocks(self, request: Request) -> list[int]:
-        """Blocks of the longest cached prefix. The last known token is always computed again: its row samples the next one."""
-        if not self.prefix_caching:
-            return []
-        usable = (len(request.tokens) - 1) // self.block_size
-        extend_hashes(request.block_hashes, request.cache_salt, request.tokens, usable, self.block_size)
-        blocks = []
-        for name in request.block_hashes[:usable]:
-            block = self.pool.cache.find(name)
-            if block is None:
-                break
-            blocks.append(block)
-        return blocks

@@ -1,16 +1,17 @@
-"""Plans one step of one lane: every decoding request one token, what is left of the budget for prompts in order of admission."""
+"""Plans one step of one lane: every decoding request one token, what is left of the budget for prompts by rank."""
 
 from collections.abc import Callable
 
 import numpy as np
 
 from protocol.codec import Int32Array, pack_int32
-from protocol.messages import SchedulerOutput
+from protocol.messages import NewRequest, SchedulerOutput
 from scheduler_proc.cohort import Cohort
 from scheduler_proc.in_flight import InFlightStep
 from scheduler_proc.lane import Lane
 from scheduler_proc.policy import choose_victim
 from scheduler_proc.request import RequestState
+from scheduler_proc.sharing import leader_of, start
 
 _NOBODY = np.empty(0, np.int32)
 
@@ -30,7 +31,9 @@ def plan_step(lane: Lane, now_ns: int, on_preempt: Callable[[int], None]) -> Sch
         joins = [slot for slot in joins if slot in lane.decoding]  # growth may have preempted some
     leaves, lane.leaves = lane.leaves, []
     cohort = lane.cohort
-    prefill_slots, prefill_counts = _choose_chunks(lane, len(cohort.slots)) if lane.prefilling else ([], [])
+    new: list[NewRequest] = []
+    chunks = _choose_chunks(lane, len(cohort.slots), new) if len(lane.prefilling) else {}
+    prefill_slots, prefill_counts = list(chunks), list(chunks.values())
     if not len(cohort.slots) and not prefill_slots:
         lane.leaves = leaves
         return None
@@ -53,7 +56,7 @@ def plan_step(lane: Lane, now_ns: int, on_preempt: Callable[[int], None]) -> Sch
         epoch=lane.ledger.epoch,
         step_id=step.step_id,
         released_i32=pack_int32(lane.released) if lane.released else b"",
-        new=tuple(lane.new.values()),
+        new=tuple(new),
         block_slots_i32=pack_int32(growing) if len(growing) else b"",
         block_ids_i32=pack_int32(lane.block_table[growing, lane.num_blocks[growing] - 1]) if len(growing) else b"",
         leaves_i32=pack_int32(leaves) if leaves else b"",
@@ -63,7 +66,7 @@ def plan_step(lane: Lane, now_ns: int, on_preempt: Callable[[int], None]) -> Sch
         num_decodes=step.num_decodes,
         scheduled_ns=now_ns,
     )
-    lane.released, lane.new = [], {}
+    lane.released = []
     return output
 
 
@@ -81,33 +84,37 @@ def _grow(lane: Lane, on_preempt: Callable[[int], None]) -> Int32Array:
     return growing
 
 
-def _choose_chunks(lane: Lane, num_tokens: int) -> tuple[list[int], list[int]]:
-    """Slots and token counts of the prompt chunks that fit into the budget beside `num_tokens` decode tokens.
+def _choose_chunks(lane: Lane, num_tokens: int, new: list[NewRequest]) -> dict[int, int]:
+    """Slot -> token count of the prompt chunks that fit into the budget beside `num_tokens` decode tokens, by rank.
 
     Once the step saturates the device, another prompt would only delay the first token of the ones before it: it waits for the
-    next step.
+    next step. So does one whose next block this step, or a later one, computes for another: that one takes its place meanwhile.
     """
-    slots: list[int] = []
-    counts: list[int] = []
-    for slot, end in lane.prefilling.items():
-        if num_tokens >= lane.token_budget or (slots and num_tokens >= lane.saturating_tokens):
+    chunks: dict[int, int] = {}
+    for follower in lane.prefilling:
+        if num_tokens >= lane.token_budget or (chunks and num_tokens >= lane.saturating_tokens):
             break
-        count = min(end - int(lane.scheduled[slot]), lane.token_budget - num_tokens)
-        slots.append(slot)
-        counts.append(count)
-        num_tokens += count
-    return slots, counts
+        slot = leader_of(lane, follower)
+        if slot in chunks:
+            continue
+        if not lane.prefilling.has_started(slot):
+            new.append(start(lane, slot))
+        chunks[slot] = min(lane.prefilling.end(slot) - int(lane.scheduled[slot]), lane.token_budget - num_tokens)
+        num_tokens += chunks[slot]
+    return chunks
 
 
 def _advance_prefill(lane: Lane, slot: int, count: int) -> bool:
-    """Counts a chunk as scheduled; returns whether it reaches the end of the known tokens, and so samples."""
-    end = lane.prefilling[slot]
+    """Counts a chunk as scheduled, and names the blocks that it fills; returns whether it reaches the end of the known tokens, and
+    so samples."""
+    request, end = lane.requests[slot], lane.prefilling.end(slot)
+    assert request is not None
     lane.scheduled[slot] += count
+    if lane.prefix_caching:
+        lane.commit_blocks(slot, int(lane.scheduled[slot]) // lane.block_size)
     if lane.scheduled[slot] < end:
         return False
-    del lane.prefilling[slot]
-    request = lane.requests[slot]
-    assert request is not None
+    lane.prefilling.remove(slot, request.rank)
     lane.story.move(request, RequestState.DECODING, "every known token is planned")
     if end + 1 < lane.target[slot]:  # the token sampled now is not the last one
         lane.joins.append(slot)

@@ -55,7 +55,7 @@ class Request:
     worker: int = NOWHERE  # of the slot that it holds
     slot: int = NOWHERE
     num_cached_tokens: int = 0  # prompt tokens that the prefix cache held when it was first computed
-    admitted_before: bool = False
+    computed_before: bool = False  # a chunk of it was planned
     begun: bool = False  # its first token is here
     block_hashes: list[bytes] = field(default_factory=list)  # chain over the full blocks of the known tokens, as far as needed
     in_flight: int = 0  # sampled tokens still to come from before its preemption; it is admitted again when they are here

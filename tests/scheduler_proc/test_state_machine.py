@@ -40,6 +40,17 @@ class SchedulerMachine(RuleBasedStateMachine):
             max_tokens=max_tokens, seed=seed, stop_token_ids=tuple(stops), min_tokens=min_tokens,
         )  # fmt: skip
 
+    @rule(prompt=st.lists(_TOKENS, min_size=4, max_size=36), count=st.integers(2, 6), max_tokens=st.integers(1, 8))
+    def add_siblings(self, prompt: list[int], count: int, max_tokens: int) -> None:
+        first = len(self.world.sent)
+        self.world.feed(*(self.world.message(first + i, prompt, seed=i, max_tokens=max_tokens) for i in range(count)))
+
+    @precondition(lambda self: any(worker.inbox or worker.outbox for worker in self.world.workers.values()))
+    @rule(data=st.data())
+    def fail_a_row(self, data: st.DataObject) -> None:
+        busy = [index for index, worker in self.world.workers.items() if worker.inbox or worker.outbox]
+        self.world.fail_row(data.draw(st.sampled_from(busy)))
+
     @precondition(lambda self: any(sent.end is None and not sent.aborted for sent in self.world.sent.values()))
     @rule(data=st.data())
     def abort(self, data: st.DataObject) -> None:

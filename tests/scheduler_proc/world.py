@@ -44,6 +44,7 @@ class Sent:
     num_cached_tokens: int | None = None  # told with the first token
     end: Finished | None = None
     aborted: bool = False
+    failed: bool = False  # the device said that its logits were not finite
 
     def expected(self) -> tuple[list[int], str]:
         """The output and finish reason that follow from prompt and parameters alone."""
@@ -62,7 +63,9 @@ class Sent:
 class SimulatedWorker:
     """One incarnation of a worker: its inbox, its device, its outbox."""
 
-    def __init__(self, config: EngineConfig, index: int, epoch: int, max_model_len: int, num_blocks: int) -> None:
+    def __init__(
+        self, config: EngineConfig, index: int, epoch: int, max_model_len: int, num_blocks: int, saturating_tokens: int = 0
+    ) -> None:
         self.index, self.epoch = index, epoch
         self.batch = Batch(config.max_num_seqs)
         self.device = SimulatedDevice(config, vocab_size=VOCAB, max_model_len=max_model_len)
@@ -78,6 +81,7 @@ class SimulatedWorker:
             max_model_len=max_model_len,
             vocab_size=VOCAB,
             device="sim",
+            saturating_tokens=saturating_tokens,
         )
 
     def run_step(self) -> None:
@@ -93,10 +97,10 @@ class World:
 
     def __init__(
         self, *, depth: int = 2, workers: int = 1, slots: int = 4, blocks: int = 64, block_size: int = 4, budget: int = 16,
-        max_model_len: int = 64, prefix_caching: bool = True, validate_every: int = 1,
+        max_model_len: int = 64, prefix_caching: bool = True, validate_every: int = 1, saturating_tokens: int = 0,
         strict: bool = True,
     ) -> None:  # fmt: skip
-        self.max_model_len, self.blocks = max_model_len, blocks
+        self.max_model_len, self.blocks, self.saturating_tokens = max_model_len, blocks, saturating_tokens
         self.config = EngineConfig(
             model_path="",
             model_format="gguf",
@@ -115,6 +119,7 @@ class World:
         self.workers: dict[int, SimulatedWorker] = {}
         self.sent: dict[int, Sent] = {}
         self.hung: list[WorkerHung] = []
+        self.first_tokens: list[int] = []  # requests in the order of their first token
         for index in range(workers):
             self.join(index, epoch=0)
 
@@ -142,7 +147,7 @@ class World:
 
     def join(self, index: int, epoch: int) -> None:
         """A worker process starts."""
-        self.workers[index] = SimulatedWorker(self.config, index, epoch, self.max_model_len, self.blocks)
+        self.workers[index] = SimulatedWorker(self.config, index, epoch, self.max_model_len, self.blocks, self.saturating_tokens)
         self.feed(FromWorker(index, self.workers[index].ready))
 
     def lose(self, index: int) -> None:
@@ -173,6 +178,20 @@ class World:
         """The scheduler reads the oldest answer of a worker."""
         self.feed(FromWorker(index, self.workers[index].outbox.popleft()))
 
+    def fail_row(self, index: int) -> None:
+        """The oldest step of a worker runs and is answered; the logits of its first sampling row were not finite."""
+        worker, step = self.workers[index], self.state.lanes[index].in_flight[0]
+        if not worker.outbox:
+            worker.run_step()
+        output = worker.outbox.popleft()
+        failed = (0,) if step.num_tokens else ()
+        for slot, tenancy in zip(step.sampled_slots[:1].tolist(), step.sampled_tenancies[:1].tolist(), strict=True):
+            lane = self.state.lanes[index]
+            request = lane.requests[slot] if lane.tenancy[slot] == tenancy else lane.detached.get((slot, tenancy))
+            if request is not None:
+                self.sent[request.request_id].failed = True
+        self.feed(FromWorker(index, ModelRunnerOutput(output.epoch, output.step_id, output.token_ids_i32, pack_int32(failed))))
+
     def drain(self, limit: int = 100_000, *, validated: bool = True) -> None:
         """Runs and answers everything."""
         self._validate_every = self._validate_every if validated else limit
@@ -190,8 +209,8 @@ class World:
         """Every request got exactly what follows from it alone."""
         for request_id, sent in self.sent.items():
             tokens, reason = sent.expected()
-            if sent.aborted:
-                assert sent.tokens == tokens[: len(sent.tokens)], f"request {request_id}: wrong tokens before its abort"
+            if sent.aborted or (sent.failed and sent.end is not None and sent.end.reason == "error"):
+                assert sent.tokens == tokens[: len(sent.tokens)], f"request {request_id}: wrong tokens before its end"
                 continue
             assert sent.end is not None, f"request {request_id} never ended"
             assert sent.tokens == tokens, f"request {request_id}: wrong tokens"
@@ -206,6 +225,8 @@ class World:
             assert sent.end is None and sent.stream, "a token came after the end"
             assert not sent.aborted, "a token came after the abort was taken in"
             assert (sent.num_cached_tokens is None) == (request_id in batch.num_cached_tokens), "told with the first token, once"
+            if sent.num_cached_tokens is None:
+                self.first_tokens.append(request_id)
             sent.num_cached_tokens = batch.num_cached_tokens.get(request_id, sent.num_cached_tokens)
             sent.tokens.append(token)
         for finished in batch.finished:
