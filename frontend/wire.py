@@ -45,11 +45,13 @@ class TextPrompt(Message, frozen=True, tag="text"):
 
 
 class ChatTurn(Message, frozen=True):
-    """One message of a conversation; `content` is plain text."""
+    """One message of a conversation. `content`: a text, or the texts of its parts; None only in an answer that has none."""
 
     role: str
-    content: str
+    content: str | list[str] | None
     name: str | None = None
+    reasoning: str | None = None  # what went before an answer
+    tool_call_id: str | None = None  # whose result it is
 
 
 class Conversation(Message, frozen=True, tag="conversation"):
@@ -58,6 +60,8 @@ class Conversation(Message, frozen=True, tag="conversation"):
     turns: list[ChatTurn]
     add_generation_prompt: bool = True
     continue_final_message: bool = False
+    add_special_tokens: bool = False  # templates write their own
+    enable_thinking: bool | None = None  # None: as the template has it
 
 
 Prompt = TokenPrompt | TextPrompt | Conversation

@@ -5,6 +5,7 @@ import msgspec
 MAX_LOGPROBS = 20  # what OpenAI allows; the device program that finds the top candidates is compiled for this many
 MAX_STOP_TOKEN_IDS = 16  # held per slot on the device, where min_tokens masks them
 MAX_STOP_STRINGS = 16
+MAX_STOP_CHARACTERS = 4096  # of all stop strings of a request: each is an automaton
 MAX_CHOICES = 128  # `n`: each choice is a request of its own, so it is bounded before anything is allocated
 SEED_LIMIT = 2**63
 # Below this a temperature means greedy, as in vLLM: logits divided by less leave the range of float32, and another token than the
@@ -101,6 +102,8 @@ def check(params: SamplingParams, vocab_size: int) -> None:
         _between("logprobs", params.logprobs, 0, MAX_LOGPROBS)
     if len(params.stop) > MAX_STOP_STRINGS:
         raise ParameterError("stop", f"stop: at most {MAX_STOP_STRINGS} strings, not {len(params.stop)}")
+    if (characters := sum(map(len, params.stop))) > MAX_STOP_CHARACTERS:
+        raise ParameterError("stop", f"stop: at most {MAX_STOP_CHARACTERS} characters in all, not {characters}")
     if any(not 1 <= len(text) <= 1024 for text in params.stop):
         raise ParameterError("stop", "stop: each string must have 1 to 1024 characters")
     if len(params.stop_token_ids) > MAX_STOP_TOKEN_IDS:

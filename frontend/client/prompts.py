@@ -7,6 +7,7 @@ import numpy as np
 import numpy.typing as npt
 
 from frontend.errors import InvalidRequest
+from frontend.messages import TEXT_PARTS, UNSUPPORTED, no_text, unsupported
 from frontend.wire import ChatTurn, Conversation, TextPrompt, TokenPrompt
 from frontend.wire import Prompt as WirePrompt
 from protocol.codec import pack_int32
@@ -48,23 +49,33 @@ def conversation(messages: Messages, *, add_generation_prompt: bool = True, cont
 def _turn(message: Mapping[str, object], where: str) -> ChatTurn:
     if not isinstance(message, Mapping):
         raise InvalidRequest(f"{where} must be a mapping with role and content, not {type(message).__name__}", where)
-    role, content, name = message.get("role"), message.get("content"), message.get("name")
+    for name in UNSUPPORTED:
+        if message.get(name):
+            raise unsupported(name, where)
+    role, content = message.get("role"), message.get("content")
     if not isinstance(role, str):
         raise InvalidRequest(f"{where} needs a role", f"{where}.role")
     if isinstance(content, Sequence) and not isinstance(content, str):
-        content = "\n".join(_text_of(part, f"{where}.content") for part in content)
-    if not isinstance(content, str | None):
+        content = [_text_of(part, f"{where}.content[{index}]") for index, part in enumerate(content)]
+    if not isinstance(content, str | list | None):
         raise InvalidRequest(f"{where} needs a text as its content", f"{where}.content")
-    if not isinstance(name, str | None):
-        raise InvalidRequest(f"{where} has a name that is no text", f"{where}.name")
-    return ChatTurn(role, content or "", name)
+    reasoning = "reasoning_content" if message.get("reasoning") is None else "reasoning"
+    return ChatTurn(role, content, *(_optional(message, name, where) for name in ("name", reasoning, "tool_call_id")))
 
 
 def _text_of(part: object, where: str) -> str:
-    text = part.get("text") if isinstance(part, Mapping) and part.get("type") == "text" else None
-    if not isinstance(text, str):
-        raise InvalidRequest("only content parts {'type': 'text', 'text': …} are supported", where)
+    fields = part if isinstance(part, Mapping) else {}
+    kind, text = fields.get("type"), fields.get("text")
+    if kind not in TEXT_PARTS or not isinstance(text, str):
+        raise no_text(kind if isinstance(kind, str) else type(part).__name__, where)
     return text
+
+
+def _optional(message: Mapping[str, object], name: str, where: str) -> str | None:
+    value = message.get(name)
+    if not isinstance(value, str | None):
+        raise InvalidRequest(f"{where} has a {name} that is no text", f"{where}.{name}")
+    return value
 
 
 def pair(prompts: Prompts, params: SamplingParams | Sequence[SamplingParams] | None) -> list[tuple[Prompt, SamplingParams]]:

@@ -1,24 +1,25 @@
 """Text in, text out: the engine as HTTP and IPC see it.
 
 Between the router, which moves token ids, and the interfaces: resolves sampling parameters against the model, turns tokens into
-text as they come, finds stop strings, and shapes log-probabilities.
+text as they come, finds stop strings, and gives log-probabilities their place in it.
 """
 
 import math
 import secrets
+from collections import deque
 from collections.abc import Sequence
 from typing import TypeAlias
 
 import msgspec
-import numpy as np
 
 from frontend.errors import CONTEXT_LENGTH_EXCEEDED, InvalidRequest
+from frontend.server.prompts import Asked, Prompt, Prompts, too_long
 from frontend.server.router import Generation, Router, TokenDelta
 from frontend.server.text.chat import ChatTemplate
-from frontend.server.text.detokenizer import Detokenizer
-from frontend.server.text.stops import StopStrings
+from frontend.server.text.output import OutputText, TokenText
+from frontend.server.text.stops import StopPatterns
 from frontend.server.text.tokenizer import Tokenizer
-from protocol.codec import unpack_float32, unpack_int32
+from protocol.codec import Int32Array, unpack_float32, unpack_int32
 from protocol.config import EngineConfig
 from protocol.messages import EngineReady, FinishReason, TopLogprobs
 from protocol.params import MAX_STOP_TOKEN_IDS, EngineParams, ParameterError, SamplingParams, check
@@ -37,10 +38,14 @@ class TokenLogprob(msgspec.Struct, frozen=True, gc=False):
     rank: int
     top: list[tuple[int, float]]  # (token id, log-probability), falling
     text_offset: int  # characters of output text before this token
+    data: bytes = b""  # what the token brought to the text, see TokenText
 
 
 class TextDelta(msgspec.Struct, frozen=True, gc=False):
-    """What one step of the engine, or several, added to an output. The one with a finish reason is the last."""
+    """What one step of the engine, or several, added to an output. The one with a finish reason is the last.
+
+    With log-probabilities and stop strings both, a token comes with its text: held back while that may become a stop string.
+    """
 
     text: str
     token_ids: list[int]
@@ -50,35 +55,52 @@ class TextDelta(msgspec.Struct, frozen=True, gc=False):
     message: str = ""  # why, when the reason is "error"
 
 
+class Request:
+    """A prompt and what is wanted of it, checked once for all of its outputs: what `TextEngine.prepare` makes."""
+
+    __slots__ = ("engine_params", "eos_ids", "params", "prompt", "stops", "token_bytes")
+
+    def __init__(self, prompt: Int32Array, params: SamplingParams, engine_params: EngineParams, tokenizer: Tokenizer) -> None:
+        """`prompt`: int32, shape [tokens]. `engine_params`: of the first output; the others have seeds of their own."""
+        self.prompt = prompt
+        self.params = params
+        self.engine_params = engine_params
+        self.eos_ids = tokenizer.special.eos_ids
+        self.token_bytes = tokenizer.bytes_shown(skip_special_tokens=params.skip_special_tokens)
+        self.stops = StopPatterns(params.stop, include_in_output=params.include_stop_str_in_output) if params.stop else None
+
+
 class TextGeneration:
     """One output being generated: an async iterator of TextDelta."""
 
-    def __init__(
-        self,
-        generation: Generation,
-        prompt_token_ids: list[int],
-        params: SamplingParams,
-        tokenizer: Tokenizer,
-    ) -> None:
-        self.prompt_token_ids = prompt_token_ids
+    def __init__(self, generation: Generation, request: Request) -> None:
         self.num_output_tokens = 0
         self.num_cached_tokens = 0
         self._generation = generation
-        self._params = params
-        self._eos_ids = tokenizer.special.eos_ids
-        self._detokenizer: Detokenizer | None = None
-        self._stops: StopStrings | None = None
+        self._request = request
+        params, wants = request.params, request.params.logprobs is not None
+        self._one_by_one = wants or request.stops is not None
+        self._text: OutputText | None = None
         if params.detokenize:
-            self._detokenizer = Detokenizer(tokenizer.bytes_without_special if params.skip_special_tokens else tokenizer.bytes)
-            if params.stop:
-                self._stops = StopStrings(params.stop, include_in_output=params.include_stop_str_in_output)
-        self._text_length = 0  # characters of output text so far, held-back ones included
+            self._text = OutputText(request.token_bytes, request.prompt, request.stops, min_tokens=params.min_tokens, tracks=wants)
+        self._held: deque[tuple[int, TopLogprobs]] = deque()  # tokens whose text is not out yet, where log-probabilities are asked
         self._finished = False
 
     @property
     def request_id(self) -> int:
         """The engine's own number of this request."""
         return self._generation.request_id
+
+    @property
+    def num_prompt_tokens(self) -> int:
+        """Tokens of the prompt."""
+        return len(self._request.prompt)
+
+    @property
+    def prompt_token_ids(self) -> list[int]:
+        """The prompt, for those who show it."""
+        token_ids: list[int] = self._request.prompt.tolist()
+        return token_ids
 
     def cancel(self) -> None:
         """Aborts the request; nothing follows. Idempotent, and without effect on one that has ended."""
@@ -94,75 +116,72 @@ class TextGeneration:
             raise StopAsyncIteration
         delta = await self._generation.__anext__()
         self.num_cached_tokens = delta.num_cached_tokens
-        if self._stops is None and not delta.logprobs:
-            return self._whole(delta)
-        return self._token_by_token(delta)
+        return self._token_by_token(delta) if self._one_by_one else self._whole(delta)
 
     def _whole(self, delta: TokenDelta) -> TextDelta:
         token_ids, reason = delta.token_ids, delta.finish_reason
         self.num_output_tokens += len(token_ids)
         if reason is None:
-            return TextDelta("" if self._detokenizer is None else self._detokenizer.feed(token_ids), token_ids, [])
+            return TextDelta("" if self._text is None else self._text.feed(token_ids), token_ids, [])
         self._finished = True
         text = ""
-        if self._detokenizer is not None:
+        if self._text is not None:
             shown = token_ids[:-1] if self._hides_last_token(delta) else token_ids
-            text = self._detokenizer.feed(shown, final=True)
+            text = self._text.feed(shown, final=True)
         return TextDelta(text, token_ids, [], reason, self._stop_reason(delta), delta.message)
 
     def _token_by_token(self, delta: TokenDelta) -> TextDelta:
         """The same with the text position of each token, and an end at the token that completes a stop string."""
         pieces: list[str] = []
-        logprobs: list[TokenLogprob] = []
+        stop: str | None = None
         hidden = len(delta.token_ids) - 1 if self._hides_last_token(delta) else -1
+        count = 0
         for index, token_id in enumerate(delta.token_ids):
-            self.num_output_tokens += 1
+            count += 1
             if delta.logprobs:
-                logprobs.append(_token_logprob(token_id, delta.logprobs[index], self._params.logprobs or 0, self._text_length))
-            if self._detokenizer is None or index == hidden:
-                continue
-            shown, stop = self._match(self._detokenizer.feed((token_id,)))
+                self._held.append((token_id, delta.logprobs[index]))
+            if self._text is not None:
+                shown, stop = self._text.feed_one(token_id, hidden=index == hidden)
+                pieces.append(shown)
+                if stop is not None:
+                    break
+        self.num_output_tokens += count
+        token_ids, reason, stop_reason = delta.token_ids[:count], delta.finish_reason, self._stop_reason(delta)
+        if stop is None and reason is not None and self._text is not None:
+            shown, stop = self._text.end()
             pieces.append(shown)
-            if stop is not None:
-                if delta.finish_reason is None:
-                    self.cancel()
-                else:
-                    self._finished = True
-                return TextDelta("".join(pieces), delta.token_ids[: index + 1], logprobs, "stop", stop)
-        if delta.finish_reason is None:
-            return TextDelta("".join(pieces), delta.token_ids, logprobs)
-        self._finished = True
-        reason, stop_reason = delta.finish_reason, self._stop_reason(delta)
-        if self._detokenizer is not None:
-            shown, stop = self._match(self._detokenizer.feed((), final=True))
-            pieces.append(shown)
-            if stop is not None:
-                reason, stop_reason = "stop", stop
-            elif self._stops is not None:
-                pieces.append(self._stops.flush())
-        return TextDelta("".join(pieces), delta.token_ids, logprobs, reason, stop_reason, delta.message)
+        if reason is not None:
+            self._finished = True
+        elif stop is not None:
+            self.cancel()
+        if stop is not None:
+            reason, stop_reason = "stop", stop
+        if self._request.params.logprobs is None:
+            return TextDelta("".join(pieces), token_ids, [], reason, stop_reason, delta.message)
+        logprobs = self._released()
+        return TextDelta("".join(pieces), [one.token_id for one in logprobs], logprobs, reason, stop_reason, delta.message)
 
-    def _match(self, text: str) -> tuple[str, str | None]:
-        self._text_length += len(text)
-        if self._stops is None or self.num_output_tokens <= self._params.min_tokens:
-            return text, None  # a stop string does not begin before min_tokens
-        return self._stops.feed(text)
+    def _released(self) -> list[TokenLogprob]:
+        """The tokens whose text is out."""
+        texts = [TokenText(0, b"")] * len(self._held) if self._text is None else self._text.released()
+        wanted = self._request.params.logprobs or 0
+        return [_token_logprob(*self._held.popleft(), wanted, text) for text in texts]
 
     def _hides_last_token(self, delta: TokenDelta) -> bool:
         """The token that ended the output is counted and listed, but is no part of the text."""
-        return delta.finish_reason == "stop" and delta.stop_token_id >= 0 and not self._params.include_stop_str_in_output
+        return delta.finish_reason == "stop" and delta.stop_token_id >= 0 and not self._request.params.include_stop_str_in_output
 
     def _stop_reason(self, delta: TokenDelta) -> StopReason:
         if delta.finish_reason != "stop" or delta.stop_token_id < 0:
             return None
-        by_end = delta.stop_token_id in self._eos_ids and delta.stop_token_id not in self._params.stop_token_ids
+        by_end = delta.stop_token_id in self._request.eos_ids and delta.stop_token_id not in self._request.params.stop_token_ids
         return None if by_end else delta.stop_token_id
 
 
-def _token_logprob(token_id: int, found: TopLogprobs, wanted: int, text_offset: int) -> TokenLogprob:
+def _token_logprob(token_id: int, found: TopLogprobs, wanted: int, text: TokenText) -> TokenLogprob:
     ids = unpack_int32(found.token_ids_i32)[:wanted].tolist()
     values = [_finite(value) for value in unpack_float32(found.logprobs_f32)[:wanted].tolist()]
-    return TokenLogprob(token_id, _finite(found.logprob), found.rank, list(zip(ids, values, strict=True)), text_offset)
+    return TokenLogprob(token_id, _finite(found.logprob), found.rank, list(zip(ids, values, strict=True)), text.offset, text.data)
 
 
 def _finite(logprob: float) -> float:
@@ -176,36 +195,34 @@ class TextEngine:
         self.config = config
         self.router = router
         self.tokenizer = tokenizer
-        self.chat_template = chat_template
+        self.prompts = Prompts(tokenizer, chat_template)
 
     @property
     def capacity(self) -> EngineReady:
         """Live workers and the model's limits."""
         return self.router.capacity
 
-    def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
-        """Token ids of a text; thread-safe. Raises InvalidRequest on text that cannot be encoded or cannot fit."""
-        return self.tokenizer.encode(text, add_special_tokens=add_special_tokens, limit=self.capacity.max_model_len)
+    async def encode(self, asked: Sequence[Asked]) -> list[Prompt]:
+        """Token ids of each prompt. Raises InvalidRequest on what is no prompt, or cannot fit."""
+        return await self.prompts.encode(asked, self.capacity.max_model_len)
 
-    def resolve(self, prompt_token_ids: Sequence[int], params: SamplingParams, index: int = 0) -> EngineParams:
-        """Checks a request against the model and fills every default. `index`: which of the `n` outputs, each with its own seed.
+    def prepare(self, prompt: Prompt, params: SamplingParams) -> Request:
+        """Checks a request against the model, once for all of its outputs, and fills every default.
 
         Raises InvalidRequest naming the field that is wrong.
         """
-        capacity = self.capacity
+        capacity, token_ids, field = self.capacity, prompt.token_ids, prompt.field
         try:
             check(params, capacity.vocab_size)
         except ParameterError as error:
             raise InvalidRequest(str(error), error.param) from error
-        length, room = len(prompt_token_ids), capacity.max_model_len - len(prompt_token_ids)
+        length, room = len(token_ids), capacity.max_model_len - len(token_ids)
         if length == 0:
-            raise InvalidRequest("the prompt is empty", "prompt")
+            raise InvalidRequest("the prompt is empty", field)
         if room < 1:
-            limit = capacity.max_model_len
-            message = f"this model's maximum context length is {limit} tokens; the prompt has {length}, and one more must fit"
-            raise InvalidRequest(message, "prompt", CONTEXT_LENGTH_EXCEEDED)
-        if min(prompt_token_ids) < 0 or max(prompt_token_ids) >= capacity.vocab_size:
-            raise InvalidRequest(f"the prompt holds token ids outside the vocabulary of {capacity.vocab_size}", "prompt")
+            raise too_long(length, capacity.max_model_len, field)
+        if token_ids.min() < 0 or token_ids.max() >= capacity.vocab_size:
+            raise InvalidRequest(f"the prompt holds token ids outside the vocabulary of {capacity.vocab_size}", field)
         if params.max_tokens is not None and params.max_tokens > room:
             message = (
                 f"max_tokens is {params.max_tokens}, but this model's maximum context length is {capacity.max_model_len} tokens "
@@ -222,39 +239,38 @@ class TextEngine:
         if len(stop_ids) > MAX_STOP_TOKEN_IDS:
             message = f"stop_token_ids and the model's end tokens together are more than {MAX_STOP_TOKEN_IDS}"
             raise InvalidRequest(message, "stop_token_ids")
-        return EngineParams(
+        resolved = EngineParams(
             max_tokens=room if params.max_tokens is None else params.max_tokens,
             min_tokens=params.min_tokens,
             temperature=params.temperature,
             top_p=params.top_p,
             top_k=max(params.top_k, 0),
             min_p=params.min_p,
-            seed=_seed(params.seed, index),
+            seed=_seed(params.seed, 0),
             repetition_penalty=params.repetition_penalty,
             presence_penalty=params.presence_penalty,
             frequency_penalty=params.frequency_penalty,
             logprobs=-1 if params.logprobs is None else params.logprobs,
             stop_token_ids=tuple(stop_ids),
         )
+        return Request(token_ids, params, resolved, self.tokenizer)
 
-    def generate(
-        self,
-        prompt_token_ids: list[int],
-        params: SamplingParams,
-        *,
-        stream: bool = True,
-        index: int = 0,
-        cache_salt: str = "",
-    ) -> TextGeneration:
-        """Submits one output; the caller asks once per `index < params.n`. Raises InvalidRequest, and what the router raises.
+    def start(self, request: Request, *, index: int = 0, stream: bool = True, cache_salt: str = "") -> TextGeneration:
+        """Submits one output; the caller asks once per `index < params.n`. Raises what the router raises.
 
         `stream=False`: the caller wants the whole text only; it then comes as one delta where stop strings allow.
         """
-        engine_params = self.resolve(prompt_token_ids, params, index)
-        by_token = stream or bool(params.stop) or params.logprobs is not None
-        token_ids = np.array(prompt_token_ids, dtype=np.int32)
-        generation = self.router.submit(token_ids, engine_params, priority=params.priority, stream=by_token, cache_salt=cache_salt)
-        return TextGeneration(generation, prompt_token_ids, params, self.tokenizer)
+        params, engine_params = request.params, request.engine_params
+        if index:
+            engine_params = msgspec.structs.replace(engine_params, seed=_seed(params.seed, index))
+        generation = self.router.submit(
+            request.prompt,
+            engine_params,
+            priority=params.priority,
+            stream=stream or bool(params.stop) or params.logprobs is not None,
+            cache_salt=cache_salt,
+        )
+        return TextGeneration(generation, request)
 
 
 def _seed(seed: int | None, index: int) -> int:

@@ -1,5 +1,6 @@
 """POST /v1/completions."""
 
+from collections.abc import Sequence
 from functools import partial
 
 import msgspec
@@ -14,8 +15,10 @@ from frontend.server.api.errors import ApiError
 from frontend.server.api.schemas import COMPLETION_DECODER, CompletionRequest, refuse_unsupported
 from frontend.server.api.sse import EventStream, unless_gone
 from frontend.server.generation import TextEngine, TokenLogprob
+from frontend.server.prompts import Asked, Prompt
 from frontend.server.text.detokenizer import decode
 from frontend.server.text.tokenizer import Tokenizer
+from frontend.wire import TextPrompt
 
 _json = msgspec.json.encode
 
@@ -27,7 +30,7 @@ async def completions(request: Request) -> ASGIApp:
     model = jobs.model_name(engine, asked.model)
     _check(asked)
     params = asked.sampling(max_tokens=asked.max_tokens, logprobs=asked.logprobs)
-    prompts = await _prompts(engine, asked)
+    prompts = await engine.encode(_asked(asked))
     generations = jobs.submit(engine, prompts, asked, params)
     answer = CompletionAnswer(engine.tokenizer, asked, model, prompts)
     if asked.stream:
@@ -48,16 +51,14 @@ def _check(asked: CompletionRequest) -> None:
         raise ApiError(400, "echo with logprobs of the prompt is not supported", param="echo", code="unsupported_parameter")
 
 
-async def _prompts(engine: TextEngine, asked: CompletionRequest) -> list[list[int]]:
-    """Token ids of each prompt. Raises InvalidRequest on a mixture of kinds."""
+def _asked(asked: CompletionRequest) -> Sequence[Asked]:
+    """The prompts one by one. Raises InvalidRequest on a mixture of kinds."""
     given = [asked.prompt] if isinstance(asked.prompt, str) else asked.prompt
     if len(given) > jobs.MAX_OUTPUTS and not isinstance(given[0], int):
         raise InvalidRequest(f"at most {jobs.MAX_OUTPUTS} prompts in one request, not {len(given)}", "prompt")
     texts = [item for item in given if isinstance(item, str)]
     if texts and len(texts) == len(given):
-        adds = asked.add_special_tokens is not False
-        size = sum(map(len, texts))
-        return await jobs.off_loop(size, lambda: [engine.encode(text, adds) for text in texts])
+        return [TextPrompt(text, asked.add_special_tokens is not False) for text in texts]
     ids = [item for item in given if isinstance(item, int)]
     if ids and len(ids) == len(given):
         return [ids]
@@ -72,17 +73,19 @@ async def _prompts(engine: TextEngine, asked: CompletionRequest) -> list[list[in
 class CompletionAnswer(Answer):
     """A text, behind its prompt where `echo` asks so."""
 
-    def __init__(self, tokenizer: Tokenizer, asked: CompletionRequest, model: str, prompts: list[list[int]]) -> None:
+    def __init__(self, tokenizer: Tokenizer, asked: CompletionRequest, model: str, prompts: Sequence[Prompt]) -> None:
         super().__init__(asked, id_prefix="cmpl", kind="text_completion", model=model)
         self._tokenizer = tokenizer
         self._logprobs = asked.logprobs is not None
+        self._token_bytes = tokenizer.bytes_shown(skip_special_tokens=asked.skip_special_tokens is not False)
         self._echoes = [self._echo(asked.prompt, index, prompt) for index, prompt in enumerate(prompts)] if asked.echo else []
 
-    def _echo(self, given: object, index: int, token_ids: list[int]) -> str:
+    def _echo(self, given: object, index: int, prompt: Prompt) -> str:
         if isinstance(given, str):
             return given
         item = given[index] if isinstance(given, list) else None
-        return item if isinstance(item, str) else decode(self._tokenizer.bytes, token_ids)
+        # A character that the prompt leaves open is the completion's.
+        return item if isinstance(item, str) else decode(self._token_bytes, prompt.token_ids.tolist(), final=False)
 
     def content_chunk(self, index: int, text: str, *, first: bool) -> bytes:
         """See Answer."""

@@ -1,8 +1,6 @@
 """What one HTTP request asks of the engine: several prompts, several outputs each."""
 
-import asyncio
-from collections.abc import Callable, Sequence
-from typing import TypeVar
+from collections.abc import Sequence
 
 import msgspec
 
@@ -10,14 +8,11 @@ from frontend.errors import InvalidRequest
 from frontend.server.api.errors import ApiError
 from frontend.server.api.schemas import GenerationRequest
 from frontend.server.generation import TextDelta, TextEngine, TextGeneration, TokenLogprob
+from frontend.server.prompts import Prompt
 from protocol.messages import FinishReason
 from protocol.params import SamplingParams
 
 MAX_OUTPUTS = 1024  # prompts × n of one request: each is a request of the engine's own
-# Text that takes a worker thread: 10,000 characters are about a millisecond of tokenization, which the event loop can spare.
-_OFF_LOOP = 10_000
-
-Value = TypeVar("Value")
 
 
 class Output(msgspec.Struct):
@@ -50,28 +45,18 @@ def model_name(engine: TextEngine, asked: str | None) -> str:
     return asked
 
 
-async def off_loop(size: int, function: Callable[[], Value]) -> Value:
-    """Runs work on `size` characters where it does not hold up the streams of others."""
-    return function() if size < _OFF_LOOP else await asyncio.to_thread(function)
-
-
-def submit(
-    engine: TextEngine, prompts: Sequence[list[int]], request: GenerationRequest, params: SamplingParams
-) -> list[TextGeneration]:
+def submit(engine: TextEngine, prompts: Sequence[Prompt], asked: GenerationRequest, params: SamplingParams) -> list[TextGeneration]:
     """Starts `n` outputs of each prompt, in order: all of them, or none and InvalidRequest or what the router raises."""
     if not prompts:
         raise InvalidRequest("there is no prompt", "prompt")
-    for prompt in prompts:
-        engine.resolve(prompt, params)
+    requests = [engine.prepare(prompt, params) for prompt in prompts]
     if len(prompts) * params.n > MAX_OUTPUTS:
         raise InvalidRequest(f"{len(prompts)} prompts with n = {params.n} make more than {MAX_OUTPUTS} outputs", "n")
     started: list[TextGeneration] = []
     try:
-        for prompt in prompts:
+        for request in requests:
             for index in range(params.n):
-                started.append(
-                    engine.generate(prompt, params, stream=bool(request.stream), index=index, cache_salt=request.cache_salt or "")
-                )
+                started.append(engine.start(request, index=index, stream=bool(asked.stream), cache_salt=asked.cache_salt or ""))
     except BaseException:
         cancel(started)
         raise
@@ -111,7 +96,7 @@ def fail_on_error(delta: TextDelta) -> None:
 
 def usage(generations: Sequence[TextGeneration], n: int) -> Usage:
     """Tokens so far. `generations` holds `n` outputs of each prompt."""
-    prompt = sum(len(generation.prompt_token_ids) for generation in generations[::n])
+    prompt = sum(generation.num_prompt_tokens for generation in generations[::n])
     completion = sum(generation.num_output_tokens for generation in generations)
     cached = sum(generation.num_cached_tokens for generation in generations[::n])
     return Usage(prompt, completion, prompt + completion, {"cached_tokens": cached})

@@ -7,7 +7,9 @@ from typing import ClassVar
 
 import msgspec
 
+from frontend import messages
 from frontend.server.api.errors import ApiError, from_decoding
+from frontend.wire import ChatTurn, Conversation
 from protocol.params import SamplingParams
 
 _ABSENT = msgspec.Raw(b"")
@@ -131,7 +133,37 @@ class ChatMessage(msgspec.Struct, frozen=True):
     role: str
     content: str | list[ContentPart] | None = None
     name: str | None = None
+    tool_call_id: str | None = None
+    reasoning: str | None = None  # vLLM's name of it
+    reasoning_content: str | None = None  # DeepSeek's
+
     tool_calls: msgspec.Raw = _ABSENT
+    function_call: msgspec.Raw = _ABSENT
+    refusal: msgspec.Raw = _ABSENT
+    audio: msgspec.Raw = _ABSENT
+    images: msgspec.Raw = _ABSENT
+    tools: msgspec.Raw = _ABSENT
+    prefix: msgspec.Raw = _ABSENT
+    partial: msgspec.Raw = _ABSENT
+
+    def turn(self, where: str) -> ChatTurn:
+        """The message as the engine takes it. `where`: its path. Raises InvalidRequest naming what is not supported."""
+        for name in messages.UNSUPPORTED:
+            if asks_for_something(name, getattr(self, name)):
+                raise messages.unsupported(name, where)
+        content: str | list[str] | None
+        if isinstance(self.content, list):
+            content = [_text_of(part, f"{where}.content[{index}]") for index, part in enumerate(self.content)]
+        else:
+            content = self.content
+        reasoning = self.reasoning_content if self.reasoning is None else self.reasoning
+        return ChatTurn(self.role, content, self.name, reasoning, self.tool_call_id)
+
+
+def _text_of(part: ContentPart, where: str) -> str:
+    if part.type not in messages.TEXT_PARTS or part.text is None:
+        raise messages.no_text(part.type, where)
+    return part.text
 
 
 class ChatArguments(msgspec.Struct, frozen=True):
@@ -182,6 +214,13 @@ class TokenizeRequest(msgspec.Struct, frozen=True, kw_only=True):
     messages: list[ChatMessage] | None = None
     add_special_tokens: bool | None = None
     add_generation_prompt: bool | None = None
+    continue_final_message: bool | None = None
+    chat_template_kwargs: ChatArguments | None = None
+    return_token_strs: bool | None = None
+    chat_template: msgspec.Raw = _ABSENT
+    tools: msgspec.Raw = _ABSENT
+
+    unsupported: ClassVar[tuple[str, ...]] = ("chat_template", "tools")
 
 
 class DetokenizeRequest(msgspec.Struct, frozen=True, kw_only=True):
@@ -197,7 +236,19 @@ TOKENIZE_DECODER = msgspec.json.Decoder(TokenizeRequest)
 DETOKENIZE_DECODER = msgspec.json.Decoder(DetokenizeRequest)
 
 
-def refuse_unsupported(request: CompletionRequest | ChatRequest) -> None:
+def conversation(asked: ChatRequest | TokenizeRequest) -> Conversation:
+    """The conversation as the engine takes it. Raises InvalidRequest naming what in a message is not supported."""
+    continues = asked.continue_final_message is True
+    return Conversation(
+        [message.turn(f"messages[{index}]") for index, message in enumerate(asked.messages or ())],
+        add_generation_prompt=not continues if asked.add_generation_prompt is None else asked.add_generation_prompt,
+        continue_final_message=continues,
+        add_special_tokens=asked.add_special_tokens is True,
+        enable_thinking=None if asked.chat_template_kwargs is None else asked.chat_template_kwargs.enable_thinking,
+    )
+
+
+def refuse_unsupported(request: CompletionRequest | ChatRequest | TokenizeRequest) -> None:
     """Raises ApiError naming the first field that asks for what the engine cannot do."""
     for name in request.unsupported:
         if asks_for_something(name, getattr(request, name)):

@@ -8,11 +8,12 @@ from starlette.responses import Response
 
 from frontend.errors import InvalidRequest
 from frontend.server.api import body, jobs
-from frontend.server.api.chat import flatten
 from frontend.server.api.errors import ApiError
-from frontend.server.api.schemas import DETOKENIZE_DECODER, TOKENIZE_DECODER
+from frontend.server.api.schemas import DETOKENIZE_DECODER, TOKENIZE_DECODER, conversation, refuse_unsupported
 from frontend.server.generation import TextEngine
+from frontend.server.prompts import Asked, off_loop
 from frontend.server.text.detokenizer import decode
+from frontend.wire import TextPrompt
 
 
 def _answer(fields: object, status: int = 200) -> Response:
@@ -52,14 +53,18 @@ async def tokenize(request: Request) -> Response:
     engine = _engine(request)
     asked = await body.read(request, TOKENIZE_DECODER)
     jobs.model_name(engine, asked.model)
-    text, adds = asked.prompt, asked.add_special_tokens is not False
+    refuse_unsupported(asked)
+    wanted: Asked
     if asked.messages is not None:
-        text = engine.chat_template.render(flatten(asked.messages), add_generation_prompt=asked.add_generation_prompt is not False)
-        adds = asked.add_special_tokens is True
-    if text is None:
+        wanted = conversation(asked)
+    elif asked.prompt is not None:
+        wanted = TextPrompt(asked.prompt, asked.add_special_tokens is not False)
+    else:
         raise InvalidRequest("tokenize needs a prompt or messages", "prompt")
-    tokens = await jobs.off_loop(len(text), lambda: engine.encode(text, adds))
-    return _answer({"count": len(tokens), "max_model_len": engine.capacity.max_model_len, "tokens": tokens})
+    (prompt,) = await engine.encode([wanted])
+    tokens = prompt.token_ids.tolist()
+    answer = {"count": len(tokens), "max_model_len": engine.capacity.max_model_len, "tokens": tokens}
+    return _answer(answer | {"token_strs": engine.tokenizer.names_of(tokens)} if asked.return_token_strs else answer)
 
 
 async def detokenize(request: Request) -> Response:
@@ -70,7 +75,8 @@ async def detokenize(request: Request) -> Response:
     size = engine.capacity.vocab_size
     if any(not 0 <= token_id < size for token_id in asked.tokens):
         raise ApiError(400, f"tokens holds ids outside the vocabulary of {size}", param="tokens")
-    return _answer({"prompt": decode(engine.tokenizer.bytes, asked.tokens)})
+    text = await off_loop(len(asked.tokens), lambda: decode(engine.tokenizer.bytes, asked.tokens))
+    return _answer({"prompt": text})
 
 
 def _engine(request: Request) -> TextEngine:

@@ -7,7 +7,6 @@ from collections.abc import Callable, Coroutine
 
 from frontend.errors import EngineUnavailable, InvalidRequest, Overloaded
 from frontend.server.generation import TextEngine, TextGeneration
-from frontend.server.ipc.prompts import prompt_token_ids
 from frontend.wire import WHOLE_CONNECTION, Accepted, Delta, Logprob, Refusal, Refused, ServerMessage, Submit, TokenPrompt
 from protocol.clock import now
 from protocol.codec import pack_int32
@@ -108,14 +107,12 @@ class Requests:
         request_id, params = submit.request_id, submit.params
         generations: list[TextGeneration] = []
         try:
-            prompt = await prompt_token_ids(self._engine, submit.prompt)
+            (prompt,) = await self._engine.encode([submit.prompt])
             if request_id not in self._running:  # cancelled while a long text was tokenized
                 return
-            self._engine.resolve(prompt, params)  # checks `n` before anything is made `n` times
+            request = self._engine.prepare(prompt, params)  # checks `n` before anything is made `n` times
             for index in range(params.n):
-                generations.append(
-                    self._engine.generate(prompt, params, stream=submit.stream, index=index, cache_salt=submit.cache_salt)
-                )
+                generations.append(self._engine.start(request, index=index, stream=submit.stream, cache_salt=submit.cache_salt))
         except EngineError as error:
             for generation in generations:
                 generation.cancel()
@@ -123,7 +120,7 @@ class Requests:
                 self._say(_refused(request_id, error))
             return
         if not isinstance(submit.prompt, TokenPrompt):
-            self._say(Accepted(request_id, pack_int32(prompt)))
+            self._say(Accepted(request_id, pack_int32(prompt.token_ids)))
         self._running[request_id] = list(generations)
         for index, generation in enumerate(generations):
             self.start(request_id, self._deliver(submit, index, generation))

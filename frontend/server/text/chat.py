@@ -2,17 +2,20 @@
 
 import datetime
 import json
-from collections.abc import Mapping, Sequence
-from typing import Any, NoReturn, TypeAlias
+import re
+from collections.abc import Mapping
+from typing import Any, NoReturn
 
 import jinja2
-from jinja2.ext import loopcontrols
+from jinja2 import nodes
+from jinja2.ext import Extension, loopcontrols
+from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from frontend.errors import InvalidRequest
+from frontend.server.text.content_format import content_format
+from frontend.server.text.control_tokens import FENCES, Messages
 from protocol.errors import ModelError
-
-Message: TypeAlias = Mapping[str, str]  # "role", "content", and what a template may read besides, such as "name"
 
 # Marks where the last message ends while it is rendered to be continued; private-use characters, so no template trims them.
 _END_MARK = "\ue000\ue001\ue000"
@@ -21,6 +24,16 @@ _MAX_RENDERED = 1 << 25  # characters; a template that multiplies its input beyo
 
 class _TemplateRefused(Exception):
     """A template called `raise_exception`: the conversation is not one that the model knows."""
+
+
+class _Generation(Extension):
+    """`{% generation %}`, with which templates mark the answers for training: here, the block is its contents."""
+
+    tags = {"generation"}  # noqa: RUF012 - Jinja's own way
+
+    def parse(self, parser: Parser) -> list[nodes.Node]:
+        next(parser.stream)
+        return parser.parse_statements(("name:endgeneration",), drop_needle=True)
 
 
 class ChatTemplate:
@@ -32,23 +45,25 @@ class ChatTemplate:
         self._template: jinja2.Template | None = None
         if source is None:
             return
-        environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols])
+        environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols, _Generation])
         environment.filters["tojson"] = _to_json
         environment.globals.update(raise_exception=_refuse, strftime_now=_strftime_now)
         try:
             self._template = environment.from_string(source)
+            self._format = content_format(environment.parse(source))
         except (jinja2.TemplateError, RecursionError) as error:
             raise ModelError(f"the model's chat template does not compile: {error}") from error
 
     def render(
         self,
-        messages: Sequence[Message],
+        messages: Messages,
         *,
         add_generation_prompt: bool = True,
         continue_final_message: bool = False,
         arguments: Mapping[str, bool] | None = None,
     ) -> str:
-        """The prompt's text. `continue_final_message` leaves the last message open, so that the model goes on in it.
+        """The prompt's text. `messages`: each with "role", "content" (a text, or a list of parts {"type": "text", "text": …}), and
+        what a template may read besides. `continue_final_message` leaves the last message open: the model goes on in it.
 
         Raises InvalidRequest when there is no template, or it refuses the conversation.
         """
@@ -60,14 +75,26 @@ class ChatTemplate:
             raise InvalidRequest(
                 "continue_final_message leaves the last message open; set add_generation_prompt to false", "continue_final_message"
             )
-        if continue_final_message:
-            messages = [*messages[:-1], {**messages[-1], "content": messages[-1]["content"] + _END_MARK}]
+        messages = self._format.shaped(messages)
         context: dict[str, Any] = {**self._special_tokens, **(arguments or {})}
-        context |= {"messages": messages, "add_generation_prompt": add_generation_prompt, "tools": None, "documents": None}
+        context |= {"add_generation_prompt": add_generation_prompt, "tools": None, "documents": None}
+        text = self._run(self._template, context | {"messages": messages})
+        if not continue_final_message:
+            return text
+        # What follows the last message is what follows a mark at its end. Without it, the text ends with what the template makes of
+        # the message: trimmed, where it trims.
+        marked = self._run(self._template, context | {"messages": [*messages[:-1], _with_mark(messages[-1])]})
+        before, mark, after = marked.rpartition(_END_MARK)
+        opened = text.removesuffix(after)
+        if not mark or not text.endswith(after) or before.removeprefix(opened).strip():
+            raise InvalidRequest("the model's chat template cannot leave the last message open", "continue_final_message")
+        return opened
+
+    def _run(self, template: jinja2.Template, context: Mapping[str, Any]) -> str:
         pieces: list[str] = []
         size = 0
         try:
-            for piece in self._template.generate(context):
+            for piece in template.generate(context):
                 pieces.append(piece)
                 size += len(piece)
                 if size > _MAX_RENDERED:
@@ -80,22 +107,35 @@ class ChatTemplate:
             raise InvalidRequest(
                 f"the model's chat template fails on these messages: {type(error).__name__}", "messages"
             ) from error
-        text = "".join(pieces)
-        if continue_final_message:
-            text, mark, _ = text.rpartition(_END_MARK)
-            if not mark:
-                raise InvalidRequest("the model's chat template cannot leave the last message open", "continue_final_message")
-        return text
+        return "".join(pieces)
+
+
+def _with_mark(message: dict[str, Any]) -> dict[str, Any]:
+    content = message["content"]
+    if isinstance(content, str):
+        return {**message, "content": content + _END_MARK}
+    *parts, last = content
+    return {**message, "content": [*parts, {**last, "text": last["text"] + _END_MARK}]}
 
 
 def _refuse(message: object = "") -> NoReturn:
-    raise _TemplateRefused(str(message))
+    raise _TemplateRefused(re.sub(f"[{FENCES[0]}-{FENCES[-1]}]", "", str(message)))
 
 
 def _strftime_now(format: str) -> str:
     return datetime.datetime.now().strftime(format)
 
 
-def _to_json(value: object, ensure_ascii: bool = False, indent: int | None = None, sort_keys: bool = False) -> str:
-    """JSON as models saw it in training: Jinja's own filter escapes for HTML."""
-    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, sort_keys=sort_keys)
+def _to_json(
+    value: object,
+    ensure_ascii: bool = False,
+    indent: int | None = None,
+    separators: tuple[str, str] | None = None,
+    sort_keys: bool = False,
+) -> str:
+    """JSON as models saw it in training: Jinja's own filter escapes for HTML. Fences stay what they are."""
+    text = json.dumps(value, ensure_ascii=False, indent=indent, separators=separators, sort_keys=sort_keys)
+    return _ESCAPED.sub(lambda match: json.dumps(match[0])[1:-1], text) if ensure_ascii else text
+
+
+_ESCAPED = re.compile(f"[^\0-\x7f{FENCES[0]}-{FENCES[-1]}]")

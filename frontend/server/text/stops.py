@@ -3,32 +3,46 @@
 from collections.abc import Sequence
 
 
+class StopPatterns:
+    """The stop strings of a request, ready to be looked for in each of its outputs: one Knuth-Morris-Pratt automaton per string."""
+
+    __slots__ = ("_failures", "first_characters", "include_in_output", "texts")
+
+    def __init__(self, texts: Sequence[str], *, include_in_output: bool = False) -> None:
+        """`texts` are not empty, nor is one of them. `include_in_output`: an output ends behind the match, not before it."""
+        self.texts = tuple(texts)
+        self.include_in_output = include_in_output
+        self.first_characters = {text[0] for text in texts}
+        self._failures: list[list[int]] = []
+
+    @property
+    def failures(self) -> list[list[int]]:
+        """The automata, built when a first character is met: most texts never need them."""
+        if not self._failures:
+            self._failures = [_failure(text) for text in self.texts]
+        return self._failures
+
+
 class StopStrings:
-    """Matches a request's stop strings against its growing text.
+    """Matches a request's stop strings against the growing text of one output.
 
     The match that is complete first wins, and of those complete at the same character the longest: so the result does not depend on
-    how the text was cut into pieces. One Knuth-Morris-Pratt automaton per string: the work per character is constant (amortised),
-    whatever a client asks for.
+    how the text was cut into pieces. The work per character and string is constant (amortised), whatever a client asks for.
     """
 
-    __slots__ = ("_failure", "_first", "_held", "_include", "_matched", "_stops")
+    __slots__ = ("_held", "_matched", "_patterns")
 
-    def __init__(self, stops: Sequence[str], *, include_in_output: bool = False) -> None:
-        """`stops` are not empty, nor is one of them. `include_in_output`: the text ends behind the match, not before it."""
-        self._stops = tuple(stops)
-        self._include = include_in_output
-        self._first = {text[0] for text in stops}
-        self._failure: list[list[int]] = []  # built when a first character is met: most texts never need them
-        self._matched = [0] * len(stops)  # per string: how many of its characters the text ends with
+    def __init__(self, patterns: StopPatterns) -> None:
+        self._patterns = patterns
+        self._matched = [0] * len(patterns.texts)  # per string: how many of its characters the text ends with
         self._held = ""
 
     def feed(self, text: str) -> tuple[str, str | None]:
         """Text that may be shown now, and the stop string that was found; after a match the rest of the text is dropped."""
-        if not self._held and not any(character in text for character in self._first):
+        patterns, matched = self._patterns, self._matched
+        if not self._held and not any(character in text for character in patterns.first_characters):
             return text, None
-        if not self._failure:
-            self._failure = [_failure(stop) for stop in self._stops]
-        stops, matched, failures = self._stops, self._matched, self._failure
+        stops, failures = patterns.texts, patterns.failures
         for position, character in enumerate(text):
             found = -1
             for index, stop in enumerate(stops):
@@ -45,7 +59,7 @@ class StopStrings:
             if found >= 0:
                 shown = self._held + text[: position + 1]
                 self._held = ""
-                return shown if self._include else shown[: len(shown) - len(stops[found])], stops[found]
+                return shown if patterns.include_in_output else shown[: len(shown) - len(stops[found])], stops[found]
         whole = self._held + text
         show = len(whole) - max(matched)
         self._held = whole[show:]

@@ -14,6 +14,7 @@ from tokenizers import Tokenizer
 from protocol.errors import ModelError
 
 _BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>")
+_SPACE = "\u2581"  # SentencePiece's letter for a space
 
 
 class TokenBytes(dict[int, bytes]):
@@ -27,41 +28,71 @@ class TokenBytes(dict[int, bytes]):
         super().__init__()
         self._tokenizer = tokenizer
         self._hidden = hidden
-        kinds, strips = _inspect(tokenizer)
-        self._byte_level = "ByteLevel" in kinds
-        self.strips_leading_space = strips  # the first token of a text loses one leading space
+        self._rules = _Rules(tokenizer)
+
+    @property
+    def begins_otherwise(self) -> bool:
+        """Whether a token that begins a text may lose a space there: see `first`."""
+        return self._rules.first_loses != ""
+
+    def first(self, token_id: int) -> bytes:
+        """The bytes of a token, not an empty one, that begins a text: SentencePiece puts a space before every text."""
+        loses = self._rules.first_loses
+        if loses == "strip":
+            return self[token_id].removeprefix(b" ")
+        if loses == "metaspace" and (token := self._tokenizer.id_to_token(token_id)) is not None:
+            return self._rules.bytes_of(token.replace(_SPACE, ""))
+        return self[token_id]
 
     def __missing__(self, token_id: int) -> bytes:
         token = None if token_id in self._hidden or not 0 <= token_id < 2**32 else self._tokenizer.id_to_token(token_id)
         if token is None:
-            data = b""
-        elif self._byte_level:
-            data = _from_byte_level(token)
-        elif (match := _BYTE_TOKEN.fullmatch(token)) is not None:
-            data = bytes([int(match[1], 16)])
-        else:
-            data = token.replace("\u2581", " ").encode()
-        if token is not None:
-            self[token_id] = data  # unknown ids are not kept: a client may name any number of them
+            return b""  # not kept: a client may name any number of unknown ids
+        self[token_id] = data = self._rules.bytes_of(token)
         return data
 
 
-def _inspect(tokenizer: Tokenizer) -> tuple[set[str], bool]:
-    """Kinds of the decoder's steps, and whether it strips a leading space."""
-    decoder = tokenizer.decoder
-    spec: dict[str, Any] = json.loads(decoder.__getstate__()) if decoder is not None else {"type": "none"}
-    steps: list[dict[str, Any]] = spec["decoders"] if spec["type"] == "Sequence" else [spec]
-    kinds = {step["type"] for step in steps}
-    if unknown := kinds - {"ByteLevel", "ByteFallback", "Replace", "Fuse", "Strip", "Metaspace"}:
-        raise ModelError(
-            f"the tokenizer's decoder {', '.join(sorted(unknown))} is not supported; byte-level BPE and SentencePiece are"
-        )
-    strips = any(
-        (step["type"] == "Strip" and step["start"] > 0)
-        or (step["type"] == "Metaspace" and step.get("prepend_scheme", "always") != "never")
-        for step in steps
-    )
-    return kinds, strips
+class _Rules:
+    """A decoder of the `tokenizers` library, as far as it can be run token by token."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        decoder = tokenizer.decoder
+        spec: dict[str, Any] = json.loads(decoder.__getstate__()) if decoder is not None else {"type": "none"}
+        steps: list[dict[str, Any]] = spec["decoders"] if spec["type"] == "Sequence" else [spec]
+        kinds = [step["type"] for step in steps]
+        if unknown := set(kinds) - {"ByteLevel", "ByteFallback", "Replace", "Fuse", "Strip", "Metaspace"}:
+            raise ModelError(
+                f"the tokenizer's decoder {', '.join(sorted(unknown))} is not supported; byte-level BPE and SentencePiece are"
+            )
+        self._byte_level = "ByteLevel" in kinds
+        self._byte_fallback = "ByteFallback" in kinds
+        self._spaces = any(step["type"] in ("Metaspace", "Replace") and _is_space(step) for step in steps)
+        self.first_loses = ""
+        for position, step in enumerate(steps):
+            kind = step["type"]
+            if kind in ("Metaspace", "Replace") and not _is_space(step):
+                raise ModelError(f"the tokenizer's decoder has a {kind} of other letters than {_SPACE} for a space: {step}")
+            if kind == "Metaspace" and step.get("prepend_scheme", "always") != "never":
+                self.first_loses = "metaspace"
+            if kind == "Strip":
+                if (step["content"], step["stop"]) != (" ", 0) or step["start"] > 1 or "Fuse" not in kinds[:position]:
+                    raise ModelError(f"the tokenizer's decoder strips otherwise than one space where a text begins: {step}")
+                self.first_loses = self.first_loses or ("strip" if step["start"] else "")
+
+    def bytes_of(self, token: str) -> bytes:
+        """What a token stands for anywhere but where a text begins."""
+        if self._byte_level:
+            return _from_byte_level(token)
+        if self._byte_fallback and (match := _BYTE_TOKEN.fullmatch(token)) is not None:
+            return bytes([int(match[1], 16)])
+        return (token.replace(_SPACE, " ") if self._spaces else token).encode()
+
+
+def _is_space(step: dict[str, Any]) -> bool:
+    """Whether a step writes spaces for SentencePiece's letter."""
+    if step["type"] == "Metaspace":
+        return bool(step["replacement"] == _SPACE)
+    return bool(step["pattern"] == {"String": _SPACE} and step["content"] == " ")
 
 
 def _byte_alphabet() -> dict[str, int]:

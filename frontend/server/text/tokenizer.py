@@ -1,11 +1,14 @@
 """The model's tokenizer: text to token ids, and the ids that mean something to the engine."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 from tokenizers import Tokenizer as FastTokenizer
 
 from frontend.errors import CONTEXT_LENGTH_EXCEEDED, InvalidRequest
+from frontend.server.text.control_tokens import ControlTokens
 from frontend.server.text.gguf_tokenizer import build_from_gguf
 from frontend.server.text.token_bytes import TokenBytes
 from frontend.server.text.tokenizer_files import chat_template, gguf_template, read_settings, tokenizer_json
@@ -39,24 +42,48 @@ class Tokenizer:
         self.special_ids = frozenset(token_id for token_id, token in fast.get_added_tokens_decoder().items() if token.special)
         self.bytes = TokenBytes(fast)  # every token, special ones by their names
         self.bytes_without_special = TokenBytes(fast, hidden=self.special_ids)
+        ends = special.eos_ids if special.bos_id is None else (*special.eos_ids, special.bos_id)
+        self.control = ControlTokens(fast, self.special_ids.union(ends))
 
     @property
     def vocab_size(self) -> int:
         """Number of token ids that have a text."""
         return self._fast.get_vocab_size(with_added_tokens=True)
 
-    def encode(self, text: str, *, add_special_tokens: bool = True, limit: int | None = None) -> list[int]:
-        """Token ids of a text. `limit`: tokens of context; a text that cannot fit is refused before it is tokenized.
+    def bytes_shown(self, *, skip_special_tokens: bool) -> TokenBytes:
+        """The bytes of tokens as a request wants them shown."""
+        return self.bytes_without_special if skip_special_tokens else self.bytes
+
+    def encode(
+        self, text: str, *, add_special_tokens: bool = True, limit: int | None = None, fence: str = "", field: str = "prompt"
+    ) -> list[int]:
+        """Token ids of a text. `limit`: tokens of context; a text that cannot fit is refused before it is tokenized. `fence`: the
+        text was rendered from messages that `control` gave this fence. `field`: what its sender calls the text.
 
         Raises InvalidRequest on text that no tokenizer can take: too long for `limit`, or with lone surrogates.
         """
         if limit is not None and len(text) > limit * _LONGEST_TOKEN:
             message = f"this model's maximum context length is {limit} tokens; the prompt's {len(text)} characters cannot fit"
-            raise InvalidRequest(message, "prompt", CONTEXT_LENGTH_EXCEEDED)
+            raise InvalidRequest(message, field, CONTEXT_LENGTH_EXCEEDED)
         try:
-            return self._fast.encode(text, add_special_tokens=add_special_tokens).ids
+            if not fence:
+                return self._fast.encode(text, add_special_tokens=add_special_tokens).ids
+            before, after = self._added if add_special_tokens else ([], [])
+            return [*before, *self.control.encode(text, fence), *after]
         except (TypeError, UnicodeEncodeError) as error:
-            raise InvalidRequest("the text holds lone surrogates, which no encoding of Unicode allows", "prompt") from error
+            raise InvalidRequest("the text holds lone surrogates, which no encoding of Unicode allows", field) from error
+
+    @cached_property
+    def _added(self) -> tuple[list[int], list[int]]:
+        """The tokens that `add_special_tokens` puts before and after a text."""
+        alone = self._fast.encode("a", add_special_tokens=False).ids
+        ids = self._fast.encode("a", add_special_tokens=True).ids
+        start = next((start for start in range(len(ids)) if ids[start : start + len(alone)] == alone), 0)
+        return ids[:start], ids[start + len(alone) :]
+
+    def names_of(self, token_ids: Sequence[int]) -> list[str]:
+        """Tokens as the vocabulary writes them; empty for ids that it has not."""
+        return [self._fast.id_to_token(token_id) or "" for token_id in token_ids]
 
     def text_of(self, token_id: int) -> str:
         """One token by itself, as log-probabilities show it: OpenAI's `bytes:\\xe2\\x82` for a part of a character."""

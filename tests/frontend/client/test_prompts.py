@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from frontend.client.prompts import conversation, pair, to_wire
 from frontend.errors import InvalidRequest
+from frontend.messages import UNSUPPORTED
 from frontend.wire import ChatTurn, Conversation, TextPrompt, TokenPrompt
 from protocol.codec import pack_int32
 from protocol.params import SamplingParams
@@ -36,11 +37,21 @@ def test_what_is_no_prompt(prompt: Any) -> None:
 
 
 def test_conversations() -> None:
-    parts = [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]
-    assert conversation([{"role": "user", "content": parts, "name": "Ann", "cache_control": {}}]).turns == [
-        ChatTurn("user", "a\nb", "Ann")
+    parts = [{"type": "text", "text": "a"}, {"type": "input_text", "text": "b"}]
+    messages: list[dict[str, object]] = [
+        {"role": "user", "content": parts, "name": "Ann", "cache_control": {}, "tool_calls": []},
+        {"role": "assistant", "content": None, "refusal": None, "annotations": [{}]},
+        {"role": "user"},
+        {"role": "assistant", "content": "c", "reasoning_content": "hm"},
+        {"role": "tool", "content": "", "tool_call_id": "1"},
     ]
-    assert conversation([{"role": "assistant", "content": None}]).turns == [ChatTurn("assistant", "")]
+    assert conversation(messages).turns == [
+        ChatTurn("user", ["a", "b"], "Ann"),
+        ChatTurn("assistant", None),
+        ChatTurn("user", None),  # the engine's to refuse
+        ChatTurn("assistant", "c", reasoning="hm"),
+        ChatTurn("tool", "", tool_call_id="1"),
+    ]
     open_ended = conversation([{"role": "assistant", "content": "a"}], continue_final_message=True)
     assert (open_ended.add_generation_prompt, open_ended.continue_final_message) == (False, True)
 
@@ -53,8 +64,12 @@ def test_conversations() -> None:
         (["hello"], "messages[0]"),
         ([{"content": "a"}], "messages[0].role"),
         ([{"role": "user", "content": "a"}, {"role": "user", "content": 5}], "messages[1].content"),
-        ([{"role": "user", "content": [{"type": "image_url"}]}], "messages[0].content"),
+        ([{"role": "user", "content": [{"type": "text", "text": "a"}, {"type": "image_url"}]}], "messages[0].content[1]"),
+        ([{"role": "user", "content": [{"type": "text"}]}], "messages[0].content[0]"),
+        ([{"role": "user", "content": ["a"]}], "messages[0].content[0]"),
         ([{"role": "user", "content": "a", "name": 5}], "messages[0].name"),
+        ([{"role": "tool", "content": "a", "tool_call_id": 5}], "messages[0].tool_call_id"),
+        *(([{"role": "assistant", "content": "a", name: "x"}], f"messages[0].{name}") for name in UNSUPPORTED),
     ],
 )
 def test_what_is_no_conversation(messages: Any, param: str) -> None:

@@ -1,17 +1,18 @@
 """Tokens of the router to text: the real generation object, its tokens pushed by hand."""
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from frontend.server.generation import TextDelta, TextGeneration
+from frontend.server.generation import Request, TextDelta, TextGeneration
 from frontend.server.router import Generation, Router
 from frontend.server.text.tokenizer import Tokenizer, load_tokenizer
 from protocol.codec import pack_float32, pack_int32
 from protocol.messages import Finished, FinishReason, TopLogprobs
-from protocol.params import SamplingParams
+from protocol.params import EngineParams, SamplingParams
 from tests.frontend.server.api.running import demo_config
 
 
@@ -37,6 +38,10 @@ def _logprobs(logprob: float, *candidates: tuple[int, float]) -> TopLogprobs:
     return TopLogprobs(logprob, 2, pack_int32(ids), pack_float32(values))
 
 
+def _output(generation: Generation, tokenizer: Tokenizer, params: SamplingParams, prompt: Sequence[int] = (33,)) -> TextGeneration:
+    return TextGeneration(generation, Request(np.array(prompt, np.int32), params, EngineParams(max_tokens=1), tokenizer))
+
+
 def _read(output: TextGeneration) -> list[TextDelta]:
     async def collect() -> list[TextDelta]:
         return [delta async for delta in output]
@@ -53,7 +58,7 @@ def test_merged_tokens_come_as_one_delta(generation: Generation, tokenizer: Toke
     ids = tokenizer.encode("One, two, three")
     _push(generation, ids)
     generation.finish(_finished())
-    output = TextGeneration(generation, [5], SamplingParams(), tokenizer)
+    output = _output(generation, tokenizer, SamplingParams())
     assert _read(output) == [TextDelta("One, two, three", ids, [], "length")]
     assert (output.num_output_tokens, output.num_cached_tokens) == (len(ids), 3)
 
@@ -62,7 +67,7 @@ def test_tokens_merged_behind_a_stop_string_are_neither_shown_nor_counted(genera
     ids = tokenizer.encode("One, two, three")
     _push(generation, ids)
     generation.finish(_finished())
-    output = TextGeneration(generation, [5], SamplingParams(stop=["wo"]), tokenizer)
+    output = _output(generation, tokenizer, SamplingParams(stop=["wo"]))
     end = next(size for size in range(len(ids)) if "wo" in tokenizer._fast.decode(ids[:size]))
     assert _read(output) == [TextDelta("One, t", ids[:end], [], "stop", "wo")]
     assert output.num_output_tokens == end
@@ -71,14 +76,14 @@ def test_tokens_merged_behind_a_stop_string_are_neither_shown_nor_counted(genera
 def test_held_back_text_is_shown_at_the_end(generation: Generation, tokenizer: Tokenizer) -> None:
     _push(generation, tokenizer.encode("a ##"))
     generation.finish(_finished())
-    assert [delta.text for delta in _read(TextGeneration(generation, [5], SamplingParams(stop=["###"]), tokenizer))] == ["a ##"]
+    assert [delta.text for delta in _read(_output(generation, tokenizer, SamplingParams(stop=["###"])))] == ["a ##"]
 
 
 def test_stop_strings_wait_for_min_tokens(generation: Generation, tokenizer: Tokenizer) -> None:
     ids = tokenizer.encode("x y x y x")
     _push(generation, ids)
     generation.finish(_finished())
-    output = TextGeneration(generation, [5], SamplingParams(stop=["x"], min_tokens=2), tokenizer)
+    output = _output(generation, tokenizer, SamplingParams(stop=["x"], min_tokens=2))
     assert "".join(delta.text for delta in _read(output)) == "x y "
 
 
@@ -86,7 +91,7 @@ def test_the_end_of_sequence_has_no_stop_reason_and_no_text(generation: Generati
     ids = [*tokenizer.encode("Done"), 2]
     _push(generation, ids)
     generation.finish(_finished("stop", 2))
-    (delta,) = _read(TextGeneration(generation, [5], SamplingParams(skip_special_tokens=False), tokenizer))
+    (delta,) = _read(_output(generation, tokenizer, SamplingParams(skip_special_tokens=False)))
     assert delta == TextDelta("Done", ids, [], "stop", None)
 
 
@@ -95,7 +100,7 @@ def test_a_stop_token_is_shown_where_asked(generation: Generation, tokenizer: To
     _push(generation, ids)
     generation.finish(_finished("stop", ids[-1]))
     params = SamplingParams(stop_token_ids=[ids[-1]], include_stop_str_in_output=True)
-    (delta,) = _read(TextGeneration(generation, [5], params, tokenizer))
+    (delta,) = _read(_output(generation, tokenizer, params))
     assert (delta.text, delta.stop_reason) == ("One two", ids[-1])
 
 
@@ -104,7 +109,7 @@ def test_logprobs_know_where_their_tokens_stand(generation: Generation, tokenize
     for token_id in ids:
         generation.push(token_id, _logprobs(-0.5, (7, -0.25), (token_id, -0.5), (9, float("-inf"))))
     generation.finish(_finished())
-    (delta,) = _read(TextGeneration(generation, [5], SamplingParams(logprobs=3), tokenizer))
+    (delta,) = _read(_output(generation, tokenizer, SamplingParams(logprobs=3)))
     assert [entry.text_offset for entry in delta.logprobs] == [0, 3]
     assert delta.logprobs[0].top == [(7, -0.25), (ids[0], -0.5), (9, -9999.0)]
     assert (delta.logprobs[0].logprob, delta.logprobs[0].rank) == (-0.5, 2)
@@ -114,13 +119,11 @@ def test_logprobs_know_where_their_tokens_stand(generation: Generation, tokenize
 def test_without_detokenization_only_ids_come(generation: Generation, tokenizer: Tokenizer) -> None:
     _push(generation, [1000, 2000])
     generation.finish(_finished())
-    assert _read(TextGeneration(generation, [5], SamplingParams(detokenize=False), tokenizer)) == [
-        TextDelta("", [1000, 2000], [], "length")
-    ]
+    assert _read(_output(generation, tokenizer, SamplingParams(detokenize=False))) == [TextDelta("", [1000, 2000], [], "length")]
 
 
 def test_nothing_follows_a_cancel(generation: Generation, tokenizer: Tokenizer) -> None:
-    output = TextGeneration(generation, [5], SamplingParams(), tokenizer)
+    output = _output(generation, tokenizer, SamplingParams())
     _push(generation, [1000])
     output.cancel()
     output.cancel()

@@ -1,7 +1,6 @@
 """What a layer of each kind adds (biases, norms of heads, windows) leaves a row's bits alone, whatever runs beside it."""
 
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 

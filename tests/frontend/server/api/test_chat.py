@@ -5,6 +5,7 @@ from typing import Any
 
 import httpx
 
+from frontend.wire import ChatTurn, Conversation
 from tests.frontend.server.api.running import RunningEngine
 
 _ASK: dict[str, Any] = {"model": "demo", "messages": [{"role": "user", "content": "Hi"}], "max_completion_tokens": 10, "seed": 3}
@@ -22,8 +23,8 @@ def test_an_answer_in_full(http: httpx.Client, running: RunningEngine) -> None:
     (choice,) = answer["choices"]
     assert answer["object"] == "chat.completion"
     assert choice["message"]["role"] == "assistant"
-    prompt = running.engine.chat_template.render([{"role": "user", "content": "Hi"}])
-    assert choice["prompt_token_ids"] == running.engine.encode(prompt, add_special_tokens=False)
+    (prompt,) = running.run(running.engine.encode([Conversation([ChatTurn("user", "Hi")])]))
+    assert choice["prompt_token_ids"] == prompt.token_ids.tolist()
     assert choice["message"]["content"] == running.engine.tokenizer._fast.decode(choice["token_ids"])
     assert answer["usage"]["completion_tokens"] == 10
 
@@ -64,7 +65,7 @@ def test_faults_name_the_field_as_the_client_knows_it(http: httpx.Client) -> Non
         ({"messages": [{"role": "wizard", "content": "x"}]}, "messages[0].role"),
         (
             {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "http://x"}}]}]},
-            "messages[0].content",
+            "messages[0].content[0]",
         ),
         ({"messages": [{"role": "assistant", "tool_calls": [{"id": "1"}]}]}, "messages[0].tool_calls"),
         ({"messages": [{"role": "user", "content": 5}]}, "messages[0].content"),

@@ -41,7 +41,7 @@ def test_an_answer_in_full(http: httpx.Client, running: RunningEngine) -> None:
         "prompt_tokens_details": {"cached_tokens": 0},
     }
     assert (choice["index"], choice["finish_reason"], choice["stop_reason"]) == (0, "length", None)
-    assert choice["prompt_token_ids"] == running.engine.encode("Hello world")
+    assert choice["prompt_token_ids"] == running.engine.tokenizer.encode("Hello world")
     assert choice["text"] == running.engine.tokenizer._fast.decode(choice["token_ids"], skip_special_tokens=True)
 
 

@@ -3,10 +3,14 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from frontend.server.text.stops import StopStrings
+from frontend.server.text.stops import StopPatterns, StopStrings
 
 _TEXT = st.text(alphabet="ab#", max_size=30)
 _STOPS = st.lists(st.text(alphabet="ab#", min_size=1, max_size=5), min_size=1, max_size=4)
+
+
+def _matcher(stops: list[str], *, include: bool = False) -> StopStrings:
+    return StopStrings(StopPatterns(stops, include_in_output=include))
 
 
 def _run(stops: StopStrings, pieces: list[str]) -> tuple[list[str], str | None]:
@@ -33,13 +37,13 @@ def _expected(text: str, stops: list[str], include: bool) -> tuple[str, str | No
 def test_any_cut_of_the_text_gives_the_obvious_result(text: str, stops: list[str], include: bool, data: st.DataObject) -> None:
     cuts = sorted(data.draw(st.lists(st.integers(0, len(text)), max_size=8)))
     pieces = [text[start:end] for start, end in zip([0, *cuts], [*cuts, len(text)], strict=True)]
-    shown, found = _run(StopStrings(stops, include_in_output=include), pieces)
+    shown, found = _run(_matcher(stops, include=include), pieces)
     assert ("".join(shown), found) == _expected(text, stops, include)
 
 
 @given(_TEXT, _STOPS)
 def test_nothing_shown_is_part_of_a_stop_string_and_nothing_else_is_held(text: str, stops: list[str]) -> None:
-    matcher = StopStrings(stops)
+    matcher = _matcher(stops)
     shown = ""
     for position, character in enumerate(text):
         piece, found = matcher.feed(character)
@@ -54,21 +58,21 @@ def test_nothing_shown_is_part_of_a_stop_string_and_nothing_else_is_held(text: s
 
 
 def test_text_without_a_first_character_passes_at_once() -> None:
-    assert StopStrings(["###", "\nUser:"]).feed("plain words") == ("plain words", None)
+    assert _matcher(["###", "\nUser:"]).feed("plain words") == ("plain words", None)
 
 
 def test_a_beginning_that_becomes_nothing_is_shown_late_and_whole() -> None:
-    stops = StopStrings(["###"])
+    stops = _matcher(["###"])
     assert stops.feed("one ##") == ("one ", None)
     assert stops.feed(" two") == ("## two", None)
 
 
 def test_the_text_behind_a_stop_string_is_dropped() -> None:
-    assert StopStrings(["end"]).feed("the end of it") == ("the ", "end")
-    assert StopStrings(["end"], include_in_output=True).feed("the end of it") == ("the end", "end")
+    assert _matcher(["end"]).feed("the end of it") == ("the ", "end")
+    assert _matcher(["end"], include=True).feed("the end of it") == ("the end", "end")
 
 
 def test_a_long_repetitive_stop_string_costs_linear_time() -> None:
-    stops = StopStrings(["a" * 1000 + "b", "a" * 999 + "c"])
+    stops = _matcher(["a" * 1000 + "b", "a" * 999 + "c"])
     shown = "".join(stops.feed("a")[0] for _ in range(20_000)) + stops.flush()
     assert shown == "a" * 20_000

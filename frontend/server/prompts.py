@@ -1,0 +1,109 @@
+"""From what clients send to token ids: the one path of texts, token ids and conversations, for HTTP and IPC alike."""
+
+import asyncio
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TypeAlias, TypeVar
+
+import numpy as np
+
+from frontend.errors import CONTEXT_LENGTH_EXCEEDED, InvalidRequest
+from frontend.server.text.chat import ChatTemplate
+from frontend.server.text.conversation import templated
+from frontend.server.text.tokenizer import Tokenizer
+from frontend.wire import ChatTurn, Conversation, TextPrompt, TokenPrompt
+from protocol.codec import Int32Array, unpack_int32
+from protocol.errors import ProtocolError
+
+Asked: TypeAlias = TextPrompt | TokenPrompt | Conversation | list[int]
+
+# Work that takes a worker thread: 10,000 characters are about a millisecond of tokenization, which the event loop can spare.
+_OFF_LOOP = 10_000
+_MESSAGE = 100  # characters that take as long as a message does by itself, in template and checks
+
+Value = TypeVar("Value")
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """Token ids, not yet checked against the model: int32, shape [tokens]."""
+
+    token_ids: Int32Array
+    field: str = "prompt"  # what its sender calls it
+
+
+class Prompts:
+    """Encodes prompts for one model."""
+
+    def __init__(self, tokenizer: Tokenizer, template: ChatTemplate) -> None:
+        self._tokenizer = tokenizer
+        self._template = template
+
+    async def encode(self, asked: Sequence[Asked], limit: int) -> list[Prompt]:
+        """Token ids of each prompt, off the event loop where that takes long. `limit`: tokens of context.
+
+        Raises InvalidRequest on what is no prompt, or cannot fit.
+        """
+        return await off_loop(sum(map(_size, asked)), lambda: [self.encode_now(one, limit) for one in asked])
+
+    def encode_now(self, asked: Asked, limit: int) -> Prompt:
+        """Token ids of one prompt; thread-safe. Raises as `encode`."""
+        match asked:
+            case TokenPrompt(token_ids_i32):
+                try:
+                    return Prompt(unpack_int32(token_ids_i32))
+                except ProtocolError as error:
+                    raise InvalidRequest(str(error), "prompt") from error
+            case TextPrompt(text, add_special_tokens):
+                return Prompt(_packed(self._tokenizer.encode(text, add_special_tokens=add_special_tokens, limit=limit)))
+            case Conversation():
+                return Prompt(_packed(self._conversation(asked, limit)), "messages")
+            case _:
+                if len(asked) >= limit:
+                    raise too_long(len(asked), limit)
+                try:
+                    return Prompt(_packed(asked))
+                except OverflowError as error:
+                    raise InvalidRequest("the prompt holds token ids outside the vocabulary", "prompt") from error
+
+    def _conversation(self, asked: Conversation, limit: int) -> list[int]:
+        messages, fence = self._tokenizer.control.fence(templated(asked.turns))
+        text = self._template.render(
+            messages,
+            add_generation_prompt=asked.add_generation_prompt,
+            continue_final_message=asked.continue_final_message,
+            arguments={} if asked.enable_thinking is None else {"enable_thinking": asked.enable_thinking},
+        )
+        # Templates write their own special tokens.
+        return self._tokenizer.encode(text, add_special_tokens=asked.add_special_tokens, limit=limit, fence=fence, field="messages")
+
+
+def too_long(length: int, limit: int, field: str = "prompt") -> InvalidRequest:
+    """A prompt that leaves no room in the context."""
+    message = f"this model's maximum context length is {limit} tokens; the prompt has {length}, and one more must fit"
+    return InvalidRequest(message, field, CONTEXT_LENGTH_EXCEEDED)
+
+
+async def off_loop(size: int, function: Callable[[], Value]) -> Value:
+    """Runs work on `size` characters where it does not hold up the streams of others."""
+    return function() if size < _OFF_LOOP else await asyncio.to_thread(function)
+
+
+def _packed(token_ids: list[int]) -> Int32Array:
+    return np.array(token_ids, np.int32)
+
+
+def _size(asked: Asked) -> int:
+    match asked:
+        case TextPrompt(text):
+            return len(text)
+        case Conversation(turns):
+            return sum(map(_turn_size, turns))
+        case list():
+            return len(asked) // 2  # about 50 ns each
+    return 0
+
+
+def _turn_size(turn: ChatTurn) -> int:
+    parts = turn.content if isinstance(turn.content, list) else [turn.content or ""]
+    return _MESSAGE * (1 + len(parts)) + sum(map(len, parts)) + len(turn.name or "") + len(turn.reasoning or "")

@@ -1,0 +1,160 @@
+"""Keeps what users write from becoming control tokens, such as the end of a turn.
+
+A chat template writes the texts of control tokens around the contents of messages, and the tokenizer turns these texts into the
+tokens wherever it finds them. So a *fence*, a character that nobody wrote, is put between the letters of each such text in what
+came from users, and at its ends where the template could complete one. A fence goes through a template like any letter. In the
+rendered text, what still reads as a control token is the template's own.
+"""
+
+import re
+import secrets
+from collections.abc import Callable, Set
+from functools import cached_property, partial
+from typing import Any
+
+from tokenizers import AddedToken, Tokenizer
+
+from frontend.errors import InvalidRequest
+
+# Unicode's noncharacters (16.0, section 23.7): for internal use, never for interchange.
+FENCES = tuple(map(chr, range(0xFDD0, 0xFDF0)))
+_PRIVATE = range(0xE000, 0xF900)  # Unicode's private use area
+
+Messages = list[dict[str, Any]]  # a conversation as templates see it: JSON's values
+
+
+class ControlTokens:
+    """The control tokens of one tokenizer. Stateless after construction; runs on any thread."""
+
+    def __init__(self, tokenizer: Tokenizer, control_ids: Set[int]) -> None:
+        """`control_ids`: the added tokens that no user may write."""
+        added = tokenizer.get_added_tokens_decoder()
+        self._control = {token.content: token_id for token_id, token in added.items() if token_id in control_ids and token.content}
+        texts = sorted(self._control, key=len, reverse=True)  # of two that begin alike, the tokenizer takes the longer one
+        self._longest = len(texts[0]) if texts else 0
+        self._beginnings = {text[:size] for text in texts for size in range(1, len(text))}
+        self._ends = {text[size:] for text in texts for size in range(1, len(text))}
+        plain = "|".join(map(re.escape, texts)) or r"(?!)"
+        self._some = re.compile(plain)
+        self._each = re.compile(f"(?=({plain}))")  # those that overlap, too
+        # A normalizer makes control tokens of texts that are none yet, such as "<S>" where it writes small letters.
+        self._always = tokenizer.normalizer is not None and any(added[token_id].normalized for token_id in self._control.values())
+        words = {token.content for token in added.values() if token.single_word}
+        self._written = re.compile("|".join(_as_written(text, text in words) for text in texts) or r"(?!)")
+        # The twin shares the model and knows each control token by a name that nobody can write, since it is drawn here: to it, the
+        # texts of control tokens are ordinary ones.
+        self._names = {text: "".join(chr(secrets.choice(_PRIVATE)) for _ in range(10)) for text in texts}
+        self._twin = Tokenizer(tokenizer.model)
+        self._twin.normalizer, self._twin.pre_tokenizer = tokenizer.normalizer, tokenizer.pre_tokenizer
+        self._ids: dict[int, int] = {}  # the twin's id of an added token -> the tokenizer's
+        for token_id, token in added.items():
+            name = self._names.get(token.content, token.content)
+            self._twin.add_tokens([_renamed(token, name)])
+            if (twin_id := self._twin.token_to_id(name)) is not None:
+                self._ids[twin_id] = token_id
+
+    def fence(self, messages: Messages) -> tuple[Messages, str]:
+        """The messages with fences, and the character that is one; "" where none was needed, as with nearly all messages.
+
+        Raises InvalidRequest when every character that could be a fence is in the messages.
+        """
+        texts: list[str] = []
+
+        def note(text: str) -> str:
+            texts.append(text)
+            return text
+
+        _rewritten(messages, note)
+        if not self._always and not any(map(self._gaps, texts)):
+            return messages, ""
+        fence = next((fence for fence in FENCES if not any(fence in text for text in texts)), None)
+        if fence is None:
+            raise InvalidRequest("the messages hold texts of control tokens beside all of Unicode's noncharacters", "messages")
+        fenced: Messages = _rewritten(messages, partial(self._fenced, fence=fence))
+        return fenced, fence
+
+    def encode(self, text: str, fence: str) -> list[int]:
+        """Token ids of a text that was rendered from messages with fences; nothing is added at its ends."""
+        named = self._written.sub(lambda match: self._names[match[0]], text).replace(fence, "")
+        token_ids: list[int] = []
+        for twin_id in self._twin.encode(named, add_special_tokens=False).ids:
+            if (token_id := self._ids.get(twin_id)) is not None:
+                token_ids.append(token_id)
+            else:
+                token_ids += self._spelled.get(twin_id, (twin_id,))
+        return token_ids
+
+    @cached_property
+    def _spelled(self) -> dict[int, list[int]]:
+        """Control tokens that the model itself finds in ordinary text, as Unigram does -> their text in other tokens."""
+        unknown = set(self._twin.encode("\U0010fffe", add_special_tokens=False).ids)
+        return {
+            token_id: [token.id for part in (text[:1], text[1:]) for token in self._twin.model.tokenize(part)]
+            for text, token_id in self._control.items()
+            if token_id not in unknown and token_id in self._twin.encode(text, add_special_tokens=False).ids
+        }
+
+    def _fenced(self, text: str, fence: str) -> str:
+        pieces, start = [], 0
+        for gap in sorted(self._gaps(text)):
+            pieces.append(text[start:gap])
+            start = gap
+        return fence.join([*pieces, text[start:]])
+
+    def _gaps(self, text: str) -> set[int]:
+        """Positions in a text where a fence belongs."""
+        gaps: set[int] = set()
+        if self._some.search(text) is not None:
+            for match in self._each.finditer(text):
+                start, end = match.span(1)
+                gaps.update(range(start + 1, end) if end - start > 1 else (start, end))
+        # What the template writes next to the text, trimmed or not, could complete a control token.
+        for start, end in {(0, len(text)), (len(text) - len(text.lstrip()), len(text.rstrip()))}:
+            if start >= end:
+                continue
+            inside = end - start < self._longest and any(text[start:end] in control for control in self._control)
+            sizes = range(1, min(self._longest, end - start + 1))
+            if inside or any(text[start : start + size] in self._ends for size in sizes):
+                gaps.add(start)
+            if inside or any(text[end - size : end] in self._beginnings for size in sizes):
+                gaps.add(end)
+        return gaps
+
+
+def _as_written(text: str, single_word: bool) -> str:
+    """The pattern of a control token in a rendered text, whatever fences stand beside it."""
+    fence = f"[{FENCES[0]}-{FENCES[-1]}]"
+    pattern = re.escape(text)
+    if len(text) == 1:  # no inside for a fence: they go around it
+        pattern = f"(?<!{fence}){pattern}(?!{fence})"
+    if single_word:  # tokenizers: not with a letter before it or behind it; two fences may meet there
+        pattern = rf"(?<!\w)(?<!\w{fence})(?<!\w{fence}{fence}){pattern}(?!{fence}*\w)"
+    return pattern
+
+
+def _renamed(token: AddedToken, name: str) -> AddedToken:
+    return AddedToken(
+        name,
+        single_word=token.single_word,
+        lstrip=token.lstrip,
+        rstrip=token.rstrip,
+        normalized=token.normalized,
+        special=token.special,
+    )
+
+
+def _rewritten(value: Any, change: Callable[[str], str], depth: int = 0) -> Any:
+    """JSON's values with every string changed, but for the server's own: roles, the types of parts, and their keys."""
+    if isinstance(value, str):
+        return change(value)
+    if isinstance(value, list):
+        return [_rewritten(item, change, depth) for item in value]
+    if isinstance(value, dict):
+        own = _OWN[depth] if depth < len(_OWN) else ""
+        return {
+            key if own else change(key): item if key == own else _rewritten(item, change, depth + 1) for key, item in value.items()
+        }
+    return value
+
+
+_OWN = ("role", "type")  # of messages, and of the parts of their contents

@@ -1,0 +1,42 @@
+"""The messages of a conversation, checked and put into the form that chat templates take."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from frontend.errors import InvalidRequest
+from frontend.server.text.control_tokens import Messages
+from frontend.wire import ChatTurn
+
+# What a client may call a role -> what templates call it. "developer" is OpenAI's newer name for "system".
+_ROLES = {
+    "system": "system",
+    "developer": "system",
+    "user": "user",
+    "assistant": "assistant",
+    "tool": "tool",
+    "function": "function",
+}
+
+
+def templated(turns: Sequence[ChatTurn]) -> Messages:
+    """Messages as templates take them. Raises InvalidRequest naming the message at fault: nothing is left out or made up."""
+    return [_message(turn, f"messages[{index}]") for index, turn in enumerate(turns)]
+
+
+def _message(turn: ChatTurn, where: str) -> dict[str, Any]:
+    role = _ROLES.get(turn.role)
+    if role is None:
+        raise InvalidRequest(f"the role {turn.role[:50]!r} is none of {', '.join(_ROLES)}", f"{where}.role")
+    content: str | list[dict[str, str]] = ""
+    if turn.content:
+        content = turn.content if isinstance(turn.content, str) else [{"type": "text", "text": text} for text in turn.content]
+    elif turn.content != "" and role != "assistant":  # an answer may be without text, for what it called is beside it
+        raise InvalidRequest(f"{where}.content: a message of the role {turn.role} needs a content", f"{where}.content")
+    message: dict[str, Any] = {"role": role, "content": content}
+    if turn.name is not None:
+        message["name"] = turn.name
+    if turn.tool_call_id is not None:
+        message["tool_call_id"] = turn.tool_call_id
+    if turn.reasoning is not None:  # templates know it by either name
+        message |= {"reasoning": turn.reasoning, "reasoning_content": turn.reasoning}
+    return message
