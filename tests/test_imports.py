@@ -16,7 +16,7 @@ HOMES = {
     "safetensors": ("tpu_worker",),
     "zmq": ("protocol",),
     "starlette": ("frontend",),
-    "uvicorn": ("frontend",),
+    "httptools": ("frontend",),
     "jinja2": ("frontend/server/text",),  # templates come with models, so one place sandboxes them
     "tokenizers": ("frontend/server/text",),
     # pickle runs what it reads; the others bring gigabytes or are what this engine stands in for

@@ -10,7 +10,7 @@ from frontend.errors import ShuttingDown
 from frontend.server.api.app import create_app
 from frontend.server.bind import bind_http
 from frontend.server.generation import TextEngine
-from frontend.server.http_server import HttpServer
+from frontend.server.http.server import HttpServer
 from frontend.server.ipc.server import IpcServer
 from frontend.server.router import Router
 from frontend.server.text.chat import ChatTemplate
@@ -27,14 +27,18 @@ class FrontendProcess:
         self._spec = spec
         self._config = spec.config
         self._launcher = launcher
-        self._stop = asyncio.Event()
+        self._stop = asyncio.Event()  # no new requests
+        self._stop_now = asyncio.Event()  # nor the running ones
         self._orphaned = False
 
     async def run(self) -> None:
-        """Serves until the launcher says drain, or is gone. Raises EngineError when it cannot boot."""
+        """Serves until the launcher says drain, or is gone, or SIGTERM says at once. Raises EngineError when it cannot boot.
+
+        Whatever ends it, every answer under way ends as an answer: in full, with 503, or with an error event.
+        """
         config, loop = self._config, asyncio.get_running_loop()
         loop.add_reader(self._launcher.fileno(), self._on_launcher)
-        loop.add_signal_handler(signal.SIGTERM, self._stop.set)
+        loop.add_signal_handler(signal.SIGTERM, self._end_now)
         listener = bind_http(config.host, config.port)
         ipc = IpcServer(Path(config.ipc_path), config)
         ipc.bind()
@@ -43,23 +47,20 @@ class FrontendProcess:
             tokenizer = load_tokenizer(config)
             template = ChatTemplate(tokenizer.chat_template, tokenizer.special.texts)
             router = Router(config, self._spec.run_dir)
-            if not await self._unless_stopped(router.start()):
+            if not await self._first_of(router.start(), self._stop.wait()):
                 return
             engine = TextEngine(config, router, tokenizer, template)
-            http = HttpServer(create_app(engine, config), listener, config.drain_timeout)
-            http.listen()
-            serving = asyncio.create_task(http.run_until_stopped(), name="http")
+            http = HttpServer(create_app(engine, config), listener)
+            await http.start()
             await ipc.start(engine)
             host, port = listener.getsockname()[:2]
             self._launcher.send(Ready(self._facts(f"http://{f'[{host}]' if ':' in host else host}:{port}", router)))
             await self._stop.wait()
-            http.stop()
+            http.drain()
             ipc.stop_accepting()
-            if not self._orphaned:
-                await asyncio.wait([asyncio.create_task(router.drain(), name="drain")], timeout=config.drain_timeout)
-                router.fail_all(ShuttingDown("the engine was shut down before the answer was complete"))
-                await ipc.finish()
-                await serving
+            await self._first_of(router.drain(), self._stop_now.wait(), timeout=config.drain_timeout)
+            router.fail_all(ShuttingDown("the engine was shut down before the answer was complete"))
+            await asyncio.gather(ipc.finish(), http.finish())
             router.close()
         finally:
             ipc.close()
@@ -67,11 +68,21 @@ class FrontendProcess:
             if self._orphaned:  # nobody else is left to do it
                 shutil.rmtree(self._spec.run_dir, ignore_errors=True)
 
-    async def _unless_stopped(self, starting: Coroutine[object, object, object]) -> bool:
-        """Waits for the engine; False when the stop came first."""
-        tasks = [asyncio.create_task(starting, name="start"), asyncio.create_task(self._stop.wait(), name="stop")]
-        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-        return tasks[0].done()
+    async def _first_of(
+        self, work: Coroutine[object, object, object], stop: Coroutine[object, object, object], timeout: float | None = None
+    ) -> bool:
+        """Waits for the work; False when the stop, or the end of the time, came first."""
+        tasks = [asyncio.create_task(work, name="work"), asyncio.create_task(stop, name="stop")]
+        done, late = await asyncio.wait(tasks, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
+        for task in late:
+            task.cancel()
+        for task in done:
+            task.result()
+        return tasks[0] in done
+
+    def _end_now(self) -> None:
+        self._stop.set()
+        self._stop_now.set()
 
     def _on_launcher(self) -> None:
         order = self._launcher.receive()
@@ -80,7 +91,7 @@ class FrontendProcess:
         elif self._launcher.closed:
             self._orphaned = True
             asyncio.get_running_loop().remove_reader(self._launcher.fileno())
-            self._stop.set()
+            self._end_now()
 
     def _facts(self, address: str, router: Router) -> dict[str, str | int]:
         capacity = router.capacity

@@ -32,6 +32,7 @@ def create_app(engine: TextEngine, config: EngineConfig) -> Starlette:
         middleware=[Middleware(Guard, api_keys=config.api_keys)],
         exception_handlers=dict.fromkeys((*EXPECTED, Exception), show_error),
     )
+    app.router.redirect_slashes = False  # paths come without one; a redirect would name the host that the client made up
     app.state.engine = engine
     app.state.created = int(time.time())  # shown to people only
     return app

@@ -1,4 +1,4 @@
-"""Reading a request's body: bounded, then decoded, with errors that say what is wrong."""
+"""Reading a request's body: declared as JSON, then decoded, with errors that say what is wrong. Its size is the server's matter."""
 
 from typing import TypeVar
 
@@ -7,29 +7,32 @@ from starlette.requests import Request
 
 from frontend.server.api.errors import ApiError, from_decoding
 
-# The longest prompts, as lists of token ids, take a few MiB; what is larger is refused before it is held in memory.
-MAX_BODY = 16 << 20
-
 Body = TypeVar("Body")
 
 
 async def read(request: Request, decoder: msgspec.json.Decoder[Body]) -> Body:
-    """The decoded body. Raises ApiError: 413 when it is too large, 400 when it is not of the decoder's type."""
-    announced = request.headers.get("content-length", "")
-    if announced.isdecimal() and int(announced[:20]) > MAX_BODY:
-        raise _too_large()
-    pieces: list[bytes] = []
-    size = 0
-    async for piece in request.stream():
-        size += len(piece)
-        if size > MAX_BODY:
-            raise _too_large()
-        pieces.append(piece)
+    """The decoded body. Raises ApiError: 415 when it is declared as something else, 400 when it is not of the decoder's type."""
+    _check_declaration(request)
+    pieces = [piece async for piece in request.stream() if piece]
+    if not pieces:
+        raise ApiError(400, "the body is empty: send the request as JSON", code="empty_body")
     try:
-        return decoder.decode(b"".join(pieces))
+        return decoder.decode(pieces[0] if len(pieces) == 1 else b"".join(pieces))
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise from_decoding(error) from error
 
 
-def _too_large() -> ApiError:
-    return ApiError(413, f"the body is larger than {MAX_BODY} bytes", code="body_too_large")
+def _check_declaration(request: Request) -> None:
+    """A body is JSON, and says so or says nothing.
+
+    What else a form or a script of any web page may send without asking, text/plain and what forms make, is refused: it is not
+    meant for an engine that listens on the reader's own machine.
+    """
+    coding = request.headers.get("content-encoding", "identity").strip()
+    if coding.lower() not in ("", "identity"):
+        message = f"Content-Encoding {coding[:50]!r} is not supported: send the body as it is"
+        raise ApiError(415, message, code="unsupported_encoding", headers={"accept-encoding": "identity"})
+    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if kind and kind != "application/json" and not (kind.startswith("application/") and kind.endswith("+json")):
+        message = f"Content-Type {kind[:100]!r} is not supported: send JSON, with 'Content-Type: application/json'"
+        raise ApiError(415, message, code="unsupported_media_type")

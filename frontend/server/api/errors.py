@@ -109,8 +109,18 @@ def from_decoding(error: Exception) -> ApiError:
 
 async def show_error(request: Request, error: Exception) -> Response:
     """Exception handler for every error that a route raises."""
-    if isinstance(error, HTTPException):  # the router's own: no such path, or not with this method
-        code = "not_found" if error.status_code == 404 else None
-        message = f"{request.method} {request.url.path}: {error.detail}"
-        return ApiError(error.status_code, message, code=code, headers=error.headers).response()
-    return from_engine(error).response()
+    if not isinstance(error, HTTPException):
+        return from_engine(error).response()
+    # The routing's own: no such path, or not with this method. The path is the scope's: a URL would bring in the Host header.
+    method, path = request.method, request.scope["path"]
+    if method == "OPTIONS" and path == "*":  # the server as a whole
+        return Response(None, 204, {"allow": "GET, HEAD, OPTIONS, POST"})
+    if error.status_code == 405:
+        allowed = sorted({"OPTIONS", *(error.headers or {}).get("Allow", "").split(", ")} - {""})
+        headers = {"allow": ", ".join(allowed)}
+        if method == "OPTIONS":
+            return Response(None, 204, headers)
+        message = f"{method[:50]} {path[:200]}: not with this method, but with {headers['allow']}"
+        return ApiError(405, message, code="method_not_allowed", headers=headers).response()
+    code = "not_found" if error.status_code == 404 else None
+    return ApiError(error.status_code, f"{method[:50]} {path[:200]}: {error.detail}", code=code, headers=error.headers).response()

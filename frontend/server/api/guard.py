@@ -1,4 +1,4 @@
-"""What stands before every route: the API key, and the request id that clients follow a request by."""
+"""What stands before every route: the API key, the request id that clients follow a request by, and one spelling of paths."""
 
 import hmac
 from collections.abc import Sequence
@@ -9,6 +9,12 @@ from frontend.server.api.errors import ApiError
 
 _OPEN = frozenset({"/health", "/ping", "/version"})  # all else needs a key where keys are set
 _LONGEST_ID = 256
+_NO_KEY = ApiError(
+    401,
+    "no valid API key: send it as 'Authorization: Bearer KEY'",
+    code="invalid_api_key",
+    headers={"www-authenticate": "Bearer"},
+)
 
 
 class Guard:
@@ -24,6 +30,7 @@ class Guard:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
+        scope["path"] = scope["path"].rstrip("/") or "/"  # clients add slashes to base addresses: /v1/models/ is /v1/models
         authorization = request_id = b""
         for name, value in scope["headers"]:
             if name == b"authorization":
@@ -32,11 +39,13 @@ class Guard:
                 request_id = value
         if request_id and len(request_id) <= _LONGEST_ID and request_id.isascii() and request_id.decode().isprintable():
             send = _echoing(send, request_id)
-        if self._keys and scope["path"] not in _OPEN and not self._knows(authorization):
-            error = ApiError(401, "no valid API key: send it as 'Authorization: Bearer KEY'", code="invalid_api_key")
-            await error.response()(scope, receive, send)
+        if self._keys and not self._is_open(scope) and not self._knows(authorization):
+            await _NO_KEY.response()(scope, receive, send)
             return
         await self._app(scope, receive, send)
+
+    def _is_open(self, scope: Scope) -> bool:
+        return scope["path"] in _OPEN or scope["method"] == "OPTIONS"  # which browsers ask without a key, and which tells nothing
 
     def _knows(self, authorization: bytes) -> bool:
         scheme, _, key = authorization.partition(b" ")

@@ -18,7 +18,8 @@ import uvloop
 from frontend.server.api.app import create_app
 from frontend.server.bind import bind_http
 from frontend.server.generation import TextEngine
-from frontend.server.http_server import HttpServer
+from frontend.server.http.limits import Limits
+from frontend.server.http.server import HttpServer
 from frontend.server.router import Router
 from frontend.server.text.chat import ChatTemplate
 from frontend.server.text.tokenizer import load_tokenizer
@@ -50,6 +51,7 @@ class RunningEngine:
     """The engine, the loop it runs on, and where it listens."""
 
     engine: TextEngine
+    server: HttpServer
     loop: asyncio.AbstractEventLoop
     url: str
 
@@ -71,12 +73,12 @@ class RunningEngine:
 
 
 @contextmanager
-def running_engine(config: EngineConfig) -> Iterator[RunningEngine]:
+def running_engine(config: EngineConfig, limits: Limits | None = None) -> Iterator[RunningEngine]:
     """Starts everything and ends it again."""
     with tempfile.TemporaryDirectory() as run_dir:
         children = [_start(role, run_dir, config) for role in ("scheduler", "worker")]
         try:
-            yield from _serving(config, run_dir)
+            yield from _serving(config, run_dir, limits)
         finally:
             for link, process in children:
                 link.close()  # a child ends when its launcher does
@@ -92,30 +94,30 @@ def _start(role: Any, run_dir: str, config: EngineConfig) -> tuple[socket.socket
     return ours, process
 
 
-def _serving(config: EngineConfig, run_dir: str) -> Iterator[RunningEngine]:
+def _serving(config: EngineConfig, run_dir: str, limits: Limits | None) -> Iterator[RunningEngine]:
     listener = bind_http("127.0.0.1", 0)
     loop = uvloop.new_event_loop()
     thread = threading.Thread(target=loop.run_forever)
     thread.start()
     try:
 
-        async def start() -> tuple[TextEngine, HttpServer, "asyncio.Task[None]"]:
+        async def start() -> tuple[TextEngine, HttpServer]:
             router = Router(config, run_dir)
             await router.start()
             tokenizer = load_tokenizer(config)
             engine = TextEngine(config, router, tokenizer, ChatTemplate(tokenizer.chat_template, tokenizer.special.texts))
-            server = HttpServer(create_app(engine, config), listener, drain_timeout=5.0)
-            return engine, server, asyncio.ensure_future(server.run_until_stopped())
+            server = HttpServer(create_app(engine, config), listener, limits)
+            await server.start()
+            return engine, server
 
-        engine, server, serving = asyncio.run_coroutine_threadsafe(start(), loop).result(timeout=60)
+        engine, server = asyncio.run_coroutine_threadsafe(start(), loop).result(timeout=60)
 
         async def stop() -> None:
-            server.stop()
-            await serving
+            await server.finish()
             engine.router.close()
 
         try:
-            yield RunningEngine(engine, loop, f"http://127.0.0.1:{listener.getsockname()[1]}")
+            yield RunningEngine(engine, server, loop, f"http://127.0.0.1:{listener.getsockname()[1]}")
         finally:
             asyncio.run_coroutine_threadsafe(stop(), loop).result(timeout=60)
     finally:

@@ -1,5 +1,6 @@
 """Whatever comes from outside gets an answer below 500, in OpenAI's format, and the engine goes on."""
 
+import gzip
 import json
 import socket
 from typing import Any
@@ -10,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from frontend.server.api.body import MAX_BODY
+from frontend.server.http.limits import MAX_BODY
 from tests.frontend.server.api.running import RunningEngine
 
 _ASK: dict[str, Any] = {"model": "demo", "prompt": "Hello", "max_tokens": 2}
@@ -106,6 +107,63 @@ def test_a_bad_body_is_a_bad_request(http: httpx.Client, path: str, data: bytes)
     response = http.post(path, content=data)
     assert response.status_code == 400, response.text
     assert set(response.json()["error"]) == {"message", "type", "param", "code"}
+
+
+@pytest.mark.parametrize("path", _PATHS)
+@pytest.mark.parametrize(
+    ("headers", "data", "status", "code", "says"),
+    [
+        ({"content-encoding": "gzip"}, gzip.compress(b"{}"), 415, "unsupported_encoding", "Content-Encoding 'gzip'"),
+        ({"content-encoding": "br, zstd"}, b"{}", 415, "unsupported_encoding", "Content-Encoding"),
+        ({"content-type": "text/plain"}, b"{}", 415, "unsupported_media_type", "application/json"),
+        ({"content-type": "application/x-www-form-urlencoded"}, b"{}", 415, "unsupported_media_type", "application/json"),
+        ({"content-type": "multipart/form-data; boundary=a"}, b"{}", 415, "unsupported_media_type", "application/json"),
+        ({"content-type": "x" * 1000}, b"{}", 415, "unsupported_media_type", "application/json"),
+        ({"content-type": "application/json"}, b"", 400, "empty_body", "the body is empty"),
+        ({}, b"", 400, "empty_body", "send the request as JSON"),
+    ],
+)
+def test_a_body_is_json_and_says_so_or_nothing(
+    http: httpx.Client, path: str, headers: dict[str, str], data: bytes, status: int, code: str, says: str
+) -> None:
+    response = http.post(path, content=data, headers=headers)
+    assert response.status_code == status
+    assert response.json()["error"]["code"] == code
+    assert says in response.json()["error"]["message"]
+
+
+@pytest.mark.parametrize("kind", ["", "application/json", "Application/JSON; charset=utf-8", "application/vnd.api+json"])
+def test_json_by_any_of_its_names(http: httpx.Client, kind: str) -> None:
+    headers = {"content-type": kind, "content-encoding": "identity"} if kind else {}
+    assert http.post("/v1/completions", content=json.dumps(_ASK), headers=headers).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("line", "status"),
+    [
+        ("GET /%ff%fe/%00", 404),
+        ("GET /v1/models/%ff%0d%0aSet-Cookie:a", 404),
+        ("GET //v1/models", 404),
+        ("GET http://elsewhere/v1/models", 200),
+        ("GET http://elsewhere", 404),
+        ("DELETE http://[::1]:80/v1/models", 405),
+        ("GET *", 404),
+        ("OPTIONS *", 204),
+        ("OPTIONS /v1/models", 204),
+        ("POST /v1/models", 405),
+        ("GET /v1/models?%ff=%zz", 200),
+    ],
+)
+@pytest.mark.parametrize("host", ["[", "a b", "\xff", "elsewhere:99999", ""])
+def test_odd_targets_and_hosts(running: RunningEngine, caplog: pytest.LogCaptureFixture, line: str, status: int, host: str) -> None:
+    url = urlsplit(running.url)
+    assert url.hostname is not None
+    with socket.create_connection((url.hostname, url.port), timeout=20) as connection:
+        connection.sendall(f"{line} HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n".encode("latin-1"))
+        data = b"".join(iter(lambda: connection.recv(65536), b""))
+    assert data.startswith(b"HTTP/1.1 %d " % status)
+    assert b"set-cookie" not in data.partition(b"\r\n\r\n")[0].lower()
+    assert not [record for record in caplog.records if record.exc_info]
 
 
 def test_a_body_too_large_is_refused_with_and_without_a_length(http: httpx.Client) -> None:

@@ -20,6 +20,36 @@ def test_models(http: httpx.Client) -> None:
     assert http.get("/v1/models/other").status_code == 404
 
 
+def test_a_path_is_the_same_with_a_slash_and_never_redirected(http: httpx.Client) -> None:
+    assert http.get("/v1/models/").json() == http.get("/v1/models").json()
+    assert http.get("/v1/models/demo/").json()["id"] == "demo"
+    answer = http.post("/v1/completions/", json={"prompt": "a", "max_tokens": 1}, headers={"host": "elsewhere"})
+    assert (answer.status_code, answer.json()["object"]) == (200, "text_completion")
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status", "allow"),
+    [
+        ("OPTIONS", "/v1/completions", 204, "OPTIONS, POST"),
+        ("OPTIONS", "/v1/models", 204, "GET, HEAD, OPTIONS"),
+        ("OPTIONS", "/v1/nothing", 404, None),
+        ("DELETE", "/v1/models", 405, "GET, HEAD, OPTIONS"),
+        ("GET", "/v1/chat/completions", 405, "OPTIONS, POST"),
+        ("HEAD", "/v1/chat/completions", 405, "OPTIONS, POST"),
+        ("HEAD", "/v1/models", 200, None),
+        ("HEAD", "/health", 200, None),
+    ],
+)
+def test_methods(http: httpx.Client, method: str, path: str, status: int, allow: str | None) -> None:
+    answer = http.request(method, path)
+    assert (answer.status_code, answer.headers.get("allow")) == (status, allow)
+    if method == "HEAD":
+        assert answer.content == b""
+        assert int(answer.headers["content-length"]) > 0
+    elif status > 400:
+        assert answer.json()["error"]["code"] == ("method_not_allowed" if status == 405 else "not_found")
+
+
 def test_health_and_version(http: httpx.Client) -> None:
     assert http.get("/health").json() == {"status": "ok", "workers": 1, "workers_wanted": 1}
     assert http.get("/ping").status_code == 200
@@ -53,10 +83,16 @@ def test_without_a_known_key_nothing_opens(guarded: TestClient, header: str | No
     for path in ("/v1/models", "/new", "/no/such/path"):
         response = guarded.get(path, headers=headers)
         assert response.status_code == 401
+        assert response.headers["www-authenticate"] == "Bearer"
         assert response.json()["error"]["code"] == "invalid_api_key"
+
+
+def test_what_can_be_done_is_told_without_a_key(guarded: TestClient) -> None:
+    assert guarded.options("/v1/models").status_code != 401
 
 
 def test_each_key_opens_and_health_needs_none(guarded: TestClient) -> None:
     for key in ("first", "second"):
         assert guarded.get("/v1/models", headers={"authorization": f"Bearer {key}"}).text == "in"
     assert guarded.get("/health").text == "in"
+    assert guarded.get("/health/").text == "in"

@@ -1,0 +1,376 @@
+"""One HTTP connection: one exchange at a time, what is sent behind it waits as bytes, and all of it is bounded.
+
+While an answer is under way the connection goes on reading, for that alone tells that the client is gone. Requests sent behind the
+one under way are therefore kept, up to a bound, and parsed when their turn comes: nothing of them runs, or is to be ended, before.
+"""
+
+import asyncio
+import re
+from collections.abc import Callable
+from enum import Enum, auto
+from typing import Protocol, cast
+
+from starlette.types import ASGIApp
+
+from frontend.errors import ShuttingDown
+from frontend.server.api.errors import ApiError, from_engine
+from frontend.server.http.exchange import Exchange, encoded, whole_head
+from frontend.server.http.limits import Limits
+from frontend.server.http.parser import RequestParser
+
+_EMPTY_LINE = re.compile(rb"\n\r?\n")  # ends a head; bare line feeds are found too, for the parser to refuse
+_MOST_PIECES = 256  # of pending bytes, parsed before others get their turn: a millisecond, however small the chunks of a body
+_FIRST_PROBES = 2  # sent at the same distance: what the first provokes, the second meets
+
+_TOO_LARGE = "request line and headers, or chunk extensions and trailers, are longer than {} bytes"
+
+
+class Host(Protocol):
+    """The server that a connection belongs to."""
+
+    app: ASGIApp
+    limits: Limits
+    draining: bool
+
+    def admit(self, connection: "Connection") -> bool:
+        """Counts a connection; False: it is one too many."""
+
+    def forget(self, connection: "Connection") -> None:
+        """It is gone."""
+
+    def rest(self, connection: "Connection") -> None:
+        """It is idle, and the first to go where connections run short once it is idle longest."""
+
+    def wake(self, connection: "Connection") -> None:
+        """It is not."""
+
+    def hold(self, size: int) -> bool:
+        """Counts bytes that were received, or are not held any more; False: more are held than may be."""
+
+    def run(self, exchange: Exchange) -> None:
+        """Lets the application answer."""
+
+    def date(self) -> bytes:
+        """The time, as HTTP writes it."""
+
+    def refused(self, error: ApiError) -> None:
+        """A request was answered here, not by the application."""
+
+
+class _Phase(Enum):
+    HEAD = auto()  # between requests, or within the head of one
+    BODY = auto()  # within a body; the application may already run
+    ANSWER = auto()  # the request is here, its answer is not complete
+    LINGER = auto()  # all is said; what still comes is thrown away until the client hangs up
+
+
+class Connection(asyncio.Protocol):
+    """asyncio's callbacks for one client."""
+
+    def __init__(self, host: Host) -> None:
+        self._host = host
+        self._limits = host.limits
+        self._loop = asyncio.get_running_loop()
+        self._parser = RequestParser()
+        self._phase = _Phase.HEAD
+        self._pending = bytearray()  # received, not parsed
+        self._searched = 0  # of these, the first bytes in which no head ends
+        self._held = 0  # bytes counted at the host
+        self._exchange: Exchange | None = None
+        self._due = False  # what is pending has a turn to come
+        self._held_back = False  # and the client has to wait for it
+        self._ended = False  # the client sends no more
+        self._finishing = False  # the server ends
+        self._timer: asyncio.TimerHandle | None = None
+        self._writable = asyncio.Event()
+        self._writable.set()
+        self.paused = False
+
+    # asyncio's callbacks
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """A client connected."""
+        self._transport = cast(asyncio.Transport, transport)  # uvloop's own class does not inherit from it
+        if self._host.admit(self):
+            self._set_timer(self._limits.head_seconds, self._late)
+            self._host.rest(self)
+        else:
+            self._refuse(ApiError(503, "too many connections", code="overloaded", headers={"retry-after": "1"}))
+
+    def data_received(self, data: bytes) -> None:
+        """Bytes came."""
+        if self._phase is _Phase.LINGER or (self._phase is _Phase.ANSWER and not self._is_followed()):
+            return
+        self._pending += data
+        if not self._due:
+            self._advance()
+        elif len(self._pending) > self._limits.pipelined:
+            self._hold_back(True)
+        self._count()
+
+    def eof_received(self) -> bool:
+        """The client sends no more: it may still read. See `Exchange.probe`."""
+        self._ended = True
+        if not self._due:
+            self._after_end()
+        return self._due or self._phase is _Phase.ANSWER  # else closed, once everything is written
+
+    def pause_writing(self) -> None:
+        """The client does not keep up."""
+        self.paused = True
+        self._writable.clear()
+
+    def resume_writing(self) -> None:
+        """It does again."""
+        self.paused = False
+        self._writable.set()
+
+    def connection_lost(self, error: Exception | None) -> None:
+        """The client is gone."""
+        self._clear_timer()
+        self._phase = _Phase.LINGER
+        self._pending.clear()
+        if self._exchange is not None:
+            self._exchange.lose()
+            self._exchange = None
+        self._count()
+        self._host.forget(self)
+        self.resume_writing()
+
+    # for the exchange
+
+    def write(self, data: bytes) -> None:
+        """See Peer."""
+        if data and not self._transport.is_closing():
+            self._transport.write(data)
+
+    async def writable(self) -> None:
+        """See Peer."""
+        await self._writable.wait()
+
+    def date(self) -> bytes:
+        """See Peer."""
+        return self._host.date()
+
+    def is_last(self) -> bool:
+        """See Peer."""
+        return self._host.draining or (self._ended and not self._pending)
+
+    def took_body(self) -> None:
+        """See Peer."""
+        self._count()
+
+    def answered(self) -> None:
+        """See Peer."""
+        exchange, self._exchange = self._exchange, None
+        if self._transport.is_closing():
+            return
+        ended = self._ended and not self._pending
+        if exchange is None or self._phase is _Phase.BODY or not exchange.keep_alive or ended:
+            self._linger()
+            return
+        self._phase = _Phase.HEAD
+        if self._pending:
+            self._set_timer(self._limits.head_seconds, self._late)
+            self._go_on_later()
+        else:
+            self._set_timer(self._limits.keep_alive_seconds, self._transport.close)
+            self._host.rest(self)
+
+    def abort(self) -> None:
+        """See Peer; also for the server."""
+        self._transport.abort()
+
+    # for the server
+
+    def finish(self) -> None:
+        """Hangs up, once the answer under way is complete and written."""
+        self._finishing = True
+        if self._exchange is None:
+            self._transport.close()
+        elif self._phase is _Phase.BODY:
+            self._refuse(from_engine(ShuttingDown("the engine is shutting down")))
+        else:
+            self._exchange.keep_alive = False
+
+    # in
+
+    def _advance(self) -> None:
+        """Takes as much of what is pending as one exchange, and one turn of the loop, may have."""
+        try:
+            for _ in range(_MOST_PIECES):
+                if not self._pending or not (
+                    self._take_head() if self._phase is _Phase.HEAD else self._phase is _Phase.BODY and self._take_body()
+                ):
+                    return
+            self._go_on_later()
+        except ApiError as error:
+            self._refuse(error)
+
+    def _take_head(self) -> bool:
+        """One head, if it is here: False if not."""
+        pending, limit = self._pending, self._limits.head
+        if pending[0] in b"\r\n" and not self._searched:  # an empty line before a request is tolerated (RFC 9112, 2.2)
+            del pending[: len(pending) - len(pending.lstrip(b"\r\n"))]
+            return bool(pending)
+        if not self._searched:
+            self._host.wake(self)
+            self._set_timer(self._limits.head_seconds, self._late)
+            if not 0x41 <= pending[0] <= 0x5A:  # A to Z: what begins no method would have us wait for its end in vain
+                raise ApiError(
+                    400, "this is not HTTP: a request begins with its method; TLS is not spoken", code="malformed_request"
+                )
+        found = _EMPTY_LINE.search(pending, self._searched)
+        if (len(pending) if found is None else found.end()) > limit:
+            raise ApiError(431, _TOO_LARGE.format(limit), code="headers_too_large")
+        if found is None:
+            self._searched = max(1, len(pending) - 2)  # the last two bytes may belong to the empty line
+            return False
+        self._searched = 0
+        head = self._parser.head(_cut(pending, found.end()))
+        if head.length > self._limits.body:
+            raise self._too_large()
+        self._exchange = Exchange(self, head)
+        if self._parser.complete:
+            self._end_request()
+        else:
+            self._phase = _Phase.BODY
+            self._set_timer(self._limits.body_seconds, self._late)
+        self._host.run(self._exchange)
+        return True
+
+    def _take_body(self) -> bool:
+        """One piece of a body."""
+        assert self._exchange is not None, "a body belongs to an exchange"
+        self._exchange.feed(self._parser.body(_cut(self._pending, self._parser.piece(self._pending))))
+        if self._exchange.held > self._limits.body:
+            raise self._too_large()
+        if self._parser.framing > self._limits.head:
+            raise ApiError(431, _TOO_LARGE.format(self._limits.head), code="headers_too_large")
+        if self._parser.complete:
+            self._end_request()
+        return True
+
+    def _end_request(self) -> None:
+        assert self._exchange is not None, "a request belongs to an exchange"
+        self._phase = _Phase.ANSWER
+        self._clear_timer()
+        self._exchange.feed_end()
+
+    def _go_on_later(self) -> None:
+        self._due = True
+        self._loop.call_soon(self._go_on)
+
+    def _go_on(self) -> None:
+        """With what is pending still."""
+        self._due = False
+        if self._transport.is_closing():
+            return
+        self._advance()
+        if not self._due:
+            self._hold_back(False)
+            if self._ended:
+                self._after_end()
+        self._count()
+
+    def _after_end(self) -> None:
+        """Nothing more comes, and nothing is pending that can be parsed now."""
+        if self._phase is _Phase.ANSWER:
+            self._probe(_FIRST_PROBES, self._limits.probe_seconds)
+        elif self._phase is _Phase.BODY or (self._phase is _Phase.HEAD and self._pending):
+            self._refuse(ApiError(400, "the connection ended within the request", code="malformed_request"))
+        elif self._phase is _Phase.HEAD:
+            self._transport.close()
+
+    def _hold_back(self, hold: bool) -> None:
+        if hold != self._held_back and not self._transport.is_closing():
+            self._held_back = hold
+            if hold:
+                self._transport.pause_reading()
+            else:
+                self._transport.resume_reading()
+
+    def _is_followed(self) -> bool:
+        return self._exchange is not None and self._exchange.keep_alive
+
+    def _count(self) -> None:
+        """Tells the host how many bytes are held here, and gives them up where they are too many."""
+        size = len(self._pending) + (self._exchange.held if self._exchange is not None else 0)
+        fits = self._host.hold(size - self._held)
+        self._held = size
+        if self._phase is _Phase.ANSWER and self._pending and not (fits and len(self._pending) <= self._limits.pipelined):
+            self._pending.clear()
+            if self._exchange is not None:
+                self._exchange.keep_alive = False  # a client sends again what was not answered
+            self._count()
+        elif not fits and self._phase is not _Phase.LINGER:
+            self._refuse(ApiError(503, "too many requests are being received", code="overloaded", headers={"retry-after": "1"}))
+
+    def _too_large(self) -> ApiError:
+        return ApiError(413, f"the body is larger than {self._limits.body} bytes", code="body_too_large")
+
+    # ends
+
+    def _refuse(self, error: ApiError) -> None:
+        """Answers here, and takes nothing more."""
+        self._host.refused(error)
+        self._pending.clear()
+        if self._exchange is not None:
+            self._exchange.refuse(error)
+        else:
+            body = error.body()
+            fields = [(b"date", self.date()), (b"content-type", b"application/json"), *encoded(error.headers, len(body))]
+            self.write(whole_head(error.status, [*fields, (b"connection", b"close")]) + body)
+            self._linger()
+        self._count()
+
+    def _linger(self) -> None:
+        """Says that nothing follows, and lets the client read: to close on bytes that it still sends would reset the connection."""
+        self._phase = _Phase.LINGER
+        self._pending.clear()
+        self._hold_back(False)
+        if self._ended or self._finishing or self._transport.is_closing():
+            self._transport.close()  # once everything is written
+            return
+        self._transport.write_eof()
+        self._set_timer(self._limits.linger_seconds, self._hang_up)
+
+    def _hang_up(self) -> None:
+        if (
+            self._transport.get_write_buffer_size()
+        ):  # a long answer, and a slow client; the kernel knows when it does not read at all
+            self._set_timer(self._limits.linger_seconds, self._hang_up)
+        else:
+            self._transport.close()
+
+    def _late(self) -> None:
+        if self._phase is _Phase.HEAD and not self._pending:
+            self._transport.close()  # connected, and never said anything
+        else:
+            self._refuse(ApiError(408, "the request did not come within the time that it has", code="request_timeout"))
+
+    def _probe(self, left: int, delay: float) -> None:
+        """Looks from time to time whether the client is still there: twice, and then at growing intervals."""
+
+        def look() -> None:
+            if self._exchange is not None and not self._transport.is_closing() and self._exchange.probe():
+                self._probe(max(0, left - 1), delay if left > 1 else 2 * delay)
+
+        self._set_timer(delay, look)
+
+    def _set_timer(self, delay: float, call: Callable[[], object]) -> None:
+        self._clear_timer()
+        self._timer = self._loop.call_later(delay, call)
+
+    def _clear_timer(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+
+def _cut(data: bytearray, size: int) -> bytes:
+    """Takes the first bytes away."""
+    with memoryview(data) as view:
+        taken = bytes(view[:size])
+    del data[:size]
+    return taken

@@ -1,0 +1,137 @@
+"""The HTTP server: its connections, and what they may take together."""
+
+import asyncio
+import logging
+import socket
+from collections.abc import Coroutine
+from email.utils import formatdate
+from typing import Any
+
+from starlette.types import ASGIApp
+
+from frontend.server.api.errors import ApiError
+from frontend.server.http.connection import Connection
+from frontend.server.http.exchange import Exchange
+from frontend.server.http.limits import Limits
+from frontend.server.http.occasional import OccasionalLog
+from protocol.clock import now
+
+_REFUSALS = OccasionalLog(logging.getLogger(__name__), logging.WARNING)
+
+_BACKLOG = 2048  # connections that wait to be accepted: a burst of a thousand clients must not be refused
+# Inherited by every connection. A host that vanished without a word, or a client that reads nothing for two minutes, is given up.
+_SILENT_SECONDS = 120
+_OPTIONS = (
+    (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1),
+    (socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, _SILENT_SECONDS // 4),
+    (socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, _SILENT_SECONDS // 4),
+    (socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, _SILENT_SECONDS * 1000),
+)
+
+
+class HttpServer:
+    """Serves an ASGI application on a bound socket, from `start` to `finish`."""
+
+    def __init__(self, app: ASGIApp, listener: socket.socket, limits: Limits | None = None) -> None:
+        self.app = app
+        self.limits = limits or Limits()
+        self.draining = False
+        self.held = 0  # bytes received that the application has not taken
+        self.connections: set[Connection] = set()
+        self._idle: dict[Connection, None] = {}  # the one that is idle longest first
+        self._listener = listener
+        self._server: asyncio.Server | None = None
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._emptied = asyncio.Event()
+        self._date = b""
+        self._date_until = 0.0
+
+    async def start(self) -> None:
+        """Serves from now on."""
+        for level, option, value in _OPTIONS:
+            self._listener.setsockopt(level, option, value)
+        loop = asyncio.get_running_loop()
+        self._server = await loop.create_server(lambda: Connection(self), sock=self._listener, backlog=_BACKLOG)
+
+    def drain(self) -> None:
+        """Answers whoever comes, and keeps no connection for another request: what is refused is the application's to say."""
+        self.draining = True
+
+    async def finish(self) -> None:
+        """Takes no more connections, lets the answers under way be written, for a moment, and closes everything."""
+        self.draining = True
+        if self._server is not None:
+            self._server.close()
+        for connection in list(self.connections):
+            connection.finish()
+        try:
+            async with asyncio.timeout(self.limits.last_words_seconds):
+                await self._all_gone()
+        except TimeoutError:
+            for connection in list(self.connections):
+                connection.abort()
+            await self._all_gone()
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    async def _all_gone(self) -> None:
+        while self.connections:
+            self._emptied.clear()
+            await self._emptied.wait()
+
+    # for the connections
+
+    def admit(self, connection: Connection) -> bool:
+        """See Host. The one that is idle longest makes room; where none is, the new one is turned away."""
+        self.connections.add(connection)
+        if len(self.connections) <= self.limits.connections:
+            return True
+        if self._idle:
+            longest = next(iter(self._idle))
+            self.wake(longest)
+            longest.finish()
+            return True
+        if len(self.connections) > self.limits.connections + self.limits.turned_away:
+            connection.abort()
+        return False
+
+    def forget(self, connection: Connection) -> None:
+        """See Host."""
+        self.connections.discard(connection)
+        self.wake(connection)
+        if not self.connections:
+            self._emptied.set()
+
+    def rest(self, connection: Connection) -> None:
+        """See Host."""
+        self._idle[connection] = None
+
+    def wake(self, connection: Connection) -> None:
+        """See Host."""
+        self._idle.pop(connection, None)
+
+    def hold(self, size: int) -> bool:
+        """See Host."""
+        self.held += size
+        return size <= 0 or self.held <= self.limits.received
+
+    def run(self, exchange: Exchange) -> None:
+        """See Host."""
+        self._spawn(exchange.run(self.app))
+
+    def date(self) -> bytes:
+        """See Host. Written anew once a second."""
+        if (time := now()) >= self._date_until:
+            self._date_until = time + 1.0
+            self._date = formatdate(usegmt=True).encode()
+        return self._date
+
+    def refused(self, error: ApiError) -> None:
+        """See Host."""
+        _REFUSALS.say(f"a request over HTTP was refused with status {error.status}: {error.message}")
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
