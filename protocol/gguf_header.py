@@ -238,4 +238,5 @@ class _Parser:
             self._fail(f"damaged: {self._reading} reaches past byte {_LONGEST_HEADER}, and no header is so long")
 
     def _fail(self, text: str, cause: Exception | None = None) -> NoReturn:
-        raise ModelError(f"{self._path}: {text}{_hint(self._path)}") from cause
+        way_out = "; download it again, or convert the model again" if text.startswith("damaged") else ""
+        raise ModelError(f"{self._path}: {text}{way_out}{_hint(self._path)}") from cause

@@ -22,6 +22,7 @@ from protocol.safetensors_header import read_tensors
 HF_ARCHITECTURES = ("LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM")
 GGUF_ARCHITECTURES = ("llama", "qwen2", "qwen3")
 
+_AGAIN = ": download the model again, or convert it again"
 _LARGEST_CONFIG = 1 << 24  # bytes
 _LARGEST_SIZE = 1 << 31  # positions and token ids are int32
 _GGUF_LAYER = re.compile(r"blk\.(\d{1,9})\.")
@@ -69,7 +70,7 @@ def gguf_architecture(path: str | Path, header: GgufHeader, supported: Sequence[
     if kind != "model":
         raise ModelError(f"{path}: general.type is {reprlib.repr(kind)}: a file that holds a whole model is wanted")
     if name is None:
-        raise ModelError(f"{path}: general.architecture is missing")
+        raise ModelError(f"{path}: general.architecture is missing{_AGAIN}")
     if not isinstance(name, str) or name not in supported:
         raise ModelError(f"{path}: general.architecture {reprlib.repr(name)} is not supported, only {', '.join(supported)}")
     return name
@@ -121,7 +122,7 @@ def read_config(path: Path, supported: Sequence[str] = HF_ARCHITECTURES) -> tupl
 def _size(path: str | Path, fields: Mapping[str, Any], key: str) -> int:
     value = fields.get(key)
     if value is None:
-        raise ModelError(f"{path}: {key} is missing")
+        raise ModelError(f"{path}: {key} is missing{_AGAIN}")
     if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value < _LARGEST_SIZE:
         raise ModelError(f"{path}: {key} is {reprlib.repr(value)}, a whole number from 1 to {_LARGEST_SIZE - 1} is wanted")
     return value

@@ -21,6 +21,7 @@ from protocol.clock import now
 from protocol.codec import Decoder, encode
 from protocol.config import CHILD_SPEC_DECODER, PROTOCOL_VERSION, ChildSpec
 from protocol.errors import EngineError, ExitCode, ProtocolError, describe
+from protocol.logs import set_up_logging
 from protocol.messages import LAUNCHER_TO_CHILD, Failed, LauncherToChild, Progress, Pulse
 from protocol.outbox import Outbox
 
@@ -126,7 +127,7 @@ def socket_pair() -> tuple[socket.socket, socket.socket]:
 
 
 def enter_child(fd: int, title: str, *, die_with_launcher: bool) -> tuple[ChildSpec, SupervisionLink[LauncherToChild]]:
-    """First call of every child: reads its specification from the inherited descriptor and names the process.
+    """First call of every child: reads its specification from the inherited descriptor, names the process and lets it log.
 
     SIGINT is ignored, since the terminal sends Ctrl-C to the whole group and the launcher decides the order of the end. With
     `die_with_launcher` the kernel kills this process when the launcher ends: for processes that may be deep in a compilation.
@@ -144,6 +145,7 @@ def enter_child(fd: int, title: str, *, die_with_launcher: bool) -> tuple[ChildS
         raise ProtocolError(f"the launcher speaks protocol {spec.version}, this process {PROTOCOL_VERSION}: reinstall twodeep")
     name = f"{title}-{spec.index}" if spec.role == "worker" else title
     Path("/proc/self/comm").write_text(name[:15])  # the kernel keeps 15 characters
+    set_up_logging(f"worker {spec.index}" if spec.role == "worker" else spec.role)
     if spec.cpus:
         os.sched_setaffinity(0, spec.cpus)
     return spec, SupervisionLink(end, LAUNCHER_TO_CHILD)

@@ -17,7 +17,8 @@ import numpy.typing as npt
 from protocol.clock import now_ns
 from protocol.codec import BoolArray, Int32Array, UInt64Array
 from protocol.config import EngineConfig, SimulatedTimes
-from protocol.errors import ConfigError
+from protocol.errors import CapacityError, ConfigError
+from tpu_worker.allocation import memory_suffices
 from tpu_worker.device import Admission, Capacity, ReportProgress, StepPlan, StepResult
 
 _POISON = np.uint64(0x9E3779B97F4A7C15)  # sum of a block whose tail was overwritten: no context hashes to what it gives
@@ -71,23 +72,23 @@ class SimulatedDevice:
         self._max_model_len = max_model_len
         blocks_per_sequence = -(-max_model_len // config.block_size)
         bytes_per_block = config.block_size * 8
-        self._num_blocks = (
-            max(_DEFAULT_BLOCKS, blocks_per_sequence)
-            if config.kv_cache_memory is None
-            else config.kv_cache_memory // bytes_per_block
-        )
+        if config.kv_cache_memory is None:
+            self._num_blocks = max(_DEFAULT_BLOCKS, blocks_per_sequence)
+        else:  # never more than the largest batch could use, as the real device has it
+            self._num_blocks = min(config.kv_cache_memory // bytes_per_block, blocks_per_sequence * config.max_num_seqs)
         if self._num_blocks < blocks_per_sequence:
-            raise ConfigError(
+            raise CapacityError(
                 f"--kv-cache-memory {config.kv_cache_memory} holds {self._num_blocks} simulated blocks, "
                 f"a sequence of {max_model_len} tokens needs {blocks_per_sequence}: "
                 f"use at least {blocks_per_sequence * bytes_per_block}"
             )
         slots = config.max_num_seqs
-        self._sums = np.zeros((self._num_blocks, config.block_size), np.uint64)  # [i, j]: sum of the cells 0 … j of block i
-        self._tables = np.zeros((slots, blocks_per_sequence), np.int32)
-        self._history = np.zeros((slots, max_model_len + 1), np.int32)
-        self._seed_hashes = np.zeros(slots, np.uint64)
-        self._weights = _weights(max_model_len + 1)
+        with memory_suffices():
+            self._sums = np.zeros((self._num_blocks, config.block_size), np.uint64)  # [i, j]: sum of the cells 0 … j of block i
+            self._tables = np.zeros((slots, blocks_per_sequence), np.int32)
+            self._history = np.zeros((slots, max_model_len + 1), np.int32)
+            self._seed_hashes = np.zeros(slots, np.uint64)
+            self._weights = _weights(max_model_len + 1)
         self._stops: dict[int, tuple[int, frozenset[int]]] = {}  # slot -> length below which these ids are not drawn
         self._free_at_ns = 0
         self._closed = threading.Event()

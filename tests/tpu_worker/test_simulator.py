@@ -7,7 +7,7 @@ import pytest
 
 from protocol.codec import Int32Array
 from protocol.config import EngineConfig, SimulatedTimes
-from protocol.errors import ConfigError
+from protocol.errors import CapacityError, ConfigError
 from protocol.params import EngineParams
 from tpu_worker.device import Admission, StepPlan
 from tpu_worker.simulator import SimulatedDevice, simulated_token
@@ -121,5 +121,15 @@ def test_impossible_times_name_their_flag(times: SimulatedTimes, flag: str) -> N
 
 
 def test_a_cache_too_small_for_one_sequence_is_refused() -> None:
-    with pytest.raises(ConfigError, match="needs 16"):
+    with pytest.raises(CapacityError, match="needs 16"):
         device(kv_cache_memory=15 * 4 * 8)
+
+
+def test_a_cache_larger_than_any_batch_could_use_is_cut() -> None:
+    assert device(kv_cache_memory=1 << 50).load(lambda *_: None).num_blocks == 16 * 4
+
+
+def test_a_batch_that_no_memory_holds_is_refused() -> None:
+    config = EngineConfig(model_path="/m", model_format="gguf", served_model_names=("m",), max_num_seqs=65536)
+    with pytest.raises(CapacityError, match="lower --kv-cache-memory, --max-num-seqs or --max-model-len"):
+        SimulatedDevice(config, vocab_size=100, max_model_len=2**31 - 2)

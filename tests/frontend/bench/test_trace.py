@@ -11,6 +11,7 @@ from frontend.bench.trace.chrome import chrome_trace
 from frontend.bench.trace.stages import idle_share, stage_times
 from frontend.client import Client, SamplingParams
 from frontend.client.steps import Steps
+from protocol.errors import ExitCode
 from tests.integration.launching import SIMULATED, launch
 
 _US = 1000  # nanoseconds
@@ -72,11 +73,12 @@ def test_the_trace_has_a_lane_for_each_process_and_device() -> None:
 def test_engine_trace_on_a_running_engine(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     output = tmp_path / "trace.json"
     with launch(tmp_path, *SIMULATED) as engine:
-        assert main([str(output), "--socket", str(engine.socket)]) == 1  # it has run nothing yet
+        assert main([str(output), "--ipc", str(engine.socket)]) == 1  # it has run nothing yet
         with Client(engine.socket) as client:
             client.generate([[1, 2, 3]], SamplingParams(max_tokens=30, ignore_eos=True))
             recorded = client.trace()
-        assert main([str(output), "--socket", str(engine.socket)]) == 0
+        assert main([str(tmp_path / "none" / "trace.json"), "--ipc", str(engine.socket)]) == ExitCode.BAD_CONFIG
+        assert main([str(output), "--ipc", str(engine.socket)]) == 0
     assert len(recorded) == 30
     order = ["scheduled_ns", "sent_ns", "received_ns", "prepared_ns", "dispatched_ns", "started_ns", "finished_ns", "collected_ns"]
     for earlier, later in zip(order, [*order[1:], "answered_ns"], strict=True):
@@ -85,4 +87,6 @@ def test_engine_trace_on_a_running_engine(tmp_path: Path, capsys: pytest.Capture
             assert (recorded[earlier] <= recorded[later]).all(), (earlier, later)
     assert (recorded["started_ns"][1:] >= recorded["finished_ns"][:-1]).all(), "the device runs one step at a time"
     assert len([e for e in json.loads(output.read_bytes())["traceEvents"] if e.get("cat") == "run"]) == 30
-    assert "30 steps, device idle" in capsys.readouterr().out
+    said = capsys.readouterr()
+    assert "30 steps, device idle" in said.out
+    assert "none/trace.json: No such file or directory; name another file to write" in said.err
