@@ -1,6 +1,7 @@
 """Drives a Device by hand: requests in, tokens out, with steps in flight."""
 
 from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -77,15 +78,16 @@ class Driver:
         while self._flying:
             self.collect()
 
-    def run(self, prompts: list[list[int]], params: EngineParams, chunk: int = 10**9) -> list[Running]:
-        """All requests side by side, each prefilled in chunks, until each has its max_tokens."""
-        requests = [self.request(slot, prompt, params) for slot, prompt in enumerate(prompts)]
+    def run(self, prompts: list[list[int]], params: EngineParams | Sequence[EngineParams], chunk: int = 10**9) -> list[Running]:
+        """All requests side by side, each prefilled in chunks, until each has its max_tokens. `params`: of all, or of each."""
+        each = [params] * len(prompts) if isinstance(params, EngineParams) else params
+        requests = [self.request(slot, prompt, its) for slot, (prompt, its) in enumerate(zip(prompts, each, strict=True))]
         while True:
             rows = []
             for r in requests:
                 if r.position < len(r.prompt):
                     rows.append((r, min(chunk, len(r.prompt) - r.position)))
-                elif r.position < len(r.prompt) + params.max_tokens - 1:
+                elif r.position < len(r.prompt) + r.params.max_tokens - 1:
                     rows.append((r, 1))
             if not rows:
                 break

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from protocol.codec import Float32Array, Int32Array
+from tests.margins import ROUNDOFF, TYPICAL, Margins
 from tpu_worker.models.rope import rotary_table
 from tpu_worker.platforms import reference
 from tpu_worker.platforms.metadata import AttentionMetadata, AttentionSpec
@@ -20,9 +21,13 @@ def rounded(values: Float32Array) -> Float32Array:
     return values.astype(ml_dtypes.bfloat16).astype(np.float32)
 
 
-@pytest.mark.parametrize(("heads", "kv_heads", "dim"), [(4, 2, 16), (9, 3, 64), (2, 2, 96)])
+@pytest.mark.parametrize(
+    ("heads", "kv_heads", "dim"), [(4, 2, 16), pytest.param(9, 3, 64, marks=pytest.mark.every_processor), (2, 2, 96)]
+)
 @pytest.mark.parametrize(("window", "cap"), [(None, None), (5, None), (None, 3.0), (40, 8.0)])
-def test_agrees_with_the_reference(heads: int, kv_heads: int, dim: int, window: int | None, cap: float | None) -> None:
+def test_agrees_with_the_reference(
+    margins: Margins, heads: int, kv_heads: int, dim: int, window: int | None, cap: float | None
+) -> None:
     """A decode row, a whole prompt, a later chunk, a padding row; padding tokens and unwritten cache are NaN."""
     rng = np.random.default_rng(0)
     starts, counts = np.array([131, 0, 13, 0], np.int32), np.array([1, 19, 12, 0], np.int32)
@@ -52,7 +57,9 @@ def test_agrees_with_the_reference(heads: int, kv_heads: int, dim: int, window: 
 
     flat, written = attend(np.concatenate([q, k, v], axis=1).reshape(tokens, -1), bits)
     out = np.asarray(flat).reshape(q.shape)
-    np.testing.assert_allclose(out, expected, atol=2e-5)
+    # Scores are sums of products that come to 0.3 √dim; weights, and so the output, are wrong by as much as scores are.
+    typical = TYPICAL * ROUNDOFF * (0.3 * dim**0.5 * (dim / 2) ** 0.5 + 2)
+    margins.check_rounding("XLA's attention", out[:used], expected[:used], typical)
     assert not out[used:].any()
     np.testing.assert_array_equal(np.asarray(written).view(ml_dtypes.bfloat16).astype(np.float32), cache_after)
 

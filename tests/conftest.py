@@ -1,0 +1,58 @@
+"""What all tests share: the processor that they run on, or pass for, and the margins of their bounds."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from tests.margins import Margins
+from tests.processors import PROCESSORS, describe, flags_of
+
+_MARGINS = pytest.StashKey[Margins]()
+_PATCH = pytest.StashKey[pytest.MonkeyPatch]()
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--processor", choices=tuple(PROCESSORS), help="compile the C++ kernels for this one, and pass for it")
+    parser.addoption("--margins", type=Path, metavar="FILE", help="write the margins of bounds on errors there, as JSON")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    processor: str | None = config.getoption("--processor")
+    config.stash[_MARGINS] = Margins(processor or "here")
+    if processor is None:
+        return
+    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_cpu_max_isa={PROCESSORS[processor].xla_isa}"
+    from tpu_worker.platforms.cpu import processor as chosen_by
+    from tpu_worker.platforms.cpu.native import build
+
+    patch = config.stash[_PATCH] = pytest.MonkeyPatch()
+    patch.setattr(build, "FLAGS", tuple(f"-march={processor}" if flag == "-march=native" else flag for flag in build.FLAGS))
+    for module in (build, chosen_by):
+        patch.setattr(module, "cpu_flags", lambda: flags_of(processor))
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    if _PATCH in config.stash:
+        config.stash[_PATCH].undo()
+
+
+def pytest_report_header(config: pytest.Config) -> str:
+    passing_for = config.getoption("--processor")
+    return f"processor: {describe()}, {len(os.sched_getaffinity(0))} cores" + (f", as {passing_for}" if passing_for else "")
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    margins = config.stash[_MARGINS]
+    if path := config.getoption("--margins"):
+        margins.write(path)
+    if margins.table:
+        terminalreporter.section("shares of their bounds that errors take; 1 would fail")
+        for line in margins.lines():
+            terminalreporter.write_line(line)
+
+
+@pytest.fixture(scope="session")
+def margins(pytestconfig: pytest.Config) -> Margins:
+    """Where tests check errors against bounds."""
+    return pytestconfig.stash[_MARGINS]
