@@ -1,11 +1,14 @@
-"""How many blocks the KV cache holds."""
+"""How many blocks the KV cache holds, beside all else that needs memory."""
 
-from collections.abc import Sequence
+import contextlib
+import errno
+from collections.abc import Iterator, Sequence
 
 import jax
 
 from protocol.config import EngineConfig
 from protocol.errors import CapacityError
+from tpu_worker.buckets import Bucket
 from tpu_worker.models.spec import ModelSpec
 from tpu_worker.platforms.platform import Attention, Memory
 from tpu_worker.stacking import Layers, group_alike, group_sizes
@@ -16,6 +19,17 @@ _BYTES_PER_VALUE = 2  # bfloat16
 def bytes_per_block(spec: ModelSpec, block_size: int) -> int:
     """Keys and values of one block in all layers."""
     return 2 * block_size * _BYTES_PER_VALUE * sum(layer.num_kv_heads * layer.head_dim for layer in spec.layers)
+
+
+def working_memory(spec: ModelSpec, bucket: Bucket) -> int:
+    """About how many bytes a step works in: its logits and a copy of them, and float32 activations at the widest point of a layer.
+
+    The compiler's own figure would come too late: programs are compiled for a cache of a certain size.
+    """
+    widest = max(
+        max((layer.num_heads + 2 * layer.num_kv_heads) * layer.head_dim, 3 * layer.intermediate_size) for layer in spec.layers
+    )
+    return 4 * (2 * bucket.rows * spec.vocab_size + bucket.tokens * (2 * spec.hidden_size + widest))
 
 
 def make_caches(spec: ModelSpec, attention: Attention, num_blocks: int, block_size: int) -> Layers:
@@ -46,3 +60,20 @@ def count_blocks(
             "lower --max-model-len or give it more"
         )
     return num_blocks
+
+
+@contextlib.contextmanager
+def out_of_memory(doing: str) -> Iterator[None]:
+    """Memory that gives out while `doing` something is a CapacityError that says what to do."""
+    try:
+        yield
+    except (MemoryError, OSError, jax.errors.JaxRuntimeError) as error:
+        if isinstance(error, OSError) and error.errno != errno.ENOMEM:
+            raise
+        if isinstance(error, jax.errors.JaxRuntimeError) and "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        cause = (str(error).splitlines() or [type(error).__name__])[0]
+        raise CapacityError(
+            f"out of memory while {doing}: {cause}: lower --kv-cache-memory, --max-num-seqs or --max-num-batched-tokens, or take a "
+            "smaller model"
+        ) from error

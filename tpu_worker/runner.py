@@ -15,7 +15,7 @@ from protocol.model_files import check_length
 from tpu_worker.buckets import make_buckets
 from tpu_worker.device import Capacity, ReportProgress, StepPlan, StepResult
 from tpu_worker.inputs import make_slots, pack_admission, pack_step
-from tpu_worker.kv_cache import count_blocks, make_caches
+from tpu_worker.kv_cache import bytes_per_block, count_blocks, make_caches, out_of_memory, working_memory
 from tpu_worker.mesh import describe, open_device
 from tpu_worker.models.spec import ModelSpec
 from tpu_worker.platforms.choose import choose_platform
@@ -51,11 +51,15 @@ class JaxDevice:
         self._finished_ns = 0  # when the last step was collected
         self._platform: Platform
         self._state: DeviceState
-        self._programs: Programs
+        self.programs: Programs
         self._admit: AdmitProgram
 
     def load(self, report: ReportProgress) -> Capacity:
         """As the protocol says."""
+        with out_of_memory("loading the model"):
+            return self._load(report)
+
+    def _load(self, report: ReportProgress) -> Capacity:
         config = self._config
         use_compilation_cache(config.compilation_cache)
         device = open_device(config)
@@ -66,22 +70,28 @@ class JaxDevice:
         )
         platform.memory.before_loading()
         max_model_len = check_length(config.max_model_len, spec.context_length, f"context of {config.model_path}")
+        buckets = make_buckets(config.max_num_seqs, config.max_num_batched_tokens)
         loader = WeightLoader(source, platform.products, max_model_len, lambda done, total: report("loading weights", done, total))
         weights = loader.load_first()
-        num_blocks = count_blocks(config, spec, max_model_len, platform.memory, [device])
-        make_state = functools.partial(_make_state, config, spec, platform, num_blocks, max_model_len)
         shapes = loader.shapes(weights)
+        # What the cache is to leave: the weights that are not there yet, and the largest step's working memory.
+        pending = loader.pending_bytes(weights) + max(working_memory(spec, bucket) for bucket in buckets)
+        num_blocks = count_blocks(config, spec, max_model_len, platform.memory, [device], pending)
+        make_state = functools.partial(_make_state, config, spec, platform, num_blocks, max_model_len)
         compiler = Compiler(model, platform, config.block_size, shapes, jax.eval_shape(make_state))
-        head_cost = _size(shapes["head"]) / _size(shapes["layers"])
-        self._programs = Programs(compiler, make_buckets(config.max_num_seqs, config.max_num_batched_tokens), head_cost)
-        with ThreadPoolExecutor(1) as pool:
+        with ThreadPoolExecutor(1, thread_name_prefix="loading") as pool:
             loaded = pool.submit(loader.load_rest, weights)
-            self._programs.compile_first(report)
+            num_rows = {size for bucket in buckets for size in (bucket.tokens, bucket.rows)}
+            stable = platform.products.rows_are_stable(model.matrix_sizes(), num_rows)
+            head_cost = _size(shapes["head"]) / _size(shapes["layers"])
+            self.programs = Programs(compiler, buckets, head_cost, wait_for_all=not stable)
+            self.programs.compile_first(report)
             self._admit = compiler.admit()
             self._weights = loaded.result()
-        # As one program, so that the caches are made without a copy.
-        self._state = jax.jit(make_state)()
-        self._programs.start_rest()
+        with out_of_memory(f"making a KV cache of {num_blocks * bytes_per_block(spec, config.block_size)} bytes"):
+            # As one program, so that the caches are made without a copy.
+            self._state = jax.block_until_ready(jax.jit(make_state)())
+        self.programs.start_rest()
         platform.memory.after_loading()
         description = describe(device, platform.name)
         return Capacity(num_blocks, max_model_len, spec.vocab_size, description, platform.saturating_tokens)
@@ -96,12 +106,12 @@ class JaxDevice:
             self._logprobs[admission.slot] = admission.params.logprobs
             slots = self._admit(slots, pack_admission(admission, slots))
         flags = int(np.bitwise_or.reduce(self._features[plan.slots[plan.samples]])) if self._demanding else 0
-        bucket = self._programs.choose(plan.num_tokens, len(plan.slots), sampler=flags != 0)
+        bucket = self.programs.choose(plan.num_tokens, len(plan.slots), sampler=flags != 0)
         packed = pack_step(plan, bucket.rows, len(self._features))
-        self._state, logits, token_ids = self._programs.step(bucket)(self._weights, DeviceState(caches, slots), packed)
+        self._state, logits, token_ids = self.programs.step(bucket)(self._weights, DeviceState(caches, slots), packed)
         sampled = None
         if flags:
-            slots, sampled = self._programs.sampler(bucket)(self._state.slots, logits, token_ids, packed)
+            slots, sampled = self.programs.sampler(bucket)(self._state.slots, logits, token_ids, packed)
             self._state, token_ids = self._state._replace(slots=slots), sampled.token_ids
             if flags & LOGPROBS:
                 self._platform.fetch(sampled.logprobs)
@@ -129,8 +139,8 @@ class JaxDevice:
         return StepResult(np.maximum(token_ids, 0), tuple(failed.tolist()), logprobs, started, self._finished_ns)
 
     def close(self) -> None:
-        """Ends the background compilation."""
-        self._programs.close()
+        """Ends the background compilation, without waiting for it."""
+        self.programs.close()
 
 
 def _make_state(config: EngineConfig, spec: ModelSpec, platform: Platform, num_blocks: int, max_model_len: int) -> DeviceState:

@@ -1,13 +1,17 @@
-"""Compiles the programs: the few that any step can run in before the worker is ready, the others behind its back."""
+"""Compiles the programs: the few that any step can run in before the worker is ready, the others while it serves."""
 
+import logging
 import threading
 from collections.abc import Sequence
 
 import jax
 
+from protocol.errors import describe
 from tpu_worker.buckets import Bucket, by_cost, first_to_hold
 from tpu_worker.device import ReportProgress
 from tpu_worker.program import Compiler, SampleProgram, StepProgram
+
+_LOG = logging.getLogger(__name__)
 
 _NUM_FIRST = 2  # buckets: the smallest, and the one that holds any step
 
@@ -15,17 +19,24 @@ _NUM_FIRST = 2  # buckets: the smallest, and the one that holds any step
 class Programs:
     """The compiled steps and samplers. They become more while steps run; each step takes the best that are there."""
 
-    def __init__(self, compiler: Compiler, buckets: Sequence[Bucket], head_cost: float) -> None:
-        """`head_cost`: of the logits of a row, in tokens through the layers."""
+    def __init__(self, compiler: Compiler, buckets: Sequence[Bucket], head_cost: float, *, wait_for_all: bool) -> None:
+        """`head_cost`: of the logits of a row, in tokens through the layers.
+
+        `wait_for_all`: compile everything first. Then steps of one size always run in one bucket, as they must where the bits of a
+        row depend on the bucket: else they would depend on how far the compiler has come.
+        """
         self._compiler = compiler
         self._buckets = buckets
         self._head_cost = head_cost
+        self._num_first = len(buckets) if wait_for_all else _NUM_FIRST
         self._steps: dict[Bucket, StepProgram] = {}
         self._samplers: dict[int, SampleProgram] = {}  # by number of rows
         self._ready: tuple[Bucket, ...] = ()  # those of which the step is compiled, the cheapest first …
         self._sampled: tuple[Bucket, ...] = ()  # … and those with a sampler for their rows; both are only ever replaced
         self._stop = threading.Event()
+        # Never joined: a process that ends need not wait for a program that nobody will run (`protocol.supervision.leave`).
         self._thread = threading.Thread(target=self._compile_rest, name="compiler")
+        self.failed: list[str] = []  # what could not be compiled while steps ran, and why
 
     def choose(self, tokens: int, rows: int, *, sampler: bool) -> Bucket:
         """The cheapest bucket that holds a step and has its programs; with `sampler`, one for its rows too."""
@@ -40,34 +51,49 @@ class Programs:
         return self._samplers[bucket.rows]
 
     def compile_first(self, report: ReportProgress) -> None:
-        """Compiles what any step can run in, one after the other: XLA uses every core for one, and two get in each other's way."""
-        first = self._buckets[:_NUM_FIRST]
-        for done, bucket in enumerate(first):
-            report("compiling", done, len(first) + 1)
+        """Compiles what must be there before steps run, one after the other: XLA uses every core for one, and two get in each
+        other's way."""
+        steps = self._buckets[: self._num_first]
+        samplers = sorted({bucket.rows for bucket in steps}) if self._num_first > _NUM_FIRST else [steps[-1].rows]
+        total = len(steps) + len(samplers)
+        for done, bucket in enumerate(steps):
+            report("compiling", done, total)
             self._compile_step(bucket)
-        report("compiling", len(first), len(first) + 1)
-        self._compile_sampler(first[-1].rows)
-        report("compiling", len(first) + 1, len(first) + 1)
+        for done, num_rows in enumerate(samplers, len(steps)):
+            report("compiling", done, total)
+            self._compile_sampler(num_rows)
+        report("compiling", total, total)
 
     def start_rest(self) -> None:
         """Starts the thread that compiles all others."""
         self._thread.start()
 
     def close(self) -> None:
-        """Waits for the program that is being compiled: XLA must not be torn down beneath it."""
+        """Lets the thread finish the program that it compiles, and no other. Does not wait for it."""
         self._stop.set()
-        if self._thread.is_alive():
-            self._thread.join()
+
+    def wait(self) -> None:
+        """Until everything is compiled or failed."""
+        self._thread.join()
 
     def _compile_rest(self) -> None:
         for bucket in self._buckets:
             # A process that ends without `close` must not go on to compile all of them.
             if self._stop.is_set() or not threading.main_thread().is_alive():
                 return
-            if bucket not in self._steps:
-                self._compile_step(bucket)
-            if bucket.rows not in self._samplers:
-                self._compile_sampler(bucket.rows)
+            try:
+                if bucket not in self._steps:
+                    self._compile_step(bucket)
+                if bucket.rows not in self._samplers:
+                    self._compile_sampler(bucket.rows)
+            except Exception as error:  # noqa: BLE001 - whatever the compiler raises: steps of this size run in a larger bucket
+                self.failed.append(f"{bucket}: {describe(error)}")
+                _LOG.error(
+                    "the programs for steps of up to %d tokens in %d rows cannot be compiled, larger ones stand in: %s",
+                    bucket.tokens,
+                    bucket.rows,
+                    describe(error),
+                )
 
     def _compile_step(self, bucket: Bucket) -> None:
         self._steps[bucket] = self._compiler.step(bucket)

@@ -1,18 +1,28 @@
 """How many blocks there are, and when there are too few."""
 
-from dataclasses import replace
+import gc
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import cast
 
 import jax
+import jax.numpy as jnp
 import msgspec
 import pytest
 
 from protocol.config import EngineConfig
 from protocol.errors import CapacityError
-from tpu_worker.kv_cache import bytes_per_block, count_blocks, make_caches
+from tests.tpu_worker.tiny_models import CONFIG as TINY
+from tests.tpu_worker.tiny_models import make_tensors, write_model
+from tpu_worker.kv_cache import bytes_per_block, count_blocks, make_caches, out_of_memory
 from tpu_worker.models.rope import Rope
 from tpu_worker.models.spec import LayerSpec, ModelSpec
 from tpu_worker.platforms import xla
+from tpu_worker.platforms.cpu import make_xla_platform
 from tpu_worker.platforms.cpu.memory import HostMemory
+from tpu_worker.platforms.xla.memory import AcceleratorMemory
+from tpu_worker.runner import JaxDevice
 
 LAYER = LayerSpec(num_heads=4, num_kv_heads=2, head_dim=32, intermediate_size=80, rope=Rope(32, 500.0))
 SPEC = ModelSpec("x", 96, 64, 256, 1e-5, False, (LAYER, LAYER))
@@ -52,3 +62,70 @@ def test_less_than_one_sequence_is_refused() -> None:
     config = msgspec.structs.replace(CONFIG, kv_cache_memory=15 * BLOCK)
     with pytest.raises(CapacityError, match=rf"one sequence of 256 tokens needs {16 * BLOCK}: lower --max-model-len"):
         count_blocks(config, SPEC, 256, HostMemory(), [CPU])
+
+
+@dataclass
+class Accelerator:
+    """The figures of a chip: so much memory, of which the arrays of this process take theirs."""
+
+    bytes_limit: int
+    before: int = sum(array.nbytes for array in jax.live_arrays())
+    device_kind: str = "chip"
+
+    def memory_stats(self) -> dict[str, int]:
+        return {"bytes_limit": self.bytes_limit, "bytes_in_use": sum(array.nbytes for array in jax.live_arrays()) - self.before}
+
+
+class Figures(AcceleratorMemory):
+    """An accelerator's memory, with the figures of chips that are not there."""
+
+    def __init__(self, *chips: Accelerator) -> None:
+        self._chips = chips
+
+    def for_kv_cache(self, devices: Sequence[jax.Device], workers: int, pending: int) -> int:
+        return super().for_kv_cache(cast(Sequence[jax.Device], self._chips), workers, pending)
+
+
+def test_the_fullest_chip_decides() -> None:
+    memory = Figures(Accelerator(10**9), Accelerator(10**8))
+    assert memory.for_kv_cache([CPU], 1, 0) == pytest.approx(0.85 * 10**8, rel=0.01)
+    assert memory.for_kv_cache([CPU], 1, 6 * 10**7) == pytest.approx(0.85 * 4 * 10**7, rel=0.01)
+    assert memory.for_kv_cache([CPU], 1, 10**9) == 0
+
+
+def test_a_chip_that_keeps_its_memory_to_itself() -> None:
+    chip = Accelerator(0)
+    chip.memory_stats = dict  # type: ignore[method-assign]
+    with pytest.raises(CapacityError, match="chip does not say how much memory it has: set --kv-cache-memory"):
+        Figures(chip).for_kv_cache([CPU], 1, 0)
+
+
+def test_the_cache_leaves_room_for_weights_that_are_not_there_yet(tmp_path: Path) -> None:
+    """It is sized when the first layer is on the chip: together with the others, it fits all the same."""
+    model = {**TINY, "num_hidden_layers": 4, "intermediate_size": 512}
+    path = write_model(tmp_path, model, make_tensors(model))
+    config = msgspec.structs.replace(
+        CONFIG, model_path=str(path), model_format="huggingface", max_num_seqs=4, max_num_batched_tokens=16, max_model_len=128
+    )
+    chip = Accelerator(1_500_000)
+    device = JaxDevice(config, 0, replace(make_xla_platform(), memory=Figures(chip)))
+    gc.collect()
+    chip.before = sum(array.nbytes for array in jax.live_arrays())
+    capacity = device.load(lambda *_: None)
+    device.close()
+    cache = 4 * 2 * 2 * 32 * 16 * 2 * capacity.num_blocks
+    assert capacity.num_blocks < 4 * 8, "there is room for all that the batch could use: the test shows nothing"
+    assert chip.memory_stats()["bytes_in_use"] <= chip.bytes_limit
+    assert cache > 0.15 * chip.bytes_limit
+
+
+def test_memory_that_gives_out_is_no_traceback() -> None:
+    with (
+        pytest.raises(CapacityError, match=r"out of memory while counting: .*: lower --kv-cache-memory"),
+        out_of_memory("counting"),
+    ):
+        jax.block_until_ready(jax.jit(lambda: jnp.zeros(2**46, jnp.uint8))())
+    with pytest.raises(CapacityError, match="out of memory while counting: .*: lower --kv-cache-memory"), out_of_memory("counting"):
+        raise MemoryError
+    with pytest.raises(FileNotFoundError), out_of_memory("counting"):
+        Path("/nowhere/at/all").read_bytes()

@@ -14,6 +14,7 @@ from protocol.params import EngineParams
 from tests.tpu_worker.device_driver import Driver
 from tests.tpu_worker.tiny_models import CONFIG, make_tensors, reference_logits, write_model
 from tpu_worker.device import Admission, Capacity, StepPlan
+from tpu_worker.platforms.cpu import make_xla_platform
 from tpu_worker.platforms.cpu import products as cpu_products
 from tpu_worker.platforms.cpu.native import build
 from tpu_worker.runner import JaxDevice
@@ -39,10 +40,10 @@ def config(path: Path) -> EngineConfig:
     )
 
 
-@pytest.fixture(scope="module")
-def loaded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[JaxDevice, Capacity]]:
+@pytest.fixture(scope="module", params=[None, make_xla_platform()], ids=["fastest", "xla"])
+def loaded(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Iterator[tuple[JaxDevice, Capacity]]:
     path = write_model(tmp_path_factory.mktemp("tiny"), CONFIG, TENSORS)
-    device = JaxDevice(config(path), 0)
+    device = JaxDevice(config(path), 0, request.param)
     phases: list[tuple[str, int, int]] = []
     capacity = device.load(lambda *progress: phases.append(progress))
     assert {phase for phase, _, _ in phases} == {"loading weights", "compiling"}

@@ -4,6 +4,7 @@ from typing import Literal, assert_never
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 Activation = Literal["silu", "gelu_tanh"]
 
@@ -19,6 +20,23 @@ def activate(activation: Activation, x: jax.Array) -> jax.Array:
             assert_never(activation)
 
 
+def sum_last(x: jax.Array) -> jax.Array:
+    """The sum of x over its last axis. On the CPU it has the same bits whatever the other axes are: see `_sum_in_order`."""
+    summed: jax.Array = jax.lax.platform_dependent(x, cpu=_sum_in_order, default=lambda x: jnp.sum(x, axis=-1))
+    return summed
+
+
+def _sum_in_order(x: jax.Array) -> jax.Array:
+    """XLA's CPU lets the compiler reorder a plain sum as it likes, which it does differently for few rows and for many. It leaves
+    alone what it does not take for a sum."""
+
+    def add(total: jax.Array, term: jax.Array) -> jax.Array:
+        return jnp.where(total == total, total + term, total)
+
+    total: jax.Array = jax.lax.reduce(x, np.zeros((), x.dtype), add, (x.ndim - 1,))
+    return total
+
+
 def rms_norm(x: jax.Array, weight: jax.Array, eps: float) -> jax.Array:
     """x [T, D] divided by its root mean square, times weight [D] (Zhang and Sennrich 2019)."""
-    return x * jax.lax.rsqrt(jnp.mean(x * x, axis=-1, keepdims=True) + eps) * weight
+    return x * jax.lax.rsqrt(sum_last(x * x)[..., None] / x.shape[-1] + eps) * weight

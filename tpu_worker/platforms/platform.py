@@ -1,6 +1,6 @@
 """The seam between what the worker does anywhere and how a platform does it: attention, products, memory."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeAlias
 
@@ -115,6 +115,14 @@ class Greedy(Protocol):
         ...
 
 
+class RowsAreStable(Protocol):
+    """Whether a row of a product has the same bits whatever rows stand beside it, and however many."""
+
+    def __call__(self, weights: Collection[tuple[int, int]], num_rows: Collection[int]) -> bool:
+        """weights: the sizes (out, in) of those to multiply with. num_rows: how many rows there may be."""
+        ...
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Products:
     """Matrix products, and the layout of the weights that they alone can read."""
@@ -126,6 +134,7 @@ class Products:
     pack: Pack
     linear: Linear
     greedy: Greedy
+    rows_are_stable: RowsAreStable
 
 
 class Memory(Protocol):

@@ -86,6 +86,15 @@ class WeightLoader:
         groups = tuple(group * size for group, size in zip(shapes["layers"].groups, group_sizes(self._where), strict=True))
         return {**shapes, "layers": Layers(groups, self._where)}
 
+    def pending_bytes(self, first: Weights) -> int:
+        """Of device memory, what `load_rest` will yet take."""
+        pending = 0
+        for group, size in zip(first["layers"].groups, group_sizes(self._where), strict=True):
+            held = sum(array.nbytes for array in jax.tree.leaves(group))
+            # Stacks are there, but the pages of a layer are taken when it comes.
+            pending += held * (size - 1) // size if self._products.stacks_layers else held * (size - 1)
+        return pending
+
     def load_rest(self, first: Weights) -> Weights:
         """All parameters, with those of `first`. Raises ModelError."""
         groups: list[Any] = list(first["layers"].groups)

@@ -2,6 +2,7 @@
 
 import functools
 from collections.abc import Collection
+from dataclasses import replace
 
 from protocol.config import Quantization
 from protocol.errors import ConfigError
@@ -10,10 +11,12 @@ from tpu_worker.platforms.cpu import attention, products
 from tpu_worker.platforms.cpu.memory import HostMemory
 from tpu_worker.platforms.cpu.native import build
 from tpu_worker.platforms.cpu.processor import preferred, prefers_blocks
+from tpu_worker.platforms.cpu.stability import measure_rows
 from tpu_worker.platforms.platform import Attention, Platform, Products
 
 _SATURATING_TOKENS = 128  # products of so many rows run at the speed of arithmetic on every CPU measured
 
+XLA_PRODUCTS = replace(xla.PRODUCTS, rows_are_stable=measure_rows)
 ATTENTION = Attention(make_caches=attention.make_caches, prepare=attention.prepare, attend=attention.attend)
 
 
@@ -27,6 +30,7 @@ def make_products(quantization: Quantization) -> Products:
         pack=functools.partial(products.pack_into, quantization=quantization),
         linear=products.linear,
         greedy=products.greedy,
+        rows_are_stable=lambda *_: True,
     )
 
 
@@ -43,7 +47,7 @@ def make_platform(quantization: Quantization, in_blocks: bool, block_size: int, 
             attends, multiplies
         ],
         attention=ATTENTION if attends else xla.ATTENTION,
-        products=make_products(quantization if keeps_blocks else "none") if multiplies else xla.PRODUCTS,
+        products=make_products(quantization if keeps_blocks else "none") if multiplies else XLA_PRODUCTS,
         memory=HostMemory(),
         saturating_tokens=_SATURATING_TOKENS,
     )
@@ -52,5 +56,5 @@ def make_platform(quantization: Quantization, in_blocks: bool, block_size: int, 
 def make_xla_platform() -> Platform:
     """XLA's kernels alone."""
     return Platform(
-        name="XLA", attention=xla.ATTENTION, products=xla.PRODUCTS, memory=HostMemory(), saturating_tokens=_SATURATING_TOKENS
+        name="XLA", attention=xla.ATTENTION, products=XLA_PRODUCTS, memory=HostMemory(), saturating_tokens=_SATURATING_TOKENS
     )

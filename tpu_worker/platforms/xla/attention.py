@@ -5,6 +5,7 @@ from typing import NamedTuple, TypeAlias
 import jax
 import jax.numpy as jnp
 
+from tpu_worker.models.layers import sum_last
 from tpu_worker.models.rope import rotate
 from tpu_worker.platforms.metadata import AttentionMetadata, AttentionSpec
 
@@ -85,7 +86,7 @@ def attend(
         # What lies behind unseen positions may be anything, NaN included, and 0 × NaN is NaN.
         values = jnp.where(seen[:, 0, 0, :, None, None], values, 0.0)
         partial = jnp.einsum("tkgs,tskd->tkgd", weights, values, precision=jax.lax.Precision.HIGHEST)
-        return index + 1, new_top, total * shrink + weights.sum(-1), out * shrink[..., None] + partial
+        return index + 1, new_top, total * shrink + sum_last(weights), out * shrink[..., None] + partial
 
     passes = (jnp.max(jnp.where(real, positions, -1)) + width) // width
     shape = grouped.shape[:-1]
