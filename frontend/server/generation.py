@@ -78,12 +78,15 @@ class TextGeneration:
         self.num_cached_tokens = 0
         self._generation = generation
         self._request = request
-        params, wants = request.params, request.params.logprobs is not None
-        self._one_by_one = wants or request.stops is not None
+        params = request.params
+        self._wants_logprobs = params.logprobs is not None
+        self._one_by_one = self._wants_logprobs or request.stops is not None
         self._text: OutputText | None = None
         if params.detokenize:
-            self._text = OutputText(request.token_bytes, request.prompt, request.stops, min_tokens=params.min_tokens, tracks=wants)
-        self._held: deque[tuple[int, TopLogprobs]] = deque()  # tokens whose text is not out yet, where log-probabilities are asked
+            minimum, tracks = params.min_tokens, self._wants_logprobs
+            self._text = OutputText(request.token_bytes, request.prompt, request.stops, min_tokens=minimum, tracks=tracks)
+        # Where log-probabilities are asked: tokens whose text is not out yet. The simulated device has no log-probabilities.
+        self._held: deque[tuple[int, TopLogprobs | None]] = deque()
         self._finished = False
 
     @property
@@ -138,8 +141,8 @@ class TextGeneration:
         count = 0
         for index, token_id in enumerate(delta.token_ids):
             count += 1
-            if delta.logprobs:
-                self._held.append((token_id, delta.logprobs[index]))
+            if self._wants_logprobs:
+                self._held.append((token_id, delta.logprobs[index] if delta.logprobs else None))
             if self._text is not None:
                 shown, stop = self._text.feed_one(token_id, hidden=index == hidden)
                 pieces.append(shown)
@@ -156,16 +159,21 @@ class TextGeneration:
             self.cancel()
         if stop is not None:
             reason, stop_reason = "stop", stop
-        if self._request.params.logprobs is None:
-            return TextDelta("".join(pieces), token_ids, [], reason, stop_reason, delta.message)
-        logprobs = self._released()
-        return TextDelta("".join(pieces), [one.token_id for one in logprobs], logprobs, reason, stop_reason, delta.message)
+        logprobs: list[TokenLogprob] = []
+        if self._wants_logprobs:
+            token_ids = self._release(logprobs)
+        return TextDelta("".join(pieces), token_ids, logprobs, reason, stop_reason, delta.message)
 
-    def _released(self) -> list[TokenLogprob]:
-        """The tokens whose text is out."""
+    def _release(self, logprobs: list[TokenLogprob]) -> list[int]:
+        """The tokens whose text is out, and their log-probabilities."""
         texts = [TokenText(0, b"")] * len(self._held) if self._text is None else self._text.released()
-        wanted = self._request.params.logprobs or 0
-        return [_token_logprob(*self._held.popleft(), wanted, text) for text in texts]
+        token_ids = []
+        for text in texts:
+            token_id, found = self._held.popleft()
+            token_ids.append(token_id)
+            if found is not None:
+                logprobs.append(_token_logprob(token_id, found, self._request.params.logprobs or 0, text))
+        return token_ids
 
     def _hides_last_token(self, delta: TokenDelta) -> bool:
         """The token that ended the output is counted and listed, but is no part of the text."""

@@ -116,6 +116,68 @@ def test_logprobs_know_where_their_tokens_stand(generation: Generation, tokenize
     assert delta.text == "One two"
 
 
+def _with_logprobs(generation: Generation, ids: list[int]) -> None:
+    for token_id in ids:
+        generation.push(token_id, _logprobs(-0.5, (7, -0.25)))
+
+
+def test_a_completion_goes_on_where_its_prompt_ends(generation: Generation, tokenizer: Tokenizer) -> None:
+    *prompt, last = tokenizer.encode("x\N{GRINNING FACE}")
+    _push(generation, [last])
+    generation.finish(_finished())
+    (delta,) = _read(_output(generation, tokenizer, SamplingParams(), prompt))
+    assert delta.text == "\N{GRINNING FACE}"
+
+
+def test_logprobs_of_a_stop_string_have_no_bytes(generation: Generation, tokenizer: Tokenizer) -> None:
+    ids = tokenizer.encode("One ##! two")
+    _with_logprobs(generation, ids)
+    generation.finish(_finished())
+    (delta,) = _read(_output(generation, tokenizer, SamplingParams(logprobs=1, stop=["##!"])))
+    assert (delta.text, delta.stop_reason) == ("One ", "##!")
+    assert delta.token_ids == [entry.token_id for entry in delta.logprobs] == ids[: len(delta.token_ids)]
+    assert b"".join(entry.data for entry in delta.logprobs) == b"One "
+    assert max(entry.text_offset for entry in delta.logprobs) == 4
+
+
+def test_with_logprobs_a_token_comes_with_its_text(generation: Generation, tokenizer: Tokenizer) -> None:
+    ids = tokenizer.encode("a##")
+
+    async def read() -> list[TextDelta]:
+        output = _output(generation, tokenizer, SamplingParams(logprobs=1, stop=["###"]))
+        deltas = []
+        for token_id in ids:
+            _with_logprobs(generation, [token_id])
+            deltas.append(await anext(output))
+        generation.finish(_finished())
+        return [*deltas, await anext(output)]
+
+    deltas = asyncio.run(read())
+    assert [b"".join(entry.data for entry in delta.logprobs).decode() for delta in deltas] == [delta.text for delta in deltas]
+    assert deltas[-1].text == "##"
+    assert [token_id for delta in deltas for token_id in delta.token_ids] == ids
+
+
+@pytest.mark.parametrize(("stop_id", "include", "data"), [(2, False, b""), (905, False, b""), (905, True, b" world")])
+def test_logprobs_of_a_token_that_ends_the_text(
+    generation: Generation, tokenizer: Tokenizer, stop_id: int, include: bool, data: bytes
+) -> None:
+    _with_logprobs(generation, [19556, stop_id])
+    generation.finish(_finished("stop", stop_id))
+    params = SamplingParams(logprobs=1, stop_token_ids=[905], include_stop_str_in_output=include, skip_special_tokens=False)
+    (delta,) = _read(_output(generation, tokenizer, params))
+    assert [entry.data for entry in delta.logprobs] == [b"Hello", data]
+    assert delta.text.encode() == b"Hello" + data
+    assert delta.logprobs[1].text_offset == 5
+
+
+def test_a_device_without_logprobs(generation: Generation, tokenizer: Tokenizer) -> None:
+    _push(generation, [19556, 905])
+    generation.finish(_finished())
+    (delta,) = _read(_output(generation, tokenizer, SamplingParams(logprobs=1)))
+    assert (delta.text, delta.token_ids, delta.logprobs) == ("Hello world", [19556, 905], [])
+
+
 def test_without_detokenization_only_ids_come(generation: Generation, tokenizer: Tokenizer) -> None:
     _push(generation, [1000, 2000])
     generation.finish(_finished())

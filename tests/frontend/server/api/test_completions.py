@@ -101,6 +101,25 @@ def test_echo(http: httpx.Client) -> None:
     assert "".join(event["choices"][0]["text"] for event in _events(http, echo=True, prompt=[19556, 905])) == "Hello world" + plain
 
 
+def test_a_prompt_that_ends_within_a_character(http: httpx.Client, running: RunningEngine) -> None:
+    tokenizer = running.engine.tokenizer
+    prompt = [19556, *tokenizer.encode("\N{GRINNING FACE}")[:-1]]
+    choice = _complete(http, prompt=prompt, return_token_ids=True)["choices"][0]
+    whole = tokenizer._fast.decode(prompt + choice["token_ids"])
+    assert choice["text"] == whole.removeprefix("Hello")
+    assert _complete(http, prompt=prompt, echo=True)["choices"][0]["text"] == whole
+    for echo in (False, True):
+        text = "".join(event["choices"][0]["text"] for event in _events(http, prompt=prompt, echo=echo))
+        assert text == (whole if echo else choice["text"])
+
+
+def test_special_tokens_are_hidden_in_prompt_and_completion_alike(http: httpx.Client) -> None:
+    prompt = [1, 19556, 2]
+    assert _complete(http, prompt=prompt, echo=True)["choices"][0]["text"].startswith("Hello")
+    shown = _complete(http, prompt=prompt, echo=True, skip_special_tokens=False)["choices"][0]["text"]
+    assert shown.startswith("<|im_start|>Hello<|im_end|>")
+
+
 @pytest.mark.parametrize("stream", [False, True])
 @pytest.mark.parametrize("include", [False, True])
 def test_a_stop_string_ends_the_text_wherever_tokens_meet(http: httpx.Client, *, stream: bool, include: bool) -> None:

@@ -65,6 +65,30 @@ def test_text_to_tokens_and_back(http: httpx.Client) -> None:
     assert http.post("/tokenize", json={}).status_code == 400
 
 
+def test_a_conversation_to_tokens(http: httpx.Client) -> None:
+    def prompt(**fields: object) -> str:
+        messages = [{"role": "system", "content": "s"}, {"role": "assistant", "content": "I am "}]
+        answer = http.post("/tokenize", json={"messages": messages} | fields)
+        assert answer.status_code == 200, answer.text
+        text: str = http.post("/detokenize", json={"tokens": answer.json()["tokens"]}).json()["prompt"]
+        return text
+
+    opened = "<|im_start|>system\ns<|im_end|>\n<|im_start|>assistant\nI am "
+    assert prompt() == prompt(add_generation_prompt=True) == opened + "<|im_end|>\n<|im_start|>assistant\n"
+    assert prompt(add_generation_prompt=False) == prompt(add_generation_prompt=False, tools=[]) == opened + "<|im_end|>\n"
+    assert prompt(continue_final_message=True) == prompt(continue_final_message=True, add_generation_prompt=False) == opened
+    messages = [{"role": "user", "content": "Hi"}]
+    for fields, param in [
+        ({"messages": messages, "continue_final_message": True, "add_generation_prompt": True}, "continue_final_message"),
+        ({"messages": messages, "tools": [{"type": "function"}]}, "tools"),
+        ({"messages": messages, "chat_template": "{{ 1 }}"}, "chat_template"),
+        ({"messages": [{"role": "user"}]}, "messages[0].content"),
+        ({}, "prompt"),
+    ]:
+        response = http.post("/tokenize", json=fields)
+        assert (response.status_code, response.json()["error"]["param"]) == (400, param)
+
+
 @pytest.mark.parametrize(("sent", "echoed"), [("abc-123", "abc-123"), ("x" * 300, None)])
 def test_a_request_id_comes_back(http: httpx.Client, sent: str, echoed: str | None) -> None:
     assert http.get("/health", headers={"x-request-id": sent}).headers.get("x-request-id") == echoed

@@ -92,7 +92,7 @@ def test_prompts_of_every_kind(served: Served) -> None:
         ids = client.read()
         assert isinstance(ids, Delta)
         assert (ids.request_id, ids.text, ids.token_ids) == (2, text.text, text.token_ids)
-        client.send(Submit(3, Conversation([ChatTurn("user", "Hello there")]), params, stream=False))
+        client.send(Submit(3, Conversation([ChatTurn("user", ["Hello", "<|im_start|>there"])]), params, stream=False))
         assert len(unpack_int32(client.expect(Accepted).prompt_i32)) > len(unpack_int32(accepted.prompt_i32))
         assert client.expect(Delta).finish_reason == "length"
 
@@ -108,6 +108,8 @@ def test_prompts_of_every_kind(served: Served) -> None:
         (TextPrompt("long " * 500_000), "prompt"),
         (Conversation([]), "messages"),
         (Conversation([ChatTurn("nobody", "hi")]), "messages[0].role"),
+        (Conversation([ChatTurn("user", None)]), "messages[0].content"),
+        (Conversation([ChatTurn("user", "long " * 500_000)]), "messages"),
     ],
 )
 def test_prompts_that_are_none(served: Served, prompt: TokenPrompt | TextPrompt | Conversation, param: str) -> None:
