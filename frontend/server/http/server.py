@@ -10,6 +10,7 @@ from typing import Any
 from starlette.types import ASGIApp
 
 from frontend.server.api.errors import ApiError
+from frontend.server.bind import explain
 from frontend.server.http.connection import Connection
 from frontend.server.http.exchange import Exchange
 from frontend.server.http.limits import Limits
@@ -47,10 +48,15 @@ class HttpServer:
         self._date_until = 0.0
 
     async def start(self) -> None:
-        """Serves from now on."""
+        """Serves from now on. Raises AddressError when another listens on a port that both had bound."""
         for level, option, value in _OPTIONS:
             self._listener.setsockopt(level, option, value)
         loop = asyncio.get_running_loop()
+        try:
+            self._listener.listen(_BACKLOG)  # uvloop listens too, but keeps to itself that it cannot
+        except OSError as error:
+            host, port = self._listener.getsockname()[:2]
+            raise explain(error, host, port) from error
         self._server = await loop.create_server(lambda: Connection(self), sock=self._listener, backlog=_BACKLOG)
 
     def drain(self) -> None:

@@ -17,10 +17,10 @@ TIMEOUT = 20  # seconds; each of these takes well under one, so this only bounds
 
 
 @contextmanager
-def launched(behaviour: str, tmp_path: Path, *, workers: int = 1) -> Iterator[subprocess.Popen[str]]:
+def launched(behaviour: str, tmp_path: Path, *, workers: int = 1, stdout: int = subprocess.PIPE) -> Iterator[subprocess.Popen[str]]:
     program = [sys.executable, str(Path(__file__).with_name("tiny_launch.py")), behaviour, str(tmp_path / "api.sock"), str(workers)]
     environ = os.environ | {"XDG_RUNTIME_DIR": str(tmp_path)}
-    process = subprocess.Popen(program, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environ)
+    process = subprocess.Popen(program, stdout=stdout, stderr=subprocess.PIPE, text=True, env=environ)
     with process:
         try:
             yield process
@@ -58,6 +58,18 @@ def test_ready_then_sigterm_ends_all_in_order_and_leaves_nothing(tmp_path: Path)
         assert "finishing the running requests" in errors
         assert not any(child.is_running() for child in children)
         assert list(tmp_path.iterdir()) == []
+
+
+def test_an_engine_serves_on_when_nobody_reads_its_standard_output(tmp_path: Path) -> None:
+    read, write = os.pipe()
+    os.close(read)
+    with launched("good", tmp_path, stdout=write) as process:
+        os.close(write)
+        seen = read_until(process, "standard output takes nothing (Broken pipe), so here: ready: http://127.0.0.1:1")
+        assert "Traceback" not in seen
+        process.send_signal(signal.SIGTERM)
+        process.communicate(timeout=TIMEOUT)
+        assert process.returncode == 0
 
 
 def test_progress_goes_to_stderr_in_plain_lines(tmp_path: Path) -> None:

@@ -4,8 +4,11 @@ import errno
 import socket
 
 import pytest
+import uvloop
+from starlette.types import Receive, Scope, Send
 
 from frontend.server.bind import bind_http, explain
+from frontend.server.http.server import HttpServer
 from protocol.errors import AddressError, ConfigError
 
 
@@ -20,6 +23,18 @@ def test_a_port_that_is_taken() -> None:
         port = other.getsockname()[1]
         with pytest.raises(AddressError, match=rf"port {port} on 127\.0\.0\.1 is taken: choose another with --port"):
             bind_http("127.0.0.1", port)
+
+
+def test_of_two_that_bind_before_either_listens_one_is_refused() -> None:
+    async def refuse_all(scope: Scope, receive: Receive, send: Send) -> None:
+        raise AssertionError
+
+    first = bind_http("127.0.0.1", 0)
+    port = first.getsockname()[1]
+    with first, bind_http("127.0.0.1", port) as second:
+        first.listen()
+        with pytest.raises(AddressError, match=f"port {port} on 127.0.0.1 is taken"):
+            uvloop.run(HttpServer(refuse_all, second).start())
 
 
 @pytest.mark.parametrize("host", ["999.1.1.1", "no-such-host.invalid", "x" * 80, "a\udcff"])
