@@ -14,7 +14,8 @@ from starlette.types import ASGIApp
 
 from frontend.errors import ShuttingDown
 from frontend.server.api.errors import ApiError, from_engine
-from frontend.server.http.exchange import Exchange, encoded, whole_head
+from frontend.server.http import http2
+from frontend.server.http.exchange import Exchange, whole_answer
 from frontend.server.http.limits import Limits
 from frontend.server.http.parser import RequestParser
 
@@ -79,6 +80,7 @@ class Connection(asyncio.Protocol):
         self._exchange: Exchange | None = None
         self._due = False  # what is pending has a turn to come
         self._held_back = False  # and the client has to wait for it
+        self._wants_http2 = False
         self._ended = False  # the client sends no more
         self._finishing = False  # the server ends
         self._timer: asyncio.TimerHandle | None = None
@@ -227,7 +229,9 @@ class Connection(asyncio.Protocol):
             self._searched = max(1, len(pending) - 2)  # the last two bytes may belong to the empty line
             return False
         self._searched = 0
-        head = self._parser.head(_cut(pending, found.end()))
+        data = _cut(pending, found.end())
+        self._wants_http2 = http2.PREFACE.startswith(data)
+        head = self._parser.head(data)
         if head.length > self._limits.body:
             raise self._too_large()
         self._exchange = Exchange(self, head)
@@ -318,9 +322,7 @@ class Connection(asyncio.Protocol):
         if self._exchange is not None:
             self._exchange.refuse(error)
         else:
-            body = error.body()
-            fields = [(b"date", self.date()), (b"content-type", b"application/json"), *encoded(error.headers, len(body))]
-            self.write(whole_head(error.status, [*fields, (b"connection", b"close")]) + body)
+            self.write(http2.refusal(error.body()) if self._wants_http2 else whole_answer(error, self.date()))
             self._linger()
         self._count()
 

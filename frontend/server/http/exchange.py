@@ -3,7 +3,7 @@
 import asyncio
 import functools
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from http import HTTPStatus
 from typing import Protocol
 
@@ -96,7 +96,7 @@ class Exchange:
             return
         self.keep_alive = False
         body = error.body()
-        self._start(error.status, [(b"content-type", b"application/json"), *encoded(error.headers, len(body))])
+        self._start(error.status, _error_fields(error, body))
         self._peer.write(b"" if self._bodiless else body)
         self._end()
 
@@ -180,7 +180,7 @@ class Exchange:
             fields.append((b"connection", b"close"))
         elif is_old:
             fields.append((b"connection", b"keep-alive"))
-        self._peer.write(whole_head(status, fields)[self._ahead :])
+        self._peer.write(_whole_head(status, fields)[self._ahead :])
 
     def _end(self) -> None:
         self._whole.set()
@@ -188,18 +188,23 @@ class Exchange:
         self._peer.answered()
 
 
-def encoded(headers: Mapping[str, str] | None, length: int) -> list[tuple[bytes, bytes]]:
-    """Headers of an error, and the length of its body."""
-    pairs = [(name.encode("latin-1"), value.encode("latin-1")) for name, value in (headers or {}).items()]
-    return [*pairs, (b"content-length", b"%d" % length)]
+def whole_answer(error: ApiError, date: bytes) -> bytes:
+    """The last answer of a connection, to what came before any request was understood."""
+    body = error.body()
+    return _whole_head(error.status, [(b"date", date), *_error_fields(error, body), (b"connection", b"close")]) + body
 
 
-def whole_head(status: int, fields: Headers) -> bytes:
+def _whole_head(status: int, fields: Headers) -> bytes:
     """Status line and headers, with the empty line. Raises ValueError on a header that would be two."""
     lines = [b"%b: %b\r\n" % field for field in fields]
     if any(line.find(b"\n") != len(line) - 1 or line.count(b"\r") > 1 for line in lines):
         raise ValueError("a header of an answer holds the end of a line")
     return b"".join((_status_line(status), *lines, b"\r\n"))
+
+
+def _error_fields(error: ApiError, body: bytes) -> list[tuple[bytes, bytes]]:
+    own = [(name.encode("latin-1"), value.encode("latin-1")) for name, value in (error.headers or {}).items()]
+    return [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body)), *own]
 
 
 @functools.cache

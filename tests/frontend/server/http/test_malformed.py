@@ -1,12 +1,16 @@
 """Whatever bytes come: an answer below 500 or the end of the connection, and nothing that stays behind."""
 
+import asyncio
 import json
 import logging
+import shutil
+import subprocess
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from frontend.server.http import http2
 from tests.frontend.server.http.serving import Served, get, lines, on_server, post, post_chunks
 
 
@@ -20,7 +24,6 @@ def _post(*headers: str, version: str = "1.1", body: bytes = b"") -> bytes:
         (b"nonsense\r\n\r\n", "begins with its method"),
         (b"Nonsense\r\n\r\n", "METHOD TARGET HTTP/1.1"),
         (b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03", "TLS"),
-        (b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\4\0\0\0\0\0", "HTTP/2 is not spoken here"),
         (b"GET /echo\r\n\r\n", "METHOD TARGET HTTP/1.1"),
         (b"GET /echo HTTP/3.0\r\n\r\n", "METHOD TARGET HTTP/1.1"),
         (b"GET /echo ICE/1.0\r\n\r\n", "METHOD TARGET HTTP/1.1"),
@@ -69,6 +72,36 @@ def test_what_is_not_http_is_a_bad_request_that_says_why(sent: bytes, says: str,
     with caplog.at_level(logging.WARNING):
         on_server(test)
     assert not [record for record in caplog.records if record.exc_info]
+
+
+def test_a_client_that_begins_with_http2_is_refused_in_its_words() -> None:
+    async def test(served: Served) -> None:
+        client = await served.connect()
+        client.send(http2.PREFACE, b"\0\0\0\4\0\0\0\0\0")
+        data, frames = await client.reader.read(), []
+        while data:
+            size = int.from_bytes(data[:3], "big")
+            frames.append((data[3], data[4], data[9 : 9 + size]))
+            data = data[9 + size :]
+        assert [(kind, flags) for kind, flags, _ in frames] == [(4, 0), (1, 4), (0, 1), (7, 0)], "settings, headers, data, end"
+        assert b"HTTP/2 is not spoken here; use HTTP/1.1" in frames[2][2]
+
+    on_server(test)
+
+
+@pytest.mark.skipif(shutil.which("curl") is None, reason="there is no curl")
+def test_curl_shows_why_http2_is_refused() -> None:
+    if "HTTP2" not in subprocess.run(["curl", "--version"], check=True, capture_output=True, text=True).stdout:
+        pytest.skip("this curl does not speak HTTP/2")
+
+    async def test(served: Served) -> None:
+        url = f"http://127.0.0.1:{served.port}/echo"
+        curl = await asyncio.create_subprocess_exec("curl", "-sS", "-i", "--http2-prior-knowledge", url, stdout=subprocess.PIPE)
+        output, _ = await curl.communicate()
+        assert output.startswith(b"HTTP/2 400")
+        assert b"HTTP/2 is not spoken here; use HTTP/1.1" in output
+
+    on_server(test)
 
 
 @pytest.mark.parametrize(
