@@ -23,6 +23,7 @@ _EMPTY_LINE = re.compile(rb"\n\r?\n")  # ends a head; bare line feeds are found 
 _MOST_PIECES = 256  # of pending bytes, parsed before others get their turn: a millisecond, however small the chunks of a body
 _FIRST_PROBES = 2  # sent at the same distance: what the first provokes, the second meets
 
+_NO_METHOD = "this is not HTTP: a request begins with its method; TLS is not spoken"
 _TOO_LARGE = "request line and headers, or chunk extensions and trailers, are longer than {} bytes"
 
 
@@ -59,10 +60,14 @@ class Host(Protocol):
 
 
 class _Phase(Enum):
-    HEAD = auto()  # between requests, or within the head of one
+    IDLE = auto()  # between requests
+    HEAD = auto()  # within a head
     BODY = auto()  # within a body; the application may already run
     ANSWER = auto()  # the request is here, its answer is not complete
     LINGER = auto()  # all is said; what still comes is thrown away until the client hangs up
+
+
+_AT_HEAD = (_Phase.IDLE, _Phase.HEAD)
 
 
 class Connection(asyncio.Protocol):
@@ -73,7 +78,7 @@ class Connection(asyncio.Protocol):
         self._limits = host.limits
         self._loop = asyncio.get_running_loop()
         self._parser = RequestParser()
-        self._phase = _Phase.HEAD
+        self._phase = self._timed = _Phase.IDLE  # and the phase that the timer is for
         self._pending = bytearray()  # received, not parsed
         self._searched = 0  # of these, the first bytes in which no head ends
         self._held = 0  # bytes counted at the host
@@ -106,6 +111,7 @@ class Connection(asyncio.Protocol):
         self._pending += data
         if not self._due:
             self._advance()
+            self._mind_time()
         elif len(self._pending) > self._limits.pipelined:
             self._hold_back(True)
         self._count()
@@ -143,7 +149,7 @@ class Connection(asyncio.Protocol):
 
     def write(self, data: bytes) -> None:
         """See Peer."""
-        if data and not self._transport.is_closing():
+        if not self._transport.is_closing():
             self._transport.write(data)
 
     async def writable(self) -> None:
@@ -170,14 +176,11 @@ class Connection(asyncio.Protocol):
         ended = self._ended and not self._pending
         if exchange is None or self._phase is _Phase.BODY or not exchange.keep_alive or ended:
             self._linger()
-            return
-        self._phase = _Phase.HEAD
-        if self._pending:
-            self._set_timer(self._limits.head_seconds, self._late)
+        elif self._pending:
+            self._phase = _Phase.HEAD
             self._go_on_later()
         else:
-            self._set_timer(self._limits.keep_alive_seconds, self._transport.close)
-            self._host.rest(self)
+            self._rest()
 
     def abort(self) -> None:
         """See Peer; also for the server."""
@@ -202,7 +205,7 @@ class Connection(asyncio.Protocol):
         try:
             for _ in range(_MOST_PIECES):
                 if not self._pending or not (
-                    self._take_head() if self._phase is _Phase.HEAD else self._phase is _Phase.BODY and self._take_body()
+                    self._take_head() if self._phase in _AT_HEAD else self._phase is _Phase.BODY and self._take_body()
                 ):
                     return
             self._go_on_later()
@@ -212,16 +215,17 @@ class Connection(asyncio.Protocol):
     def _take_head(self) -> bool:
         """One head, if it is here: False if not."""
         pending, limit = self._pending, self._limits.head
-        if pending[0] in b"\r\n" and not self._searched:  # an empty line before a request is tolerated (RFC 9112, 2.2)
-            del pending[: len(pending) - len(pending.lstrip(b"\r\n"))]
-            return bool(pending)
         if not self._searched:
-            self._host.wake(self)
-            self._set_timer(self._limits.head_seconds, self._late)
+            if pending[0] in b"\r\n":  # an empty line before a request is tolerated (RFC 9112, 2.2)
+                del pending[: len(pending) - len(pending.lstrip(b"\r\n"))]
+                if not pending and self._phase is _Phase.HEAD:
+                    self._rest()
+                return bool(pending)
             if not 0x41 <= pending[0] <= 0x5A:  # A to Z: what begins no method would have us wait for its end in vain
-                raise ApiError(
-                    400, "this is not HTTP: a request begins with its method; TLS is not spoken", code="malformed_request"
-                )
+                raise ApiError(400, _NO_METHOD, code="malformed_request")
+        if self._phase is _Phase.IDLE:
+            self._phase = _Phase.HEAD
+            self._host.wake(self)
         found = _EMPTY_LINE.search(pending, self._searched)
         if (len(pending) if found is None else found.end()) > limit:
             raise ApiError(431, _TOO_LARGE.format(limit), code="headers_too_large")
@@ -235,11 +239,9 @@ class Connection(asyncio.Protocol):
         if head.length > self._limits.body:
             raise self._too_large()
         self._exchange = Exchange(self, head)
+        self._phase = _Phase.BODY
         if self._parser.complete:
             self._end_request()
-        else:
-            self._phase = _Phase.BODY
-            self._set_timer(self._limits.body_seconds, self._late)
         self._host.run(self._exchange)
         return True
 
@@ -258,8 +260,12 @@ class Connection(asyncio.Protocol):
     def _end_request(self) -> None:
         assert self._exchange is not None, "a request belongs to an exchange"
         self._phase = _Phase.ANSWER
-        self._clear_timer()
         self._exchange.feed_end()
+
+    def _rest(self) -> None:
+        self._phase = self._timed = _Phase.IDLE
+        self._set_timer(self._limits.keep_alive_seconds, self._transport.close)
+        self._host.rest(self)
 
     def _go_on_later(self) -> None:
         self._due = True
@@ -271,6 +277,7 @@ class Connection(asyncio.Protocol):
         if self._transport.is_closing():
             return
         self._advance()
+        self._mind_time()
         if not self._due:
             self._hold_back(False)
             if self._ended:
@@ -281,9 +288,9 @@ class Connection(asyncio.Protocol):
         """Nothing more comes, and nothing is pending that can be parsed now."""
         if self._phase is _Phase.ANSWER:
             self._probe(_FIRST_PROBES, self._limits.probe_seconds)
-        elif self._phase is _Phase.BODY or (self._phase is _Phase.HEAD and self._pending):
+        elif self._phase in (_Phase.HEAD, _Phase.BODY):
             self._refuse(ApiError(400, "the connection ended within the request", code="malformed_request"))
-        elif self._phase is _Phase.HEAD:
+        elif self._phase is _Phase.IDLE:
             self._transport.close()
 
     def _hold_back(self, hold: bool) -> None:
@@ -338,15 +345,26 @@ class Connection(asyncio.Protocol):
         self._set_timer(self._limits.linger_seconds, self._hang_up)
 
     def _hang_up(self) -> None:
-        if (
-            self._transport.get_write_buffer_size()
-        ):  # a long answer, and a slow client; the kernel knows when it does not read at all
+        if self._transport.get_write_buffer_size():  # a slow client; of one that reads nothing at all the kernel tells
             self._set_timer(self._limits.linger_seconds, self._hang_up)
         else:
             self._transport.close()
 
+    def _mind_time(self) -> None:
+        """Gives the phase its time, once."""
+        if self._phase is self._timed:
+            return
+        self._timed = self._phase
+        match self._phase:
+            case _Phase.HEAD:
+                self._set_timer(self._limits.head_seconds, self._late)
+            case _Phase.BODY:
+                self._set_timer(self._limits.body_seconds, self._late)
+            case _Phase.ANSWER:
+                self._clear_timer()
+
     def _late(self) -> None:
-        if self._phase is _Phase.HEAD and not self._pending:
+        if self._phase is _Phase.IDLE:
             self._transport.close()  # connected, and never said anything
         else:
             self._refuse(ApiError(408, "the request did not come within the time that it has", code="request_timeout"))

@@ -59,6 +59,7 @@ class Exchange:
         self._whole = asyncio.Event()  # the request is here, or nothing more of it comes
         self._over = asyncio.Event()  # the answer is complete, or nobody waits for it
         self._taken = self._started = self._chunked = self._bodiless = False
+        self._unsent = b""  # the head, for a moment
         self._ahead = 0  # bytes of _PROTOCOL that a probe has sent already
         self._probes = 0
 
@@ -97,7 +98,7 @@ class Exchange:
         self.keep_alive = False
         body = error.body()
         self._start(error.status, _error_fields(error, body))
-        self._peer.write(b"" if self._bodiless else body)
+        self._write(b"" if self._bodiless else body)
         self._end()
 
     def lose(self) -> None:
@@ -148,6 +149,7 @@ class Exchange:
             return
         if message["type"] == "http.response.start":
             self._start(message["status"], message.get("headers", ()))
+            asyncio.get_running_loop().call_soon(self._write)  # where the body begins later
             return
         body, more = message.get("body", b""), message.get("more_body", False)
         if self._bodiless:
@@ -157,8 +159,7 @@ class Exchange:
             if not more:
                 body += b"0\r\n\r\n"
             self._probes = 0
-        if body:
-            self._peer.write(body)
+        self._write(body)
         if not more:
             self._end()
 
@@ -180,7 +181,13 @@ class Exchange:
             fields.append((b"connection", b"close"))
         elif is_old:
             fields.append((b"connection", b"keep-alive"))
-        self._peer.write(_whole_head(status, fields)[self._ahead :])
+        self._unsent = _whole_head(status, fields)[self._ahead :]
+
+    def _write(self, body: bytes = b"") -> None:
+        """The head goes out with the body where that is at hand: one call of the system for both."""
+        data, self._unsent = self._unsent + body, b""
+        if data:
+            self._peer.write(data)
 
     def _end(self) -> None:
         self._whole.set()
@@ -196,10 +203,11 @@ def whole_answer(error: ApiError, date: bytes) -> bytes:
 
 def _whole_head(status: int, fields: Headers) -> bytes:
     """Status line and headers, with the empty line. Raises ValueError on a header that would be two."""
-    lines = [b"%b: %b\r\n" % field for field in fields]
-    if any(line.find(b"\n") != len(line) - 1 or line.count(b"\r") > 1 for line in lines):
+    lines = [_status_line(status), *(b"%b: %b\r\n" % field for field in fields), b"\r\n"]
+    head = b"".join(lines)
+    if not head.count(b"\r") == head.count(b"\n") == len(lines):
         raise ValueError("a header of an answer holds the end of a line")
-    return b"".join((_status_line(status), *lines, b"\r\n"))
+    return head
 
 
 def _error_fields(error: ApiError, body: bytes) -> list[tuple[bytes, bytes]]:
