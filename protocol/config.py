@@ -52,11 +52,12 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
     simulated: SimulatedTimes = SimulatedTimes()
     pulse_timeout: float = 10.0  # seconds that a main loop may be silent: a hundred times what the busiest pass was seen to take
     boot_timeout: float = 1800.0  # seconds without progress while loading or compiling: one program of a large model takes minutes
+    restart_delay: float = 1.0  # seconds before a worker that dies again is started again; doubles up to thirty times this
 
     @property
     def pulse_interval(self) -> float:
-        """Seconds between two pulses of a process."""
-        return pulse_interval(self.pulse_timeout)
+        """Seconds between two pulses of a process. No loop waits for longer: every limit is looked at often enough."""
+        return pulse_interval(min(self.pulse_timeout, self.step_timeout))
 
 
 class ChildSpec(msgspec.Struct, frozen=True, kw_only=True):

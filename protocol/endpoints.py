@@ -24,12 +24,6 @@ def ipc_address(run_dir: str, name: str) -> str:
     return f"ipc://{run_dir}/{name}"
 
 
-def make_run_dir() -> str:
-    """Creates a fresh directory, readable by this user alone, for one engine's sockets."""
-    base = os.environ.get("XDG_RUNTIME_DIR") or tempfile.gettempdir()
-    return tempfile.mkdtemp(prefix="twodeep-", dir=base)  # mkdtemp creates with mode 0700
-
-
 def default_client_socket() -> Path:
     """Where the Python client looks, and `engine-launch` listens, when neither was told: $ENGINE_SOCKET, then the runtime
     directory of the user or, for a service, /run/engine."""

@@ -300,6 +300,8 @@ CHILD_TO_LAUNCHER: Decoder[ChildToLauncher] = Decoder(ChildToLauncher)
 class Drain(Message, frozen=True, tag="drain"):
     """Take nothing new, finish what runs, then exit."""
 
+    grace: float = 2.0  # seconds that clients then get to read the end of their answers
+
 
 class WorkerLost(Message, frozen=True, tag="lost"):
     """To the scheduler: a worker's process ended. Its requests go elsewhere or wait for its successor."""
@@ -312,6 +314,7 @@ class Stop(Message, frozen=True, tag="stop"):
     """To the frontend: finish nothing more. Open answers end with an error that says why, then exit."""
 
     reason: str
+    grace: float = 0.5  # seconds that clients get to read it
 
 
 LauncherToChild = Drain | WorkerLost | Stop

@@ -4,19 +4,23 @@ import importlib.util
 import sys
 from pathlib import Path
 
-from frontend.launcher.engine import Engine
-from frontend.launcher.options import read_options
 from frontend.launcher.output import finish, open_standard_descriptors, say
+from frontend.launcher.signals import StopSignals
 from protocol.errors import ConfigError, EngineError
 
 
 def main() -> int:
     """Entry point. Returns the exit code: 0 after a requested stop, `protocol.errors.ExitCode` otherwise."""
     open_standard_descriptors()
+    signals = StopSignals()
     try:
         _check_packages()
+        # Here, since they take most of the time until the first child is started, in which a stop may come, too.
+        from frontend.launcher.engine import Engine
+        from frontend.launcher.options import read_options
+
         config, remarks = read_options(sys.argv[1:])
-        engine = Engine(config)
+        engine = Engine(config, signals)
         for remark in remarks:
             say(remark)
         return engine.run()
@@ -24,6 +28,7 @@ def main() -> int:
         say(str(error))
         return error.exit_code
     finally:
+        signals.end()
         finish()
 
 

@@ -1,5 +1,6 @@
 """One child process: started with its specification, heard over its supervision link, reaped when it ends."""
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -71,9 +72,17 @@ class ChildProcess:
         """Sends what waits, as far as there is room."""
         self._link.flush()
 
+    def is_stopped(self) -> bool:
+        """Whether a signal stopped it (SIGSTOP), so that the kernel does not run it."""
+        try:
+            return os.waitid(os.P_PIDFD, self.pidfd, os.WSTOPPED | os.WNOHANG | os.WNOWAIT) is not None
+        except ChildProcessError:  # it has ended, and waits to be reaped
+            return False
+
     def signal(self, signum: signal.Signals) -> None:
         """Signals the process, if it is still there."""
-        self._process.send_signal(signum)
+        with contextlib.suppress(ProcessLookupError):
+            signal.pidfd_send_signal(self.pidfd, signum)
 
     def reap(self) -> int:
         """Waits for the process that has ended; exit code, or the negated signal. Releases everything it held here."""

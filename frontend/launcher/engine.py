@@ -2,12 +2,9 @@
 
 import os
 import selectors
-import shutil
-import signal
 import socket
 from collections.abc import Mapping
 from pathlib import Path
-from types import FrameType
 
 from frontend.launcher.child import PROGRAMS, ChildProcess, Programs
 from frontend.launcher.events import (
@@ -18,69 +15,90 @@ from frontend.launcher.events import (
     Event,
     Exit,
     Exited,
+    Looked,
     Said,
     Say,
     Send,
     Show,
     Signal,
     Spawn,
+    Status,
     Stopping,
     StopRequested,
     Tick,
 )
+from frontend.launcher.liveness import Limits
 from frontend.launcher.notify import Notifier
 from frontend.launcher.output import announce, say
 from frontend.launcher.placement import place_workers
 from frontend.launcher.progress import StartDisplay, start_display
+from frontend.launcher.run_directory import RunDirectory
+from frontend.launcher.signals import StopSignals
 from frontend.launcher.supervisor import Supervisor
-from protocol.clock import now
+from protocol.clock import ChargedClock, now, now_ns
 from protocol.config import ChildSpec, EngineConfig
-from protocol.endpoints import LONGEST_SOCKET_PATH, ipc_address, make_run_dir, worker_outbox
-from protocol.errors import ConfigError, ProtocolError
+from protocol.endpoints import LONGEST_SOCKET_PATH, ipc_address, worker_outbox
+from protocol.errors import ConfigError, ExitCode, ProtocolError
 from protocol.messages import Failed
+from protocol.pulse import Metronome
 
 
 class Engine:
     """The processes of one engine, from start to end. Owns the run directory."""
 
-    def __init__(self, config: EngineConfig, *, programs: Programs = PROGRAMS, environ: Mapping[str, str] = os.environ) -> None:
+    def __init__(
+        self, config: EngineConfig, signals: StopSignals, *, programs: Programs = PROGRAMS, environ: Mapping[str, str] = os.environ
+    ) -> None:
         """Nothing is started yet. Raises ConfigError when the host's chips do not suffice."""
         self._config = config
+        self._signals = signals
         self._programs = programs
         self._placements = place_workers(config, environ)
-        self._supervisor = Supervisor(workers=config.workers, drain_timeout=config.drain_timeout)
+        self._supervisor = Supervisor(
+            workers=config.workers,
+            drain_timeout=config.drain_timeout,
+            restart_delay=config.restart_delay,
+            limits=Limits(config.pulse_timeout, config.step_timeout, config.boot_timeout),
+        )
         self._notifier = Notifier(environ)
         self._selector = selectors.DefaultSelector()
         self._children: dict[Child, ChildProcess] = {}
         self._display: StartDisplay | None = None
+        self._tick = config.pulse_interval
+        self._clock = ChargedClock(int(self._tick * 1e9), now_ns())  # of all limits: no child is blamed for a freeze of all of us
+        self._looks = Metronome(self._tick)
         self._next_ping = now()
         self._exit_code: int | None = None
-        self._run_dir = ""
 
     def run(self) -> int:
         """Starts the children and stays until all have ended. Returns the exit code."""
-        self._run_dir = make_run_dir()
+        self._run_dir = RunDirectory()
         try:
-            longest = ipc_address(self._run_dir, worker_outbox(self._config.workers)).removeprefix("ipc://")
+            longest = ipc_address(self._run_dir.path, worker_outbox(self._config.workers)).removeprefix("ipc://")
             if len(os.fsencode(longest)) > LONGEST_SOCKET_PATH:
-                raise ConfigError(f"{self._run_dir} is too long for sockets: set XDG_RUNTIME_DIR to a shorter directory")
-            with _SignalPipe(self._selector):
-                self._handle(Begin())
-                self._display = start_display()
-                while self._exit_code is None:
-                    self._wait()
-                return self._exit_code
+                raise ConfigError(f"{self._run_dir.path} is too long for sockets: set XDG_RUNTIME_DIR to a shorter directory")
+            self._run_dir.sweep()
+            if self._signals.take():
+                return ExitCode.OK
+            self._selector.register(self._signals, selectors.EVENT_READ, self._signals)
+            self._handle(Begin())
+            self._display = start_display()
+            while self._exit_code is None:
+                self._wait()
+            return self._exit_code
         finally:
             self._close_display()
             self._selector.close()
-            shutil.rmtree(self._run_dir, ignore_errors=True)
+            self._run_dir.remove()
             _remove_stale_socket(self._config.ipc_path)
 
     def _wait(self) -> None:
-        for key, ready in self._selector.select(self._timeout()):
+        events = self._selector.select(self._timeout())
+        self._clock.advance(now_ns())
+        for key, ready in events:
             match key.data:
-                case _SignalPipe():
-                    for _ in range(key.data.drain()):
+                case StopSignals():
+                    for _ in range(key.data.take()):
                         self._handle(StopRequested())
                 case ChildProcess() if self._children.get(key.data.child) is key.data:  # not buried in this pass
                     if ready & selectors.EVENT_WRITE:
@@ -90,15 +108,19 @@ class Engine:
                     if key.fd == key.data.pidfd:
                         self._bury(key.data)
         self._handle(Tick())
+        if self._looks.is_due(now_ns()):
+            self._handle(Looked(frozenset(child for child, process in self._children.items() if process.is_stopped())))
         if self._notifier.watchdog_interval is not None and now() >= self._next_ping:
             self._notifier.alive()
             self._next_ping = now() + self._notifier.watchdog_interval
 
-    def _timeout(self) -> float | None:
-        deadlines = [self._supervisor.next_deadline()]
+    def _timeout(self) -> float:
+        waits = [self._tick]
+        if (deadline := self._supervisor.next_deadline()) is not None:
+            waits.append(deadline - self._clock.now)
         if self._notifier.watchdog_interval is not None:
-            deadlines.append(self._next_ping)
-        return min((max(0.0, time - now()) for time in deadlines if time is not None), default=None)
+            waits.append(self._next_ping - now())
+        return max(0.0, min(waits))
 
     def _hear(self, process: ChildProcess) -> None:
         """Handles everything that the child said so far."""
@@ -127,7 +149,7 @@ class Engine:
         self._handle(Exited(process.child, process.epoch, process.reap()))
 
     def _handle(self, event: Event) -> None:
-        for command in self._supervisor.handle(event, now()):
+        for command in self._supervisor.handle(event, self._clock.now):
             self._execute(command)
 
     def _execute(self, command: Command) -> None:
@@ -154,6 +176,8 @@ class Engine:
                 announce(ready_line(facts))
             case Say(text):
                 say(text)
+            case Status(text):
+                self._notifier.status(text)
             case Stopping():
                 self._close_display()
                 self._notifier.stopping()
@@ -166,7 +190,7 @@ class Engine:
             role=child.role,
             index=child.index,
             epoch=epoch,
-            run_dir=self._run_dir,
+            run_dir=self._run_dir.path,
             cpus=placed.cpus if placed is not None else (),
             config=self._config,
         )
@@ -187,36 +211,6 @@ def ready_line(facts: Mapping[str, str | int]) -> str:
         f"ready: {facts.get('address')}  ipc {facts.get('socket')}  model {facts.get('model')}  workers {facts.get('workers')}  "
         f"device {facts.get('device')}  depth {facts.get('queue_depth')}  KV cache {facts.get('kv_cache_tokens'):,} tokens"
     )
-
-
-class _SignalPipe:
-    """SIGINT and SIGTERM as bytes in a pipe: the handler does nothing, the loop reads."""
-
-    _SIGNALS = (signal.SIGINT, signal.SIGTERM)
-
-    def __init__(self, selector: selectors.BaseSelector) -> None:
-        self._read, self._write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
-        selector.register(self._read, selectors.EVENT_READ, self)
-
-    def __enter__(self) -> "_SignalPipe":
-        self._old_fd = signal.set_wakeup_fd(self._write, warn_on_full_buffer=False)
-        self._old = {signum: signal.signal(signum, _do_nothing) for signum in self._SIGNALS}
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for signum, handler in self._old.items():
-            signal.signal(signum, handler)
-        signal.set_wakeup_fd(self._old_fd)
-        os.close(self._read)
-        os.close(self._write)
-
-    def drain(self) -> int:
-        """How many stop signals came."""
-        return sum(signum in self._SIGNALS for signum in os.read(self._read, 4096))
-
-
-def _do_nothing(signum: int, frame: FrameType | None) -> None:
-    """Python needs a handler to write the wake-up byte."""
 
 
 def _remove_stale_socket(path: str) -> None:

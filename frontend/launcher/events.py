@@ -60,7 +60,14 @@ class Tick:
     """Time passed; sent at `next_deadline` at the latest."""
 
 
-Event: TypeAlias = Begin | Said | Exited | StopRequested | Tick
+@dataclass(frozen=True, slots=True)
+class Looked:
+    """The kernel was asked about every living child, as it is several times within each limit of liveness."""
+
+    stopped: frozenset[Child] = frozenset()  # those that a signal stopped: they cannot run
+
+
+Event: TypeAlias = Begin | Said | Exited | StopRequested | Tick | Looked
 
 
 # commands
@@ -113,6 +120,13 @@ class Say:
 
 
 @dataclass(frozen=True, slots=True)
+class Status:
+    """How the engine is, for the service manager: replaces what it was told before."""
+
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
 class Stopping:
     """The engine leaves service, for whatever reason."""
 
@@ -124,4 +138,4 @@ class Exit:
     code: int
 
 
-Command: TypeAlias = Spawn | Send | Signal | Show | Announce | Say | Stopping | Exit
+Command: TypeAlias = Spawn | Send | Signal | Show | Announce | Say | Status | Stopping | Exit

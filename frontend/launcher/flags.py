@@ -14,7 +14,7 @@ from protocol.errors import ConfigError
 
 _MILLION = 1 << 20  # a bound against slips of the keyboard: no model or batch comes near
 _LARGEST_FILE = 1 << 20  # bytes of a --config file
-_SECONDS = number(0.1, 86400.0, "seconds")
+_SECONDS = number(0.01, 86400.0, "seconds")
 _MICROSECONDS = number(0.0, 1e9, "microseconds")
 
 
@@ -58,6 +58,9 @@ FLAGS = (
     Flag("block-size", "scheduling", "tokens in a KV block", power_of_two(1, 1024), "N"),
     Flag("enable-prefix-caching", "scheduling", "keep the KV blocks of shared prefixes (on)"),
     Flag("step-timeout", "scheduling", "seconds without progress that a worker may take", _SECONDS, "S"),
+    Flag("pulse-timeout", "scheduling", "seconds that a process may be stopped, or its main loop silent", _SECONDS, "S"),
+    Flag("restart-delay", "scheduling", "seconds before a worker that dies again restarts; doubles, up to 30 times", _SECONDS, "S"),
+    Flag("boot-timeout", "scheduling", "seconds without progress while a process loads or compiles", _SECONDS, "S"),
     Flag("host", "serving", "HTTP address", text, "ADDRESS"),
     Flag("port", "serving", "HTTP port; 0 takes a free one", integer(0, 65535), "PORT"),
     Flag("ipc", "serving", "socket for the Python client ($ENGINE_SOCKET, or in the user's runtime directory)", text, "PATH"),

@@ -33,6 +33,10 @@ class Notifier:
         """The engine serves."""
         self._send(f"READY=1\nSTATUS={status}")
 
+    def status(self, status: str) -> None:
+        """How it serves has changed."""
+        self._send(f"STATUS={status}")
+
     def stopping(self) -> None:
         """The engine drains."""
         self._send("STOPPING=1\nSTATUS=draining")

@@ -1,31 +1,39 @@
-"""When a worker that died may start again, and when the engine gives up on it."""
+"""When a worker that died starts again, and whether it is in a crash loop."""
 
 from collections import deque
 
-FIRST_DELAY = 1.0  # seconds before the second restart in a row; the first is immediate, since most deaths are single
-LONGEST_DELAY = 30.0  # seconds; beyond this an operator waits longer for a mended device than the device needs
+LONGEST = 30  # times the first delay; beyond this an operator waits longer for a mended device than the device needs
 WINDOW = 300.0  # seconds over which deaths are counted
 DEATHS_IN_WINDOW = 5  # this many deaths of one worker within the window are a crash loop
 FAILED_BOOTS = 3  # deaths in a row before ready: a start may take longer than the window, so these count without one
 
 
 class RestartPolicy:
-    """The deaths of one worker, and the delay before each new start: 0, then 1, 2, 4, … seconds while deaths stay close."""
+    """The deaths of one worker. It is tried again for ever: at once, since most deaths are single, then after 1, 2, 4, … 30 times
+    the first delay while deaths stay close."""
 
-    def __init__(self) -> None:
-        self._deaths: deque[float] = deque()
+    def __init__(self, first_delay: float) -> None:
+        """`first_delay`: seconds before the second restart in a row."""
+        self._first_delay = first_delay
+        self._deaths: deque[float] = deque()  # within the window
         self._failed_boots = 0
+        self.due: float | None = None  # when it starts again, seconds; None: it lives
 
-    def died(self, now: float, *, was_ready: bool) -> float | None:
-        """Records a death at `now` (seconds). Returns the seconds to wait before the restart, or None: do not restart."""
+    def died(self, now: float, *, was_ready: bool) -> float:
+        """Records a death at `now` (seconds). Returns the seconds until the restart is due."""
         self._deaths.append(now)
         while self._deaths[0] < now - WINDOW:
             self._deaths.popleft()
         self._failed_boots = 0 if was_ready else self._failed_boots + 1
-        if len(self._deaths) >= DEATHS_IN_WINDOW or self._failed_boots >= FAILED_BOOTS:
-            return None
-        recent = len(self._deaths)
-        return 0.0 if recent == 1 else min(LONGEST_DELAY, FIRST_DELAY * 2.0 ** (recent - 2))
+        in_a_row = max(len(self._deaths), self._failed_boots)
+        delay = 0.0 if in_a_row == 1 else self._first_delay * min(LONGEST, 2.0 ** min(in_a_row - 2, 10))
+        self.due = now + delay
+        return delay
+
+    @property
+    def is_crash_loop(self) -> bool:
+        """Whether, as of its last death, it cannot be kept alive."""
+        return len(self._deaths) >= DEATHS_IN_WINDOW or self._failed_boots >= FAILED_BOOTS
 
     def describe(self) -> str:
         """The crash loop in words, for the operator."""

@@ -1,13 +1,12 @@
 """What the launcher decides: events in, commands out. No processes, no sockets, no clock in here.
 
-Start: every child at once; the engine is ready when the frontend says so. A worker that dies after that is replaced; the death of
-the scheduler or the frontend, and any death before ready, ends the engine. A stop drains the frontend, then the scheduler,
-then the workers; a second request stops all of them at once.
+Start: every child at once; the engine is ready when the frontend says so. A worker that dies after that is replaced, for as long as
+one can be kept alive; the death of the scheduler or the frontend, and any failure before ready, ends the engine. A child that does
+not get on is killed, which is a death like any other. A stop drains the frontend, then the scheduler, then the workers; a second
+request stops all of them at once.
 """
 
 import signal
-from dataclasses import dataclass, field
-from enum import Enum
 
 from frontend.launcher.events import (
     FRONTEND,
@@ -19,264 +18,243 @@ from frontend.launcher.events import (
     Event,
     Exit,
     Exited,
+    Looked,
     Said,
     Say,
     Send,
     Show,
     Signal,
-    Spawn,
+    Status,
     Stopping,
     StopRequested,
     Tick,
 )
-from frontend.launcher.restart import RestartPolicy
+from frontend.launcher.incarnation import Incarnation
+from frontend.launcher.liveness import Limits
+from frontend.launcher.lives import Lives
+from frontend.launcher.phase import DRAIN_MARGIN, EXIT_GRACE, KILL_GRACE, LAST_WORDS, STOP_GRACE, STOP_WORDS, TERM_GRACE, Phase
 from protocol.errors import ExitCode
-from protocol.messages import ChildToLauncher, Drain, Failed, Progress, Ready, WorkerHung, WorkerLost
+from protocol.messages import ChildToLauncher, Drain, Failed, Progress, Pulse, Ready, Stop, WorkerHung, WorkerLost
 
-DRAIN_MARGIN = 5.0  # seconds beyond the drain timeout for the frontend to close its connections
-EXIT_GRACE = 5.0  # seconds for an idle scheduler or worker to leave when asked
-TERM_GRACE = 3.0  # seconds between SIGTERM and SIGKILL
-KILL_GRACE = 10.0  # seconds for the kernel to end a killed process; a driver call may hold it
-
-
-class Phase(Enum):
-    """Where the engine stands. It only moves forward."""
-
-    NEW = 0
-    STARTING = 1
-    SERVING = 2
-    DRAINING_FRONTEND = 3
-    DRAINING_SCHEDULER = 4
-    DRAINING_WORKERS = 5
-    STOPPING = 6  # SIGTERM was sent to all
-    KILLING = 7  # SIGKILL was sent to all
-    ENDED = 8
-
-
-@dataclass(slots=True)
-class _State:
-    epoch: int = -1
-    alive: bool = False
-    ready: bool = False
-    failed: Failed | None = None
-    hung: str = ""  # why the scheduler had it killed
-    dismissed: bool = False  # killed because it was no longer needed: its exit code means nothing
-    kill_at: float | None = None  # it said its last words and should be gone by then
-    spawn_at: float | None = None
-    policy: RestartPolicy = field(default_factory=RestartPolicy)
+_STOPPED = "the engine was stopped before the answer was complete"  # what clients are told
+_FAILED = "the engine failed before the answer was complete"
 
 
 class Supervisor:
     """The state of one engine's processes."""
 
-    def __init__(self, *, workers: int, drain_timeout: float) -> None:
-        """`drain_timeout`: seconds that the frontend gives running requests after a stop request."""
+    def __init__(self, *, workers: int, drain_timeout: float, restart_delay: float, limits: Limits) -> None:
+        """`drain_timeout`: seconds that the frontend gives running requests after a stop request. `restart_delay`: seconds before a
+        worker that dies again is started again, the first time."""
         self.phase = Phase.NEW
         self.exit_code = ExitCode.OK
         self._drain_timeout = drain_timeout
-        self._workers = [Child("worker", index) for index in range(workers)]
-        self._states = {child: _State() for child in (*self._workers, SCHEDULER, FRONTEND)}  # the slowest to start come first
-        self._deadline: float | None = None  # end of the current draining or stopping phase
+        self._limits = limits
         self._out: list[Command] = []
+        self._lives = Lives(workers, restart_delay, self._out)
+        self._deadline: float | None = None  # end of the current draining or stopping phase
+        self._model = ""
 
     def handle(self, event: Event, now: float) -> list[Command]:
         """The commands that follow from `event` at `now` (seconds), in order."""
         match event:
             case Begin():
                 self.phase = Phase.STARTING
-                for child in self._states:
-                    self._spawn(child)
+                self._lives.begin_all(now)
             case Said(child, epoch, message):
-                if epoch == self._states[child].epoch and self._states[child].alive:
-                    self._said(child, message, now)
+                if (life := self._lives.find(child, epoch)) is not None:
+                    self._said(life, message, now)
             case Exited(child, epoch, returncode):
-                if epoch == self._states[child].epoch and self._states[child].alive:
-                    self._exited(child, returncode, now)
+                if (life := self._lives.find(child, epoch)) is not None:
+                    self._exited(life, returncode, now)
             case StopRequested():
                 self._stop_requested(now)
             case Tick():
                 self._tick(now)
-        commands, self._out = self._out, []
+            case Looked(stopped):
+                self._looked(stopped, now)
+        commands = self._out.copy()
+        self._out.clear()
         return commands
 
     def next_deadline(self) -> float | None:
         """When `Tick` is due (seconds), if at all."""
-        times = [self._deadline]
-        for state in self._states.values():
-            times += [state.kill_at, state.spawn_at]
+        times = (self._deadline, self._lives.next_deadline())
         return min((time for time in times if time is not None), default=None)
 
     def validate(self) -> None:
         """Raises AssertionError when the state contradicts itself."""
-        states = self._states.values()
-        for state in states:
-            assert not (state.alive and state.spawn_at is not None), "a living child waits to be started"
-            assert state.alive or state.kill_at is None, "a dead child waits to be killed"
-        if self.phase.value > Phase.DRAINING_FRONTEND.value:
-            assert all(state.spawn_at is None for state in states), "a child would be started during the stop"
-        if self.phase is Phase.STARTING:
-            assert all(state.alive for state in states), "a death during the start was overlooked"
-        if self.phase in (Phase.SERVING, Phase.DRAINING_FRONTEND):
-            assert all(self._states[child].alive for child in (SCHEDULER, FRONTEND)), "a fatal death was overlooked"
-            assert all(self._states[worker].alive or self._states[worker].spawn_at is not None for worker in self._workers)
-        assert (self._deadline is not None) == (Phase.DRAINING_FRONTEND.value <= self.phase.value <= Phase.KILLING.value)
+        watched = self.phase is Phase.STARTING or self.phase.in_service
+        self._lives.validate(replaced=watched)
+        if watched:
+            assert all(self._lives[child].alive for child in (SCHEDULER, FRONTEND)), "a fatal death was overlooked"
+        assert (self._deadline is not None) == self.phase.has_deadline
 
-    def _spawn(self, child: Child) -> None:
-        old = self._states[child]
-        self._states[child] = _State(epoch=old.epoch + 1, alive=True, policy=old.policy)
-        self._out.append(Spawn(child, old.epoch + 1))
+    # what children say, and do not say
 
-    def _said(self, child: Child, message: ChildToLauncher, now: float) -> None:
-        state = self._states[child]
+    def _said(self, life: Incarnation, message: ChildToLauncher, now: float) -> None:
+        life.liveness.moved(now)
         match message:
-            case Progress():
-                self._out.append(Show(child, message))
+            case Pulse(phase, count):
+                life.liveness.moved(now, f"{phase} after {count} {'steps' if life.child.role == 'worker' else 'events'}")
+            case Progress(phase):
+                life.liveness.moved(now, phase)
+                self._out.append(Show(life.child, message))
             case Ready(facts):
-                state.ready = True
-                self._out.append(Show(child, None))
-                if child == FRONTEND and self.phase is Phase.STARTING:
-                    self.phase = Phase.SERVING
+                life.ready = True
+                self._out.append(Show(life.child, None))
+                if life.child == FRONTEND and self.phase is Phase.STARTING:
+                    self.phase, self._model = Phase.SERVING, str(facts.get("model", ""))
                     self._out.append(Announce(facts))
-                elif child.role == "worker" and state.epoch > 0:
-                    self._out.append(Say(f"{child} is back (epoch {state.epoch})"))
+                elif life.child.role == "worker" and life.epoch > 0:
+                    self._out.append(Say(f"{life.child} is back (epoch {life.epoch})"))
+                    self._tell_status()
             case Failed(exit_code, text):
-                state.failed = message
-                if self.phase is Phase.STARTING or (self._in_service() and child.role != "worker"):
-                    self._fail(exit_code or ExitCode.CRASHED, f"{child}: {text}", now)
+                life.failed = message
+                if self.phase is Phase.STARTING or (self.phase.in_service and life.child.role != "worker"):
+                    self._fail(exit_code or ExitCode.CRASHED, f"{life.child}: {text}", now)
                 else:
-                    state.kill_at = now + TERM_GRACE
+                    life.kill_at = now + TERM_GRACE
             case WorkerHung(index, epoch, text):
-                worker = Child("worker", index)
-                hung = self._states.get(worker)
-                if child == SCHEDULER and hung is not None and hung.alive and hung.epoch == epoch and self._in_service():
-                    hung.hung = text
-                    self._out.append(Signal(worker, signal.SIGKILL))
+                hung = self._lives.find(Child("worker", index), epoch)
+                if life.child == SCHEDULER and hung is not None and self.phase.in_service:
+                    self._lives.kill(hung, text)
 
-    def _exited(self, child: Child, returncode: int, now: float) -> None:
-        state = self._states[child]
-        state.alive, state.kill_at = False, None
-        if self.phase in (Phase.STOPPING, Phase.KILLING):
+    def _looked(self, stopped: frozenset[Child], now: float) -> None:
+        """Ends what does not get on. The end of the engine has deadlines of its own."""
+        for life in self._lives.alive():
+            if life.child not in stopped:
+                life.liveness.ran(now)
+            why_stopped = life.liveness.stopped(now, self._limits)
+            why = why_stopped or life.liveness.silent(now, self._limits.silence(life.child.role, ready=life.ready))
+            if not why or not (self.phase is Phase.STARTING or self.phase.in_service):
+                continue
+            self._lives.kill(life, why)
+            # A worker that somebody stopped while it started is replaced; one that gets stuck by itself is a failed start.
+            if life.child.role != "worker" or (self.phase is Phase.STARTING and not why_stopped):
+                self._fail(ExitCode.CRASHED, life.obituary(-signal.SIGKILL), now)
+
+    # deaths
+
+    def _exited(self, life: Incarnation, returncode: int, now: float) -> None:
+        life.alive, life.kill_at = False, None
+        obituary = life.obituary(returncode)
+        if not self.phase < Phase.STOPPING:
             self._end_if_alone()
-        elif self._in_service() and child.role == "worker":
-            self._worker_lost(child, returncode, now)
-        elif self.phase in (Phase.STARTING, Phase.SERVING):
-            self._fail(self._code(child, returncode), self._obituary(child, returncode), now)
-        elif (returncode != 0 and not state.dismissed) or (self.phase is Phase.DRAINING_FRONTEND and child == SCHEDULER):
-            self._fail(self._code(child, returncode), self._obituary(child, returncode) + " while the engine drained", now)
+        elif life.child.role == "worker" and (self.phase.in_service or (self.phase is Phase.STARTING and life.killed_for)):
+            self._worker_lost(life, returncode, now)
+        elif self.phase < Phase.DRAINING_FRONTEND:
+            self._fail(life.exit_code(returncode), obituary, now)
+        elif self.phase is Phase.DRAINING_FRONTEND and (life.child == SCHEDULER or returncode != 0):
+            self._fail(life.exit_code(returncode), f"{obituary} while the engine drained", now)
         else:
-            self._drained(child, now)
+            if returncode != 0 and not life.killed_for:  # worth a line, but every request has had its end
+                self._out.append(Say(f"{obituary} after the last request had ended"))
+            self._drained(life.child, now)
 
-    def _worker_lost(self, child: Child, returncode: int, now: float) -> None:
-        state = self._states[child]
-        self._out.append(Send(SCHEDULER, WorkerLost(child.index, state.epoch)))
-        delay = state.policy.died(now, was_ready=state.ready)
-        obituary = self._obituary(child, returncode)
-        if delay is None:
-            code = state.failed.exit_code if state.failed is not None else ExitCode.CRASHED
-            self._fail(
-                code or ExitCode.CRASHED, f"{child} {state.policy.describe()}, so the engine gives up; last: {obituary}", now
-            )
-            return
-        state.spawn_at = now + delay
-        self._out.append(Say(f"{obituary}; starting it again" + (f" in {delay:.0f} s" if delay else "")))
-        self._tick(now)
+    def _worker_lost(self, life: Incarnation, returncode: int, now: float) -> None:
+        worker, obituary = life.child, life.obituary(returncode)
+        self._out.append(Send(SCHEDULER, WorkerLost(worker.index, life.epoch)))
+        restarts = self._lives.restarts
+        restart, serving = restarts[worker], self._lives.num_serving()
+        delay = restart.died(now, was_ready=life.ready)
+        again = "starting it again" + (f" in {delay:g} s" if delay else "")
+        if restart.is_crash_loop:
+            if self.phase is Phase.STARTING or (not serving and all(other.is_crash_loop for other in restarts.values())):
+                others = ", and no other can be kept alive" if self.phase.in_service and len(restarts) > 1 else ""
+                text = f"{worker} {restart.describe()}{others}, so the engine gives up; last: {obituary}"
+                self._fail(life.exit_code(returncode), text, now)
+                return
+            again = f"it {restart.describe()}, the engine serves on with {serving} of {len(restarts)} workers; {again}"
+        self._out.append(Say(f"{obituary}; {again}"))
+        self._tell_status()
+        self._lives.tick(now)
 
-    def _drained(self, child: Child, now: float) -> None:
-        if self.phase is Phase.DRAINING_FRONTEND and child == FRONTEND:
-            for worker in self._workers:
-                self._states[worker].spawn_at = None
-            self.phase, self._deadline = Phase.DRAINING_SCHEDULER, now + EXIT_GRACE
-            self._out.append(Send(SCHEDULER, Drain()))
-        elif self.phase is Phase.DRAINING_SCHEDULER and child == SCHEDULER:
-            self.phase, self._deadline = Phase.DRAINING_WORKERS, now + EXIT_GRACE
-            for worker in self._workers:
-                if self._states[worker].alive:
-                    # One that is still loading or compiling reads no messages; nothing is lost with it.
-                    self._states[worker].dismissed = not self._states[worker].ready
-                    self._out.append(Send(worker, Drain()) if self._states[worker].ready else Signal(worker, signal.SIGKILL))
-        if self.phase is Phase.DRAINING_WORKERS:
-            self._end_if_alone()
+    def _tell_status(self) -> None:
+        if self.phase is Phase.SERVING:
+            serving, wanted = self._lives.num_serving(), len(self._lives.restarts)
+            degraded = f", degraded: {serving} of {wanted} workers" if serving < wanted else ""
+            self._out.append(Status(f"serving {self._model}{degraded}"))
+
+    # the end
 
     def _stop_requested(self, now: float) -> None:
         if self.phase is Phase.STARTING:
             self._out.append(Say("stopping before the engine was ready"))
-            self._stop_all(now)
+            self._stop_all(_STOPPED, now)
         elif self.phase is Phase.SERVING:
-            self.phase, self._deadline = Phase.DRAINING_FRONTEND, now + self._drain_timeout + DRAIN_MARGIN
+            self.phase, self._deadline = Phase.DRAINING_FRONTEND, now + self._drain_timeout + LAST_WORDS + DRAIN_MARGIN
             limit = f"for up to {self._drain_timeout:.0f} s; a second signal stops at once"
-            self._out += [Stopping(), Say(f"finishing the running requests {limit}"), Send(FRONTEND, Drain())]
+            self._out += [Stopping(), Say(f"finishing the running requests {limit}"), Send(FRONTEND, Drain(LAST_WORDS))]
         elif self.phase is Phase.STOPPING:
             self._kill_all(now)
-        elif self.phase.value < Phase.STOPPING.value:
-            self._stop_all(now)
+        elif self.phase < Phase.STOPPING:
+            self._stop_all(_STOPPED, now)
+
+    def _drained(self, child: Child, now: float) -> None:
+        if self.phase is Phase.DRAINING_FRONTEND and child == FRONTEND:
+            self._lives.settle()
+            self.phase, self._deadline = Phase.DRAINING_SCHEDULER, now + EXIT_GRACE
+            self._out.append(Send(SCHEDULER, Drain()))
+        elif self.phase is Phase.DRAINING_SCHEDULER and child == SCHEDULER:
+            self.phase, self._deadline = Phase.DRAINING_WORKERS, now + EXIT_GRACE
+            for life in self._lives.alive():
+                if life.ready:
+                    self._out.append(Send(life.child, Drain()))
+                else:  # it is loading or compiling and reads no messages; nothing is lost with it
+                    self._lives.kill(life, "it was not needed any more")
+        if self.phase is Phase.DRAINING_WORKERS:
+            self._end_if_alone()
 
     def _tick(self, now: float) -> None:
-        for child, state in self._states.items():
-            if state.kill_at is not None and now >= state.kill_at:
-                state.kill_at = None
-                self._out.append(Signal(child, signal.SIGKILL))
-            if state.spawn_at is not None and now >= state.spawn_at:
-                self._spawn(child)
+        self._lives.tick(now)
         if self._deadline is None or now < self._deadline:
             return
-        alive = ", ".join(str(child) for child, state in self._states.items() if state.alive)
-        if self.phase is Phase.STOPPING:
-            self._kill_all(now)
+        alive = ", ".join(str(life.child) for life in self._lives.alive())
+        if self.phase is Phase.DRAINING_FRONTEND:
+            self._fail(ExitCode.CRASHED, f"still running at the end of the time to drain: {alive}", now)
         elif self.phase is Phase.KILLING:
             self._out.append(Say(f"the kernel does not end these killed processes: {alive}"))
             self.exit_code = self.exit_code or ExitCode.CRASHED
             self._end()
         else:
-            self._fail(ExitCode.CRASHED, f"still running at the end of the time to drain: {alive}", now)
-
-    def _in_service(self) -> bool:
-        return self.phase in (Phase.SERVING, Phase.DRAINING_FRONTEND)
+            if self.phase < Phase.STOPPING:  # every request has had its end, so this is no failure
+                self._out.append(Say(f"killed, since they did not leave within {EXIT_GRACE:g} s: {alive}"))
+            self._kill_all(now)
 
     def _fail(self, code: int, text: str, now: float) -> None:
         """The first cause keeps its code; what follows from it is not worth a line."""
-        if self.phase.value < Phase.STOPPING.value:
+        if self.phase < Phase.STOPPING:
             self.exit_code = self.exit_code or code
             self._out.append(Say(text))
-            self._stop_all(now)
+            self._stop_all(_FAILED, now)
 
-    def _stop_all(self, now: float) -> None:
-        if self.phase in (Phase.STARTING, Phase.SERVING):
+    def _stop_all(self, reason: str, now: float) -> None:
+        """The frontend ends every open answer; there is nothing that the others could do better than end."""
+        if self.phase < Phase.DRAINING_FRONTEND:
             self._out.append(Stopping())
-        self.phase, self._deadline = Phase.STOPPING, now + TERM_GRACE
-        self._signal_all(signal.SIGTERM)
+        self.phase, self._deadline = Phase.STOPPING, now + STOP_GRACE
+        self._lives.settle()
+        for life in self._lives.alive():
+            if life.child != FRONTEND:
+                self._lives.kill(life, reason)
+            elif life.ready:
+                self._out.append(Send(FRONTEND, Stop(reason, STOP_WORDS)))
+            else:
+                self._out.append(Signal(FRONTEND, signal.SIGTERM))
+        self._end_if_alone()
 
     def _kill_all(self, now: float) -> None:
         self.phase, self._deadline = Phase.KILLING, now + KILL_GRACE
-        self._signal_all(signal.SIGKILL)
-
-    def _signal_all(self, signum: signal.Signals) -> None:
-        for child, state in self._states.items():
-            state.kill_at = state.spawn_at = None
-            if state.alive:
-                self._out.append(Signal(child, signum))
+        self._lives.settle()
+        for life in self._lives.alive():
+            self._out.append(Signal(life.child, signal.SIGKILL))
         self._end_if_alone()
 
     def _end_if_alone(self) -> None:
-        if not any(state.alive for state in self._states.values()):
+        if not any(self._lives.alive()):
             self._end()
 
     def _end(self) -> None:
         self.phase, self._deadline = Phase.ENDED, None
         self._out.append(Exit(self.exit_code))
-
-    def _code(self, child: Child, returncode: int) -> int:
-        failed = self._states[child].failed
-        code = failed.exit_code if failed is not None else returncode
-        return code if code > 0 else ExitCode.CRASHED
-
-    def _obituary(self, child: Child, returncode: int) -> str:
-        state = self._states[child]
-        if state.failed is not None:
-            return f"{child}: {state.failed.message}"
-        if state.hung:
-            return f"{child} made no progress and was killed: {state.hung}"
-        if returncode >= 0:
-            return f"{child} ended with exit code {returncode}"
-        name = signal.Signals(-returncode).name if -returncode in signal.valid_signals() else f"signal {-returncode}"
-        hint = " (if nobody sent it, the system may be out of memory)" if returncode == -signal.SIGKILL else ""
-        return f"{child} was killed by {name}{hint}"

@@ -3,7 +3,7 @@
 import asyncio
 import shutil
 import signal
-from collections.abc import Coroutine
+from collections.abc import Awaitable
 from pathlib import Path
 
 from frontend.errors import ShuttingDown
@@ -15,8 +15,9 @@ from frontend.server.ipc.server import IpcServer
 from frontend.server.router import Router
 from frontend.server.text.chat import ChatTemplate
 from frontend.server.text.tokenizer import load_tokenizer
+from protocol.clock import now_ns
 from protocol.config import ChildSpec
-from protocol.messages import Drain, LauncherToChild, Progress, Ready
+from protocol.messages import Drain, LauncherToChild, Progress, Pulse, Ready, Stop
 from protocol.supervision import SupervisionLink
 
 
@@ -27,18 +28,22 @@ class FrontendProcess:
         self._spec = spec
         self._config = spec.config
         self._launcher = launcher
+        self._router = Router(spec.config, spec.run_dir)
         self._stop = asyncio.Event()  # no new requests
         self._stop_now = asyncio.Event()  # nor the running ones
+        self._reason = "the engine was shut down before the answer was complete"
+        self._grace = Drain().grace
         self._orphaned = False
 
     async def run(self) -> None:
-        """Serves until the launcher says drain, or is gone, or SIGTERM says at once. Raises EngineError when it cannot boot.
+        """Serves until the launcher says drain or stop, or is gone. Raises EngineError when it cannot boot.
 
         Whatever ends it, every answer under way ends as an answer: in full, with 503, or with an error event.
         """
-        config, loop = self._config, asyncio.get_running_loop()
+        config, loop, router = self._config, asyncio.get_running_loop(), self._router
         loop.add_reader(self._launcher.fileno(), self._on_launcher)
-        loop.add_signal_handler(signal.SIGTERM, self._end_now)
+        loop.add_signal_handler(signal.SIGTERM, self._stop.set)
+        self._beat()
         listener = bind_http(config.host, config.port)
         ipc = IpcServer(Path(config.ipc_path), config)
         ipc.bind()
@@ -46,8 +51,7 @@ class FrontendProcess:
             self._launcher.send(Progress("loading the tokenizer", 0, 1))
             tokenizer = load_tokenizer(config)
             template = ChatTemplate(tokenizer.chat_template, tokenizer.special.texts)
-            router = Router(config, self._spec.run_dir)
-            if not await self._first_of(router.start(), self._stop.wait()):
+            if not await self._unless(self._stop, router.start()):
                 return
             engine = TextEngine(config, router, tokenizer, template)
             http = HttpServer(create_app(engine, config), listener)
@@ -56,23 +60,31 @@ class FrontendProcess:
             host, port = listener.getsockname()[:2]
             self._launcher.send(Ready(self._facts(f"http://{f'[{host}]' if ':' in host else host}:{port}", router)))
             await self._stop.wait()
-            http.drain()
-            ipc.stop_accepting()
-            await self._first_of(router.drain(), self._stop_now.wait(), timeout=config.drain_timeout)
-            router.fail_all(ShuttingDown("the engine was shut down before the answer was complete"))
-            await asyncio.gather(ipc.finish(), http.finish())
-            router.close()
+            await self._end(http, ipc)
         finally:
+            router.close()
             ipc.close()
             listener.close()
             if self._orphaned:  # nobody else is left to do it
                 shutil.rmtree(self._spec.run_dir, ignore_errors=True)
 
-    async def _first_of(
-        self, work: Coroutine[object, object, object], stop: Coroutine[object, object, object], timeout: float | None = None
-    ) -> bool:
+    async def _end(self, http: HttpServer, ipc: IpcServer) -> None:
+        """Finishes what runs, within the drain timeout; what does not finish ends with an error, and clients may read that."""
+        http.drain()
+        ipc.stop_accepting()
+        await self._unless(self._stop_now, self._router.drain(), timeout=self._config.drain_timeout)
+        self._router.fail_all(ShuttingDown(self._reason))
+        goodbye = asyncio.gather(ipc.finish(), http.finish())
+        await self._unless(self._stop_now, asyncio.shield(goodbye), timeout=self._grace)
+        if self._stop_now.is_set():
+            await asyncio.wait({goodbye}, timeout=self._grace)
+        ipc.abort()
+        http.abort()
+        await goodbye
+
+    async def _unless(self, stop: asyncio.Event, work: Awaitable[object], timeout: float | None = None) -> bool:
         """Waits for the work; False when the stop, or the end of the time, came first."""
-        tasks = [asyncio.create_task(work, name="work"), asyncio.create_task(stop, name="stop")]
+        tasks = [asyncio.ensure_future(work), asyncio.ensure_future(stop.wait())]
         done, late = await asyncio.wait(tasks, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
         for task in late:
             task.cancel()
@@ -80,18 +92,30 @@ class FrontendProcess:
             task.result()
         return tasks[0] in done
 
-    def _end_now(self) -> None:
-        self._stop.set()
-        self._stop_now.set()
+    def _beat(self) -> None:
+        """The pulse of this loop."""
+        self._router.tick(now_ns())
+        self._launcher.flush()
+        self._launcher.send(Pulse("serving", self._router.num_messages))
+        asyncio.get_running_loop().call_later(self._config.pulse_interval, self._beat)
 
     def _on_launcher(self) -> None:
-        order = self._launcher.receive()
-        if isinstance(order, Drain):
-            self._stop.set()
-        elif self._launcher.closed:
+        while (order := self._launcher.receive()) is not None:
+            match order:
+                case Drain(grace):
+                    self._grace = grace
+                    self._stop.set()
+                case Stop(reason, grace):
+                    self._end_now(reason, grace)
+        if self._launcher.closed:
             self._orphaned = True
             asyncio.get_running_loop().remove_reader(self._launcher.fileno())
-            self._end_now()
+            self._end_now("the engine ended before the answer was complete", Stop("").grace)
+
+    def _end_now(self, reason: str, grace: float) -> None:
+        self._reason, self._grace = reason, grace
+        self._stop.set()
+        self._stop_now.set()
 
     def _facts(self, address: str, router: Router) -> dict[str, str | int]:
         capacity = router.capacity

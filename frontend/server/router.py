@@ -2,14 +2,14 @@
 
 import asyncio
 import itertools
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 
 import numpy as np
 
 from frontend.errors import EngineUnavailable, Overloaded, ShuttingDown
 from protocol.channel import Receiver, Sender
-from protocol.clock import now_ns
+from protocol.clock import ChargedClock, now_ns
 from protocol.codec import Int32Array, Int64Array, pack_int32, unpack_int32, unpack_uint64
 from protocol.config import EngineConfig
 from protocol.endpoints import FRONTEND_INBOX, SCHEDULER_INBOX, ipc_address
@@ -22,6 +22,7 @@ from protocol.messages import (
     EngineStats,
     Finished,
     FinishReason,
+    FrontendToScheduler,
     GetStats,
     GetStory,
     GetTrace,
@@ -144,6 +145,10 @@ class Router:
         self._first_ready: asyncio.Future[EngineReady] | None = None
         self._answered = np.zeros((_ANSWERED_CAPACITY, 3), np.int64)
         self._num_answered = 0
+        self.num_messages = 0  # from the scheduler
+        self._clock = ChargedClock(int(config.pulse_interval * 1e9), now_ns())
+        self._heard_ns = self._clock.now_ns  # when the scheduler said anything last
+        self._stall_ns = int(config.pulse_timeout * 1e9) // 2  # well before the launcher ends what does not get on
         self._refusal: EngineError | None = None  # why no new requests are taken
         self._failure: EngineError | None = None  # why nothing is answered any more
         self._emptied = asyncio.Event()
@@ -162,6 +167,15 @@ class Router:
             raise EngineUnavailable("the engine is still starting")
         return self._capacity
 
+    def tick(self, now_ns: int) -> None:
+        """Time passed. Called once every pulse interval; only what is told here counts against the scheduler."""
+        self._clock.advance(now_ns)
+
+    @property
+    def is_stalled(self) -> bool:
+        """Whether the scheduler has been silent for so long that it cannot be counted on."""
+        return self._clock.now_ns - self._heard_ns > self._stall_ns
+
     @property
     def num_requests(self) -> int:
         """Requests accepted and not ended."""
@@ -177,10 +191,12 @@ class Router:
     ) -> Generation:
         """Hands a request to the scheduler. `token_ids`: int32, shape [prompt].
 
-        Raises Overloaded when too many are under way, ShuttingDown while draining, what `fail_all` was given after it.
+        Raises Overloaded when too many are under way, EngineUnavailable while the scheduler is stalled, ShuttingDown while
+        draining, what `fail_all` was given after it.
         """
         if self._refusal is not None:
             raise self._refusal.with_traceback(None)
+        self._check_scheduler()
         if len(self._generations) >= _MOST_REQUESTS:
             raise Overloaded(f"{_MOST_REQUESTS} requests are under way: try again later")
         generation = Generation(self, next(self._ids))
@@ -205,26 +221,20 @@ class Router:
             self._note_end()
 
     async def stats(self) -> EngineStats:
-        """The scheduler's statistics. Raises what `fail_all` was given."""
-        query_id, future = self._ask()
-        self._outbox.send(GetStats(query_id))
-        answer = await future
+        """The scheduler's statistics. Raises EngineUnavailable when it does not answer, and what `fail_all` was given."""
+        answer = await self._ask(GetStats)
         assert isinstance(answer, EngineStats)
         return answer
 
     async def trace(self) -> TraceRecords:
-        """The steps that the scheduler's ring buffer holds. Raises what `fail_all` was given."""
-        query_id, future = self._ask()
-        self._outbox.send(GetTrace(query_id))
-        answer = await future
+        """The steps that the scheduler's ring buffer holds. Raises what `stats` raises."""
+        answer = await self._ask(GetTrace)
         assert isinstance(answer, TraceRecords)
         return answer
 
     async def story(self, request_id: int) -> Story:
-        """How a request, by the number that the engine gave it, came to stand where it stands."""
-        query_id, future = self._ask()
-        self._outbox.send(GetStory(query_id, request_id))
-        answer = await future
+        """How a request, by the number that the engine gave it, came to stand where it stands. Raises what `stats` raises."""
+        answer = await self._ask(lambda query_id: GetStory(query_id, request_id))
         assert isinstance(answer, Story)
         return answer
 
@@ -265,14 +275,29 @@ class Router:
         self._inbox.close()
         self._outbox.close()
 
-    def _ask(self) -> "tuple[int, asyncio.Future[EngineStats | TraceRecords | Story]]":
+    def _check_scheduler(self) -> None:
+        if self.is_stalled:
+            raise EngineUnavailable(f"the scheduler has not answered for {self._stall_ns * 1e-9:g} s: try again shortly")
+
+    async def _ask(self, question: Callable[[int], FrontendToScheduler]) -> EngineStats | TraceRecords | Story:
         if self._failure is not None:
             raise self._failure.with_traceback(None)
-        query_id, future = next(self._ids), asyncio.get_running_loop().create_future()
+        self._check_scheduler()
+        query_id = next(self._ids)
+        future: asyncio.Future[EngineStats | TraceRecords | Story] = asyncio.get_running_loop().create_future()
         self._queries[query_id] = future
-        return query_id, future
+        try:
+            self._outbox.send(question(query_id))
+            async with asyncio.timeout(self._config.pulse_timeout):
+                return await future
+        except TimeoutError as error:
+            raise EngineUnavailable(f"the scheduler did not answer within {self._config.pulse_timeout:g} s") from error
+        finally:
+            self._queries.pop(query_id, None)
 
     def _on_message(self, message: SchedulerToFrontend) -> None:
+        self._heard_ns = self._clock.now_ns
+        self.num_messages += 1
         match message:
             case TokenBatch():
                 self._on_tokens(message)

@@ -37,9 +37,15 @@ def _card(request: Request, name: str) -> dict[str, object]:
 
 
 async def health(request: Request) -> Response:
-    """GET /health: 200 while a worker is alive, 503 while none is."""
-    alive, wanted = _engine(request).capacity.workers, _engine(request).config.workers
-    status = "ok" if alive == wanted else "degraded" if alive else "no worker is alive"
+    """GET /health: 200 while requests are taken and a worker is alive, else 503. Compares clocks, and asks nobody."""
+    engine = _engine(request)
+    wanted, alive = engine.config.workers, 0 if engine.router.is_stalled else engine.capacity.workers
+    if engine.router.is_stalled:
+        status = "the scheduler does not answer"
+    elif engine.router.draining:
+        status, alive = "draining", 0
+    else:
+        status = "ok" if alive == wanted else "degraded" if alive else "no worker is alive"
     return _answer({"status": status, "workers": alive, "workers_wanted": wanted}, 200 if alive else 503)
 
 

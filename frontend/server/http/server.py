@@ -74,12 +74,16 @@ class HttpServer:
             async with asyncio.timeout(self.limits.last_words_seconds):
                 await self._all_gone()
         except TimeoutError:
-            for connection in list(self.connections):
-                connection.abort()
+            self.abort()
             await self._all_gone()
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    def abort(self) -> None:
+        """Hangs up on everyone."""
+        for connection in list(self.connections):
+            connection.abort()
 
     async def _all_gone(self) -> None:
         while self.connections:

@@ -23,10 +23,10 @@ async def report(
 
 def _health(engine: TextEngine, *, draining: bool) -> Health:
     capacity, config = engine.capacity, engine.config
-    whole = capacity.workers >= config.workers
+    workers = 0 if engine.router.is_stalled else capacity.workers
     return Health(
-        status="draining" if draining else "ok" if whole else "degraded" if capacity.workers else "recovering",
-        workers=capacity.workers,
+        status="draining" if draining else "ok" if workers >= config.workers else "degraded" if workers else "recovering",
+        workers=workers,
         workers_wanted=config.workers,
         model=config.served_model_names[0],
         device=capacity.device,

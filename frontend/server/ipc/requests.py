@@ -150,13 +150,16 @@ class Requests:
                 del self._running[request_id]
 
     def _fail(self, request_id: int, error: BaseException) -> None:
-        """The engine's errors are told; of a fault of ours the log gets the reason, and the client learns that there is one."""
+        """Ends a request, or a question. Of a fault of ours the log gets the reason, the client only learns that there is one."""
+        accepted = request_id in self._running
         self.cancel(request_id)
-        if isinstance(error, EngineError):
+        if not isinstance(error, EngineError):
+            _LOG.error("a request of a Python client failed", exc_info=error)
+            self._say(Refused(request_id, "lost", "the engine failed on this request"))
+        elif accepted:
             self._say(Refused(request_id, "lost", str(error)))
-            return
-        _LOG.error("a request of a Python client failed", exc_info=error)
-        self._say(Refused(request_id, "lost", "the engine failed on this request"))
+        else:
+            self._say(_refused(request_id, error))
 
 
 def _refused(request_id: int, error: EngineError) -> Refused:

@@ -11,8 +11,6 @@ from protocol.config import EngineConfig
 
 _LOG = logging.getLogger(__name__)
 
-_LAST_WORDS_SECONDS = 5.0  # for clients to read what is left; one that does not must not hold up the end
-
 
 class IpcServer:
     """The interface of the Python client. The socket listens from `bind` on: who connects early waits for the engine."""
@@ -47,15 +45,14 @@ class IpcServer:
         self._remove()
 
     async def finish(self) -> None:
-        """Delivers what is left, then hangs up on everyone. Requests that still run are lost."""
+        """Delivers what is left, then hangs up; returns when it is read. Requests that still run are lost."""
         all_ended = self.engine.router.num_requests == 0
-        ending = [asyncio.ensure_future(one.finish(wait_for_requests=all_ended)) for one in self.connections]
-        if not ending:
-            return
-        await asyncio.wait(ending, timeout=_LAST_WORDS_SECONDS)
+        await asyncio.gather(*(one.finish(wait_for_requests=all_ended) for one in self.connections))
+
+    def abort(self) -> None:
+        """Hangs up on everyone."""
         for connection in list(self.connections):
             connection.abort()
-        await asyncio.wait(ending)
 
     def close(self) -> None:
         """Removes the socket."""

@@ -118,8 +118,8 @@ def test_a_second_signal_does_not_wait_for_a_child_that_ignores_the_first(tmp_pa
         process.send_signal(signal.SIGTERM)
         read_until(process, "finishing the running requests")
         process.send_signal(signal.SIGTERM)
-        process.communicate(timeout=TIMEOUT)
-        assert process.returncode == 0
+        _, errors = process.communicate(timeout=TIMEOUT)
+        assert process.returncode == 0, errors
         assert list(tmp_path.iterdir()) == []
 
 
@@ -130,6 +130,56 @@ def test_children_leave_when_the_launcher_is_killed(tmp_path: Path) -> None:
         process.kill()
         _, alive = psutil.wait_procs(children, timeout=TIMEOUT)
         assert not alive
+
+
+def test_what_a_killed_engine_left_is_removed_by_the_next(tmp_path: Path) -> None:
+    with launched("good", tmp_path) as process:
+        wait_ready(process)
+        everybody = [psutil.Process(process.pid), *psutil.Process(process.pid).children()]
+        for one in everybody:  # the launcher first, and stopped, so that it cannot tidy up
+            one.suspend()
+        for one in everybody:
+            one.kill()
+        psutil.wait_procs(everybody[1:], timeout=TIMEOUT)
+    (left,) = tmp_path.glob("twodeep-*")
+    with launched("good", tmp_path) as process:
+        wait_ready(process)
+        (run_dir,) = tmp_path.glob("twodeep-*")
+        assert run_dir != left
+        process.send_signal(signal.SIGTERM)
+        process.communicate(timeout=TIMEOUT)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_stop_that_comes_before_the_first_child_is_a_stop(tmp_path: Path) -> None:
+    """The handlers stand before anything that takes time is imported, read or looked for."""
+    program = [
+        sys.executable,
+        "-P",
+        "-m",
+        "frontend.launcher",
+        "--device",
+        "sim",
+        "--ipc",
+        str(tmp_path / "api.sock"),
+        "--port",
+        "0",
+    ]
+    environ = os.environ | {"XDG_RUNTIME_DIR": str(tmp_path)}
+    with subprocess.Popen(program, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environ) as process:
+        while not caught(process.pid) & 1 << (signal.SIGTERM - 1):
+            assert process.poll() is None
+        process.send_signal(signal.SIGTERM)
+        output, errors = process.communicate(timeout=TIMEOUT)
+    assert (process.returncode, output) == (0, "")
+    assert "Traceback" not in errors
+    assert list(tmp_path.iterdir()) == []
+
+
+def caught(pid: int) -> int:
+    """Signals that a process has handlers for, as bits."""
+    (line,) = (line for line in Path(f"/proc/{pid}/status").read_text().splitlines() if line.startswith("SigCgt:"))
+    return int(line.split()[1], 16)
 
 
 def test_systemd_hears_of_ready_and_stop_and_children_do_not_see_its_socket(

@@ -49,8 +49,9 @@ def test_every_flag_reaches_its_field(gguf: str, tmp_path: Path) -> None:
     flags = (
         "--workers 3 --tensor-parallel-size 2 --queue-depth 4 --max-model-len 800 --max-num-seqs 16 --max-num-batched-tokens 64 "
         "--block-size 32 --kv-cache-memory 2GiB --no-enable-prefix-caching --host 127.0.0.2 --served-model-name a b "
-        f"--step-timeout 5 --drain-timeout 0 --quantization int8 --no-compilation-cache --ipc {tmp_path}/x.sock "
-        f"--api-key-file {keys} --sim-decode-us 500 --sim-decode-us-per-seq 2.5 --sim-prefill-us-per-token 1"
+        "--step-timeout 5 --pulse-timeout 3 --boot-timeout 7 --restart-delay 2 --drain-timeout 0 --no-compilation-cache "
+        f"--quantization int8 --ipc {tmp_path}/x.sock --api-key-file {keys} "
+        "--sim-decode-us 500 --sim-decode-us-per-seq 2.5 --sim-prefill-us-per-token 1"
     )
     config = read(gguf, *flags.split())
     assert (config.workers, config.tensor_parallel_size, config.queue_depth) == (3, 2, 4)
@@ -59,6 +60,7 @@ def test_every_flag_reaches_its_field(gguf: str, tmp_path: Path) -> None:
     assert (config.host, config.port, config.ipc_path) == ("127.0.0.2", 0, f"{tmp_path}/x.sock")
     assert (config.served_model_names, config.api_keys) == (("a", "b"), ("alpha", "beta"))
     assert (config.step_timeout, config.drain_timeout, config.compilation_cache) == (5.0, 0.0, "")
+    assert (config.pulse_timeout, config.boot_timeout, config.restart_delay) == (3.0, 7.0, 2.0)
     assert (config.simulated.decode_us, config.simulated.decode_us_per_seq, config.simulated.prefill_us_per_token) == (500, 2.5, 1)
 
 

@@ -2,6 +2,7 @@
 
 import signal
 
+import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
@@ -15,26 +16,37 @@ from frontend.launcher.events import (
     Command,
     Exit,
     Exited,
+    Looked,
     Said,
     Say,
     Send,
     Signal,
     Spawn,
+    Status,
     Stopping,
     StopRequested,
     Tick,
 )
-from frontend.launcher.restart import DEATHS_IN_WINDOW, FAILED_BOOTS
-from frontend.launcher.supervisor import DRAIN_MARGIN, EXIT_GRACE, TERM_GRACE, Supervisor
+from frontend.launcher.liveness import Limits
+from frontend.launcher.phase import DRAIN_MARGIN, EXIT_GRACE, LAST_WORDS, STOP_GRACE, STOP_WORDS, TERM_GRACE
+from frontend.launcher.restart import DEATHS_IN_WINDOW, FAILED_BOOTS, LONGEST
+from frontend.launcher.supervisor import Supervisor
 from protocol.errors import ExitCode
-from protocol.messages import Drain, Failed, Progress, Ready, WorkerHung, WorkerLost
+from protocol.messages import ChildToLauncher, Drain, Failed, Progress, Pulse, Ready, Stop, WorkerHung, WorkerLost
 
 W0, W1 = Child("worker", 0), Child("worker", 1)
+LIMITS = Limits(pulse=10.0, step=60.0, boot=600.0)
+
+
+def starting(workers: int = 2, drain_timeout: float = 30.0) -> Supervisor:
+    supervisor = Supervisor(workers=workers, drain_timeout=drain_timeout, restart_delay=1.0, limits=LIMITS)
+    supervisor.handle(Begin(), 0.0)
+    return supervisor
 
 
 def serving(workers: int = 2, drain_timeout: float = 30.0) -> Supervisor:
-    supervisor = Supervisor(workers=workers, drain_timeout=drain_timeout)
-    supervisor.handle(Begin(), 0.0)
+    supervisor = starting(workers, drain_timeout)
+    supervisor.handle(Said(SCHEDULER, 0, Ready()), 0.5)
     for index in range(workers):
         supervisor.handle(Said(Child("worker", index), 0, Ready()), 1.0)
     assert Announce({"model": "m"}) in supervisor.handle(Said(FRONTEND, 0, Ready({"model": "m"})), 2.0)
@@ -46,13 +58,12 @@ def texts(commands: list[Command]) -> str:
 
 
 def test_begin_starts_every_child_once() -> None:
-    commands = Supervisor(workers=2, drain_timeout=1.0).handle(Begin(), 0.0)
+    commands = Supervisor(workers=2, drain_timeout=1.0, restart_delay=1.0, limits=LIMITS).handle(Begin(), 0.0)
     assert sorted(commands, key=str) == sorted([Spawn(child, 0) for child in (FRONTEND, SCHEDULER, W0, W1)], key=str)
 
 
 def test_a_child_that_cannot_boot_ends_the_engine_with_its_words_and_code() -> None:
-    supervisor = Supervisor(workers=1, drain_timeout=1.0)
-    supervisor.handle(Begin(), 0.0)
+    supervisor = starting(workers=1)
     commands = supervisor.handle(Said(W0, 0, Failed(ExitCode.BAD_MODEL, "m.gguf: cut short")), 1.0)
     assert "worker 0: m.gguf: cut short" in texts(commands)
     assert {command.child for command in commands if isinstance(command, Signal)} == {FRONTEND, SCHEDULER, W0}
@@ -62,8 +73,7 @@ def test_a_child_that_cannot_boot_ends_the_engine_with_its_words_and_code() -> N
 
 
 def test_a_death_before_ready_ends_the_engine_even_with_exit_code_0() -> None:
-    supervisor = Supervisor(workers=1, drain_timeout=1.0)
-    supervisor.handle(Begin(), 0.0)
+    supervisor = starting(workers=1)
     assert "scheduler ended with exit code 0" in texts(supervisor.handle(Exited(SCHEDULER, 0, 0), 1.0))
     assert supervisor.exit_code == ExitCode.CRASHED
 
@@ -77,22 +87,68 @@ def test_a_dead_worker_is_reported_to_the_scheduler_and_replaced_with_a_higher_e
     assert "worker 1 is back" in texts(supervisor.handle(Said(W1, 1, Ready()), 15.0))
 
 
-def test_restarts_back_off_and_a_crash_loop_ends_the_engine() -> None:
-    supervisor, now, delays = serving(), 10.0, []
-    for epoch in range(DEATHS_IN_WINDOW - 1):
+def die_again_and_again(supervisor: Supervisor, times: int, *, becomes_ready: bool = True) -> tuple[list[Command], list[float]]:
+    """Worker 0 dies as soon as it is back: what follows its last death, and the seconds before each new start."""
+    now, delays, commands = 10.0, list[float](), list[Command]()
+    for epoch in range(times):
         commands = supervisor.handle(Exited(W0, epoch, 1), now)
+        if supervisor.exit_code:
+            break
         died = now
         if Spawn(W0, epoch + 1) not in commands:
             now = supervisor.next_deadline() or 0.0
-            commands = supervisor.handle(Tick(), now)
-        assert Spawn(W0, epoch + 1) in commands
+            assert Spawn(W0, epoch + 1) in supervisor.handle(Tick(), now)
         delays.append(now - died)
-        supervisor.handle(Said(W0, epoch + 1, Ready()), now)
-    assert delays == [0.0, 1.0, 2.0, 4.0]
-    commands = supervisor.handle(Exited(W0, DEATHS_IN_WINDOW - 1, 1), now)
-    assert "gives up" in texts(commands)
-    assert "ended with exit code 1" in texts(commands)
+        if becomes_ready:
+            supervisor.handle(Said(W0, epoch + 1, Ready()), now)
+    return commands, delays
+
+
+def test_a_worker_that_cannot_be_kept_alive_is_tried_for_ever_while_another_serves() -> None:
+    supervisor = serving()
+    commands, delays = die_again_and_again(supervisor, 40)
+    assert delays[:7] == [0.0, 1.0, 2.0, 4.0, 8.0, 16.0, 30.0]
+    assert set(delays[7:]) == {LONGEST}
+    assert "times within 300 s, the engine serves on with 1 of 2 workers; starting it again in 30 s" in texts(commands)
+    assert Status("serving m, degraded: 1 of 2 workers") in commands
+    assert supervisor.exit_code == ExitCode.OK
+    assert Status("serving m") in supervisor.handle(Said(W0, 40, Ready()), 2000.0)
+
+
+def test_starts_that_fail_are_tried_for_ever_too() -> None:
+    supervisor = serving()
+    commands, delays = die_again_and_again(supervisor, 12, becomes_ready=False)
+    assert "worker 0 ended with exit code 1; it failed to start 11 times in a row, the engine serves on" in texts(commands)
+    assert delays[-1] == LONGEST
+
+
+def test_the_only_worker_in_a_crash_loop_ends_the_engine() -> None:
+    supervisor = serving(workers=1)
+    commands, delays = die_again_and_again(supervisor, 40)
+    assert len(delays) == DEATHS_IN_WINDOW - 1
+    assert "worker 0 died 5 times within 300 s, so the engine gives up; last: worker 0 ended with exit code 1" in texts(commands)
     assert supervisor.exit_code == ExitCode.CRASHED
+
+
+def test_the_engine_gives_up_when_no_worker_can_be_kept_alive() -> None:
+    supervisor, now, epochs, commands = serving(), 10.0, {W0: 0, W1: 0}, list[Command]()
+    for _ in range(1 + FAILED_BOOTS):
+        assert supervisor.exit_code == ExitCode.OK
+        for worker in (W0, W1):
+            commands = supervisor.handle(Exited(worker, epochs[worker], 1), now)
+            epochs[worker] += 1
+        now += LONGEST
+        supervisor.handle(Tick(), now)
+    assert "worker 1 failed to start" in texts(commands)
+    assert ", and no other can be kept alive, so the engine gives up; last: worker 1 ended with exit code 1" in texts(commands)
+    assert supervisor.exit_code == ExitCode.CRASHED
+
+
+def test_a_single_death_of_the_last_worker_does_not_end_the_engine() -> None:
+    supervisor = serving()
+    die_again_and_again(supervisor, 10, becomes_ready=False)
+    assert Spawn(W1, 1) in supervisor.handle(Exited(W1, 0, -9), 1000.0)
+    assert supervisor.exit_code == ExitCode.OK
 
 
 def test_deaths_far_apart_are_no_crash_loop() -> None:
@@ -103,7 +159,7 @@ def test_deaths_far_apart_are_no_crash_loop() -> None:
 
 
 def test_a_successor_that_never_boots_ends_the_engine_with_its_own_code_however_long_each_start_takes() -> None:
-    supervisor, now, epoch = serving(), 1000.0, 0
+    supervisor, now, epoch = serving(workers=1), 1000.0, 0
     supervisor.handle(Exited(W0, 0, -9), now)
     for epoch in range(1, FAILED_BOOTS + 1):
         now += 1000.0
@@ -137,18 +193,102 @@ def test_the_death_of_scheduler_or_frontend_ends_the_engine() -> None:
         supervisor = serving()
         commands = supervisor.handle(Exited(child, 0, -signal.SIGSEGV), 5.0)
         assert "SIGSEGV" in texts(commands)
-        assert {command.child for command in commands if isinstance(command, Signal)} == {FRONTEND, SCHEDULER, W0, W1} - {child}
+        assert {command.child for command in commands if isinstance(command, Signal)} == {SCHEDULER, W0, W1} - {child}
+        told = [command.message for command in commands if isinstance(command, Send)]
+        assert told == ([] if child == FRONTEND else [Stop("the engine failed before the answer was complete", STOP_WORDS)])
         assert supervisor.exit_code == ExitCode.CRASHED
+
+
+def look(supervisor: Supervisor, now: float, *stopped: Child) -> list[Command]:
+    return supervisor.handle(Looked(frozenset(stopped)), now)
+
+
+def pulse(supervisor: Supervisor, now: float, *children: Child) -> None:
+    for child in children:
+        assert supervisor.handle(Said(child, 0, Pulse("idle", 7)), now) == []
+
+
+def test_a_worker_that_is_stopped_is_killed_and_replaced() -> None:
+    supervisor = serving()
+    look(supervisor, 8.0)
+    for now in (12.0, 17.9):
+        pulse(supervisor, now, W1, SCHEDULER, FRONTEND)
+        assert look(supervisor, now, W0) == []
+    pulse(supervisor, 18.1, W1, SCHEDULER, FRONTEND)
+    look(supervisor, 18.1)  # it ran in between
+    pulse(supervisor, 28.0, W1, SCHEDULER, FRONTEND)
+    assert look(supervisor, 28.0, W0) == []
+    pulse(supervisor, 28.2, W1, SCHEDULER, FRONTEND)
+    assert look(supervisor, 28.2, W0) == [Signal(W0, signal.SIGKILL)]
+    assert look(supervisor, 28.3, W0) == []
+    commands = supervisor.handle(Exited(W0, 0, -9), 28.4)
+    assert "worker 0 was killed: it was stopped by a signal for 10 s; starting it again" in texts(commands)
+    assert Spawn(W0, 1) in commands
+
+
+def test_a_worker_may_be_silent_as_long_as_a_step_may_take() -> None:
+    supervisor = serving()
+    for now in range(10, 60, 5):
+        pulse(supervisor, now, W1, SCHEDULER, FRONTEND)
+        assert look(supervisor, now) == []
+    pulse(supervisor, 61.1, W1, SCHEDULER, FRONTEND)
+    assert look(supervisor, 61.1) == [Signal(W0, signal.SIGKILL)]
+
+
+@pytest.mark.parametrize("child", [SCHEDULER, FRONTEND])
+def test_a_scheduler_or_frontend_that_is_silent_ends_the_engine(child: Child) -> None:
+    supervisor = serving(workers=1)
+    others = {W0, SCHEDULER, FRONTEND} - {child}
+    pulse(supervisor, 5.0, child, *others)
+    pulse(supervisor, 14.9, *others)
+    assert look(supervisor, 14.9) == []
+    pulse(supervisor, 15.1, *others)
+    commands = look(supervisor, 15.1)
+    assert Signal(child, signal.SIGKILL) in commands
+    assert f"{child} was killed: it made no progress for 10 s, last seen idle after 7 events" in texts(commands)
+    assert supervisor.exit_code == ExitCode.CRASHED
+
+
+def test_a_start_is_deaf_for_as_long_as_a_compilation_may_take_but_not_stopped() -> None:
+    supervisor = starting()
+    for now in range(0, 599, 7):
+        pulse(supervisor, now, SCHEDULER, FRONTEND)
+        assert look(supervisor, now) == []
+    supervisor.handle(Said(W1, 0, Progress("compiling", 1, 3)), 599.0)
+    pulse(supervisor, 601.0, SCHEDULER, FRONTEND)
+    commands = look(supervisor, 601.0)
+    assert "worker 0 was killed: it made no progress for 600 s" in texts(commands)
+    assert supervisor.exit_code == ExitCode.CRASHED
+
+
+def test_a_worker_that_somebody_stops_while_it_starts_is_replaced_a_few_times() -> None:
+    supervisor, now = starting(), 0.0
+    for epoch in range(FAILED_BOOTS):
+        assert supervisor.exit_code == ExitCode.OK
+        now += 10.1
+        pulse(supervisor, now, SCHEDULER, FRONTEND)
+        assert look(supervisor, now, W0) == [Signal(W0, signal.SIGKILL)]
+        supervisor.handle(Exited(W0, epoch, -9), now)
+        now += 5.0
+        supervisor.handle(Tick(), now)
+    assert supervisor.exit_code == ExitCode.CRASHED
+
+
+def test_when_a_stop_is_under_way_its_own_limits_hold() -> None:
+    supervisor = serving(workers=1)
+    supervisor.handle(StopRequested(), 10.0)
+    supervisor.handle(Exited(FRONTEND, 0, 0), 11.0)
+    assert look(supervisor, 1000.0, W0) == []
 
 
 def test_a_stop_drains_in_order_and_exits_0() -> None:
     supervisor = serving()
     commands = supervisor.handle(StopRequested(), 10.0)
-    assert [command for command in commands if isinstance(command, Send)] == [Send(FRONTEND, Drain())]
+    assert [command for command in commands if isinstance(command, Send)] == [Send(FRONTEND, Drain(LAST_WORDS))]
     assert Stopping() in commands
-    assert supervisor.next_deadline() == 10.0 + 30.0 + DRAIN_MARGIN
+    assert supervisor.next_deadline() == 10.0 + 30.0 + LAST_WORDS + DRAIN_MARGIN
     assert supervisor.handle(Exited(FRONTEND, 0, 0), 12.0) == [Send(SCHEDULER, Drain())]
-    assert supervisor.handle(Exited(W1, 0, 0), 12.5) == []  # the scheduler's own goodbye may reach a worker first
+    assert supervisor.handle(Exited(W1, 0, 0), 12.5) == []
     assert supervisor.handle(Exited(SCHEDULER, 0, 0), 13.0) == [Send(W0, Drain())]
     assert supervisor.handle(Exited(W0, 0, 0), 14.0) == [Exit(ExitCode.OK)]
 
@@ -175,22 +315,34 @@ def test_a_worker_still_starting_at_the_end_of_a_drain_is_killed_and_the_stop_is
 def test_a_second_signal_stops_at_once_and_a_third_kills() -> None:
     supervisor = serving(workers=1)
     supervisor.handle(StopRequested(), 10.0)
-    assert supervisor.handle(StopRequested(), 11.0) == [Signal(child, signal.SIGTERM) for child in (W0, SCHEDULER, FRONTEND)]
-    assert supervisor.next_deadline() == 11.0 + TERM_GRACE
-    assert supervisor.handle(StopRequested(), 12.0) == [Signal(child, signal.SIGKILL) for child in (W0, SCHEDULER, FRONTEND)]
-    for child in (W0, SCHEDULER, FRONTEND):
-        commands = supervisor.handle(Exited(child, 0, -9), 12.5)
-    assert commands == [Exit(ExitCode.OK)]
+    reason = "the engine was stopped before the answer was complete"
+    killed = [Signal(child, signal.SIGKILL) for child in (W0, SCHEDULER)]
+    assert supervisor.handle(StopRequested(), 11.0) == [*killed, Send(FRONTEND, Stop(reason, STOP_WORDS))]
+    assert supervisor.next_deadline() == 11.0 + STOP_GRACE
+    supervisor.handle(Exited(W0, 0, -9), 11.1)
+    assert supervisor.handle(StopRequested(), 11.2) == [Signal(child, signal.SIGKILL) for child in (SCHEDULER, FRONTEND)]
+    supervisor.handle(Exited(SCHEDULER, 0, -9), 11.3)
+    assert supervisor.handle(Exited(FRONTEND, 0, -9), 11.3) == [Exit(ExitCode.OK)]
 
 
-def test_a_child_that_does_not_leave_in_time_is_named_and_the_exit_is_not_clean() -> None:
+def test_a_frontend_that_does_not_finish_in_time_is_named_and_the_exit_is_not_clean() -> None:
     supervisor = serving(workers=1)
     supervisor.handle(StopRequested(), 10.0)
-    supervisor.handle(Exited(FRONTEND, 0, 0), 11.0)
-    commands = supervisor.handle(Tick(), 11.0 + EXIT_GRACE)
-    assert "scheduler, " not in texts(commands)
-    assert "worker 0, scheduler" in texts(commands)
+    assert supervisor.handle(Tick(), 40.0) == []
+    commands = supervisor.handle(Tick(), 10.0 + 30.0 + LAST_WORDS + DRAIN_MARGIN)
+    assert "still running at the end of the time to drain: worker 0, scheduler, frontend" in texts(commands)
     assert supervisor.exit_code == ExitCode.CRASHED
+
+
+def test_once_every_request_has_ended_nothing_makes_the_exit_unclean() -> None:
+    supervisor = serving()
+    supervisor.handle(StopRequested(), 10.0)
+    supervisor.handle(Exited(FRONTEND, 0, 0), 11.0)
+    assert "worker 1 was killed by SIGSEGV after the last request" in texts(supervisor.handle(Exited(W1, 0, -11), 11.5))
+    commands = supervisor.handle(Tick(), 11.0 + EXIT_GRACE)
+    assert "killed, since they did not leave within 5 s: worker 0, scheduler" in texts(commands)
+    supervisor.handle(Exited(W0, 0, -9), 17.0)
+    assert supervisor.handle(Exited(SCHEDULER, 0, -9), 17.0) == [Exit(ExitCode.OK)]
 
 
 def test_a_fatal_cause_keeps_its_code_when_a_stop_signal_follows() -> None:
@@ -208,7 +360,7 @@ class Lives(RuleBasedStateMachine):
     @initialize(workers=st.integers(1, 3))
     def begin(self, workers: int) -> None:
         self.now = 0.0
-        self.supervisor = Supervisor(workers=workers, drain_timeout=5.0)
+        self.supervisor = Supervisor(workers=workers, drain_timeout=5.0, restart_delay=1.0, limits=LIMITS)
         self.alive: dict[Child, int] = {}
         self.sent: dict[Child, signal.Signals] = {}
         self.lost: set[tuple[int, int]] = set()
@@ -249,9 +401,11 @@ class Lives(RuleBasedStateMachine):
     @precondition(_is_running)
     @rule(
         data=st.data(),
-        message=st.sampled_from([Progress("loading", 1, 2), Ready(), Ready(), Failed(65, "bad"), WorkerHung(0, 1, "x")]),
+        message=st.sampled_from(
+            [Progress("loading", 1, 2), Ready(), Ready(), Failed(65, "bad"), WorkerHung(0, 1, "x"), Pulse("idle", 3)]
+        ),
     )
-    def speaks(self, data: st.DataObject, message: Progress | Ready | Failed | WorkerHung) -> None:
+    def speaks(self, data: st.DataObject, message: ChildToLauncher) -> None:
         child = data.draw(st.sampled_from(sorted(self.alive)))
         self._apply(self.supervisor.handle(Said(child, self.alive[child], message), self.now))
 
@@ -265,6 +419,12 @@ class Lives(RuleBasedStateMachine):
     @rule()
     def stop(self) -> None:
         self._apply(self.supervisor.handle(StopRequested(), self.now))
+
+    @precondition(_is_running)
+    @rule(data=st.data())
+    def looks(self, data: st.DataObject) -> None:
+        stopped = data.draw(st.sets(st.sampled_from(sorted(self.alive))))
+        self._apply(self.supervisor.handle(Looked(frozenset(stopped)), self.now))
 
     @rule(seconds=st.sampled_from([0.0, 0.5, 3.0, 20.0, 1000.0]))
     def time_passes(self, seconds: float) -> None:

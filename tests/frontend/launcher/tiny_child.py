@@ -10,7 +10,7 @@ import sys
 import time
 from pathlib import Path
 
-from protocol.messages import Drain, Failed, Progress, Ready, WorkerLost
+from protocol.messages import Drain, Failed, Progress, Pulse, Ready, Stop, WorkerLost
 from protocol.supervision import enter_child
 
 
@@ -34,11 +34,12 @@ def main() -> int:
     else:
         link.send(Ready())
     while True:
-        select.select([link], [], [])
+        select.select([link], [], [], spec.config.pulse_interval)
+        link.send(Pulse("idle", 0))
         message = link.receive()
         if isinstance(message, WorkerLost):
             print(f"tiny scheduler: lost worker {message.worker} epoch {message.epoch}", file=sys.stderr, flush=True)
-        if link.closed or (isinstance(message, Drain) and behaviour != "mute-on-drain"):
+        if link.closed or isinstance(message, Stop) or (isinstance(message, Drain) and behaviour != "mute-on-drain"):
             return 0
 
 

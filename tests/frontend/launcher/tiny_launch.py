@@ -4,6 +4,7 @@ import sys
 from pathlib import Path
 
 from frontend.launcher.engine import Engine
+from frontend.launcher.signals import StopSignals
 from protocol.config import EngineConfig
 
 
@@ -21,7 +22,7 @@ def main() -> int:
     )
     good = (*program[:2], "good")
     frontend = good if behaviour == "cannot-boot" else program
-    return Engine(config, programs={"frontend": frontend, "scheduler": good, "worker": program}).run()
+    return Engine(config, StopSignals(), programs={"frontend": frontend, "scheduler": good, "worker": program}).run()
 
 
 if __name__ == "__main__":

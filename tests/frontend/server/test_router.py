@@ -5,6 +5,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pytest
 
@@ -12,6 +13,7 @@ from frontend.errors import EngineUnavailable, Overloaded, ShuttingDown
 from frontend.server import router as router_module
 from frontend.server.router import Generation, Router
 from protocol.channel import Receiver, Sender
+from protocol.clock import now_ns
 from protocol.codec import pack_int32, pack_uint64, unpack_int32
 from protocol.config import EngineConfig
 from protocol.endpoints import FRONTEND_INBOX, SCHEDULER_INBOX, ipc_address
@@ -26,6 +28,7 @@ from protocol.messages import (
     GetStats,
     GetStory,
     Move,
+    Pulse,
     Story,
     TokenBatch,
 )
@@ -273,5 +276,45 @@ def test_when_each_step_was_answered_is_kept_oldest_first(tmp_path: Path, monkey
         answered = router.answered()
         assert answered[:, 1].tolist() == [2, 3, 4, 5]
         assert (np.diff(answered[:, 2]) >= 0).all()
+
+    on_pipes(tmp_path, test)
+
+
+def test_a_scheduler_that_is_silent_for_too_long_is_not_counted_on_until_it_speaks(tmp_path: Path) -> None:
+    async def test(router: Router, scheduler: Scheduler) -> None:
+        began = now_ns()
+
+        def tick(seconds: range) -> None:
+            for second in seconds:
+                router.tick(began + second * 10**9)
+
+        tick(range(1, 5))
+        assert not router.is_stalled
+        tick(range(5, 8))
+        assert router.is_stalled
+        with pytest.raises(EngineUnavailable, match="has not answered for 5 s"):
+            router.submit(PROMPT, PARAMS)
+        with pytest.raises(EngineUnavailable, match="has not answered for 5 s"):
+            await router.stats()
+        scheduler.say(Pulse("idle", 3))
+        while router.is_stalled:
+            await asyncio.sleep(0)
+        await settle(router, scheduler)
+        tick(range(1000, 1001))  # all of us were frozen
+        assert not router.is_stalled
+
+    on_pipes(tmp_path, test)
+
+
+def test_a_question_that_is_not_answered_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(globals(), "CONFIG", msgspec.structs.replace(CONFIG, pulse_timeout=0.1))
+
+    async def test(router: Router, scheduler: Scheduler) -> None:
+        with pytest.raises(EngineUnavailable, match="did not answer within 0.1 s"):
+            await router.stats()
+        query = await scheduler.hear()
+        assert isinstance(query, GetStats)
+        scheduler.say(EngineStats(query.query_id, 0, (), {}))  # too late, and no harm
+        await settle(router, scheduler)
 
     on_pipes(tmp_path, test)

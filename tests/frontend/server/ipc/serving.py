@@ -1,5 +1,6 @@
 """An IPC server in front of a running engine, and a client that speaks the wire by hand."""
 
+import asyncio
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -30,17 +31,24 @@ class Served:
 
 
 @contextmanager
-def serving(running: RunningEngine, path: Path) -> Iterator[Served]:
-    """Serves `running` at `path`."""
+def serving(running: RunningEngine, path: Path, *, grace: float = 10.0) -> Iterator[Served]:
+    """Serves `running` at `path`; at the end, clients get `grace` seconds to read what is left."""
     server = IpcServer(path, running.engine.config)
     server.bind()
     try:
         running.run(server.start(running.engine))
         yield Served(path, server, running)
-        running.loop.call_soon_threadsafe(server.stop_accepting)
-        running.run(server.finish())
+        running.run(_end(server, grace))
     finally:
         server.close()
+
+
+async def _end(server: IpcServer, grace: float) -> None:
+    server.stop_accepting()
+    goodbye = asyncio.ensure_future(server.finish())
+    await asyncio.wait({goodbye}, timeout=grace)
+    server.abort()
+    await goodbye
 
 
 class RawClient:

@@ -208,11 +208,8 @@ def test_the_end_finds_requests_running_and_says_so(running: RunningEngine, tmp_
     running.wait_until_idle()
 
 
-def test_a_client_that_does_not_read_cannot_hold_up_the_end(
-    running: RunningEngine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("frontend.server.ipc.server._LAST_WORDS_SECONDS", 0.2)
-    with serving(running, tmp_path / "api.sock") as served:
+def test_a_client_that_does_not_read_cannot_hold_up_the_end(running: RunningEngine, tmp_path: Path) -> None:
+    with serving(running, tmp_path / "api.sock", grace=0.2) as served:
         client = RawClient(served.path)
         client.send(endless(1), *(Ask(request_id, "health") for request_id in range(2, 20_000)))
         with RawClient(served.path) as other:

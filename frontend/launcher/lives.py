@@ -1,0 +1,83 @@
+"""Who is alive: the latest incarnation of every child, and when the next one of each worker is due."""
+
+import signal
+from collections.abc import Iterator
+
+from frontend.launcher.events import FRONTEND, SCHEDULER, Child, Command, Signal, Spawn
+from frontend.launcher.incarnation import Incarnation
+from frontend.launcher.liveness import Liveness
+from frontend.launcher.restart import RestartPolicy
+
+
+class Lives:
+    """The children of one engine. Starting and killing one appends the command for it to `commands`."""
+
+    def __init__(self, workers: int, restart_delay: float, commands: list[Command]) -> None:
+        self.restarts = {Child("worker", index): RestartPolicy(restart_delay) for index in range(workers)}
+        self._latest: dict[Child, Incarnation] = {}
+        self._commands = commands
+
+    def __getitem__(self, child: Child) -> Incarnation:
+        return self._latest[child]
+
+    def alive(self) -> Iterator[Incarnation]:
+        """All that live, in the order of their start."""
+        return (life for life in self._latest.values() if life.alive)
+
+    def find(self, child: Child, epoch: int) -> Incarnation | None:
+        """This very incarnation, if it lives."""
+        life = self._latest.get(child)
+        return life if life is not None and life.epoch == epoch and life.alive else None
+
+    def num_serving(self) -> int:
+        """Workers that do their work."""
+        return sum(self._latest[worker].serves for worker in self.restarts)
+
+    def begin_all(self, now: float) -> None:
+        """Every child at once, those that are slowest to start first."""
+        for child in (*self.restarts, SCHEDULER, FRONTEND):
+            self._spawn(child, now)
+
+    def kill(self, life: Incarnation, reason: str) -> None:
+        """Ends a process, once. The first reason stands."""
+        if not life.killed_for:
+            life.killed_for = reason
+            self._commands.append(Signal(life.child, signal.SIGKILL))
+
+    def tick(self, now: float) -> None:
+        """Kills who stayed after a last word, starts whose time has come."""
+        for life in self.alive():
+            if life.kill_at is not None and now >= life.kill_at:
+                life.kill_at = None
+                self._commands.append(Signal(life.child, signal.SIGKILL))
+        for worker, restart in self.restarts.items():
+            if restart.due is not None and now >= restart.due:
+                self._spawn(worker, now)
+
+    def next_deadline(self) -> float | None:
+        """When `tick` has something to do (seconds)."""
+        times = [*(life.kill_at for life in self._latest.values()), *(restart.due for restart in self.restarts.values())]
+        return min((time for time in times if time is not None), default=None)
+
+    def settle(self) -> None:
+        """Nothing is started any more, and nobody is killed at a time of its own."""
+        for restart in self.restarts.values():
+            restart.due = None
+        for life in self._latest.values():
+            life.kill_at = None
+
+    def validate(self, *, replaced: bool) -> None:
+        """Raises AssertionError when the state contradicts itself. `replaced`: whether dead workers have to be."""
+        for life in self._latest.values():
+            assert life.alive or life.kill_at is None, "a dead child waits to be killed"
+        for worker, restart in self.restarts.items():
+            if worker in self._latest:
+                expected = replaced and not self._latest[worker].alive
+                assert (restart.due is not None) == expected, "a worker is started that should not be, or is not that should"
+
+    def _spawn(self, child: Child, now: float) -> None:
+        epoch = self._latest[child].epoch + 1 if child in self._latest else 0
+        self._latest[child] = Incarnation(child, epoch, Liveness(now))
+        if child in self.restarts:
+            self.restarts[child].due = None
+        self._commands.append(Spawn(child, epoch))
