@@ -55,7 +55,7 @@ class TextDelta(msgspec.Struct, frozen=True, gc=False):
     message: str = ""  # why, when the reason is "error"
 
 
-class Request:
+class TextRequest:
     """A prompt and what is wanted of it, checked once for all of its outputs: what `TextEngine.prepare` makes."""
 
     __slots__ = ("engine_params", "eos_ids", "params", "prompt", "stops", "token_bytes")
@@ -73,7 +73,7 @@ class Request:
 class TextGeneration:
     """One output being generated: an async iterator of TextDelta."""
 
-    def __init__(self, generation: Generation, request: Request) -> None:
+    def __init__(self, generation: Generation, request: TextRequest) -> None:
         self.num_output_tokens = 0
         self.num_cached_tokens = 0
         self._generation = generation
@@ -214,7 +214,7 @@ class TextEngine:
         """Token ids of each prompt. Raises InvalidRequest on what is no prompt, or cannot fit."""
         return await self.prompts.encode(asked, self.capacity.max_model_len)
 
-    def prepare(self, prompt: Prompt, params: SamplingParams) -> Request:
+    def prepare(self, prompt: Prompt, params: SamplingParams) -> TextRequest:
         """Checks a request against the model, once for all of its outputs, and fills every default.
 
         Raises InvalidRequest naming the field that is wrong.
@@ -261,9 +261,9 @@ class TextEngine:
             logprobs=-1 if params.logprobs is None else params.logprobs,
             stop_token_ids=tuple(stop_ids),
         )
-        return Request(token_ids, params, resolved, self.tokenizer)
+        return TextRequest(token_ids, params, resolved, self.tokenizer)
 
-    def start(self, request: Request, *, index: int = 0, stream: bool = True, cache_salt: str = "") -> TextGeneration:
+    def start(self, request: TextRequest, *, index: int = 0, stream: bool = True, cache_salt: str = "") -> TextGeneration:
         """Submits one output; the caller asks once per `index < params.n`. Raises what the router raises.
 
         `stream=False`: the caller wants the whole text only; it then comes as one delta where stop strings allow.

@@ -6,6 +6,7 @@ came from users, and at its ends where the template could complete one. A fence 
 rendered text, what still reads as a control token is the template's own.
 """
 
+import itertools
 import re
 import secrets
 from collections.abc import Callable, Set
@@ -15,6 +16,7 @@ from typing import Any
 from tokenizers import AddedToken, Tokenizer
 
 from frontend.errors import InvalidRequest
+from frontend.server.text.alternatives import any_of
 
 # Unicode's noncharacters (16.0, section 23.7): for internal use, never for interchange.
 FENCES = tuple(map(chr, range(0xFDD0, 0xFDF0)))
@@ -34,24 +36,25 @@ class ControlTokens:
         self._longest = len(texts[0]) if texts else 0
         self._beginnings = {text[:size] for text in texts for size in range(1, len(text))}
         self._ends = {text[size:] for text in texts for size in range(1, len(text))}
-        plain = "|".join(map(re.escape, texts)) or r"(?!)"
-        self._some = re.compile(plain)
-        self._each = re.compile(f"(?=({plain}))")  # those that overlap, too
+        single, several = any_of([text for text in texts if len(text) == 1]), any_of([text for text in texts if len(text) > 1])
+        self._single, self._several = re.compile(single), re.compile(several)
         # A normalizer makes control tokens of texts that are none yet, such as "<S>" where it writes small letters.
         self._always = tokenizer.normalizer is not None and any(added[token_id].normalized for token_id in self._control.values())
         words = {token.content for token in added.values() if token.single_word}
-        self._written = re.compile("|".join(_as_written(text, text in words) for text in texts) or r"(?!)")
+        special = [text for text in texts if len(text) == 1 or text in words]
+        patterns = [_as_written(text, text in words) for text in special]
+        self._written = re.compile("|".join([*patterns, any_of({*texts} - {*special}) if special else several]))
         # The twin shares the model and knows each control token by a name that nobody can write, since it is drawn here: to it, the
         # texts of control tokens are ordinary ones.
-        self._names = {text: "".join(chr(secrets.choice(_PRIVATE)) for _ in range(10)) for text in texts}
+        secret = "".join(chr(secrets.choice(_PRIVATE)) for _ in range(10))
+        numbers = ("".join(map(chr, number)) for number in itertools.product(_PRIVATE, repeat=2))
+        self._names = {text: secret + number for text, number in zip(texts, numbers, strict=False)}
         self._twin = Tokenizer(tokenizer.model)
         self._twin.normalizer, self._twin.pre_tokenizer = tokenizer.normalizer, tokenizer.pre_tokenizer
-        self._ids: dict[int, int] = {}  # the twin's id of an added token -> the tokenizer's
-        for token_id, token in added.items():
-            name = self._names.get(token.content, token.content)
-            self._twin.add_tokens([_renamed(token, name)])
-            if (twin_id := self._twin.token_to_id(name)) is not None:
-                self._ids[twin_id] = token_id
+        names = {token_id: self._names.get(token.content, token.content) for token_id, token in added.items()}
+        self._twin.add_tokens([_renamed(added[token_id], name) for token_id, name in names.items()])
+        twin_ids = {self._twin.token_to_id(name): token_id for token_id, name in names.items()}
+        self._ids = {twin_id: token_id for twin_id, token_id in twin_ids.items() if twin_id is not None}  # of added tokens
 
     def fence(self, messages: Messages) -> tuple[Messages, str]:
         """The messages with fences, and the character that is one; "" where none was needed, as with nearly all messages.
@@ -65,7 +68,7 @@ class ControlTokens:
             return text
 
         _rewritten(messages, note)
-        if not self._always and not any(map(self._gaps, texts)):
+        if not self._always and not any(map(self._is_risky, texts)):
             return messages, ""
         fence = next((fence for fence in FENCES if not any(fence in text for text in texts)), None)
         if fence is None:
@@ -94,35 +97,34 @@ class ControlTokens:
             if token_id not in unknown and token_id in self._twin.encode(text, add_special_tokens=False).ids
         }
 
-    def _fenced(self, text: str, fence: str) -> str:
-        pieces, start = [], 0
-        for gap in sorted(self._gaps(text)):
-            pieces.append(text[start:gap])
-            start = gap
-        return fence.join([*pieces, text[start:]])
+    def _is_risky(self, text: str) -> bool:
+        return any(pattern.search(text) is not None for pattern in (self._several, self._single)) or bool(self._open_ends(text))
 
-    def _gaps(self, text: str) -> set[int]:
-        """Positions in a text where a fence belongs."""
-        gaps: set[int] = set()
-        if self._some.search(text) is not None:
-            for match in self._each.finditer(text):
-                start, end = match.span(1)
-                gaps.update(range(start + 1, end) if end - start > 1 else (start, end))
-        # What the template writes next to the text, trimmed or not, could complete a control token.
+    def _fenced(self, text: str, fence: str) -> str:
+        for place in sorted(self._open_ends(text), reverse=True):
+            text = text[:place] + fence + text[place:]
+        text = self._single.sub(lambda match: fence + match[0] + fence, text)
+        while self._several.search(text) is not None:  # again for those that overlap
+            text = self._several.sub(lambda match: fence.join(match[0]), text)
+        return text
+
+    def _open_ends(self, text: str) -> set[int]:
+        """Where a text ends, trimmed or not, such that what the template writes next to it could complete a control token."""
+        places: set[int] = set()
         for start, end in {(0, len(text)), (len(text) - len(text.lstrip()), len(text.rstrip()))}:
             if start >= end:
                 continue
             inside = end - start < self._longest and any(text[start:end] in control for control in self._control)
             sizes = range(1, min(self._longest, end - start + 1))
             if inside or any(text[start : start + size] in self._ends for size in sizes):
-                gaps.add(start)
+                places.add(start)
             if inside or any(text[end - size : end] in self._beginnings for size in sizes):
-                gaps.add(end)
-        return gaps
+                places.add(end)
+        return places
 
 
 def _as_written(text: str, single_word: bool) -> str:
-    """The pattern of a control token in a rendered text, whatever fences stand beside it."""
+    """The pattern of a control token that is not found wherever its letters are, in a rendered text with fences."""
     fence = f"[{FENCES[0]}-{FENCES[-1]}]"
     pattern = re.escape(text)
     if len(text) == 1:  # no inside for a fence: they go around it

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from frontend.server.generation import Request, TextDelta, TextGeneration
+from frontend.server.generation import TextDelta, TextGeneration, TextRequest
 from frontend.server.router import Generation, Router
 from frontend.server.text.tokenizer import Tokenizer, load_tokenizer
 from protocol.codec import pack_float32, pack_int32
@@ -39,7 +39,7 @@ def _logprobs(logprob: float, *candidates: tuple[int, float]) -> TopLogprobs:
 
 
 def _output(generation: Generation, tokenizer: Tokenizer, params: SamplingParams, prompt: Sequence[int] = (33,)) -> TextGeneration:
-    return TextGeneration(generation, Request(np.array(prompt, np.int32), params, EngineParams(max_tokens=1), tokenizer))
+    return TextGeneration(generation, TextRequest(np.array(prompt, np.int32), params, EngineParams(max_tokens=1), tokenizer))
 
 
 def _read(output: TextGeneration) -> list[TextDelta]:

@@ -59,7 +59,7 @@ def test_the_bytes_of_all_tokens_are_the_text(demo_tokenizer: Tokenizer, data: s
     assert (shown, found) == _expected(text, stops, include)
     assert len(released) == fed
     together = b"".join(token.data for token in released)
-    if together or shown != "\ufffd":  # else no token brought text, and what shows is the prompt's open end
+    if together or shown.strip("\ufffd"):  # else no token brought text, and what shows is the prompt's open end
         assert together.decode(errors="replace") == shown
     if "\ufffd" not in shown:
         assert together == shown.encode()
