@@ -72,10 +72,11 @@ class SimulatedDevice:
         self._max_model_len = max_model_len
         blocks_per_sequence = -(-max_model_len // config.block_size)
         bytes_per_block = config.block_size * 8
-        if config.kv_cache_memory is None:
-            self._num_blocks = max(_DEFAULT_BLOCKS, blocks_per_sequence)
-        else:  # never more than the largest batch could use, as the real device has it
-            self._num_blocks = min(config.kv_cache_memory // bytes_per_block, blocks_per_sequence * config.max_num_seqs)
+        self._num_blocks = (
+            max(_DEFAULT_BLOCKS, blocks_per_sequence)
+            if config.kv_cache_memory is None
+            else config.kv_cache_memory // bytes_per_block
+        )
         if self._num_blocks < blocks_per_sequence:
             raise CapacityError(
                 f"--kv-cache-memory {config.kv_cache_memory} holds {self._num_blocks} simulated blocks, "

@@ -125,10 +125,6 @@ def test_a_cache_too_small_for_one_sequence_is_refused() -> None:
         device(kv_cache_memory=15 * 4 * 8)
 
 
-def test_a_cache_larger_than_any_batch_could_use_is_cut() -> None:
-    assert device(kv_cache_memory=1 << 50).load(lambda *_: None).num_blocks == 16 * 4
-
-
 def test_a_batch_that_no_memory_holds_is_refused() -> None:
     config = EngineConfig(model_path="/m", model_format="gguf", served_model_names=("m",), max_num_seqs=65536)
     with pytest.raises(CapacityError, match="lower --kv-cache-memory, --max-num-seqs or --max-model-len"):
