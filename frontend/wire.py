@@ -147,6 +147,7 @@ class Refused(Message, frozen=True, tag="refused"):
     message: str
     param: str | None = None
     retry_after: float = 0.0  # seconds
+    code: str | None = None  # of an invalid request, where programs know what to do about it
 
 
 class Health(msgspec.Struct, frozen=True, kw_only=True):

@@ -222,7 +222,7 @@ class Session:
 def _error(refused: Refused) -> EngineError:
     match refused.kind:
         case "invalid":
-            return InvalidRequest(refused.message, refused.param)
+            return InvalidRequest(refused.message, refused.param, refused.code)
         case "overloaded":
             return Overloaded(refused.message, refused.retry_after)
         case "unavailable":

@@ -6,10 +6,11 @@ from collections.abc import Callable
 from typing import Protocol, cast
 
 from frontend.server.generation import TextEngine
-from frontend.server.ipc.reports import report
+from frontend.server.ipc.incoming import read_frame
+from frontend.server.ipc.questions import Questions
+from frontend.server.ipc.reports import Reports
 from frontend.server.ipc.requests import Requests
 from frontend.wire import (
-    CLIENT_MESSAGES,
     WHOLE_CONNECTION,
     WIRE_VERSION,
     Ask,
@@ -37,8 +38,8 @@ class Host(Protocol):
     """The server that a connection belongs to."""
 
     engine: TextEngine
+    reports: Reports
     malformed_frames: int
-    draining: bool
     connections: "set[Connection]"
 
 
@@ -52,6 +53,7 @@ class Connection(asyncio.Protocol):
         self._reader = FrameReader()
         self._greeted = False
         self._requests = Requests(host.engine, self._say)
+        self._questions = Questions(host.reports, self._say, self._requests.may_say)
         self._outgoing: list[bytes] = []
         self._lost = asyncio.Event()
 
@@ -76,7 +78,7 @@ class Connection(asyncio.Protocol):
             return
         for frame in received:
             try:
-                messages = CLIENT_MESSAGES.decode(frame)
+                messages = read_frame(frame)
             except ProtocolError as error:
                 self._host.malformed_frames += 1
                 if not self._greeted:
@@ -99,6 +101,7 @@ class Connection(asyncio.Protocol):
         """The client left."""
         self._host.connections.discard(self)
         self._requests.cancel_all()
+        self._questions.close()
         self._lost.set()
 
     # for the server
@@ -109,6 +112,8 @@ class Connection(asyncio.Protocol):
             await self._requests.wait()
         for request_id in self._requests.cancel_all():
             self._say(Refused(request_id, "lost", "the engine was shut down before the answer was complete"))
+        for request_id in self._questions.close():
+            self._say(Refused(request_id, "unavailable", "the engine is shutting down"))
         self._flush()
         self._transport.close()  # after its buffer
         await self._lost.wait()
@@ -119,17 +124,24 @@ class Connection(asyncio.Protocol):
 
     # messages
 
-    def _on_message(self, message: ClientMessage) -> None:
+    def _on_message(self, message: ClientMessage | Refused) -> None:
+        if self._transport.is_closing():  # hung up on the message before
+            return
+        if isinstance(message, Refused):
+            self._host.malformed_frames += 1
         if not self._greeted and not isinstance(message, Hello):
-            self._hang_up("malformed", "a connection begins with Hello")
+            reason = f": {message.message}" if isinstance(message, Refused) else ""
+            self._hang_up("malformed", f"a connection begins with Hello, of this protocol's version {WIRE_VERSION}{reason}")
             return
         match message:
+            case Refused():
+                self._say(message)
             case Submit():
                 self._requests.submit(message)
             case Cancel(request_id):
                 self._requests.cancel(request_id)
             case Ask():
-                self._requests.start(message.request_id, self._answer(message))
+                self._questions.ask(message)
             case Hello(version):
                 self._on_hello(version)
 
@@ -144,10 +156,6 @@ class Connection(asyncio.Protocol):
         engine = self._host.engine
         capacity = engine.capacity
         self._say(Welcome(WIRE_VERSION, engine.config.served_model_names, capacity.max_model_len, capacity.vocab_size))
-
-    async def _answer(self, ask: Ask) -> None:
-        counters = {"malformed_client_frames": self._host.malformed_frames, "clients": len(self._host.connections)}
-        self._say(await report(self._host.engine, ask, counters, draining=self._host.draining))
 
     # out
 

@@ -1,36 +1,49 @@
-"""What the engine says of itself when a Python client asks."""
+"""What the engine says of itself to Python clients: found out once for all who ask at the same time."""
+
+from collections.abc import Callable
 
 import msgspec
 
 from frontend.server.generation import TextEngine
-from frontend.wire import Ask, Health, HealthReport, StatsReport, TraceReport
+from frontend.server.shared import Shared
+from frontend.wire import Ask, Health, StatsReport, TraceReport
+from protocol.messages import TraceRecords
 
 
-async def report(
-    engine: TextEngine, ask: Ask, counters: dict[str, int], *, draining: bool
-) -> HealthReport | StatsReport | TraceReport:
-    """The answer to a question. `counters`: those of the server, shown beside the scheduler's."""
-    match ask.what:
-        case "health":
-            return HealthReport(ask.request_id, _health(engine, draining=draining))
-        case "stats":
-            stats = await engine.router.stats()
-            return StatsReport(ask.request_id, msgspec.structs.replace(stats, counters=stats.counters | counters))
-        case "trace":
-            records = await engine.router.trace()
-            return TraceReport(ask.request_id, records, engine.router.answered().tobytes())
+class Reports:
+    """Those of one engine, for all connections."""
 
+    def __init__(self, engine: TextEngine, counters: Callable[[], dict[str, int]]) -> None:
+        """`counters`: those of the server, shown beside the scheduler's."""
+        self._engine = engine
+        self._counters = counters
+        self._stats = Shared(engine.router.stats)
+        self._trace = Shared(self._find_trace)
 
-def _health(engine: TextEngine, *, draining: bool) -> Health:
-    capacity, config = engine.capacity, engine.config
-    workers = 0 if engine.router.is_stalled else capacity.workers
-    return Health(
-        status="draining" if draining else "ok" if workers >= config.workers else "degraded" if workers else "recovering",
-        workers=workers,
-        workers_wanted=config.workers,
-        model=config.served_model_names[0],
-        device=capacity.device,
-        max_model_len=capacity.max_model_len,
-        queue_depth=config.queue_depth,
-        requests=engine.router.num_requests,
-    )
+    async def answer(self, ask: Ask) -> StatsReport | TraceReport:
+        """The answer to a question that takes the scheduler to answer. Raises why it has none."""
+        if ask.what == "trace":
+            return TraceReport(ask.request_id, *await self._trace.get())
+        stats = await self._stats.get()
+        return StatsReport(ask.request_id, msgspec.structs.replace(stats, counters=stats.counters | self._counters()))
+
+    def health(self) -> Health:
+        """Whether the engine serves, and how well."""
+        engine = self._engine
+        capacity, config = engine.capacity, engine.config
+        workers = 0 if engine.router.is_stalled else capacity.workers
+        some = "ok" if workers >= config.workers else "degraded" if workers else "recovering"
+        return Health(
+            status="draining" if engine.router.draining else some,
+            workers=workers,
+            workers_wanted=config.workers,
+            model=config.served_model_names[0],
+            device=capacity.device,
+            max_model_len=capacity.max_model_len,
+            queue_depth=config.queue_depth,
+            requests=engine.router.num_requests,
+        )
+
+    async def _find_trace(self) -> tuple[TraceRecords, bytes]:
+        records = await self._engine.router.trace()
+        return records, self._engine.router.answered().tobytes()

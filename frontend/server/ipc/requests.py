@@ -1,27 +1,18 @@
 """The requests of one connection: taken in a little at a time, delivered as they come, aborted when nobody wants them."""
 
 import asyncio
-import logging
 from collections import deque
 from collections.abc import Callable, Coroutine
 
-from frontend.errors import EngineUnavailable, InvalidRequest, Overloaded
 from frontend.server.generation import TextEngine, TextGeneration
-from frontend.wire import WHOLE_CONNECTION, Accepted, Delta, Logprob, Refusal, Refused, ServerMessage, Submit, TokenPrompt
+from frontend.server.ipc.refusals import lost, refused
+from frontend.wire import WHOLE_CONNECTION, Accepted, Delta, Logprob, Refused, ServerMessage, Submit, TokenPrompt
 from protocol.clock import now
 from protocol.codec import pack_int32
 from protocol.errors import EngineError
 
-_LOG = logging.getLogger(__name__)
-
 _MOST_REQUESTS = 20_000  # accepted or waiting to be: a little above what the engine itself takes
 _INTAKE_SECONDS = 0.001  # of tokenization at a stretch, before others get their turn
-
-_REFUSALS: tuple[tuple[type[EngineError], Refusal], ...] = (
-    (InvalidRequest, "invalid"),
-    (Overloaded, "overloaded"),
-    (EngineUnavailable, "unavailable"),
-)
 
 
 class Requests:
@@ -117,7 +108,7 @@ class Requests:
             for generation in generations:
                 generation.cancel()
             if self._running.pop(request_id, None) is not None:
-                self._say(_refused(request_id, error))
+                self._say(refused(request_id, error))
             return
         if not isinstance(submit.prompt, TokenPrompt):
             self._say(Accepted(request_id, pack_int32(prompt.token_ids)))
@@ -150,20 +141,5 @@ class Requests:
                 del self._running[request_id]
 
     def _fail(self, request_id: int, error: BaseException) -> None:
-        """Ends a request, or a question. Of a fault of ours the log gets the reason, the client only learns that there is one."""
-        accepted = request_id in self._running
         self.cancel(request_id)
-        if not isinstance(error, EngineError):
-            _LOG.error("a request of a Python client failed", exc_info=error)
-            self._say(Refused(request_id, "lost", "the engine failed on this request"))
-        elif accepted:
-            self._say(Refused(request_id, "lost", str(error)))
-        else:
-            self._say(_refused(request_id, error))
-
-
-def _refused(request_id: int, error: EngineError) -> Refused:
-    kind: Refusal = next((kind for family, kind in _REFUSALS if isinstance(error, family)), "lost")
-    retry_after = error.retry_after if isinstance(error, Overloaded) else 0.0
-    param = error.param if isinstance(error, InvalidRequest) else None
-    return Refused(request_id, kind, str(error), param, retry_after)
+        self._say(lost(request_id, error))

@@ -7,6 +7,7 @@ from pathlib import Path
 from frontend.server.generation import TextEngine
 from frontend.server.ipc.connection import Connection
 from frontend.server.ipc.listener import ListeningSocket, may_connect
+from frontend.server.ipc.reports import Reports
 from protocol.config import EngineConfig
 
 _LOG = logging.getLogger(__name__)
@@ -15,7 +16,8 @@ _LOG = logging.getLogger(__name__)
 class IpcServer:
     """The interface of the Python client. The socket listens from `bind` on: who connects early waits for the engine."""
 
-    engine: TextEngine  # from `start` on
+    engine: TextEngine  # from `start` on, as
+    reports: Reports
 
     def __init__(self, path: Path, config: EngineConfig) -> None:
         self._path = path
@@ -24,7 +26,6 @@ class IpcServer:
         self.config = config
         self.connections: set[Connection] = set()
         self.malformed_frames = 0
-        self.draining = False
 
     def bind(self) -> None:
         """Takes the path. Raises AddressError when it is taken or cannot be used."""
@@ -34,12 +35,12 @@ class IpcServer:
         """Serves from now on."""
         assert self._listener is not None, "bind comes first"
         self.engine = engine
+        self.reports = Reports(engine, self._counters)
         loop = asyncio.get_running_loop()
         self._server = await loop.create_unix_server(lambda: Connection(self, _is_welcome), sock=self._listener.socket)
 
     def stop_accepting(self) -> None:
         """Takes no new clients; those that are here see their requests end, and are told what happens to new ones."""
-        self.draining = True
         if self._server is not None:
             self._server.close()
         self._remove()
@@ -57,6 +58,9 @@ class IpcServer:
     def close(self) -> None:
         """Removes the socket."""
         self._remove()
+
+    def _counters(self) -> dict[str, int]:
+        return {"malformed_client_frames": self.malformed_frames, "clients": len(self.connections)}
 
     def _remove(self) -> None:
         if self._listener is not None:

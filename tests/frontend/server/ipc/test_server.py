@@ -1,11 +1,14 @@
 """The server against clients that do not behave, by hand-made frames."""
 
+import math
 import socket
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from frontend.server.ipc import connection as connection_module
+from frontend.server.ipc import questions
 from frontend.server.ipc.server import IpcServer
 from frontend.wire import (
     MAX_FRAME,
@@ -24,6 +27,7 @@ from frontend.wire import (
     Submit,
     TextPrompt,
     TokenPrompt,
+    TraceReport,
     Welcome,
 )
 from protocol.codec import pack_int32, unpack_int32
@@ -119,6 +123,71 @@ def test_prompts_that_are_none(served: Served, prompt: TokenPrompt | TextPrompt 
         assert (refused.request_id, refused.kind, refused.param) == (1, "invalid", param)
 
 
+@pytest.mark.parametrize(
+    ("params", "param"),
+    [
+        ({"seed": 2**64 - 1}, "seed"),
+        ({"seed": -(2**63), "max_tokens": 2**63}, "max_tokens"),
+        ({"stop_token_ids": [2**64 - 1]}, "stop_token_ids"),
+        ({"priority": 2**40}, "priority"),
+        ({"temperature": math.inf}, "temperature"),
+        ({"top_p": math.nan}, "top_p"),
+        ({"temperature": "hot"}, "temperature"),
+        ({"seed": 0.5}, "seed"),
+        ({"stop": ["a", 5]}, "stop[1]"),
+        ({"heat": 5}, "params"),
+        ("hot", "params"),
+    ],
+)
+def test_parameters_that_are_none_are_named_and_concern_one_request(served: Served, params: object, param: str) -> None:
+    with RawClient(served.path) as client:
+        good = endless(1, max_tokens=3)
+        client.send(good, ["submit", 2, ["tokens", pack_int32([1])], params], msgspec.structs.replace(good, request_id=3))
+        refused = client.expect(Refused)
+        assert (refused.request_id, refused.kind, refused.param) == (2, "invalid", param)
+        assert param.partition("[")[0] in refused.message
+        ended: set[int] = set()
+        while ended != {1, 3}:
+            if (delta := client.expect(Delta)).finish_reason is not None:
+                ended.add(delta.request_id)
+
+
+@pytest.mark.parametrize(
+    ("message", "param"),
+    [
+        (["submit", 1, ["tokens", 5], {}], "prompt"),
+        (["submit", 1, ["poem", "x"], {}], "prompt"),
+        (["submit", 1, ["conversation", [["user"]]], {}], "prompt"),
+        (["submit", 1, ["tokens", b""], {}, "yes"], "stream"),
+        (["submit", 1, ["tokens", b""], {}, True, 5], "cache_salt"),
+        (["ask", 1, "the time"], "what"),
+        (["submit", 1], None),
+        (["nonsense", 1], None),
+    ],
+)
+def test_a_message_of_a_wrong_shape_is_refused_by_its_number(served: Served, message: list[object], param: str | None) -> None:
+    with RawClient(served.path) as client:
+        client.send(message)
+        refused = client.expect(Refused)
+        assert (refused.request_id, refused.kind, refused.param) == (1, "invalid", param)
+
+
+def test_a_frame_of_hardly_any_messages_is_refused_as_a_whole(served: Served) -> None:
+    with RawClient(served.path) as client:
+        client.send(*[["nonsense", request_id] for request_id in range(1, 1000)])
+        assert (refused := client.expect(Refused)).kind == "malformed" and refused.request_id == WHOLE_CONNECTION
+        client.send(Ask(1, "health"))
+        assert isinstance(client.read(), HealthReport)
+
+
+def test_nothing_is_heard_behind_the_word_that_ends_the_connection(served: Served) -> None:
+    with RawClient(served.path, hello=False) as client:
+        client.send(Hello(WIRE_VERSION + 1), Hello(WIRE_VERSION), endless(1))
+        assert client.expect(Refused).kind == "version"
+        assert client.read() is None
+    served.running.wait_until_idle()
+
+
 def test_an_absurd_n_is_refused_before_it_is_multiplied(served: Served) -> None:
     with RawClient(served.path) as client:
         client.send(endless(1, n=10**9))
@@ -184,6 +253,21 @@ def test_a_client_that_asks_and_never_reads_is_disconnected(served: Served, monk
 def flood(client: RawClient) -> None:
     for _ in range(10_000):
         client.send(*(Ask(request_id, "health") for request_id in range(1, 100)))
+
+
+def test_a_few_questions_wait_and_those_beyond_are_refused(served: Served) -> None:
+    most = questions._MOST_QUESTIONS
+    with RawClient(served.path) as client:
+        client.send(*(Ask(request_id, "trace" if request_id % 2 else "stats") for request_id in range(1, 2 * most + 1)))
+        client.send(Ask(2 * most + 1, "health"))
+        refused = [client.expect(Refused) for _ in range(most)]
+        assert [one.request_id for one in refused] == list(range(most + 1, 2 * most + 1))
+        assert {one.kind for one in refused} == {"overloaded"} and refused[0].retry_after > 0
+        answered = [client.read() for _ in range(most + 1)]
+        assert isinstance(answered.pop(0), HealthReport)
+        assert [one.request_id for one in answered if isinstance(one, StatsReport | TraceReport)] == list(range(1, most + 1))
+        client.send(Ask(2 * most + 2, "stats"))
+        client.expect(StatsReport)
 
 
 def test_a_connection_holds_so_many_requests_and_no_more(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,74 @@
+"""From the frames of a Python client to messages. A message of a wrong type is refused alone, by the name of its field."""
+
+import re
+
+import msgspec
+
+from frontend.wire import CLIENT_MESSAGES, WHOLE_CONNECTION, Ask, Cancel, ClientMessage, Hello, Refused, Submit
+from protocol.codec import Decoder
+from protocol.errors import ProtocolError
+from protocol.messages import Message
+
+_LARGEST_TAKEN_APART = 1 << 20  # bytes: as much as clients put into one frame, and what a hostile one makes of it is still little
+
+_MOST_REFUSED = 16  # in a frame: each takes far longer than the bytes that ask for it
+
+_PARTS: Decoder[list[msgspec.Raw]] = Decoder(list[msgspec.Raw])
+_MESSAGE: Decoder[ClientMessage] = Decoder(ClientMessage)
+_FIELDS = {kind.__struct_config__.tag: kind.__struct_fields__ for kind in (Hello, Submit, Cancel, Ask)}
+_PLACE = re.compile(r" - at `\$\[(\d+)\](.*)`$")  # how msgspec names it: the index in the message, and the way from there
+
+
+class _Head(Message, frozen=True):
+    """What every message of a request begins with, whatever follows."""
+
+    tag: str
+    request_id: int
+
+
+_HEAD: Decoder[_Head] = Decoder(_Head)
+
+
+def read_frame(frame: bytes) -> list[ClientMessage | Refused]:
+    """The messages of a frame; in place of those that are none, what the client is to be told.
+
+    Raises ProtocolError when the frame is no list of messages, or hardly one of them.
+    """
+    try:
+        return [*CLIENT_MESSAGES.decode(frame)]
+    except ProtocolError as error:
+        if len(frame) > _LARGEST_TAKEN_APART:
+            raise
+        reason = error
+    messages: list[ClientMessage | Refused] = []
+    num_refused = 0
+    for part in _PARTS.decode(frame):
+        message = _read(bytes(part))
+        num_refused += isinstance(message, Refused)
+        if num_refused > _MOST_REFUSED:
+            raise reason
+        messages.append(message)
+    return messages
+
+
+def _read(part: bytes) -> ClientMessage | Refused:
+    try:
+        return _MESSAGE.decode(part)
+    except ProtocolError as error:
+        try:
+            head = _HEAD.decode(part)
+        except ProtocolError:
+            return Refused(WHOLE_CONNECTION, "malformed", str(error))
+        reason = str(error.__cause__)
+        param = _param(head.tag, reason)
+        text = f"{param}: {_PLACE.sub('', reason)}" if param else reason
+        return Refused(head.request_id, "invalid", text, param)
+
+
+def _param(tag: str, reason: str) -> str | None:
+    place = _PLACE.search(reason)
+    fields = _FIELDS.get(tag, ())
+    if place is None or not 0 < int(place[1]) <= len(fields):
+        return None
+    name = fields[int(place[1]) - 1]
+    return (place[2].lstrip(".") or name) if name == "params" else name
