@@ -103,5 +103,7 @@ def _is_token_ids(prompts: object) -> bool:
 
 
 def _no_prompt(prompt: object) -> InvalidRequest:
-    text = f"a prompt is a text, a list of token ids or a list of messages, not {type(prompt).__name__} {prompt!r:.80}"
-    return InvalidRequest(text, "prompt")
+    kind = type(prompt).__name__
+    if isinstance(prompt, Sequence) and prompt:
+        kind += f" of {type(prompt[0]).__name__}"
+    return InvalidRequest(f"a prompt is a text, a list of token ids or a list of messages, not {kind}", "prompt")

@@ -28,7 +28,24 @@ def test_prompts_of_every_kind() -> None:
 
 
 @pytest.mark.parametrize(
-    "prompt", [None, 5, 1.5, [1.5], [True], ["a"], [[1]], [None], b"bytes", {"role": "user"}, [2**31], [-1], [2**70]]
+    "prompt",
+    [
+        None,
+        5,
+        1.5,
+        [1.5],
+        [True],
+        ["a"],
+        [[1]],
+        [None],
+        b"bytes",
+        {"role": "user"},
+        [2**31],
+        [-1],
+        [2**70],
+        pytest.param(10**5000, id="huge"),
+        [10**5000],
+    ],
 )
 def test_what_is_no_prompt(prompt: Any) -> None:
     with pytest.raises(InvalidRequest) as refused:
