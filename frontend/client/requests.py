@@ -45,7 +45,8 @@ class Request(Awaited[Answer]):
     def fail(self, error: EngineError) -> None:
         """It is over, without its answer. Without effect on one that has ended."""
         if not self.ended:
-            super().fail(error)
+            self.error = error
+            self.notify()
 
     def late(self, seconds: float) -> DeadlineExceeded:
         """It is aborted then."""

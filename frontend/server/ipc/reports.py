@@ -32,9 +32,9 @@ class Reports:
         engine = self._engine
         capacity, config = engine.capacity, engine.config
         workers = 0 if engine.router.is_stalled else capacity.workers
-        some = "ok" if workers >= config.workers else "degraded" if workers else "recovering"
+        draining = engine.router.draining
         return Health(
-            status="draining" if engine.router.draining else some,
+            status="draining" if draining else "ok" if workers >= config.workers else "degraded" if workers else "recovering",
             workers=workers,
             workers_wanted=config.workers,
             model=config.served_model_names[0],
