@@ -1,8 +1,6 @@
 """How many blocks the KV cache holds, beside all else that needs memory."""
 
-import contextlib
-import errno
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import jax
 
@@ -43,7 +41,7 @@ def make_caches(spec: ModelSpec, attention: Attention, num_blocks: int, block_si
 def count_blocks(
     config: EngineConfig, spec: ModelSpec, max_model_len: int, memory: Memory, devices: Sequence[jax.Device], pending: int = 0
 ) -> int:
-    """Blocks for this worker. Raises CapacityError when not even one sequence of max_model_len tokens fits.
+    """Blocks for this worker. Raises CapacityError when not one sequence of max_model_len tokens fits, or less is free than asked.
 
     Never more than the largest batch could use. pending: bytes that weights and programs will yet take on each device.
     """
@@ -53,6 +51,11 @@ def count_blocks(
     if free is None:
         free = memory.for_kv_cache(devices, config.workers, pending)
     num_blocks = min(free // block, per_sequence * config.max_num_seqs)
+    if config.kv_cache_memory is not None and (left := memory.left(devices, pending)) is not None and num_blocks * block > left:
+        raise CapacityError(
+            f"--kv-cache-memory {free}: {num_blocks * block} bytes would be used, and the weights and a step leave {left}: "
+            "lower it, or leave it out"
+        )
     if num_blocks < per_sequence:
         where = "--kv-cache-memory" if config.kv_cache_memory is not None else "the free memory"
         raise CapacityError(
@@ -60,20 +63,3 @@ def count_blocks(
             "lower --max-model-len or give it more"
         )
     return num_blocks
-
-
-@contextlib.contextmanager
-def out_of_memory(doing: str) -> Iterator[None]:
-    """Memory that gives out while `doing` something is a CapacityError that says what to do."""
-    try:
-        yield
-    except (MemoryError, OSError, jax.errors.JaxRuntimeError) as error:
-        if isinstance(error, OSError) and error.errno != errno.ENOMEM:
-            raise
-        if isinstance(error, jax.errors.JaxRuntimeError) and "RESOURCE_EXHAUSTED" not in str(error):
-            raise
-        cause = (str(error).splitlines() or [type(error).__name__])[0]
-        raise CapacityError(
-            f"out of memory while {doing}: {cause}: lower --kv-cache-memory, --max-num-seqs or --max-num-batched-tokens, or take a "
-            "smaller model"
-        ) from error

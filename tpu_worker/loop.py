@@ -27,7 +27,6 @@ from protocol.messages import (
 )
 from protocol.pulse import Metronome
 from protocol.supervision import SupervisionLink, leave
-from tpu_worker.allocation import memory_suffices
 from tpu_worker.batch import Batch
 from tpu_worker.device import Device
 
@@ -135,8 +134,7 @@ class WorkerLoop:
 
     def _load(self) -> None:
         config = self._spec.config
-        with memory_suffices():
-            capacity = self._device.load(lambda phase, done, total: self._launcher.send(Progress(phase, done, total)))
+        capacity = self._device.load(lambda phase, done, total: self._launcher.send(Progress(phase, done, total)))
         self._outbox.send(
             WorkerReady(
                 version=PROTOCOL_VERSION,

@@ -12,10 +12,11 @@ from protocol.codec import BoolArray, Int32Array, pack_float32, pack_int32
 from protocol.config import EngineConfig
 from protocol.messages import TopLogprobs
 from protocol.model_files import check_length
+from tpu_worker.allocation import out_of_memory
 from tpu_worker.buckets import make_buckets
 from tpu_worker.device import Capacity, ReportProgress, StepPlan, StepResult
 from tpu_worker.inputs import make_slots, pack_admission, pack_step
-from tpu_worker.kv_cache import bytes_per_block, count_blocks, make_caches, out_of_memory, working_memory
+from tpu_worker.kv_cache import bytes_per_block, count_blocks, make_caches, working_memory
 from tpu_worker.mesh import describe, open_device
 from tpu_worker.models.spec import ModelSpec
 from tpu_worker.platforms.choose import choose_platform

@@ -18,7 +18,7 @@ from protocol.clock import now_ns
 from protocol.codec import BoolArray, Int32Array, UInt64Array
 from protocol.config import EngineConfig, SimulatedTimes
 from protocol.errors import CapacityError, ConfigError
-from tpu_worker.allocation import memory_suffices
+from tpu_worker.allocation import out_of_memory
 from tpu_worker.device import Admission, Capacity, ReportProgress, StepPlan, StepResult
 
 _POISON = np.uint64(0x9E3779B97F4A7C15)  # sum of a block whose tail was overwritten: no context hashes to what it gives
@@ -84,7 +84,7 @@ class SimulatedDevice:
                 f"use at least {blocks_per_sequence * bytes_per_block}"
             )
         slots = config.max_num_seqs
-        with memory_suffices():
+        with out_of_memory("making the simulated KV cache"):
             self._sums = np.zeros((self._num_blocks, config.block_size), np.uint64)  # [i, j]: sum of the cells 0 … j of block i
             self._tables = np.zeros((slots, blocks_per_sequence), np.int32)
             self._history = np.zeros((slots, max_model_len + 1), np.int32)

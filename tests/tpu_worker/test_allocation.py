@@ -1,34 +1,38 @@
 """An allocation that fails says what to ask less of."""
 
+from pathlib import Path
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from protocol.errors import CapacityError
-from tpu_worker.allocation import memory_suffices
+from tpu_worker.allocation import out_of_memory
 
-WAY_OUT = "lower --kv-cache-memory, --max-num-seqs or --max-model-len"
+WAY_OUT = "lower --kv-cache-memory, --max-model-len, --max-num-seqs"
 
 
 def test_jax_has_no_memory() -> None:
+    message = rf"out of memory while counting: RESOURCE_EXHAUSTED: .*70368744177664 bytes.*: {WAY_OUT}"
+    with pytest.raises(CapacityError, match=message), out_of_memory("counting"):
+        jax.block_until_ready(jax.jit(lambda: jnp.zeros(2**44, jnp.int32))())
+
+
+def test_numpy_or_the_system_has_no_memory() -> None:
     with (
-        pytest.raises(
-            CapacityError, match=rf"do not fit into the memory \(RESOURCE_EXHAUSTED: .*70368744177664 bytes.*\): {WAY_OUT}"
-        ),
-        memory_suffices(),
+        pytest.raises(CapacityError, match=rf"out of memory while counting: Unable to allocate .*: {WAY_OUT}"),
+        out_of_memory("counting"),
     ):
-        jax.jit(lambda: jnp.zeros(2**44, jnp.int32))()
-
-
-def test_numpy_has_no_memory() -> None:
-    message = rf"do not fit into the memory \(Unable to allocate .*\): {WAY_OUT}"
-    with pytest.raises(CapacityError, match=message), memory_suffices():
         np.zeros(2**50, np.int32)
+    with pytest.raises(CapacityError, match=rf"out of memory while counting: MemoryError: {WAY_OUT}"), out_of_memory("counting"):
+        raise MemoryError
 
 
-@pytest.mark.parametrize("error", [RuntimeError("INVALID_ARGUMENT: shapes"), CapacityError("no")])
-def test_other_errors_stay_what_they_are(error: Exception) -> None:
-    with pytest.raises(type(error)) as caught, memory_suffices():
-        raise error
-    assert caught.value is error
+def test_other_errors_stay_what_they_are() -> None:
+    for error in (RuntimeError("INVALID_ARGUMENT: shapes"), CapacityError("no")):
+        with pytest.raises(type(error)) as caught, out_of_memory("counting"):
+            raise error
+        assert caught.value is error
+    with pytest.raises(FileNotFoundError), out_of_memory("counting"):
+        Path("/nowhere/at/all").read_bytes()

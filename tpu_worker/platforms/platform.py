@@ -155,6 +155,10 @@ class Memory(Protocol):
         """
         ...
 
+    def left(self, devices: Sequence[jax.Device], pending: int) -> int | None:
+        """Bytes that are free on each device, less those pending; None when that cannot be told."""
+        ...
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Platform:

@@ -10,6 +10,8 @@ from collections.abc import Sequence
 import jax
 import psutil
 
+from protocol.host_memory import memory_limit
+
 _SHARE = 0.5  # of the free memory, shared by the workers; the rest stays for the programs beside the engine
 _LIMIT = 2 << 30  # bytes over all workers: more than two cores fill, little enough to be a guest on a laptop
 
@@ -31,8 +33,16 @@ class HostMemory:
 
     def for_kv_cache(self, devices: Sequence[jax.Device], workers: int, pending: int) -> int:
         """As the protocol says. Devices forced out of one host share its memory."""
-        free = int(min(max(0, psutil.virtual_memory().available - pending * workers * len(devices)) * _SHARE, _LIMIT))
+        free = int(min(max(0, _available() - pending * workers * len(devices)) * _SHARE, _LIMIT))
         return free // (workers * len(devices))
+
+    def left(self, devices: Sequence[jax.Device], pending: int) -> int | None:
+        """As the protocol says. What other workers have taken by now is not free any more, what they will yet take is."""
+        return max(0, _available() // len(devices) - pending)
+
+
+def _available() -> int:
+    return min(int(psutil.virtual_memory().available), memory_limit())
 
 
 def keep_freed_memory() -> None:

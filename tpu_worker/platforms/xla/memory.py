@@ -20,11 +20,17 @@ class AcceleratorMemory:
 
     def for_kv_cache(self, devices: Sequence[jax.Device], workers: int, pending: int) -> int:
         """As the protocol says: a share of what is free on the fullest of the devices."""
-        return min(_free(device, pending) for device in devices)
+        left = self.left(devices, pending)
+        if left is None:
+            raise CapacityError(f"{devices[0].device_kind} does not say how much memory it has: set --kv-cache-memory")
+        return int(left * _SHARE)
 
-
-def _free(device: jax.Device, pending: int) -> int:
-    stats = device.memory_stats()
-    if not stats or "bytes_limit" not in stats:
-        raise CapacityError(f"{device.device_kind} does not say how much memory it has: set --kv-cache-memory")
-    return max(0, int((stats["bytes_limit"] - stats["bytes_in_use"] - pending) * _SHARE))
+    def left(self, devices: Sequence[jax.Device], pending: int) -> int | None:
+        """As the protocol says, of the fullest of the devices."""
+        free: list[int] = []
+        for device in devices:
+            stats = device.memory_stats()
+            if not stats or "bytes_limit" not in stats:
+                return None
+            free.append(stats["bytes_limit"] - stats["bytes_in_use"])
+        return max(0, min(free) - pending)
