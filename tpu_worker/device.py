@@ -41,6 +41,8 @@ class StepPlan:
     counts: Int32Array  # [R], at least 1
     samples: BoolArray  # [R]
     num_decodes: int  # the first rows, with counts of 1
+    needs: int = 0  # of the rows that sample, together: bits of `tpu_worker.needs`
+    num_logprobs: Int32Array | None = None  # [rows that sample]: how many candidates each asks for, -1: none; None: none does
 
     @property
     def num_tokens(self) -> int:

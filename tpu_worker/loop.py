@@ -27,8 +27,8 @@ from protocol.messages import (
 )
 from protocol.pulse import Metronome
 from protocol.supervision import SupervisionLink, leave
-from tpu_worker.batch import Batch
 from tpu_worker.device import Device
+from tpu_worker.slots import Slots
 
 _LAST_WORDS_SECONDS = 1.0  # for the launcher to make room; it reads at once unless it is stopped
 
@@ -94,13 +94,13 @@ class Collector:
 
 
 class WorkerLoop:
-    """Owns the device, the batch mirror and the pipes of one worker process."""
+    """Owns the device, the mirror of the slots and the pipes of one worker process."""
 
     def __init__(self, spec: ChildSpec, launcher: SupervisionLink[LauncherToChild], device: Device) -> None:
         self._spec = spec
         self._launcher = launcher
         self._device = device
-        self._batch = Batch(spec.config.max_num_seqs)
+        self._slots = Slots(spec.config.max_num_seqs)
         directory, index = spec.run_dir, spec.index
         self._inbox: Receiver[SchedulerToWorker] = Receiver(
             ipc_address(directory, worker_inbox(index)), SCHEDULER_TO_WORKER, bind=True
@@ -154,7 +154,7 @@ class WorkerLoop:
     def _dispatch(self, message: SchedulerOutput) -> Dispatched:
         received = now_ns()
         try:
-            plan = self._batch.apply(message)
+            plan = self._slots.apply(message)
             prepared = now_ns()
             handle = self._device.dispatch(plan)
         except Exception as error:

@@ -22,7 +22,7 @@ from tpu_worker.models.spec import ModelSpec
 from tpu_worker.platforms.choose import choose_platform
 from tpu_worker.platforms.platform import Platform
 from tpu_worker.program import AdmitProgram, Compiler, DeviceState, Shapes
-from tpu_worker.sampler import LOGPROBS, Sampled, needs
+from tpu_worker.sampler import Sampled
 from tpu_worker.warmup import Programs, use_compilation_cache
 from tpu_worker.weights.load import WeightLoader, holds_blocks, open_source
 
@@ -34,7 +34,7 @@ class StepHandle:
     token_ids: jax.Array  # [R] int32; -1 where the logits were not finite
     sampled: Sampled | None  # None: greedy, without log-probabilities
     samples: BoolArray  # [rows of the plan]: those that sample
-    logprobs: Int32Array | None  # how many candidates each of them asks for, -1: none; None: none does
+    num_logprobs: Int32Array | None  # as the plan has it
     dispatched_ns: int
 
 
@@ -46,9 +46,6 @@ class JaxDevice:
         self._config = config
         self._index = index
         self._given = platform
-        self._features = np.zeros(config.max_num_seqs, np.int32)  # sampler flags by slot
-        self._demanding: set[int] = set()  # slots whose last request wanted more than the most likely token
-        self._logprobs = np.full(config.max_num_seqs, -1, np.int32)  # by slot
         self._finished_ns = 0  # when the last step was collected
         self._platform: Platform
         self._state: DeviceState
@@ -101,25 +98,19 @@ class JaxDevice:
         """As the protocol says. Uploads one array for the step and one for each admission."""
         caches, slots = self._state
         for admission in plan.admissions:
-            features = needs(admission.params)
-            self._features[admission.slot] = features
-            (self._demanding.add if features else self._demanding.discard)(admission.slot)
-            self._logprobs[admission.slot] = admission.params.logprobs
             slots = self._admit(slots, pack_admission(admission, slots))
-        flags = int(np.bitwise_or.reduce(self._features[plan.slots[plan.samples]])) if self._demanding else 0
-        bucket = self.programs.choose(plan.num_tokens, len(plan.slots), sampler=flags != 0)
-        packed = pack_step(plan, bucket.rows, len(self._features))
+        bucket = self.programs.choose(plan.num_tokens, len(plan.slots), sampler=plan.needs != 0)
+        packed = pack_step(plan, bucket.rows, self._config.max_num_seqs)
         self._state, logits, token_ids = self.programs.step(bucket)(self._weights, DeviceState(caches, slots), packed)
         sampled = None
-        if flags:
+        if plan.needs:
             slots, sampled = self.programs.sampler(bucket)(self._state.slots, logits, token_ids, packed)
             self._state, token_ids = self._state._replace(slots=slots), sampled.token_ids
-            if flags & LOGPROBS:
+            if plan.num_logprobs is not None:
                 self._platform.fetch(sampled.logprobs)
                 self._platform.fetch(sampled.ranks)
         self._platform.fetch(token_ids)
-        logprobs = self._logprobs[plan.slots[plan.samples]] if flags & LOGPROBS else None
-        return StepHandle(token_ids, sampled, plan.samples, logprobs, now_ns())
+        return StepHandle(token_ids, sampled, plan.samples, plan.num_logprobs, now_ns())
 
     def collect(self, handle: object) -> StepResult:
         """As the protocol says."""
@@ -127,10 +118,10 @@ class JaxDevice:
         rows = handle.samples.nonzero()[0]
         token_ids = np.asarray(handle.token_ids)[rows]
         logprobs: dict[int, TopLogprobs] = {}
-        if handle.sampled is not None and handle.logprobs is not None:
+        if handle.sampled is not None and handle.num_logprobs is not None:
             values, ranks = np.asarray(handle.sampled.logprobs)[rows], np.asarray(handle.sampled.ranks)[rows]
-            for row in np.flatnonzero(handle.logprobs >= 0).tolist():
-                best = slice(1, 1 + int(handle.logprobs[row]))
+            for row in np.flatnonzero(handle.num_logprobs >= 0).tolist():
+                best = slice(1, 1 + int(handle.num_logprobs[row]))
                 logprobs[row] = TopLogprobs(
                     float(values[row, 0]), int(ranks[row, 0]), pack_int32(ranks[row, best]), pack_float32(values[row, best])
                 )

@@ -14,12 +14,7 @@ import numpy as np
 
 from protocol.codec import Int32Array
 from protocol.params import MAX_LOGPROBS, MAX_REPETITION_PENALTY, MAX_STOP_TOKEN_IDS, MIN_REPETITION_PENALTY, EngineParams
-
-# What a row needs besides the most likely token, as bits: a step pays for no more than its rows need.
-DRAWS = 1  # a temperature
-FILTERS = 2  # top-k, top-p or min-p
-EDITS = 4  # penalties or min_tokens: logits differ from the model's
-LOGPROBS = 8
+from tpu_worker.needs import DRAWS, EDITS, FILTERS, LOGPROBS, needs
 
 _STOP_IDS = MAX_STOP_TOKEN_IDS + 8  # a request's own, and the model's ends of sequence
 _INTS, _FLOATS = 6, 6
@@ -71,18 +66,6 @@ def pack_params(num_prompt_tokens: int, params: EngineParams) -> Int32Array:
     stop_ids = params.stop_token_ids[:_STOP_IDS]
     row[_INTS + _FLOATS : _INTS + _FLOATS + len(stop_ids)] = stop_ids
     return row
-
-
-def needs(params: EngineParams) -> int:
-    """What this request needs; 0: the most likely token, and no more."""
-    bits = LOGPROBS if params.logprobs >= 0 else 0
-    if params.has_penalties or (params.min_tokens and params.stop_token_ids):
-        bits |= EDITS
-    if not params.is_greedy:
-        bits |= DRAWS
-        if params.top_k > 0 or params.top_p < 1 or params.min_p > 0:
-            bits |= FILTERS
-    return bits
 
 
 def sample(logits: jax.Array, likeliest: jax.Array, packed: jax.Array, history: jax.Array, lengths: jax.Array) -> Sampled:

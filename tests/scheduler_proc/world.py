@@ -1,4 +1,4 @@
-"""A whole engine in one process and in virtual time: real scheduler state, real batch mirror, the simulated device's tokens.
+"""A whole engine in one process and in virtual time: real scheduler state, real mirror of the slots, the simulated device's tokens.
 
 Pipes are queues that a test empties when it likes, so that every interleaving of sending, running and answering can be had.
 """
@@ -26,8 +26,8 @@ from protocol.params import EngineParams
 from scheduler_proc.events import Event, FromWorker, ToFrontend, ToLauncher, ToWorker
 from scheduler_proc.invariants import validate
 from scheduler_proc.state import SchedulerState
-from tpu_worker.batch import Batch
 from tpu_worker.simulator import SimulatedDevice, simulated_token
+from tpu_worker.slots import Slots
 
 VOCAB = 50  # small, so that stop ids and repeated prefixes happen
 
@@ -67,7 +67,7 @@ class SimulatedWorker:
         self, config: EngineConfig, index: int, epoch: int, max_model_len: int, num_blocks: int, saturating_tokens: int = 0
     ) -> None:
         self.index, self.epoch = index, epoch
-        self.batch = Batch(config.max_num_seqs)
+        self.slots = Slots(config.max_num_seqs)
         self.device = SimulatedDevice(config, vocab_size=VOCAB, max_model_len=max_model_len)
         self.inbox: deque[SchedulerOutput] = deque()
         self.outbox: deque[ModelRunnerOutput] = deque()
@@ -88,7 +88,7 @@ class SimulatedWorker:
         """Runs the oldest step that was received."""
         message = self.inbox.popleft()
         assert message.epoch == self.epoch
-        token_ids = self.device.execute(self.batch.apply(message))
+        token_ids = self.device.execute(self.slots.apply(message))
         self.outbox.append(ModelRunnerOutput(self.epoch, message.step_id, pack_int32(token_ids)))
 
 

@@ -1,5 +1,7 @@
 """Drives a Device by hand: requests in, tokens out, with steps in flight."""
 
+import functools
+import operator
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -9,6 +11,7 @@ import numpy as np
 from protocol.codec import Int32Array
 from protocol.params import EngineParams
 from tpu_worker.device import Admission, Device, StepPlan, StepResult
+from tpu_worker.needs import LOGPROBS, needs
 
 _EMPTY = np.empty(0, np.int32)
 
@@ -55,7 +58,12 @@ class Driver:
         starts = np.array([r.position for r, _ in order], np.int32)
         samples = np.array([r.position + count >= len(r.prompt) for r, count in order])
         slots = np.array([r.slot for r, _ in order], np.int32)
-        plan = StepPlan(self._steps, admissions, _EMPTY, _EMPTY, _EMPTY, slots, starts, counts, samples, decodes)
+        sampling = [r.params for (r, _), sampled in zip(order, samples, strict=True) if sampled]
+        wanted = functools.reduce(operator.or_, map(needs, sampling), 0)
+        num_logprobs = np.array([params.logprobs for params in sampling], np.int32) if wanted & LOGPROBS else None
+        plan = StepPlan(
+            self._steps, admissions, _EMPTY, _EMPTY, _EMPTY, slots, starts, counts, samples, decodes, wanted, num_logprobs
+        )
         self._flying.append((self._device.dispatch(plan), [r for (r, _), s in zip(order, samples, strict=True) if s]))
         self._steps += 1
         for request, count in order:

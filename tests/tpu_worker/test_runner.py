@@ -14,6 +14,7 @@ from protocol.params import EngineParams
 from tests.tpu_worker.device_driver import Driver
 from tests.tpu_worker.tiny_models import CONFIG, make_tensors, reference_logits, write_model
 from tpu_worker.device import Admission, Capacity, StepPlan
+from tpu_worker.needs import LOGPROBS, needs
 from tpu_worker.platforms.cpu import make_xla_platform
 from tpu_worker.platforms.cpu import products as cpu_products
 from tpu_worker.platforms.cpu.native import build
@@ -112,12 +113,22 @@ def test_a_resumed_request_goes_on_with_the_same_tokens(loaded: tuple[JaxDevice,
     slot, start = np.array([6], np.int32), len(known)
     device = loaded[0]
     plan = StepPlan(
-        0, (admission,), EMPTY, EMPTY, EMPTY, slot, np.zeros(1, np.int32), np.array([start], np.int32), np.array([True]), 0
+        0,
+        (admission,),
+        EMPTY,
+        EMPTY,
+        EMPTY,
+        slot,
+        np.zeros(1, np.int32),
+        np.array([start], np.int32),
+        np.array([True]),
+        0,
+        needs(params),
     )
     handles = [device.dispatch(plan)]
     for i in range(10):
         ones = np.ones(1, np.int32)
-        plan = StepPlan(i + 1, (), EMPTY, EMPTY, EMPTY, slot, ones * (start + i), ones, np.array([True]), 1)
+        plan = StepPlan(i + 1, (), EMPTY, EMPTY, EMPTY, slot, ones * (start + i), ones, np.array([True]), 1, needs(params))
         handles.append(device.dispatch(plan))
     assert [int(device.collect(handle).token_ids[0]) for handle in handles] == whole.tokens[9:]
 
@@ -167,9 +178,9 @@ def test_logprobs_only_where_asked(device: JaxDevice) -> None:
     )
     slots = np.array([slot for slot, _ in rows], np.int32)
     three = np.full(3, 3, np.int32)
-    result = device.collect(
-        device.dispatch(StepPlan(0, admissions, EMPTY, EMPTY, EMPTY, slots, three * 0, three, np.ones(3, bool), 0))
-    )
+    wanted = np.array([params.logprobs for _, params in rows], np.int32)
+    plan = StepPlan(0, admissions, EMPTY, EMPTY, EMPTY, slots, three * 0, three, np.ones(3, bool), 0, LOGPROBS, wanted)
+    result = device.collect(device.dispatch(plan))
     assert set(result.logprobs) == {1, 2}
     best = result.logprobs[1]
     ids, values = unpack_int32(best.token_ids_i32), unpack_float32(best.logprobs_f32)

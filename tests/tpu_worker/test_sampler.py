@@ -8,7 +8,8 @@ import pytest
 
 from protocol.params import MAX_LOGPROBS, EngineParams
 from tests.margins import ROUNDOFF, TYPICAL, Margins
-from tpu_worker.sampler import ROW_WIDTH, Sampled, greedy, needs, pack_params, sample
+from tpu_worker.needs import needs
+from tpu_worker.sampler import ROW_WIDTH, Sampled, greedy, pack_params, sample
 
 VOCAB, HISTORY = 211, 300
 Floats = npt.NDArray[np.float32]

@@ -1,0 +1,100 @@
+"""The worker's mirror of the slots: turns the delta of a SchedulerOutput into a complete StepPlan.
+
+The scheduler owns the batch. The mirror believes every message, checks that both sides agree on the size of the decode set, and
+holds no decision of its own.
+"""
+
+import numpy as np
+
+from protocol.codec import Int32Array, unpack_int32
+from protocol.errors import ProtocolError
+from protocol.messages import NewRequest, SchedulerOutput
+from tpu_worker.device import Admission, StepPlan
+from tpu_worker.needs import LOGPROBS, needs
+
+_EMPTY = np.empty(0, np.int32)
+
+
+class Slots:
+    """Positions, needs and the standing decode set."""
+
+    def __init__(self, max_num_seqs: int) -> None:
+        self._position = np.zeros(max_num_seqs, np.int32)  # next position to compute, by slot
+        self._known = np.zeros(max_num_seqs, np.int32)  # tokens known at admission: where prefill ends
+        self._num_blocks = np.zeros(max_num_seqs, np.int32)
+        self._needs = np.zeros(max_num_seqs, np.int32)  # of the sampler
+        self._num_logprobs = np.full(max_num_seqs, -1, np.int32)
+        self._demanding: set[int] = set()  # slots with needs: mostly there are none, and then nobody need look
+        self._decoding = _EMPTY  # slots, in the order of their rows
+
+    def apply(self, output: SchedulerOutput) -> StepPlan:
+        """The plan of this step. Raises ProtocolError when scheduler and worker disagree about the batch."""
+        if output.released_i32 or output.leaves_i32:
+            released = unpack_int32(output.released_i32)
+            if self._demanding:
+                self._demanding.difference_update(released.tolist())
+            gone = np.concatenate([released, unpack_int32(output.leaves_i32)])
+            self._decoding = self._decoding[~np.isin(self._decoding, gone)]
+        admissions = tuple(self._admit(new) for new in output.new)
+        block_slots, block_ids, block_indices = _EMPTY, _EMPTY, _EMPTY
+        if output.block_slots_i32:
+            block_slots, block_ids = unpack_int32(output.block_slots_i32), unpack_int32(output.block_ids_i32)
+            block_indices = self._append_blocks(block_slots)
+        if output.joins_i32:
+            self._decoding = np.concatenate([self._decoding, unpack_int32(output.joins_i32)])
+        slots = self._decoding
+        num_decodes = len(slots)
+        if num_decodes != output.num_decodes:
+            raise ProtocolError(f"step {output.step_id} decodes {output.num_decodes} slots, but {num_decodes} are here")
+        if output.prefill_slots_i32:
+            slots = np.concatenate([slots, unpack_int32(output.prefill_slots_i32)])
+            counts = np.ones(len(slots), np.int32)
+            counts[num_decodes:] = unpack_int32(output.prefill_counts_i32)
+            starts = self._position[slots]
+            self._position[slots] += counts
+            samples = self._position[slots] >= self._known[slots]
+        else:  # the common step, and the shortest way
+            counts, samples = np.ones(num_decodes, np.int32), np.ones(num_decodes, bool)
+            starts = self._position[slots]
+            self._position[slots] += 1
+        together, num_logprobs = self._look_up(slots[samples]) if self._demanding else (0, None)
+        return StepPlan(
+            output.step_id,
+            admissions,
+            block_slots,
+            block_indices,
+            block_ids,
+            slots,
+            starts,
+            counts,
+            samples,
+            num_decodes,
+            together,
+            num_logprobs,
+        )
+
+    def _admit(self, new: NewRequest) -> Admission:
+        token_ids, block_ids = unpack_int32(new.token_ids_i32), unpack_int32(new.block_ids_i32)
+        self._position[new.slot] = new.num_computed
+        self._known[new.slot] = len(token_ids)
+        self._num_blocks[new.slot] = len(block_ids)
+        self._needs[new.slot] = wanted = needs(new.params)
+        self._num_logprobs[new.slot] = new.params.logprobs
+        (self._demanding.add if wanted else self._demanding.discard)(new.slot)
+        return Admission(new.slot, token_ids, block_ids, new.num_prompt_tokens, new.params)
+
+    def _look_up(self, slots: Int32Array) -> tuple[int, Int32Array | None]:
+        """What slots that sample need together, and how many log-probabilities each wants."""
+        together = int(np.bitwise_or.reduce(self._needs[slots]))
+        return together, self._num_logprobs[slots] if together & LOGPROBS else None
+
+    def _append_blocks(self, slots: Int32Array) -> Int32Array:
+        if len(np.unique(slots)) == len(slots):
+            indices = self._num_blocks[slots]
+            self._num_blocks[slots] += 1
+            return indices
+        indices = np.empty(len(slots), np.int32)
+        for i, slot in enumerate(slots):
+            indices[i] = self._num_blocks[slot]
+            self._num_blocks[slot] += 1
+        return indices
