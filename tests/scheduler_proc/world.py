@@ -75,7 +75,7 @@ class SimulatedWorker:
             version=PROTOCOL_VERSION,
             worker=index,
             epoch=epoch,
-            num_blocks=num_blocks,
+            num_blocks=min(num_blocks, self.device.load(lambda *_: None).num_blocks),
             block_size=config.block_size,
             max_num_seqs=config.max_num_seqs,
             max_model_len=max_model_len,
