@@ -308,6 +308,8 @@ class WorkerLost(Message, frozen=True, tag="lost"):
 
     worker: int
     epoch: int
+    returncode: int = -9  # of the process; negative: the signal that killed it; 0: it left in peace
+    killed_for: str = ""  # why the launcher had it killed; empty: it did not
 
 
 class Stop(Message, frozen=True, tag="stop"):

@@ -49,7 +49,7 @@ def collect_step(lane: Lane, output: ModelRunnerOutput) -> tuple[InFlightStep, O
         _commit(lane, step.slots, step.ends)
     cohort = step.cohort or lane.gather(step.sampled_slots)
     outcome = Outcome(_EMPTY_IDS, _EMPTY, logprobs={int(cohort.request_ids[e.row]): e.logprobs for e in output.logprobs})
-    if step.num_prefill_tokens:
+    if step.chunks:
         _begin((lane.requests[slot] for slot in step.sampled_slots[step.num_decodes :].tolist()), outcome)
     _believe(lane, cohort, token_ids, outcome)
     return step, outcome
@@ -135,7 +135,7 @@ def _collect_some(
     good = alive & ~failed
     _commit(lane, step.slots[good], step.ends[good])
     outcome = Outcome(_EMPTY_IDS, _EMPTY)
-    holders = [_holder(lane, int(step.slots[row]), int(step.tenancies[row])) for row in sampled.tolist()]
+    holders = [lane.holder(int(step.slots[row]), int(step.tenancies[row])) for row in sampled.tolist()]
     for entry in output.logprobs:
         holder = holders[entry.row]
         if holder is not None and not holder.finished:
@@ -151,11 +151,6 @@ def _collect_some(
             _settle(lane, holders[index], int(token_ids[index]), bool(failed[row]), outcome)
     lane.detached = {key: request for key, request in lane.detached.items() if request.in_flight}
     return outcome
-
-
-def _holder(lane: Lane, slot: int, tenancy: int) -> Request | None:
-    """The request that a row was computed for, if it still is one: it holds the slot, or was preempted out of it."""
-    return lane.requests[slot] if lane.tenancy[slot] == tenancy else lane.detached.get((slot, tenancy))
 
 
 def _fail(lane: Lane, slot: int, outcome: Outcome) -> None:

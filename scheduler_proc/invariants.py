@@ -22,7 +22,10 @@ def validate(state: SchedulerState) -> None:
             running.add(request.request_id)
     for request in state.requests.values():
         _validate_request(state, request, runs=request.request_id in running)
-    must(len(state.requests) == len(running) + len(state.waiting), "requests", "a request runs or waits that is not known")
+    admission = state.admission
+    must(len(state.requests) == len(running) + len(admission), "requests", "a request runs or waits that is not known")
+    suspects = admission.probation.suspects
+    must(all(request_id in state.requests for request_id in suspects), "suspects", "a request that has ended is a suspect")
     if state.idle:
         for lane in state.lanes.values():
             must(lane.pool.num_free == lane.pool.num_blocks, "idle", "blocks are missing while nothing runs")
@@ -31,7 +34,10 @@ def validate(state: SchedulerState) -> None:
 
 
 def _validate_request(state: SchedulerState, request: Request, *, runs: bool) -> None:
-    must(runs != (request in state.waiting), "requests", f"request {request.request_id} must run or wait")
+    waits, waits_apart = request in state.admission.waiting, request in state.admission.probation.line
+    must(runs + waits + waits_apart == 1, "requests", f"request {request.request_id} must run or wait")
+    apart = state.admission.probation.takes(request)
+    must(runs or apart == waits_apart, "suspects", f"request {request.request_id} waits in the wrong line")
     must(runs == (request.slot != NOWHERE), "slots", f"request {request.request_id} does not know where it runs")
     if runs:
         prefills = request.slot in state.lanes[request.worker].prefilling

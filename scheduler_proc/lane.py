@@ -111,6 +111,10 @@ class Lane:
         """Each slot that is taken, with its request."""
         return ((slot, request) for slot, request in enumerate(self.requests) if request is not None)
 
+    def holder(self, slot: int, tenancy: int) -> Request | None:
+        """The request that a row in flight was computed for, if it still is one: it holds the slot, or was preempted out of it."""
+        return self.requests[slot] if self.tenancy[slot] == tenancy else self.detached.get((slot, tenancy))
+
     def can_admit(self, request: Request) -> bool:
         """Whether a slot and the blocks for every known token are free now."""
         return bool(self.free_slots) and not request.in_flight and self._headroom.fits(request, alone=not self.num_running)
@@ -119,15 +123,16 @@ class Lane:
         """How many blocks must become free before the request fits; none or fewer: it fits."""
         return self._headroom.short(request, alone=not self.num_running)
 
-    def admit(self, request: Request) -> None:
-        """Gives the request a slot and blocks for its known tokens. `can_admit` must hold."""
+    def admit(self, request: Request, cause: str) -> None:
+        """Gives the request a slot and blocks for its known tokens. `can_admit` must hold. `cause`: for its story."""
+        request.target = min(request.target, self.max_model_len)
         cached = self._headroom.cached_blocks(request)
         self.pool.share(cached)
         length = len(request.tokens)
         blocks = cached + self.pool.allocate(-(-length // self.block_size) - len(cached))
         slot = self.free_slots.pop()
         request.worker, request.slot = self.worker, slot
-        self.story.move(request, RequestState.PREFILLING, f"admitted to worker {self.worker}")
+        self.story.move(request, RequestState.PREFILLING, cause)
         stop_ids = request.params.stop_token_ids
         self.requests[slot] = request
         self.tenancy[slot] += 1
@@ -184,14 +189,17 @@ class Lane:
         return request
 
     def dissolve(self, cause: str) -> list[Request]:
-        """The worker is no more: takes every request out. Known tokens stay; what was in flight is computed again."""
+        """The worker is no more: takes every request out. Known tokens stay; what was in flight is computed again.
+
+        Returns those that held a slot, and those that were preempted and still had tokens to come.
+        """
         self.in_flight.clear()
-        for request in self.detached.values():
+        settled = [request for request in self.detached.values() if not request.finished]
+        for request in settled:
             request.in_flight = 0
-            if not request.finished:
-                self.story.move(request, RequestState.WAITING, cause)
+            self.story.move(request, RequestState.WAITING, cause)
         self.detached.clear()
-        return [self.preempt(slot, cause) for slot, _ in list(self.running())]
+        return settled + [self.preempt(slot, cause) for slot, _ in list(self.running())]
 
     def tokens_in_flight(self, slot: int) -> int:
         """Sampled tokens of the slot's holder that are still to come."""

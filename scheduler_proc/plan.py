@@ -44,7 +44,7 @@ def plan_step(lane: Lane, now_ns: int, on_preempt: Callable[[int], None]) -> Sch
         ends=_advance_decodes(lane, cohort),
         samples=np.ones(len(cohort.slots), bool),
         num_decodes=len(cohort.slots),
-        num_prefill_tokens=sum(prefill_counts),
+        chunks=prefill_counts,
         scheduled_ns=now_ns,
         cohort=None if prefill_slots else cohort,
         releases=lane.releases,

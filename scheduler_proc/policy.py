@@ -7,12 +7,16 @@ from scheduler_proc.request import Request
 
 
 def choose_lane(lanes: Iterable[Lane], request: Request) -> Lane | None:
-    """The lane with the least outstanding work among those that can take the request now, or None.
+    """The lane with the least outstanding work among those that can take the request now, or None."""
+    return least_busy(lane for lane in lanes if lane.can_admit(request))
+
+
+def least_busy(lanes: Iterable[Lane]) -> Lane | None:
+    """The lane with the least outstanding work, or None when there is no lane.
 
     Work counts sequences first, since each costs a row of every step, then prompt tokens not yet computed.
     """
-    able = [lane for lane in lanes if lane.can_admit(request)]
-    return min(able, key=lambda lane: (lane.num_running, lane.prefill_backlog, lane.worker), default=None)
+    return min(lanes, key=lambda lane: (lane.num_running, lane.prefill_backlog, lane.worker), default=None)
 
 
 def choose_victim(running: Iterable[tuple[int, Request]]) -> int:

@@ -1,5 +1,6 @@
 """The scheduler as a state machine: events in, commands out. No sockets, no clock, no randomness, no text."""
 
+import logging
 from collections import Counter
 from collections.abc import Iterable
 
@@ -10,6 +11,7 @@ from protocol.errors import ProtocolError
 from protocol.messages import (
     AbortRequest,
     AddRequest,
+    EngineStats,
     Finished,
     GetStats,
     GetStory,
@@ -24,19 +26,22 @@ from protocol.messages import (
     WorkerReady,
     WorkerToScheduler,
 )
+from scheduler_proc.admission import Admission
 from scheduler_proc.breaches import Breaches
-from scheduler_proc.collect import Outcome, collect_step
+from scheduler_proc.collect import Outcome, collect_step, finished_message
 from scheduler_proc.events import Command, Event, FromWorker, ToFrontend, ToLauncher, ToWorker
 from scheduler_proc.explain import explain
 from scheduler_proc.fleet import Fleet
 from scheduler_proc.lane import Lane
 from scheduler_proc.plan import plan_step
-from scheduler_proc.policy import choose_lane
+from scheduler_proc.probation import Culprit, in_flight_requests
 from scheduler_proc.request import NOWHERE, Request, RequestState, from_message
 from scheduler_proc.stats import engine_stats
 from scheduler_proc.story import StoryRing
+from scheduler_proc.suspects import by_own_fault
 from scheduler_proc.trace import COLUMNS, TraceRing
-from scheduler_proc.waiting import WaitingQueue
+
+_LOG = logging.getLogger(__name__)
 
 
 class SchedulerState:
@@ -52,7 +57,7 @@ class SchedulerState:
         self.fleet = Fleet(config, self.story)
         self.lanes = self.fleet.lanes  # live workers
         self.requests: dict[int, Request] = {}  # by id, until they end
-        self.waiting = WaitingQueue()
+        self.admission = Admission(self.lanes, self.requests, config.workers)
         self._arrivals = 0
         self._clock = ChargedClock(int(config.pulse_interval * 1e9), 0)  # the loop comes round as often as its pulse is due
         self._commands: list[Command] = []
@@ -69,12 +74,12 @@ class SchedulerState:
                     self._on_add(event)
                 case AbortRequest(request_id):
                     self._on_abort(request_id)
-                case WorkerLost(worker, epoch):
-                    self._on_worker_lost(worker, epoch)
+                case WorkerLost():
+                    self._on_worker_lost(event)
                 case GetStats() | GetTrace() | GetStory():
-                    self._on_query(event)
+                    self._commands.append(ToFrontend(self._answer(event)))
         self._find_hung()
-        self._admit()
+        self.admission.admit(self._clock.now_ns)
         for lane in self.lanes.values():
             self._plan(lane, now_ns)
         commands, self._commands = self._commands, []
@@ -95,29 +100,28 @@ class SchedulerState:
         self.counters["prompt_tokens"] += request.num_prompt_tokens
         self.requests[request.request_id] = request
         self.story.move(request, RequestState.WAITING, "arrived")
-        self.waiting.push(request)
+        self.admission.enqueue((request,))
 
     def _on_abort(self, request_id: int) -> None:
         request = self.requests.pop(request_id, None)
         if request is None:
             return  # it ended while the abort was on its way
         self.counters["finished_abort"] += 1
-        self.waiting.remove(request)
+        self.admission.leave(request)
         if request.slot != NOWHERE:
             self.lanes[request.worker].release(request.slot)
         self.story.move(request, RequestState.FINISHED, "aborted")
 
-    def _on_query(self, query: GetStats | GetTrace | GetStory) -> None:
+    def _answer(self, query: GetStats | GetTrace | GetStory) -> EngineStats | TraceRecords | Story:
         match query:
             case GetStats(query_id):
-                stats = engine_stats(query_id, self.lanes, self._config.workers, len(self.waiting), self.counters)
-                self._commands.append(ToFrontend(stats))
+                num_waiting = len(self.admission)
+                return engine_stats(query_id, self.lanes, self._config.workers, num_waiting, self.counters)
             case GetTrace(query_id):
-                rows = self.trace.rows().astype("<i8").tobytes()
-                self._commands.append(ToFrontend(TraceRecords(query_id, COLUMNS, rows)))
+                return TraceRecords(query_id, COLUMNS, self.trace.rows().astype("<i8").tobytes())
             case GetStory(query_id, request_id):
-                now = explain(self.requests.get(request_id), self.lanes, self.waiting)
-                self._commands.append(ToFrontend(Story(query_id, request_id, self.story.of(request_id), now)))
+                now = explain(self.requests.get(request_id), self.lanes, self.admission)
+                return Story(query_id, request_id, self.story.of(request_id), now)
 
     def _on_worker(self, worker: int, message: WorkerToScheduler, now_ns: int) -> None:
         match message:
@@ -135,12 +139,13 @@ class SchedulerState:
         if cause := self.fleet.refusal(ready):
             self.counters[f"refused_{cause}"] += 1
             return
-        self._retire(ready.worker, ready.epoch - 1, "was replaced")
+        self._retire(ready.worker, ready.epoch - 1, "was replaced", own_fault=False)
         self.fleet.join(ready)
         self._announce()
 
-    def _on_worker_lost(self, worker: int, epoch: int) -> None:
-        if self._retire(worker, epoch, "died"):
+    def _on_worker_lost(self, lost: WorkerLost) -> None:
+        own_fault = None if not lost.returncode else bool(lost.killed_for) or by_own_fault(lost.returncode)
+        if self._retire(lost.worker, lost.epoch, "died", own_fault=own_fault):
             self._announce()
 
     def _on_output(self, worker: int, output: ModelRunnerOutput, now_ns: int) -> None:
@@ -166,27 +171,17 @@ class SchedulerState:
             self.counters["prefix_cache_hits"] += sum(request.num_cached_tokens for request in outcome.begun)
         for finished in outcome.finished:
             self._forget(finished)
+        self.admission.probation.clear(lane)
         if len(outcome.token_ids) or outcome.finished:
             self._commands.append(ToFrontend(_token_batch(worker, output.step_id, outcome)))
 
     def _forget(self, finished: Finished) -> None:
         self.counters[f"finished_{finished.reason}"] += 1
-        request = self.requests.pop(finished.request_id)
-        self.waiting.remove(request)
-
-    def _admit(self) -> None:
-        """Hands waiting requests out, strictly in order: nobody overtakes a head that does not fit yet."""
-        while (request := self.waiting.head()) is not None:
-            lane = choose_lane(self.lanes.values(), request)
-            if lane is None:
-                return
-            self.waiting.pop()
-            request.target = min(request.target, lane.max_model_len)
-            lane.admit(request)
+        self.admission.leave(self.requests.pop(finished.request_id))
 
     def _plan(self, lane: Lane, now_ns: int) -> None:
         def on_preempt(slot: int) -> None:
-            self.waiting.push(lane.preempt(slot, f"worker {lane.worker} ran out of KV blocks"))
+            self.admission.enqueue((lane.preempt(slot, f"worker {lane.worker} ran out of KV blocks"),))
             self.counters["preemptions"] += 1
 
         if not lane.in_flight:
@@ -202,18 +197,38 @@ class SchedulerState:
 
     def _give_up(self, lane: Lane, text: str) -> None:
         """Takes the work back from a worker that cannot be believed any more and asks for another."""
-        self._retire(lane.worker, lane.ledger.epoch, "was given up")
+        self._retire(lane.worker, lane.ledger.epoch, "was given up", own_fault=True)
         self._commands.append(ToLauncher(WorkerHung(lane.worker, lane.ledger.epoch, text)))
         self._announce()
 
-    def _retire(self, worker: int, epoch: int, cause: str) -> bool:
-        """Nothing more is believed of this worker up to this epoch: its requests go back in line. Returns whether it lived."""
+    def _retire(self, worker: int, epoch: int, cause: str, *, own_fault: bool | None) -> bool:
+        """Nothing more is believed of this worker up to this epoch: its requests go back in line. Returns whether it lived.
+
+        `own_fault`: whether it ended by itself, or was killed from outside; None: nothing was wrong.
+        """
         lane = self.fleet.retire(worker, epoch)
         if lane is None:
             return False
-        for request in lane.dissolve(f"worker {worker} {cause}"):
-            self.waiting.push(request)
+        seen = in_flight_requests(lane)
+        requests = lane.dissolve(f"worker {worker} {cause}")
+        culprit: Culprit | None = None
+        if own_fault is not None:
+            self.counters["worker_deaths"] += 1
+            culprit = self.admission.probation.blame(seen, own_fault=own_fault, now_ns=self._clock.now_ns)
+            requests += self.admission.probation.line  # those that are cleared leave it
+        self.admission.enqueue(requests)
+        if culprit is not None:
+            self._fail(culprit, worker)
         return True
+
+    def _fail(self, culprit: Culprit, worker: int) -> None:
+        """Ends the request whose doing it is that workers die."""
+        _LOG.error("scheduler: %s", culprit.text)
+        self.counters["culprits"] += 1
+        self.story.move(culprit.request, RequestState.FINISHED, culprit.text)
+        finished = finished_message(culprit.request, "error", culprit.request.tokens, culprit.text)
+        self._forget(finished)
+        self._commands.append(ToFrontend(TokenBatch(worker, -1, b"", b"", (finished,))))
 
     def _announce(self) -> None:
         if (capacity := self.fleet.announcement()) is not None:

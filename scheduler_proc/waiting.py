@@ -1,6 +1,8 @@
 """Requests that wait for a slot: first come, first served within each priority."""
 
 import heapq
+from collections.abc import Iterator
+from itertools import count
 
 from scheduler_proc.request import Request
 
@@ -9,38 +11,46 @@ class WaitingQueue:
     """A heap by (priority, arrival). Removal is lazy: an entry whose request left is skipped when it comes to the top."""
 
     def __init__(self) -> None:
-        self._heap: list[tuple[tuple[int, int], Request]] = []
-        self._members: set[int] = set()
+        self._heap: list[tuple[tuple[int, int], int, Request]] = []
+        self._entries: dict[int, int] = {}  # request id -> number of its entry; entries with another number are left behind
+        self._numbers = count()
 
     def __len__(self) -> int:
-        return len(self._members)
+        return len(self._entries)
 
     def __contains__(self, request: Request) -> bool:
-        return request.request_id in self._members
+        return request.request_id in self._entries
+
+    def __iter__(self) -> Iterator[Request]:
+        """The requests, in no order. Looks at all entries: for rare events, and for people who ask."""
+        return (request for _, number, request in self._heap if self._entries.get(request.request_id) == number)
 
     def push(self, request: Request) -> None:
         """A preempted request keeps its arrival number, and so comes before those that came later."""
-        heapq.heappush(self._heap, (request.rank, request))
-        self._members.add(request.request_id)
+        self._entries[request.request_id] = number = next(self._numbers)
+        heapq.heappush(self._heap, (request.rank, number, request))
 
     def head(self) -> Request | None:
         """Who is next, or None."""
-        while self._heap and (self._heap[0][1].request_id not in self._members or self._heap[0][1].finished):
+        while self._heap:
+            _, number, request = self._heap[0]
+            if self._entries.get(request.request_id) == number:
+                return request
             heapq.heappop(self._heap)
-        return self._heap[0][1] if self._heap else None
+        return None
 
     def num_ahead(self, request: Request) -> int:
-        """How many members come before this one. Looks at all of them: for people who ask, not for decisions."""
-        return sum(1 for rank, other in self._heap if rank < request.rank and other in self and not other.finished)
+        """How many come before this one."""
+        return sum(1 for other in self if other.rank < request.rank)
 
     def pop(self) -> Request:
         """Takes the head. Raises IndexError when nobody waits."""
-        if self.head() is None:
+        request = self.head()
+        if request is None:
             raise IndexError("no request waits")
-        _, request = heapq.heappop(self._heap)
-        self._members.discard(request.request_id)
+        self.remove(request)
         return request
 
     def remove(self, request: Request) -> None:
         """Forgets a request, here or not."""
-        self._members.discard(request.request_id)
+        self._entries.pop(request.request_id, None)

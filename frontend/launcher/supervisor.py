@@ -154,7 +154,7 @@ class Supervisor:
 
     def _worker_lost(self, life: Incarnation, returncode: int, now: float) -> None:
         worker, obituary = life.child, life.obituary(returncode)
-        self._out.append(Send(SCHEDULER, WorkerLost(worker.index, life.epoch)))
+        self._out.append(Send(SCHEDULER, WorkerLost(worker.index, life.epoch, returncode, life.killed_for)))
         restarts = self._lives.restarts
         restart, serving = restarts[worker], self._lives.num_serving()
         delay = restart.died(now, was_ready=life.ready)

@@ -141,7 +141,7 @@ def test_preempted_with_tokens_in_flight_and_resumed(depth: int) -> None:
         kept += sum(
             len(r.tokens) - before[r.request_id]
             for r in world.state.requests.values()
-            if r.request_id in before and r in world.state.waiting
+            if r.request_id in before and r in world.state.admission
         )
     world.check()
     assert world.state.counters["preemptions"] > 0
@@ -170,7 +170,7 @@ def test_preemption_takes_the_lowest_priority_then_the_latest() -> None:
     while not world.state.counters["preemptions"]:
         world.workers[0].run_step()
         world.answer(0)
-    assert world.state.requests[2] in world.state.waiting
+    assert world.state.requests[2] in world.state.admission
     world.drain()
     world.check()
 

@@ -34,12 +34,12 @@ def test_a_head_that_does_not_fit_costs_the_same_however_long_its_prompt_is(monk
     world.workers[0].run_step()
     world.answer(0)
     world.add(2, [1] * 2000 + [2] * 100, max_tokens=2)
-    assert world.state.requests[2] in world.state.waiting
+    assert world.state.requests[2] in world.state.admission
     lookups = count_lookups(world, monkeypatch)
     for _ in range(100):
         world.workers[0].run_step()
         world.answer(0)
-    assert world.state.requests[2] in world.state.waiting
+    assert world.state.requests[2] in world.state.admission
     assert lookups.total() <= 2 * 100
     world.drain()
     world.check()

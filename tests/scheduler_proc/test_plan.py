@@ -24,7 +24,7 @@ def chunks(prompts: list[int], saturating_tokens: int, budget: int = 32) -> list
         tokens = np.arange(length, dtype=np.int32)
         request = Request(order, tokens, length, length + 1, EngineParams(1), priority=0, order=order, stream=True, cache_salt="")
         story.move(request, RequestState.WAITING, "arrived")
-        lane.admit(request)
+        lane.admit(request, "admitted")
     steps = []
     while (output := plan_step(lane, 0, lambda _: None)) is not None:
         steps.append(unpack_int32(output.prefill_counts_i32).tolist())

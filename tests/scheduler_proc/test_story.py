@@ -90,7 +90,13 @@ def test_who_waits_for_blocks_says_how_many() -> None:
     world.add(1, range(10, 50), max_tokens=4)
     assert told(world, 1).now == "waiting at the head: worker 0 lacks 4 KV blocks, 6 are free"
     world.lose(0)
-    assert told(world, 1).now == "waiting behind 1; request 0 at the head: no worker lives"
+    assert told(world, 0).now == "waiting to run apart, as it ran when a worker died; 0 of that kind are before it"
+    assert told(world, 1).now == "waiting at the head: no worker lives"
+    world.join(0, epoch=1)
+    assert told(world, 0).moves[-1].cause == "on probation on worker 0"
+    assert told(world, 1).now == "waiting at the head: worker 0 runs requests that are on probation"
+    world.drain()
+    world.check()
 
 
 def test_settling_says_how_many_tokens_are_in_flight() -> None:

@@ -3,6 +3,7 @@
 Pipes are queues that a test empties when it likes, so that every interleaving of sending, running and answering can be had.
 """
 
+import signal
 from collections import deque
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -25,6 +26,7 @@ from protocol.messages import (
 from protocol.params import EngineParams
 from scheduler_proc.events import Event, FromWorker, ToFrontend, ToLauncher, ToWorker
 from scheduler_proc.invariants import validate
+from scheduler_proc.probation import in_flight_requests
 from scheduler_proc.state import SchedulerState
 from tpu_worker.simulator import SimulatedDevice, simulated_token
 from tpu_worker.slots import Slots
@@ -44,6 +46,7 @@ class Sent:
     num_cached_tokens: int | None = None  # told with the first token
     end: Finished | None = None
     aborted: bool = False
+    deaths: int = 0  # of workers that it had rows in flight on, from whatever cause
     failed: bool = False  # the device said that its logits were not finite
 
     def expected(self) -> tuple[list[int], str]:
@@ -117,8 +120,12 @@ class World:
         self.now, self._events, self._validate_every = 0, 0, validate_every
         self.state = SchedulerState(self.config, strict=strict)
         self.workers: dict[int, SimulatedWorker] = {}
+        self.epochs = [0] * workers
         self.sent: dict[int, Sent] = {}
         self.hung: list[WorkerHung] = []
+        self.poison: dict[int, int] = {}  # request id -> a step that computes its tokens up to this length kills the worker
+        self.poison_returncode = -signal.SIGSEGV
+        self.deaths = 0
         self.first_tokens: list[int] = []  # requests in the order of their first token
         for index in range(workers):
             self.join(index, epoch=0)
@@ -150,10 +157,44 @@ class World:
         self.workers[index] = SimulatedWorker(self.config, index, epoch, self.max_model_len, self.blocks, self.saturating_tokens)
         self.feed(FromWorker(index, self.workers[index].ready))
 
-    def lose(self, index: int) -> None:
-        """A worker process dies with everything it held."""
+    def lose(self, index: int, returncode: int = -9) -> None:
+        """A worker process dies with everything it held: killed by somebody, unless `returncode` says otherwise."""
         worker = self.workers.pop(index)
-        self.feed(WorkerLost(index, worker.epoch))
+        self.deaths += 1
+        for request_id in in_flight_requests(self.state.lanes[index]):
+            self.sent[request_id].deaths += 1
+        self.feed(WorkerLost(index, worker.epoch, returncode))
+
+    def turn(self, index: int) -> None:
+        """A worker runs its oldest step, unless that kills it, and its oldest answer is read."""
+        worker, lane = self.workers[index], self.state.lanes[index]
+        if worker.inbox:
+            step = lane.in_flight[len(worker.outbox)]
+            for slot, tenancy, _, end in step.rows():
+                request = lane.holder(slot, tenancy)
+                if request is not None and end >= self.poison.get(request.request_id, end + 1):
+                    self.lose(index, self.poison_returncode)
+                    return
+            worker.run_step()
+        if worker.outbox:
+            self.answer(index)
+
+    def serve(self, rounds: int = 20_000, *, back_after: int = 5, replaces: bool = True) -> None:
+        """Turns for all workers until everything has ended; a worker that died is replaced after some rounds."""
+        gone: dict[int, int] = {}  # worker -> rounds until its replacement
+        for _ in range(rounds):
+            if self.state.idle:
+                return
+            for index in range(self.config.workers):
+                if index in self.workers:
+                    self.turn(index)
+                elif replaces:
+                    gone[index] = gone.get(index, back_after) - 1
+                    if gone[index] < 0:
+                        del gone[index]
+                        self.epochs[index] += 1
+                        self.join(index, self.epochs[index])
+        raise AssertionError(f"not idle after {rounds} rounds: {len(self.state.requests)} requests are stuck")
 
     def add(self, request_id: int, prompt: Iterable[int], *, priority: int = 0, stream: bool = True, **params: object) -> None:
         """A request arrives."""
@@ -213,6 +254,11 @@ class World:
                 assert sent.tokens == tokens[: len(sent.tokens)], f"request {request_id}: wrong tokens before its end"
                 continue
             assert sent.end is not None, f"request {request_id} never ended"
+            if sent.end.reason == "error":
+                assert sent.deaths > 1 or self.hung, f"request {request_id} failed for nothing"
+                assert f"request {request_id} " in sent.end.message
+                assert sent.tokens == tokens[: len(sent.tokens)], f"request {request_id}: wrong tokens before it was given up"
+                continue
             assert sent.tokens == tokens, f"request {request_id}: wrong tokens"
             assert sent.end.reason == reason
             assert sent.end.stop_token_id == (tokens[-1] if reason == "stop" else -1)

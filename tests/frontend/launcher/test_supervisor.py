@@ -87,6 +87,16 @@ def test_a_dead_worker_is_reported_to_the_scheduler_and_replaced_with_a_higher_e
     assert "worker 1 is back" in texts(supervisor.handle(Said(W1, 1, Ready()), 15.0))
 
 
+def test_the_scheduler_hears_how_a_worker_ended_and_whether_it_was_killed_for_a_reason() -> None:
+    supervisor = serving()
+    assert Send(SCHEDULER, WorkerLost(0, 0, 1)) in supervisor.handle(Exited(W0, 0, 1), 10.0)
+    supervisor.handle(Said(SCHEDULER, 0, WorkerHung(1, 0, "did not answer")), 11.0)
+    told = supervisor.handle(Exited(W1, 0, -signal.SIGKILL), 11.1)[0]
+    assert isinstance(told, Send)
+    assert isinstance(told.message, WorkerLost)
+    assert "did not answer" in told.message.killed_for
+
+
 def die_again_and_again(supervisor: Supervisor, times: int, *, becomes_ready: bool = True) -> tuple[list[Command], list[float]]:
     """Worker 0 dies as soon as it is back: what follows its last death, and the seconds before each new start."""
     now, delays, commands = 10.0, list[float](), list[Command]()
