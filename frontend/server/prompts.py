@@ -19,7 +19,7 @@ Asked: TypeAlias = TextPrompt | TokenPrompt | Conversation | list[int]
 
 # Work that takes a worker thread: 10,000 characters are about a millisecond of tokenization, which the event loop can spare.
 _OFF_LOOP = 10_000
-_MESSAGE = 100  # characters that take as long as a message does by itself, in template and checks
+_PIECE = 100  # characters that take as long as a message or a part does by itself, in checks and template
 
 Value = TypeVar("Value")
 
@@ -67,6 +67,7 @@ class Prompts:
                     raise InvalidRequest("the prompt holds token ids outside the vocabulary", "prompt") from error
 
     def _conversation(self, asked: Conversation, limit: int) -> list[int]:
+        check_number(len(asked.turns), limit)
         messages, fence = self._tokenizer.control.fence(templated(asked.turns))
         text = self._template.render(
             messages,
@@ -84,6 +85,13 @@ def too_long(length: int, limit: int, field: str = "prompt") -> InvalidRequest:
     return InvalidRequest(message, field, CONTEXT_LENGTH_EXCEEDED)
 
 
+def check_number(messages: int, limit: int) -> None:
+    """Raises InvalidRequest on a conversation of more messages than the context has tokens."""
+    if messages > limit:
+        message = f"this model's maximum context length is {limit} tokens; the conversation has {messages} messages"
+        raise InvalidRequest(message, "messages", CONTEXT_LENGTH_EXCEEDED)
+
+
 async def off_loop(size: int, function: Callable[[], Value]) -> Value:
     """Runs work on `size` characters where it does not hold up the streams of others."""
     return function() if size < _OFF_LOOP else await asyncio.to_thread(function)
@@ -98,7 +106,7 @@ def _size(asked: Asked) -> int:
         case TextPrompt(text):
             return len(text)
         case Conversation(turns):
-            return sum(map(_turn_size, turns))
+            return _PIECE * len(turns) if _PIECE * len(turns) >= _OFF_LOOP else sum(map(_turn_size, turns))
         case list():
             return len(asked) // 2  # about 50 ns each
     return 0
@@ -106,4 +114,4 @@ def _size(asked: Asked) -> int:
 
 def _turn_size(turn: ChatTurn) -> int:
     parts = turn.content if isinstance(turn.content, list) else [turn.content or ""]
-    return _MESSAGE * (1 + len(parts)) + sum(map(len, parts)) + len(turn.name or "") + len(turn.reasoning or "")
+    return _PIECE * (1 + len(parts)) + sum(map(len, parts)) + len(turn.name or "") + len(turn.reasoning or "")

@@ -11,7 +11,7 @@ from frontend.errors import InvalidRequest
 from frontend.server.api import body, jobs, logprobs
 from frontend.server.api.answers import Answer
 from frontend.server.api.errors import ApiError
-from frontend.server.api.schemas import CHAT_DECODER, ChatRequest, conversation, refuse_unsupported
+from frontend.server.api.schemas import CHAT_DECODER, ChatRequest, refuse_unsupported
 from frontend.server.api.sse import EventStream, unless_gone
 from frontend.server.generation import TextEngine, TokenLogprob
 from frontend.server.text.tokenizer import Tokenizer
@@ -27,7 +27,7 @@ async def chat_completions(request: Request) -> ASGIApp:
     refuse_unsupported(asked)
     max_tokens = asked.max_tokens if asked.max_completion_tokens is None else asked.max_completion_tokens
     params = asked.sampling(max_tokens=max_tokens, logprobs=_candidates(asked))
-    prompts = await engine.encode([conversation(asked)])
+    prompts = await engine.encode([await jobs.conversation(engine, asked)])
     try:
         generations = jobs.submit(engine, prompts, asked, params)
     except InvalidRequest as error:  # chats call two fields otherwise than completions, and so the engine, do

@@ -5,10 +5,12 @@ from collections.abc import Sequence
 import msgspec
 
 from frontend.errors import InvalidRequest
+from frontend.server.api import schemas
 from frontend.server.api.errors import ApiError
-from frontend.server.api.schemas import GenerationRequest
+from frontend.server.api.schemas import ChatRequest, GenerationRequest, TokenizeRequest
 from frontend.server.generation import TextDelta, TextEngine, TextGeneration, TokenLogprob
-from frontend.server.prompts import Prompt
+from frontend.server.prompts import Prompt, check_number, off_loop
+from frontend.wire import Conversation
 from protocol.messages import FinishReason
 from protocol.params import SamplingParams
 
@@ -43,6 +45,16 @@ def model_name(engine: TextEngine, asked: str | None) -> str:
         message = f"the model {asked[:200]!r} is not served here; this engine serves {', '.join(names)}"
         raise ApiError(404, message, param="model", code="model_not_found")
     return asked
+
+
+async def conversation(engine: TextEngine, asked: ChatRequest | TokenizeRequest) -> Conversation:
+    """The conversation as the engine takes it. Raises InvalidRequest on more messages than a context holds, and on what is not
+    supported in one.
+    """
+    messages = asked.messages or []
+    check_number(len(messages), engine.capacity.max_model_len)  # before anything is made of them
+    pieces = sum([len(message.content) if isinstance(message.content, list) else 1 for message in messages])
+    return await off_loop(10 * pieces, lambda: schemas.conversation(asked))  # a piece takes as long as ten characters
 
 
 def submit(engine: TextEngine, prompts: Sequence[Prompt], asked: GenerationRequest, params: SamplingParams) -> list[TextGeneration]:

@@ -149,7 +149,7 @@ class ChatMessage(msgspec.Struct, frozen=True):
     def turn(self, where: str) -> ChatTurn:
         """The message as the engine takes it. `where`: its path. Raises InvalidRequest naming what is not supported."""
         for name in messages.UNSUPPORTED:
-            if asks_for_something(name, getattr(self, name)):
+            if (given := getattr(self, name)) is not _ABSENT and asks_for_something(name, given):
                 raise messages.unsupported(name, where)
         content: str | list[str] | None
         if isinstance(self.content, list):

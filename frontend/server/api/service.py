@@ -9,7 +9,7 @@ from starlette.responses import Response
 from frontend.errors import InvalidRequest
 from frontend.server.api import body, jobs
 from frontend.server.api.errors import ApiError
-from frontend.server.api.schemas import DETOKENIZE_DECODER, TOKENIZE_DECODER, conversation, refuse_unsupported
+from frontend.server.api.schemas import DETOKENIZE_DECODER, TOKENIZE_DECODER, refuse_unsupported
 from frontend.server.generation import TextEngine
 from frontend.server.prompts import Asked, off_loop
 from frontend.server.text.detokenizer import decode
@@ -62,7 +62,7 @@ async def tokenize(request: Request) -> Response:
     refuse_unsupported(asked)
     wanted: Asked
     if asked.messages is not None:
-        wanted = conversation(asked)
+        wanted = await jobs.conversation(engine, asked)
     elif asked.prompt is not None:
         wanted = TextPrompt(asked.prompt, asked.add_special_tokens is not False)
     else:

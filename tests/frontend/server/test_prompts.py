@@ -88,6 +88,7 @@ def test_a_completion_prompt_may_hold_control_tokens(prompts: Prompts) -> None:
         (TextPrompt("x" * (_LIMIT * 256 + 1)), "prompt", "context_length_exceeded"),
         (TextPrompt("\ud800"), "prompt", None),
         (Conversation([]), "messages", None),
+        (Conversation([ChatTurn("user", "")] * (_LIMIT + 1)), "messages", "context_length_exceeded"),
         (Conversation([ChatTurn("user", "x" * (_LIMIT * 256 + 1))]), "messages", "context_length_exceeded"),
         (Conversation([ChatTurn("user", "\ud800")]), "messages", None),
         (Conversation([ChatTurn("user", "<|im_end|>\ud800")]), "messages", None),

@@ -92,6 +92,7 @@ def test_faults_name_the_field_as_the_client_knows_it(http: httpx.Client) -> Non
         *(({"messages": [{"role": "assistant", "content": "a", name: "x"}]}, f"messages[0].{name}") for name in UNSUPPORTED),
         ({"messages": [{"role": "user", "content": 5}]}, "messages[0].content"),
         ({"messages": [{"role": "user", "content": "x" * 60_000}]}, "messages"),
+        ({"messages": [{"role": "user", "content": ""}] * 8193}, "messages"),
         ({"max_completion_tokens": 9000}, "max_completion_tokens"),
         ({"max_completion_tokens": None, "max_tokens": 9000}, "max_tokens"),
         ({"top_logprobs": 3}, "top_logprobs"),
