@@ -28,12 +28,13 @@ class ChildProcess:
     """A running incarnation of a child."""
 
     def __init__(self, child: Child, spec: ChildSpec, program: Sequence[str], environ: Mapping[str, str]) -> None:
-        """Starts it. `environ` is set over this process's own, less what belongs to the service manager."""
+        """Starts it. `environ` is set over this process's own, less what belongs to the service manager. Raises OSError."""
         self.child = child
         self.epoch = spec.epoch
         ours, theirs = socket_pair()
         inherited = {name: value for name, value in os.environ.items() if name not in MANAGER_VARIABLES}
-        with theirs:
+        with contextlib.ExitStack() as undo, theirs:
+            undo.callback(ours.close)
             ours.sendall(encode_spec(spec))
             # A group of its own: the terminal's Ctrl-C reaches the launcher alone, which decides the order of the end.
             self._process = subprocess.Popen(
@@ -43,9 +44,11 @@ class ChildProcess:
                 pass_fds=(theirs.fileno(),),
                 process_group=0,
             )
+            undo.callback(self._process.wait)
+            undo.callback(self._process.kill)
+            self.pidfd = os.pidfd_open(self._process.pid)  # readable when the process has ended
+            undo.pop_all()
         self._link: SupervisionLink[ChildToLauncher] = SupervisionLink(ours, CHILD_TO_LAUNCHER)
-        self.pidfd = os.pidfd_open(self._process.pid)  # readable when the process has ended
-        self.pid = self._process.pid
 
     def fileno(self) -> int:
         """Readable when the child said something, or closed its end."""

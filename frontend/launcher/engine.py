@@ -3,6 +3,7 @@
 import os
 import selectors
 import socket
+from collections import deque
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -63,6 +64,7 @@ class Engine:
         self._notifier = Notifier(environ)
         self._selector = selectors.DefaultSelector()
         self._children: dict[Child, ChildProcess] = {}
+        self._events: deque[Event] = deque()
         self._display: StartDisplay | None = None
         self._tick = config.pulse_interval
         self._clock = ChargedClock(int(self._tick * 1e9), now_ns())  # of all limits: no child is blamed for a freeze of all of us
@@ -149,8 +151,14 @@ class Engine:
         self._handle(Exited(process.child, process.epoch, process.reap()))
 
     def _handle(self, event: Event) -> None:
-        for command in self._supervisor.handle(event, self._clock.now):
-            self._execute(command)
+        """Everything that follows from one event is done before the next; what happens meanwhile waits for its turn."""
+        self._events.append(event)
+        if len(self._events) > 1:
+            return
+        while self._events:
+            for command in self._supervisor.handle(self._events[0], self._clock.now):
+                self._execute(command)
+            self._events.popleft()
 
     def _execute(self, command: Command) -> None:
         match command:
@@ -194,7 +202,12 @@ class Engine:
             cpus=placed.cpus if placed is not None else (),
             config=self._config,
         )
-        process = ChildProcess(child, spec, self._programs[child.role], placed.environ if placed is not None else {})
+        try:
+            process = ChildProcess(child, spec, self._programs[child.role], placed.environ if placed is not None else {})
+        except OSError as error:  # no memory, descriptors or processes left: it may go better the next time
+            self._handle(Said(child, epoch, Failed(ExitCode.CRASHED, f"no process could be started: {error}")))
+            self._handle(Exited(child, epoch, ExitCode.CRASHED))
+            return
         self._children[child] = process
         self._selector.register(process.fileno(), selectors.EVENT_READ, process)
         self._selector.register(process.pidfd, selectors.EVENT_READ, process)

@@ -60,7 +60,7 @@ class Engine:
 
 @contextmanager
 def launch(directory: Path, *flags: str) -> Iterator[Engine]:
-    """An engine with these flags on a free port, ready. Stopped at the end if the test has not done so."""
+    """An engine with these flags on a free port, ready. A test that has not stopped it leaves one that stops cleanly."""
     runtime = directory / "run"
     runtime.mkdir(mode=0o700, parents=True)
     process = start(directory, "--port", "0", "--ipc", str(runtime / "api.sock"), *flags)
@@ -69,14 +69,12 @@ def launch(directory: Path, *flags: str) -> Iterator[Engine]:
         line = process.stdout.readline()
         match = re.match(r"ready: (http://\S+)  ipc (\S+)  ", line)
         assert match is not None, f"no ready line but {line!r}:\n{(directory / 'stderr').read_text()}"
-        yield Engine(process, line, match[1], Path(match[2]), runtime)
-    finally:
+        engine = Engine(process, line, match[1], Path(match[2]), runtime)
+        yield engine
         if process.poll() is None:
-            process.send_signal(signal.SIGTERM)
-            try:
-                process.wait(STOP_LIMIT)
-            finally:
-                process.kill()
+            assert engine.stop() == 0, engine.said()
+    finally:
+        process.kill()
         process.communicate()
 
 

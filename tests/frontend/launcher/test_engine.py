@@ -91,6 +91,15 @@ def test_a_worker_that_cannot_boot_gives_its_reason_and_code(tmp_path: Path) -> 
         assert list(tmp_path.iterdir()) == []
 
 
+def test_a_process_that_cannot_be_started_is_a_failure_like_any_other(tmp_path: Path) -> None:
+    with launched("no-program", tmp_path) as process:
+        output, errors = process.communicate(timeout=TIMEOUT)
+        assert (process.returncode, output) == (1, "")
+        assert "worker 0: no process could be started: [Errno 2] No such file or directory" in errors
+        assert "Traceback" not in errors
+        assert list(tmp_path.iterdir()) == []
+
+
 def test_a_killed_worker_is_replaced(tmp_path: Path) -> None:
     with launched("crash-once", tmp_path) as process:
         wait_ready(process)

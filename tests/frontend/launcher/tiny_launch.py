@@ -10,7 +10,7 @@ from protocol.config import EngineConfig
 
 def main() -> int:
     behaviour, ipc_path, workers = sys.argv[1], sys.argv[2], int(sys.argv[3])
-    program = (sys.executable, str(Path(__file__).with_name("tiny_child.py")), behaviour)
+    program: tuple[str, ...] = (sys.executable, str(Path(__file__).with_name("tiny_child.py")), behaviour)
     config = EngineConfig(
         model_path="/none",
         model_format="gguf",
@@ -22,6 +22,8 @@ def main() -> int:
     )
     good = (*program[:2], "good")
     frontend = good if behaviour == "cannot-boot" else program
+    if behaviour == "no-program":
+        program = (str(Path(__file__).with_name("no-such-program")),)
     return Engine(config, StopSignals(), programs={"frontend": frontend, "scheduler": good, "worker": program}).run()
 
 
