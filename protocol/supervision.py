@@ -78,7 +78,7 @@ class SupervisionLink(Generic[Message]):
         with self._lock:
             self._outbox.flush()
 
-    def deliver(self, timeout: float) -> bool:
+    def deliver(self, timeout: float = _LAST_WORDS_SECONDS) -> bool:
         """Waits until the peer's socket holds all that was said, so that this process may end; False after `timeout` seconds."""
         deadline = now() + timeout
         poll = select.poll()
@@ -163,7 +163,7 @@ def run_child(launcher: SupervisionLink[LauncherToChild], serve: Callable[[], ob
         _LOG.exception("this process cannot go on")
         code = ExitCode.CRASHED
         launcher.send(Failed(code, f"{type(error).__name__}: {describe(error)}"))
-    launcher.deliver(_LAST_WORDS_SECONDS)
+    launcher.deliver()
     return code
 
 

@@ -30,8 +30,6 @@ from protocol.supervision import SupervisionLink, leave
 from tpu_worker.device import Device
 from tpu_worker.slots import Slots
 
-_LAST_WORDS_SECONDS = 1.0  # for the launcher to make room; it reads at once unless it is stopped
-
 
 @dataclass(frozen=True, slots=True)
 class Dispatched:
@@ -69,7 +67,7 @@ class Collector:
                 self._outbox.send(WorkerFailed(self._epoch, text))
                 self._outbox.close()
                 self._launcher.send(Failed(ExitCode.CRASHED, text))
-                self._launcher.deliver(_LAST_WORDS_SECONDS)
+                self._launcher.deliver()
                 leave(ExitCode.CRASHED)  # the main thread may be waiting for the very device that failed
 
     def _answer(self, step: Dispatched) -> None:

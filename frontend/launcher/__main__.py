@@ -1,8 +1,6 @@
 """`engine-launch`: reads the flags, starts the engine, stays until it ends."""
 
-import importlib.util
 import sys
-from pathlib import Path
 
 from frontend.launcher.output import finish, open_standard_descriptors, say
 from frontend.launcher.signals import StopSignals
@@ -15,7 +13,7 @@ def main() -> int:
     signals = StopSignals()
     try:
         _check_packages()
-        # Here, since they take most of the time until the first child is started, in which a stop may come, too.
+        # Imported here: a stop may come while they are, and the signals are caught by now.
         from frontend.launcher.engine import Engine
         from frontend.launcher.options import read_options
 
@@ -34,6 +32,9 @@ def main() -> int:
 
 def _check_packages() -> None:
     """Four packages of one installation: their names are common enough for another distribution to bring one of them."""
+    import importlib.util
+    from pathlib import Path
+
     home = Path(__file__).resolve().parents[2]
     for name in ("protocol", "scheduler_proc", "tpu_worker"):
         spec = importlib.util.find_spec(name)

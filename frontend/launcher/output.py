@@ -3,7 +3,10 @@
 import errno
 import os
 import sys
-from typing import TextIO
+
+TYPE_CHECKING = False  # typing's own would cost the milliseconds in which a signal is not yet caught
+if TYPE_CHECKING:
+    from typing import TextIO
 
 
 def say(text: str) -> None:
@@ -17,7 +20,7 @@ def announce(line: str) -> None:
         say(f"standard output takes nothing ({error.strerror}), so here: {line}")
 
 
-def write_line(stream: TextIO | None, line: str) -> OSError | None:
+def write_line(stream: "TextIO | None", line: str) -> OSError | None:
     """Writes at once. Returns why it could not, and from then on what is written to the stream goes nowhere."""
     if stream is None:  # was closed when this process began
         return OSError(errno.EBADF, os.strerror(errno.EBADF))
@@ -48,7 +51,7 @@ def open_standard_descriptors() -> None:
             os.open(os.devnull, os.O_RDWR)  # takes the lowest that is free, which is this one
 
 
-def _turn_away(stream: TextIO) -> None:
+def _turn_away(stream: "TextIO") -> None:
     nowhere = os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, stream.fileno())
     os.close(nowhere)
