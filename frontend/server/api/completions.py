@@ -15,7 +15,7 @@ from frontend.server.api.errors import ApiError
 from frontend.server.api.schemas import COMPLETION_DECODER, CompletionRequest, refuse_unsupported
 from frontend.server.api.sse import EventStream, unless_gone
 from frontend.server.generation import TextEngine, TokenLogprob
-from frontend.server.prompts import Asked, Prompt
+from frontend.server.prompts import Asked, Prompt, too_long
 from frontend.server.text.detokenizer import decode
 from frontend.server.text.tokenizer import Tokenizer
 from frontend.wire import TextPrompt
@@ -30,7 +30,7 @@ async def completions(request: Request) -> ASGIApp:
     model = jobs.model_name(engine, asked.model)
     _check(asked)
     params = asked.sampling(max_tokens=asked.max_tokens, logprobs=asked.logprobs)
-    prompts = await engine.encode(_asked(asked))
+    prompts = await engine.encode(_asked(asked, engine.capacity.max_model_len))
     generations = jobs.submit(engine, prompts, asked, params)
     answer = CompletionAnswer(engine.tokenizer, asked, model, prompts)
     if asked.stream:
@@ -51,10 +51,13 @@ def _check(asked: CompletionRequest) -> None:
         raise ApiError(400, "echo with logprobs of the prompt is not supported", param="echo", code="unsupported_parameter")
 
 
-def _asked(asked: CompletionRequest) -> Sequence[Asked]:
-    """The prompts one by one. Raises InvalidRequest on a mixture of kinds."""
+def _asked(asked: CompletionRequest, limit: int) -> Sequence[Asked]:
+    """The prompts one by one. `limit`: tokens of context. Raises InvalidRequest on a mixture of kinds, and on far too much."""
     given = [asked.prompt] if isinstance(asked.prompt, str) else asked.prompt
-    if len(given) > jobs.MAX_OUTPUTS and not isinstance(given[0], int):
+    if given and isinstance(given[0], int):
+        if len(given) >= limit:
+            raise too_long(len(given), limit)
+    elif len(given) > jobs.MAX_OUTPUTS:
         raise InvalidRequest(f"at most {jobs.MAX_OUTPUTS} prompts in one request, not {len(given)}", "prompt")
     texts = [item for item in given if isinstance(item, str)]
     if texts and len(texts) == len(given):
@@ -77,25 +80,29 @@ class CompletionAnswer(Answer):
         super().__init__(asked, id_prefix="cmpl", kind="text_completion", model=model)
         self._tokenizer = tokenizer
         self._logprobs = asked.logprobs is not None
+        self._given = asked.prompt
+        self._prompts = prompts if asked.echo else []
         self._token_bytes = tokenizer.bytes_shown(skip_special_tokens=asked.skip_special_tokens is not False)
-        self._echoes = [self._echo(asked.prompt, index, prompt) for index, prompt in enumerate(prompts)] if asked.echo else []
+        self._echoes: dict[int, str] = {}  # of each prompt, made when it is first written
 
-    def _echo(self, given: object, index: int, prompt: Prompt) -> str:
-        if isinstance(given, str):
-            return given
-        item = given[index] if isinstance(given, list) else None
-        # A character that the prompt leaves open is the completion's.
-        return item if isinstance(item, str) else decode(self._token_bytes, prompt.token_ids.tolist(), final=False)
+    def _echo(self, index: int) -> str:
+        """What goes before the text of choice `index`."""
+        number = index // self._n
+        if not self._prompts or number in self._echoes:
+            return self._echoes.get(number, "")
+        given = self._given if isinstance(self._given, str) else self._given[number]
+        if not isinstance(given, str):  # a character that the prompt leaves open is the completion's
+            given = decode(self._token_bytes, self._prompts[number].token_ids.tolist(), final=False)
+        self._echoes[number] = given
+        return given
 
     def content_chunk(self, index: int, text: str, *, first: bool) -> bytes:
         """See Answer."""
-        if first and self._echoes:
-            text = self._echoes[index // self._n] + text
-        return b'"text":' + _json(text)
+        return b'"text":' + _json(self._echo(index) + text if first else text)
 
     def content(self, index: int, text: str) -> dict[str, object]:
         """See Answer."""
-        return {"text": self._echoes[index // self._n] + text if self._echoes else text}
+        return {"text": self._echo(index) + text}
 
     def logprobs(self, tokens: list[TokenLogprob]) -> dict[str, object] | None:
         """See Answer."""

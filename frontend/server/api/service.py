@@ -79,10 +79,13 @@ async def detokenize(request: Request) -> Response:
     asked = await body.read(request, DETOKENIZE_DECODER)
     jobs.model_name(engine, asked.model)
     size = engine.capacity.vocab_size
-    if any(not 0 <= token_id < size for token_id in asked.tokens):
-        raise ApiError(400, f"tokens holds ids outside the vocabulary of {size}", param="tokens")
-    text = await off_loop(len(asked.tokens), lambda: decode(engine.tokenizer.bytes, asked.tokens))
-    return _answer({"prompt": text})
+
+    def text() -> str:
+        if any(not 0 <= token_id < size for token_id in asked.tokens):
+            raise ApiError(400, f"tokens holds ids outside the vocabulary of {size}", param="tokens")
+        return decode(engine.tokenizer.bytes, asked.tokens)
+
+    return _answer({"prompt": await off_loop(len(asked.tokens), text)})
 
 
 def _engine(request: Request) -> TextEngine:

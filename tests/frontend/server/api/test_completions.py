@@ -101,6 +101,13 @@ def test_echo(http: httpx.Client) -> None:
     assert "".join(event["choices"][0]["text"] for event in _events(http, echo=True, prompt=[19556, 905])) == "Hello world" + plain
 
 
+@pytest.mark.parametrize("prompts", [["Hello", " world"], [[19556], [905]]])
+def test_echo_of_several_prompts(http: httpx.Client, prompts: list[Any]) -> None:
+    plain = [choice["text"] for choice in _complete(http, prompt=prompts, n=2)["choices"]]
+    echoed = [choice["text"] for choice in _complete(http, prompt=prompts, n=2, echo=True)["choices"]]
+    assert echoed == [echo + text for echo, text in zip(["Hello", "Hello", " world", " world"], plain, strict=True)]
+
+
 def test_a_prompt_that_ends_within_a_character(http: httpx.Client, running: RunningEngine) -> None:
     tokenizer = running.engine.tokenizer
     prompt = [19556, *tokenizer.encode("\N{GRINNING FACE}")[:-1]]
