@@ -9,6 +9,8 @@ from frontend.server.api.errors import ApiError, from_decoding
 
 Body = TypeVar("Body")
 
+_FORM = "application/x-www-form-urlencoded"
+
 
 async def read(request: Request, decoder: msgspec.json.Decoder[Body]) -> Body:
     """The decoded body. Raises ApiError: 415 when it is declared as something else, 400 when it is not of the decoder's type."""
@@ -26,13 +28,16 @@ def _check_declaration(request: Request) -> None:
     """A body is JSON, and says so or says nothing.
 
     What else a form or a script of any web page may send without asking, text/plain and what forms make, is refused: it is not
-    meant for an engine that listens on the reader's own machine.
+    meant for an engine that listens on the reader's own machine. Tools that call whatever they send a form (`curl -d`, Python's
+    urllib) are no web pages: those name their origin with every POST.
     """
     coding = request.headers.get("content-encoding", "identity").strip()
     if coding.lower() not in ("", "identity"):
         message = f"Content-Encoding {coding[:50]!r} is not supported: send the body as it is"
         raise ApiError(415, message, code="unsupported_encoding", headers={"accept-encoding": "identity"})
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if kind == _FORM and "origin" not in request.headers:
+        return
     if kind and kind != "application/json" and not (kind.startswith("application/") and kind.endswith("+json")):
         message = f"Content-Type {kind[:100]!r} is not supported: send JSON, with 'Content-Type: application/json'"
         raise ApiError(415, message, code="unsupported_media_type")

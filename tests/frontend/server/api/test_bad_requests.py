@@ -116,7 +116,13 @@ def test_a_bad_body_is_a_bad_request(http: httpx.Client, path: str, data: bytes)
         ({"content-encoding": "gzip"}, gzip.compress(b"{}"), 415, "unsupported_encoding", "Content-Encoding 'gzip'"),
         ({"content-encoding": "br, zstd"}, b"{}", 415, "unsupported_encoding", "Content-Encoding"),
         ({"content-type": "text/plain"}, b"{}", 415, "unsupported_media_type", "application/json"),
-        ({"content-type": "application/x-www-form-urlencoded"}, b"{}", 415, "unsupported_media_type", "application/json"),
+        (
+            {"content-type": "application/x-www-form-urlencoded", "origin": "http://a.example"},
+            b"{}",
+            415,
+            "unsupported_media_type",
+            "application/json",
+        ),
         ({"content-type": "multipart/form-data; boundary=a"}, b"{}", 415, "unsupported_media_type", "application/json"),
         ({"content-type": "x" * 1000}, b"{}", 415, "unsupported_media_type", "application/json"),
         ({"content-type": "application/json"}, b"", 400, "empty_body", "the body is empty"),
@@ -132,7 +138,10 @@ def test_a_body_is_json_and_says_so_or_nothing(
     assert says in response.json()["error"]["message"]
 
 
-@pytest.mark.parametrize("kind", ["", "application/json", "Application/JSON; charset=utf-8", "application/vnd.api+json"])
+@pytest.mark.parametrize(
+    "kind",
+    ["", "application/json", "Application/JSON; charset=utf-8", "application/vnd.api+json", "application/x-www-form-urlencoded"],
+)
 def test_json_by_any_of_its_names(http: httpx.Client, kind: str) -> None:
     headers = {"content-type": kind, "content-encoding": "identity"} if kind else {}
     assert http.post("/v1/completions", content=json.dumps(_ASK), headers=headers).status_code == 200
