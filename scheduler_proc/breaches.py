@@ -34,4 +34,4 @@ class Breaches:
             raise breach
         self._counters[f"breach_{breach.kind}"] += 1
         if self._counters[f"breach_{breach.kind}"] == 1:
-            _LOG.error("scheduler: a rule of its own was broken (%s); it serves on: %s", breach.kind, breach)
+            _LOG.error("a rule of the scheduler's own was broken (%s), it serves on: %s", breach.kind, breach)

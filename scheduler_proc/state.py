@@ -223,7 +223,7 @@ class SchedulerState:
 
     def _fail(self, culprit: Culprit, worker: int) -> None:
         """Ends the request whose doing it is that workers die."""
-        _LOG.error("scheduler: %s", culprit.text)
+        _LOG.error("%s", culprit.text)
         self.counters["culprits"] += 1
         self.story.move(culprit.request, RequestState.FINISHED, culprit.text)
         finished = finished_message(culprit.request, "error", culprit.request.tokens, culprit.text)

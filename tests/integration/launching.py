@@ -5,7 +5,7 @@ import re
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +13,7 @@ from pathlib import Path
 import httpx
 import psutil
 
+LAUNCH = (sys.executable, "-P", "-m", "frontend.launcher")
 START_LIMIT = 90  # seconds; a hang fails the test, with what the engine said
 STOP_LIMIT = 30  # seconds; well above what a drain of short requests takes
 
@@ -59,11 +60,11 @@ class Engine:
 
 
 @contextmanager
-def launch(directory: Path, *flags: str) -> Iterator[Engine]:
+def launch(directory: Path, *flags: str, command: Sequence[str] = LAUNCH) -> Iterator[Engine]:
     """An engine with these flags on a free port, ready. A test that has not stopped it leaves one that stops cleanly."""
     runtime = directory / "run"
     runtime.mkdir(mode=0o700, parents=True)
-    process = start(directory, "--port", "0", "--ipc", str(runtime / "api.sock"), *flags)
+    process = start(directory, "--port", "0", "--ipc", str(runtime / "api.sock"), *flags, command=command)
     try:
         assert process.stdout is not None
         line = process.stdout.readline()
@@ -78,13 +79,12 @@ def launch(directory: Path, *flags: str) -> Iterator[Engine]:
         process.communicate()
 
 
-def start(directory: Path, *flags: str) -> subprocess.Popen[str]:
+def start(directory: Path, *flags: str, command: Sequence[str] = LAUNCH) -> subprocess.Popen[str]:
     """engine-launch as its own process; standard error goes to a file, since nobody reads it meanwhile."""
     environ = os.environ | {"XDG_RUNTIME_DIR": str(directory / "run"), "JAX_PLATFORMS": "cpu"}
     environ.pop("ENGINE_SOCKET", None)
     with open(directory / "stderr", "w") as stderr:
-        command = [sys.executable, "-P", "-m", "frontend.launcher", *flags]
-        return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=stderr, text=True, env=environ)
+        return subprocess.Popen([*command, *flags], stdout=subprocess.PIPE, stderr=stderr, text=True, env=environ)
 
 
 def refuse(directory: Path, *flags: str) -> tuple[int, str]:
