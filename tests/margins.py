@@ -1,7 +1,7 @@
 """Bounds on errors, and how near they were: a bound that holds here by a hair does not hold everywhere."""
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -26,6 +26,16 @@ def rounding_of_sums(x: npt.NDArray[np.float64], weight: npt.NDArray[np.float64]
     return typical
 
 
+def rounding_of_logits(num_layers: int, spread: float) -> float:
+    """The error of a logit in the root mean square, roughly, where numbers are rounded to bfloat16 on the way.
+
+    Each layer adds two results to what flows on, and the head is one product more; in each, up to two factors are rounded: weights
+    and inputs, or keys and values and what they meet. Each rounding is as good as independent of the others, and moves the logits
+    of likely candidates by its own share of what these differ by, `spread`.
+    """
+    return TYPICAL * 2**-8 * float(np.sqrt(2 * (2 * num_layers + 1))) * spread
+
+
 class Margins:
     """Notes how much of its bound each error takes."""
 
@@ -48,6 +58,16 @@ class Margins:
         self.check(f"{what}: typical error", np.sqrt(np.mean(errors**2)).item(), 3.0)
         self.check(f"{what}: largest error", errors.max().item(), 30.0)
 
+    def check_logprobs(self, what: str, errors: Sequence[float], typical: float) -> None:
+        """Holds errors of log-probabilities to a typical one in the root mean square, as far as `rounding_of_logits` can tell it.
+
+        Some contexts magnify them more than others, so it is the mean and a quantile that are held. A wrong mask, rotation or block
+        is wrong by the order of the logits.
+        """
+        self.check(f"{what}: mean error", np.mean(np.abs(errors)).item(), 2 * typical)
+        self.check(f"{what}: 95 % of errors", np.quantile(np.abs(errors), 0.95).item(), 5 * typical)
+        self.check(f"{what}: largest error", np.max(np.abs(errors)).item(), 40 * typical)
+
     def take_in(self, path: Path) -> None:
         """Adds what `write` wrote."""
         for what, shares in json.loads(path.read_text(encoding="utf-8")).items():
@@ -59,7 +79,8 @@ class Margins:
 
     def lines(self) -> Iterable[str]:
         """The table for people, the narrowest margin first."""
-        processors = list(dict.fromkeys(processor for shares in self.table.values() for processor in shares))
+        others = dict.fromkeys(processor for shares in self.table.values() for processor in shares if processor != self._processor)
+        processors = [self._processor, *others]
         width = max(map(len, self.table), default=0)
         yield " " * width + "".join(f"{processor:>16}" for processor in processors)
         for what, shares in sorted(self.table.items(), key=lambda entry: -max(entry[1].values())):

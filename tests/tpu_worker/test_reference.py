@@ -2,31 +2,23 @@
 
 import importlib.util
 import json
-import math
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 
 from protocol.config import EngineConfig, Quantization
 from protocol.params import EngineParams
-from tests.margins import Margins
+from tests.margins import Margins, rounding_of_logits
 from tests.tpu_worker.device_driver import Driver
 from tpu_worker.platforms.cpu import make_xla_platform
 from tpu_worker.runner import JaxDevice
 
-# What bfloat16 does to a log-probability, roughly. A number is rounded by up to half a step, which is 2^-8 of a power of two: by
-# 2^-8 / √3 in the root mean square, divided by a mantissa between 1 and 2, on average by 0.74. Each of the 30 layers adds two
-# results to what flows on, and the head is one more product; in each, up to two factors are rounded: weights and inputs, or keys
-# and values and what they meet. Each is as good as independent of the others, and moves the logits of likely candidates, which lie
-# about 1 apart, by its own share of that. So far that makes 0.018; what is measured is half of it, since weights may stay in the
-# file's blocks, and inputs float32. Errors have longer tails than a normal distribution, since some contexts magnify more than
-# others, so it is the mean and a quantile that are held; a wrong mask, rotation or block is wrong by the order of the logits.
-EXPECTED = 2**-8 / math.sqrt(3) * 0.74 * math.sqrt(2 * (2 * 30 + 1))
-MEAN, QUANTILE, LARGEST = EXPECTED, 5 * EXPECTED, 0.5  # of errors; the quantile is that of 99 %
-CHUNK = 50  # of a prompt in a step
+EXPECTED = rounding_of_logits(
+    30, spread=1.0
+)  # what is measured is half of it: weights may stay in the file's blocks, inputs float32
 NEARLY_TIED = 10 * EXPECTED  # candidates that lie closer, in logits, may trade places
+CHUNK = 50  # of a prompt in a step
 
 
 def demo_model() -> str:
@@ -83,7 +75,5 @@ def test_greedy_continuations_and_logprobs(
     finally:
         device.close()
     name = f"demo model, {kernels}, {quantization}"
-    margins.check(f"{name}: mean", np.mean(errors).item(), MEAN)
-    margins.check(f"{name}: 99 %", np.quantile(errors, 0.99).item(), QUANTILE)
-    margins.check(f"{name}: largest", max(errors), LARGEST)
+    margins.check_logprobs(name, errors, EXPECTED)
     margins.check(f"{name}: ties", max(gaps), NEARLY_TIED)
