@@ -16,7 +16,7 @@ PROMPTS = [list(range(1, 24)), [5, 6], list(range(90, 30, -1)), [7] * 16, [3, 1,
 BLOCK_SIZE = 16
 
 
-@pytest.fixture(scope="module", params=["llama", "qwen2 with windows", "qwen3"])
+@pytest.fixture(scope="module", params=["llama", "qwen2 with windows", pytest.param("qwen3", marks=pytest.mark.every_processor)])
 def loaded(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[JaxDevice, Capacity]]:
     family = FAMILIES[request.param]
     path = write_model(tmp_path_factory.mktemp("tiny"), family, make_tensors(family))
