@@ -104,6 +104,7 @@ class WorkerLoop:
             ipc_address(directory, worker_inbox(index)), SCHEDULER_TO_WORKER, bind=True
         )
         self._outbox = Sender(ipc_address(directory, worker_outbox(index)), bind=False, own_context=True)
+        self._metronome = Metronome(spec.config.pulse_interval)
         self._steps = 0  # dispatched
 
     def run(self) -> None:
@@ -117,18 +118,21 @@ class WorkerLoop:
         poller = Poller()
         poller.watch(self._inbox)
         poller.watch(self._launcher.fileno())
-        interval = self._spec.config.pulse_interval
-        metronome = Metronome(interval)
         running = True
         while running and not self._launcher.closed:
-            if self._launcher.fileno() in poller.wait(interval):
+            if self._launcher.fileno() in poller.wait(self._spec.config.pulse_interval):
                 running = not isinstance(self._launcher.receive(), Drain)
             while (message := self._inbox.receive()) is not None:
                 if message.epoch == self._spec.epoch:  # else it was meant for a predecessor
                     collector.put(self._dispatch(message))
-            if metronome.is_due(now_ns()):
-                self._launcher.flush()
-                self._launcher.send(Pulse("serving", self._steps))
+                self._beat()
+            self._beat()
+
+    def _beat(self) -> None:
+        """The pulse of the main loop; a dispatch may take as long as a step."""
+        if self._metronome.is_due(now_ns()):
+            self._launcher.flush()
+            self._launcher.send(Pulse("serving", self._steps))
 
     def _load(self) -> None:
         config = self._spec.config

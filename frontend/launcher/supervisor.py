@@ -121,10 +121,12 @@ class Supervisor:
                     self._lives.kill(hung, text)
 
     def _looked(self, stopped: frozenset[Child], now: float) -> None:
-        """Ends what does not get on. The end of the engine has deadlines of its own."""
+        """Ends what does not get on. The end of the engine has deadlines of its own, but what is stopped will not keep them."""
         for life in self._lives.alive():
             if life.child not in stopped:
                 life.liveness.ran(now)
+            elif Phase.DRAINING_FRONTEND < self.phase:
+                self._lives.kill(life, "it was stopped by a signal")
             why_stopped = life.liveness.stopped(now, self._limits)
             why = why_stopped or life.liveness.silent(now, self._limits.silence(life.child.role, ready=life.ready))
             if not why or not (self.phase is Phase.STARTING or self.phase.in_service):

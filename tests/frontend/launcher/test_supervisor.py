@@ -288,7 +288,10 @@ def test_when_a_stop_is_under_way_its_own_limits_hold() -> None:
     supervisor = serving(workers=1)
     supervisor.handle(StopRequested(), 10.0)
     supervisor.handle(Exited(FRONTEND, 0, 0), 11.0)
-    assert look(supervisor, 1000.0, W0) == []
+    assert look(supervisor, 1000.0) == []
+    assert look(supervisor, 1001.0, W0) == [Signal(W0, signal.SIGKILL)]  # it could not leave when it is asked to
+    supervisor.handle(Exited(W0, 0, -9), 1001.1)
+    assert supervisor.handle(Exited(SCHEDULER, 0, 0), 1001.2) == [Exit(ExitCode.OK)]
 
 
 def test_a_stop_drains_in_order_and_exits_0() -> None:
