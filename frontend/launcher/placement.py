@@ -5,6 +5,7 @@ Decided without JAX: the environment that narrows a process to its chips must be
 
 import importlib.util
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,8 @@ from protocol.config import Device, EngineConfig
 from protocol.errors import ConfigError, DeviceError
 
 DEVICES = Path("/dev")
+
+_FORCED_DEVICES = re.compile(r"--xla_force_host_platform_device_count=(\d{1,6})")
 
 ResolvedDevice = Literal["cpu", "tpu", "cuda", "sim"]
 
@@ -66,6 +69,7 @@ def place_workers(config: EngineConfig, environ: Mapping[str, str]) -> list[Plac
         case "sim":
             return [Placement((), {"JAX_PLATFORMS": "cpu"}) for _ in chips]
         case _:
+            _check_host_devices(config, environ)
             return [Placement(cpus, {"JAX_PLATFORMS": "cpu"}) for cpus in split_processors(_processors(), config.workers)]
 
 
@@ -101,6 +105,16 @@ def _has_cuda_plugin() -> bool:
 def _tpu_chips() -> int:
     """Chips that the kernel shows: /dev/accel0, … (up to v4 and v5e) or /dev/vfio/0, … (later)."""
     return len(list(DEVICES.glob("accel[0-9]*"))) or len(list(DEVICES.glob("vfio/[0-9]*")))
+
+
+def _check_host_devices(config: EngineConfig, environ: Mapping[str, str]) -> None:
+    """A host is one device to JAX, unless XLA was told to make several out of it, as for tests."""
+    forced = _FORCED_DEVICES.findall(environ.get("XLA_FLAGS", ""))
+    present = int(forced[-1]) if forced else 1
+    if config.tensor_parallel_size > present:
+        raise ConfigError(
+            f"--tensor-parallel-size {config.tensor_parallel_size}: the CPU is {present} device to each worker: use --workers"
+        )
 
 
 def _tpu_environ(config: EngineConfig, chips: range) -> dict[str, str]:

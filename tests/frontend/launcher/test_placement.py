@@ -46,6 +46,13 @@ def test_cpu_workers_see_no_accelerator() -> None:
         assert placed.cpus
 
 
+def test_a_host_is_one_device_unless_xla_was_told_otherwise() -> None:
+    with pytest.raises(ConfigError, match="--tensor-parallel-size 2: the CPU is 1 device to each worker: use --workers"):
+        place_workers(config("cpu", 1, 2), {})
+    assert len(place_workers(config("cpu", 1, 2), {"XLA_FLAGS": "--x --xla_force_host_platform_device_count=4"})) == 1
+    assert len(place_workers(config("sim", 1, 2), {})) == 1
+
+
 def test_gpus_are_taken_from_those_that_are_visible() -> None:
     visible = {"CUDA_VISIBLE_DEVICES": "3,GPU-abc,5,7"}
     shares = [placed.environ["CUDA_VISIBLE_DEVICES"] for placed in place_workers(config("cuda", 2, 2), visible)]
