@@ -46,12 +46,12 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
     port: int = 8000
     ipc_path: str = ""
     api_keys: tuple[str, ...] = ()
-    step_timeout: float = 60.0  # seconds a step may take before its worker counts as hung
+    step_timeout: float = 60.0  # seconds without progress: of a step, before its worker counts as hung, and of any main loop
     drain_timeout: float = 30.0  # seconds that running requests get after SIGTERM
     compilation_cache: str = ""  # directory; empty: no persistent cache
     simulated: SimulatedTimes = SimulatedTimes()
-    pulse_timeout: float = 10.0  # seconds that a main loop may be silent: a hundred times what the busiest pass was seen to take
-    boot_timeout: float = 1800.0  # seconds without progress while loading or compiling: one program of a large model takes minutes
+    pulse_timeout: float = 10.0  # seconds that a process may be stopped by a signal; for half of them /health waits
+    boot_timeout: float = 1800.0  # seconds without progress while loading or compiling: one program may take minutes
     restart_delay: float = 1.0  # seconds before a worker that dies again is started again; doubles up to thirty times this
 
     @property

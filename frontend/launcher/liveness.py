@@ -2,22 +2,18 @@
 
 from dataclasses import dataclass
 
-from frontend.launcher.events import Role
-
 
 @dataclass(frozen=True, slots=True)
 class Limits:
     """Seconds after which a child that does not get on is ended."""
 
-    pulse: float  # stopped by a signal, or serving with a main loop that is silent …
-    step: float  # … but a worker's may wait for its device as long as a step may take
+    pulse: float  # stopped by a signal: the kernel says so, and nothing else explains it
+    step: float  # serving, with a main loop that is silent: it may wait for its device, or for a host that has too much to do
     boot: float  # starting without progress: loading and compiling leave a process deaf for minutes, but not for ever
 
-    def silence(self, role: Role, *, ready: bool) -> float:
+    def silence(self, *, ready: bool) -> float:
         """How long a main loop may be silent."""
-        if not ready:
-            return self.boot
-        return max(self.pulse, self.step) if role == "worker" else self.pulse
+        return max(self.pulse, self.step) if ready else self.boot
 
 
 class Liveness:

@@ -128,7 +128,7 @@ class Supervisor:
             elif Phase.DRAINING_FRONTEND < self.phase:
                 self._lives.kill(life, "it was stopped by a signal")
             why_stopped = life.liveness.stopped(now, self._limits)
-            why = why_stopped or life.liveness.silent(now, self._limits.silence(life.child.role, ready=life.ready))
+            why = why_stopped or life.liveness.silent(now, self._limits.silence(ready=life.ready))
             if not why or not (self.phase is Phase.STARTING or self.phase.in_service):
                 continue
             self._lives.kill(life, why)

@@ -198,8 +198,9 @@ def test_systemd_hears_of_ready_and_stop_and_children_do_not_see_its_socket(
         manager.bind(str(tmp_path / "notify"))
         manager.settimeout(TIMEOUT)
         monkeypatch.setenv("NOTIFY_SOCKET", str(tmp_path / "notify"))
-        with launched("good", tmp_path) as process:
+        with launched("crash-once", tmp_path) as process:
             wait_ready(process)
+            read_until(process, "is back (epoch 1)")
             child = psutil.Process(process.pid).children()[0]
             assert "NOTIFY_SOCKET" not in child.environ()
             process.send_signal(signal.SIGTERM)
@@ -212,4 +213,9 @@ def test_systemd_hears_of_ready_and_stop_and_children_do_not_see_its_socket(
             except BlockingIOError:
                 break
     assert re.match(r"STATUS=(worker 0|scheduler|frontend): waking up\nEXTEND_TIMEOUT_USEC=\d+$", states[0])
-    assert [state for state in states if "EXTEND" not in state] == ["READY=1\nSTATUS=serving m", "STOPPING=1\nSTATUS=draining"]
+    assert [state for state in states if "EXTEND" not in state] == [
+        "READY=1\nSTATUS=serving m",
+        "STATUS=serving m, degraded: 0 of 1 workers",
+        "STATUS=serving m",
+        "STOPPING=1\nSTATUS=draining",
+    ]

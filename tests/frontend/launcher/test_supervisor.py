@@ -246,17 +246,20 @@ def test_a_worker_may_be_silent_as_long_as_a_step_may_take() -> None:
 
 
 @pytest.mark.parametrize("child", [SCHEDULER, FRONTEND])
-def test_a_scheduler_or_frontend_that_is_silent_ends_the_engine(child: Child) -> None:
-    supervisor = serving(workers=1)
-    others = {W0, SCHEDULER, FRONTEND} - {child}
-    pulse(supervisor, 5.0, child, *others)
-    pulse(supervisor, 14.9, *others)
-    assert look(supervisor, 14.9) == []
-    pulse(supervisor, 15.1, *others)
-    commands = look(supervisor, 15.1)
-    assert Signal(child, signal.SIGKILL) in commands
-    assert f"{child} was killed: it made no progress for 10 s, last seen idle after 7 events" in texts(commands)
-    assert supervisor.exit_code == ExitCode.CRASHED
+def test_a_scheduler_or_frontend_that_is_stopped_or_silent_ends_the_engine(child: Child) -> None:
+    for stopped, limit, why in ((True, 10.0, "it was stopped by a signal for 10 s"), (False, 60.0, "it made no progress for 60 s")):
+        supervisor = serving(workers=1)
+        others = {W0, SCHEDULER, FRONTEND} - {child}
+        pulse(supervisor, 5.0, child, *others)
+        look(supervisor, 5.0)
+        pulse(supervisor, 4.9 + limit, *others)
+        assert look(supervisor, 4.9 + limit, *([child] if stopped else [])) == []
+        pulse(supervisor, 5.1 + limit, *others)
+        commands = look(supervisor, 5.1 + limit, *([child] if stopped else []))
+        assert Signal(child, signal.SIGKILL) in commands
+        assert f"{child} was killed: {why}" in texts(commands)
+        assert stopped or "last seen idle after 7 events" in texts(commands)
+        assert supervisor.exit_code == ExitCode.CRASHED
 
 
 def test_a_start_is_deaf_for_as_long_as_a_compilation_may_take_but_not_stopped() -> None:

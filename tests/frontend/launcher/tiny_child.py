@@ -17,11 +17,11 @@ from protocol.supervision import enter_child
 def main() -> int:
     behaviour, fd = sys.argv[1], int(sys.argv[2])
     spec, link = enter_child(fd, "tiny", die_with_launcher=False)
-    Path(spec.run_dir, f"{spec.role}{spec.index}.epoch{spec.epoch}").write_text(str(os.getpid()))
     link.send(Progress("waking up", 0, 1))
     if behaviour == "cannot-boot":
         link.send(Failed(65, "model.gguf: cut short"))
         return 65
+    Path(spec.run_dir, f"{spec.role}{spec.index}.epoch{spec.epoch}").write_text(str(os.getpid()))
     if behaviour == "crash-once" and spec.role == "worker" and spec.epoch == 0:
         wait_for(Path(spec.run_dir, "ready"))
         os.kill(os.getpid(), signal.SIGKILL)
