@@ -24,7 +24,7 @@ _MOST_PIECES = 256  # of pending bytes, parsed before others get their turn: a m
 _FIRST_PROBES = 2  # sent at the same distance: what the first provokes, the second meets
 
 _NO_METHOD = "this is not HTTP: a request begins with its method; TLS is not spoken"
-_TOO_LARGE = "request line and headers, or chunk extensions and trailers, are longer than {} bytes"
+_TOO_LARGE = "request line, headers, chunk extensions and trailers are together longer than {} bytes"
 
 
 class Host(Protocol):

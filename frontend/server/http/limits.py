@@ -25,7 +25,7 @@ def raise_descriptor_limit() -> None:
 class Limits:
     """Bounds of one server. Bytes, seconds, and connections at a time."""
 
-    head: int = 64 << 10  # bytes of request line and headers, and again of trailers and chunk extensions
+    head: int = 64 << 10  # bytes of request line, headers, chunk extensions and trailers together
     body: int = MAX_BODY
     received: int = 256 << 20  # bytes of all connections together that the application has not taken yet
     pipelined: int = 256 << 10  # bytes behind the request under way: one read of the event loop
@@ -36,6 +36,7 @@ class Limits:
     # where connections run short, the one that is idle longest makes room.
     keep_alive_seconds: float = 620.0
     linger_seconds: float = 5.0  # after the last answer, for the client to read it and to hang up
+    silent_seconds: float = 120.0  # of a client that reads none of its answer, or of a host that does not acknowledge
     probe_seconds: float = 0.5  # from the end of the client's bytes to the first look whether it still reads
     last_words_seconds: float = 2.0  # for all answers to be written when the server ends; clients that do not read get no more
     connections: int = field(default_factory=most_connections)

@@ -46,6 +46,7 @@ class RequestParser:
         if not _REQUEST_LINE.match(data):
             raise _malformed(_explain(data))
         self._clear()
+        self.framing = len(data)
         # An upgrade that is not taken up is ignored (RFC 9110, 7.8), but llhttp would stop at it.
         self._feed(_UPGRADE.sub(b"", data))
         if not self._has_head:
@@ -128,7 +129,7 @@ class RequestParser:
 
     def _clear(self) -> None:
         self.complete = False  # the request
-        self.framing = 0  # bytes of chunk extensions and trailers so far
+        self.framing = 0  # bytes so far of the head, and of chunk extensions and trailers
         self._left = 0
         self._tail = b""
         self._begun = self._has_head = self._keep_alive = False

@@ -20,14 +20,6 @@ from protocol.clock import now
 _REFUSALS = OccasionalLog(logging.getLogger(__name__), logging.WARNING)
 
 _BACKLOG = 2048  # connections that wait to be accepted: a burst of a thousand clients must not be refused
-# Inherited by every connection. A host that vanished without a word, or a client that reads nothing for two minutes, is given up.
-_SILENT_SECONDS = 120
-_OPTIONS = (
-    (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1),
-    (socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, _SILENT_SECONDS // 4),
-    (socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, _SILENT_SECONDS // 4),
-    (socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, _SILENT_SECONDS * 1000),
-)
 
 
 class HttpServer:
@@ -49,8 +41,7 @@ class HttpServer:
 
     async def start(self) -> None:
         """Serves from now on. Raises AddressError when another listens on a port that both had bound."""
-        for level, option, value in _OPTIONS:
-            self._listener.setsockopt(level, option, value)
+        self._give_up_the_silent()
         loop = asyncio.get_running_loop()
         try:
             self._listener.listen(_BACKLOG)  # uvloop listens too, but keeps to itself that it cannot
@@ -140,6 +131,18 @@ class HttpServer:
     def refused(self, error: ApiError) -> None:
         """See Host."""
         _REFUSALS.say(f"a request over HTTP was refused with status {error.status}: {error.message}")
+
+    def _give_up_the_silent(self) -> None:
+        """Has the kernel end connections whose client vanished, or reads nothing; they inherit what the listener has."""
+        milliseconds = int(1000 * self.limits.silent_seconds)
+        probe = max(1, milliseconds // 4000)  # seconds between the questions to an idle host
+        for level, option, value in (
+            (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1),
+            (socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, probe),
+            (socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, probe),
+            (socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, milliseconds),
+        ):
+            self._listener.setsockopt(level, option, value)
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.get_running_loop().create_task(work)

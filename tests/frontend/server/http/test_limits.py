@@ -137,6 +137,32 @@ def test_a_trickle_gains_no_time(begin: bytes) -> None:
     on_server(test, head_seconds=0.05, body_seconds=0.05)
 
 
+def test_headers_and_trailers_count_together() -> None:
+    async def test(served: Served) -> None:
+        long = b"Long: " + b"x" * 30 * _KIB + b"\r\n"
+        request = post_chunks("/echo", b"body").replace(b"\r\n\r\n", b"\r\n" + long + b"\r\n", 1)
+        client = await served.connect()
+        client.send(request[:-2], long, b"\r\n")
+        assert (await client.answer()).body == b"POST /echo 4"
+        client.send(request[:-2], long, long, b"\r\n")
+        assert (await client.answer()).status == 431
+
+    on_server(test)
+
+
+def test_a_client_that_reads_nothing_is_given_up() -> None:
+    async def test(served: Served) -> None:
+        client = await served.connect()
+        client.writer.transport.pause_reading()  # type: ignore[attr-defined]
+        client.send(get("/flood"))
+        served.application.go.set()
+        await served.until(lambda: any(one.paused for one in served.server.connections))
+        await served.until(lambda: not served.server.connections)
+        await served.application.until(lambda: served.application.running == 0)
+
+    on_server(test, silent_seconds=0.2)
+
+
 def test_who_never_says_anything_is_hung_up_on() -> None:
     async def test(served: Served) -> None:
         client = await served.connect()
