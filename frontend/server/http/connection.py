@@ -5,58 +5,19 @@ one under way are therefore kept, up to a bound, and parsed when their turn come
 """
 
 import asyncio
-import re
 from collections.abc import Callable
 from enum import Enum, auto
-from typing import Protocol, cast
-
-from starlette.types import ASGIApp
+from typing import cast
 
 from frontend.errors import ShuttingDown
 from frontend.server.api.errors import ApiError, from_engine
 from frontend.server.http import http2
 from frontend.server.http.exchange import Exchange, whole_answer
-from frontend.server.http.limits import Limits
-from frontend.server.http.parser import RequestParser
+from frontend.server.http.host import Host
+from frontend.server.http.intake import Intake
 
-_EMPTY_LINE = re.compile(rb"\n\r?\n")  # ends a head; bare line feeds are found too, for the parser to refuse
-_MOST_PIECES = 256  # of pending bytes, parsed before others get their turn: a millisecond, however small the chunks of a body
+_MOST_PIECES = 100  # of pending bytes, parsed before others get their turn: a millisecond, however small the chunks of a body
 _FIRST_PROBES = 2  # sent at the same distance: what the first provokes, the second meets
-
-_NO_METHOD = "this is not HTTP: a request begins with its method; TLS is not spoken"
-_TOO_LARGE = "request line, headers, chunk extensions and trailers are together longer than {} bytes"
-
-
-class Host(Protocol):
-    """The server that a connection belongs to."""
-
-    app: ASGIApp
-    limits: Limits
-    draining: bool
-
-    def admit(self, connection: "Connection") -> bool:
-        """Counts a connection; False: it is one too many."""
-
-    def forget(self, connection: "Connection") -> None:
-        """It is gone."""
-
-    def rest(self, connection: "Connection") -> None:
-        """It is idle, and the first to go where connections run short once it is idle longest."""
-
-    def wake(self, connection: "Connection") -> None:
-        """It is not."""
-
-    def hold(self, size: int) -> bool:
-        """Counts bytes that were received, or are not held any more; False: more are held than may be."""
-
-    def run(self, exchange: Exchange) -> None:
-        """Lets the application answer."""
-
-    def date(self) -> bytes:
-        """The time, as HTTP writes it."""
-
-    def refused(self, error: ApiError) -> None:
-        """A request was answered here, not by the application."""
 
 
 class _Phase(Enum):
@@ -77,15 +38,12 @@ class Connection(asyncio.Protocol):
         self._host = host
         self._limits = host.limits
         self._loop = asyncio.get_running_loop()
-        self._parser = RequestParser()
+        self._intake = Intake(host.limits)
         self._phase = self._timed = _Phase.IDLE  # and the phase that the timer is for
-        self._pending = bytearray()  # received, not parsed
-        self._searched = 0  # of these, the first bytes in which no head ends
         self._held = 0  # bytes counted at the host
         self._exchange: Exchange | None = None
         self._due = False  # what is pending has a turn to come
         self._held_back = False  # and the client has to wait for it
-        self._wants_http2 = False
         self._ended = False  # the client sends no more
         self._finishing = False  # the server ends
         self._timer: asyncio.TimerHandle | None = None
@@ -108,11 +66,11 @@ class Connection(asyncio.Protocol):
         """Bytes came."""
         if self._phase is _Phase.LINGER or (self._phase is _Phase.ANSWER and not self._is_followed()):
             return
-        self._pending += data
+        self._intake.add(data)
         if not self._due:
             self._advance()
             self._mind_time()
-        elif len(self._pending) > self._limits.pipelined:
+        elif len(self._intake) > self._limits.pipelined:
             self._hold_back(True)
         self._count()
 
@@ -137,7 +95,7 @@ class Connection(asyncio.Protocol):
         """The client is gone."""
         self._clear_timer()
         self._phase = _Phase.LINGER
-        self._pending.clear()
+        self._intake.clear()
         if self._exchange is not None:
             self._exchange.lose()
             self._exchange = None
@@ -162,7 +120,7 @@ class Connection(asyncio.Protocol):
 
     def is_last(self) -> bool:
         """See Peer."""
-        return self._host.draining or (self._ended and not self._pending)
+        return self._host.draining or (self._ended and not self._intake)
 
     def took_body(self) -> None:
         """See Peer."""
@@ -173,10 +131,10 @@ class Connection(asyncio.Protocol):
         exchange, self._exchange = self._exchange, None
         if self._transport.is_closing():
             return
-        ended = self._ended and not self._pending
+        ended = self._ended and not self._intake
         if exchange is None or self._phase is _Phase.BODY or not exchange.keep_alive or ended:
             self._linger()
-        elif self._pending:
+        elif self._intake:
             self._phase = _Phase.HEAD
             self._go_on_later()
         else:
@@ -204,7 +162,7 @@ class Connection(asyncio.Protocol):
         """Takes as much of what is pending as one exchange, and one turn of the loop, may have."""
         try:
             for _ in range(_MOST_PIECES):
-                if not self._pending or not (
+                if not self._intake or not (
                     self._take_head() if self._phase in _AT_HEAD else self._phase is _Phase.BODY and self._take_body()
                 ):
                     return
@@ -214,53 +172,35 @@ class Connection(asyncio.Protocol):
 
     def _take_head(self) -> bool:
         """One head, if it is here: False if not."""
-        pending, limit = self._pending, self._limits.head
-        if not self._searched:
-            if pending[0] in b"\r\n":  # an empty line before a request is tolerated (RFC 9112, 2.2)
-                del pending[: len(pending) - len(pending.lstrip(b"\r\n"))]
-                if not pending and self._phase is _Phase.HEAD:
-                    self._rest()
-                return bool(pending)
-            if not 0x41 <= pending[0] <= 0x5A:  # A to Z: what begins no method would have us wait for its end in vain
-                raise ApiError(400, _NO_METHOD, code="malformed_request")
-        if self._phase is _Phase.IDLE:
-            self._phase = _Phase.HEAD
-            self._host.wake(self)
-        found = _EMPTY_LINE.search(pending, self._searched)
-        if (len(pending) if found is None else found.end()) > limit:
-            raise ApiError(431, _TOO_LARGE.format(limit), code="headers_too_large")
-        if found is None:
-            self._searched = max(1, len(pending) - 2)  # the last two bytes may belong to the empty line
+        head = self._intake.head()
+        if head is None and not self._intake:  # there were empty lines
+            if self._phase is _Phase.HEAD:
+                self._rest()
             return False
-        self._searched = 0
-        data = _cut(pending, found.end())
-        self._wants_http2 = http2.PREFACE.startswith(data)
-        head = self._parser.head(data)
-        if head.length > self._limits.body:
-            raise self._too_large()
+        if self._phase is _Phase.IDLE:
+            self._host.wake(self)
+        if head is None:
+            self._phase = _Phase.HEAD
+            return False
         self._exchange = Exchange(self, head)
         self._phase = _Phase.BODY
-        if self._parser.complete:
-            self._end_request()
+        self._end_request_if_complete()
         self._host.run(self._exchange)
         return True
 
     def _take_body(self) -> bool:
         """One piece of a body."""
         assert self._exchange is not None, "a body belongs to an exchange"
-        self._exchange.feed(self._parser.body(_cut(self._pending, self._parser.piece(self._pending))))
+        self._exchange.feed(self._intake.body())
         if self._exchange.held > self._limits.body:
-            raise self._too_large()
-        if self._parser.framing > self._limits.head:
-            raise ApiError(431, _TOO_LARGE.format(self._limits.head), code="headers_too_large")
-        if self._parser.complete:
-            self._end_request()
+            raise self._intake.too_large()
+        self._end_request_if_complete()
         return True
 
-    def _end_request(self) -> None:
-        assert self._exchange is not None, "a request belongs to an exchange"
-        self._phase = _Phase.ANSWER
-        self._exchange.feed_end()
+    def _end_request_if_complete(self) -> None:
+        if self._intake.complete and self._exchange is not None:
+            self._phase = _Phase.ANSWER
+            self._exchange.feed_end()
 
     def _rest(self) -> None:
         self._phase = self._timed = _Phase.IDLE
@@ -306,37 +246,34 @@ class Connection(asyncio.Protocol):
 
     def _count(self) -> None:
         """Tells the host how many bytes are held here, and gives them up where they are too many."""
-        size = len(self._pending) + (self._exchange.held if self._exchange is not None else 0)
+        size = len(self._intake) + (self._exchange.held if self._exchange is not None else 0)
         fits = self._host.hold(size - self._held)
         self._held = size
-        if self._phase is _Phase.ANSWER and self._pending and not (fits and len(self._pending) <= self._limits.pipelined):
-            self._pending.clear()
+        if self._phase is _Phase.ANSWER and self._intake and not (fits and len(self._intake) <= self._limits.pipelined):
+            self._intake.clear()
             if self._exchange is not None:
                 self._exchange.keep_alive = False  # a client sends again what was not answered
             self._count()
         elif not fits and self._phase is not _Phase.LINGER:
             self._refuse(ApiError(503, "too many requests are being received", code="overloaded", headers={"retry-after": "1"}))
 
-    def _too_large(self) -> ApiError:
-        return ApiError(413, f"the body is larger than {self._limits.body} bytes", code="body_too_large")
-
     # ends
 
     def _refuse(self, error: ApiError) -> None:
         """Answers here, and takes nothing more."""
         self._host.refused(error)
-        self._pending.clear()
+        self._intake.clear()
         if self._exchange is not None:
             self._exchange.refuse(error)
         else:
-            self.write(http2.refusal(error.body()) if self._wants_http2 else whole_answer(error, self.date()))
+            self.write(http2.refusal(error.body()) if self._intake.wants_http2 else whole_answer(error, self.date()))
             self._linger()
         self._count()
 
     def _linger(self) -> None:
         """Says that nothing follows, and lets the client read: to close on bytes that it still sends would reset the connection."""
         self._phase = _Phase.LINGER
-        self._pending.clear()
+        self._intake.clear()
         self._hold_back(False)
         if self._ended or self._finishing or self._transport.is_closing():
             self._transport.close()  # once everything is written
@@ -386,11 +323,3 @@ class Connection(asyncio.Protocol):
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-
-
-def _cut(data: bytearray, size: int) -> bytes:
-    """Takes the first bytes away."""
-    with memoryview(data) as view:
-        taken = bytes(view[:size])
-    del data[:size]
-    return taken

@@ -75,6 +75,21 @@ def test_small_chunks_are_fine_and_long_extensions_are_not(extension: bytes, chu
     on_server(test)
 
 
+def test_a_body_that_is_much_work_leaves_others_their_turns() -> None:
+    async def test(served: Served) -> None:
+        body, turns = b"\r\n\r\n" * (1 << 15), 0  # at each of these, the body may end
+        client = await served.connect()
+        client.send(post_chunks("/echo", body))
+        answer = asyncio.ensure_future(client.answer())
+        while not answer.done():
+            await asyncio.sleep(0)
+            turns += 1
+        assert (await answer).body == b"POST /echo %d" % len(body)
+        assert turns > (1 << 15) / 100
+
+    on_server(test)
+
+
 @pytest.mark.parametrize("kind", ["announced", "chunks"])
 def test_a_body_too_large_is_refused(kind: str) -> None:
     async def test(served: Served) -> None:
