@@ -35,7 +35,7 @@ class Handle:
     def cancel(self) -> None:
         """Aborts the request. Idempotent, and without effect on one that has ended."""
         self._request.close()
-        self._pipe.flush()
+        self._pipe.send()
 
 
 class Stream:
@@ -57,7 +57,7 @@ class Stream:
     def close(self) -> None:
         """Aborts the request; nothing follows. Idempotent."""
         self._request.close()
-        self._pipe.flush()
+        self._pipe.send()
 
     def __del__(self) -> None:
         self.close()

@@ -44,7 +44,7 @@ class BlockingPipe:
         if not self._exchange(lambda: awaited.ready, _deadline(timeout)):
             assert timeout is not None
             late = awaited.late(timeout)
-            self.flush()
+            self.send()
             raise late
         return awaited.result()
 
@@ -54,16 +54,21 @@ class BlockingPipe:
             return self.wait(awaited, timeout)
         finally:
             awaited.close()
-            self.flush()
+            self.send()
 
     def look(self, awaited: Awaited[Answer]) -> bool:
         """Whether the answer is here. Does not wait."""
         return self._exchange(lambda: awaited.ready, now())
 
     def flush(self) -> None:
-        """Sends what waits to be sent, unless that is being done: streams may be collected, and then cancelled, at any point."""
+        """Sends everything that waits to be sent."""
+        self._exchange(lambda: not self._unsent, None)
+
+    def send(self) -> None:
+        """Sends what can be sent without waiting; the rest goes when somebody waits. Streams may be collected, and then cancelled,
+        at any point: also while something is being sent."""
         if not self._busy:
-            self._exchange(lambda: not self._unsent, None)
+            self._exchange(lambda: True, None)
 
     def close(self) -> None:
         """Hangs up. Idempotent."""

@@ -22,11 +22,11 @@ def find_socket(given: str | os.PathLike[str] | None) -> Path:
             raise InvalidRequest(f"{text}: the client takes a path or unix:///path; for HTTP there is the openai package", "socket")
         return _checked(Path(text.removeprefix("unix://")).expanduser())
     path = default_client_socket()
-    if "ENGINE_SOCKET" in os.environ:
+    if os.environ.get("ENGINE_SOCKET"):
         return _checked(path.expanduser())
     if not path.exists() and _SERVICE_SOCKET.exists():
         return _SERVICE_SOCKET
-    if path.parent == Path(tempfile.gettempdir()) and path.exists() and path.stat().st_uid != os.getuid():
+    if path.parent == Path(tempfile.gettempdir()) and os.path.lexists(path) and path.lstat().st_uid != os.getuid():
         raise EngineUnavailable(f"the socket {path} belongs to another user: name the engine's own as the argument")
     return _checked(path)
 

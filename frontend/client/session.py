@@ -124,6 +124,8 @@ class Session:
                     self._on_message(message)
         except ProtocolError as error:
             self.lose(error)
+        except (IndexError, ValueError) as error:
+            self.lose(ProtocolError(f"the engine's answer makes no sense: {error!r}"))
 
     def cannot_connect(self, error: OSError, seconds: float | None) -> EngineError:
         """What to raise when there is no connection, or no greeting in so many seconds."""
@@ -214,7 +216,7 @@ class Session:
 
     def _check(self) -> None:
         if self.lost is not None:
-            raise self.lost
+            raise self.lost.with_traceback(None)  # raised again and again, it would grow
         if not self.greeting.ready:
             raise EngineUnavailable("the client is not connected: use `async with`, or connect() first")
 

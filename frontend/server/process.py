@@ -45,7 +45,7 @@ class FrontendProcess:
         loop.add_signal_handler(signal.SIGTERM, self._stop.set)
         self._beat()
         listener = bind_http(config.host, config.port)
-        ipc = IpcServer(Path(config.ipc_path), config)
+        ipc = IpcServer(Path(config.ipc_path))
         ipc.bind()
         try:
             self._launcher.send(Progress("loading the tokenizer", 0, 1))

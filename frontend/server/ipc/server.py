@@ -8,7 +8,6 @@ from frontend.server.generation import TextEngine
 from frontend.server.ipc.connection import Connection
 from frontend.server.ipc.listener import ListeningSocket, may_connect
 from frontend.server.ipc.reports import Reports
-from protocol.config import EngineConfig
 
 _LOG = logging.getLogger(__name__)
 
@@ -16,14 +15,13 @@ _LOG = logging.getLogger(__name__)
 class IpcServer:
     """The interface of the Python client. The socket listens from `bind` on: who connects early waits for the engine."""
 
-    engine: TextEngine  # from `start` on, as
-    reports: Reports
+    engine: TextEngine  # from `start` on, and so are …
+    reports: Reports  # … these
 
-    def __init__(self, path: Path, config: EngineConfig) -> None:
+    def __init__(self, path: Path) -> None:
         self._path = path
         self._listener: ListeningSocket | None = None
         self._server: asyncio.Server | None = None
-        self.config = config
         self.connections: set[Connection] = set()
         self.malformed_frames = 0
 
@@ -60,7 +58,11 @@ class IpcServer:
         self._remove()
 
     def _counters(self) -> dict[str, int]:
-        return {"malformed_client_frames": self.malformed_frames, "clients": len(self.connections)}
+        return {
+            "malformed_client_frames": self.malformed_frames,
+            "malformed_scheduler_frames": self.engine.router.malformed_frames,
+            "clients": len(self.connections),
+        }
 
     def _remove(self) -> None:
         if self._listener is not None:

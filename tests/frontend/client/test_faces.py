@@ -221,7 +221,7 @@ def test_nobody_there(face: str, tmp_path: Path) -> None:
 
 
 def test_an_engine_that_is_not_ready(face: str, served: Served, tmp_path: Path) -> None:
-    server = IpcServer(tmp_path / "api.sock", served.running.engine.config)
+    server = IpcServer(tmp_path / "api.sock")
     server.bind()
     with pytest.raises(DeadlineExceeded, match=r"api\.sock was not ready within 0\.05 s"):
         connect(face, tmp_path / "api.sock", connect_timeout=0.05)
@@ -230,6 +230,18 @@ def test_an_engine_that_is_not_ready(face: str, served: Served, tmp_path: Path) 
         server.close()  # it ended while it was starting
         with pytest.raises(EngineUnavailable):
             early.result()
+
+
+def test_an_engine_that_reads_nothing_cannot_hold_up_the_end_of_the_time(face: str, tmp_path: Path) -> None:
+    with socket.socket(socket.AF_UNIX) as listener, ThreadPoolExecutor(1) as thread:
+        listener.bind(str(tmp_path / "api.sock"))
+        listener.listen()
+        connecting = thread.submit(connect, face, tmp_path / "api.sock")
+        connection, _ = listener.accept()
+        with connection:
+            connection.sendall(frames([encode(Welcome(WIRE_VERSION, ("demo",), 1 << 22, 50))]))
+            with connecting.result() as client, pytest.raises(DeadlineExceeded, match="0 of 1"):
+                client.generate([[1] * (1 << 20)], timeout=0.2)
 
 
 def test_an_engine_that_does_not_read_before_it_is_read_gets_its_way(face: str, tmp_path: Path) -> None:

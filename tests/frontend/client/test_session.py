@@ -14,18 +14,20 @@ from frontend.errors import EngineUnavailable, InvalidRequest, RequestLost
 from frontend.wire import (
     CLIENT_MESSAGES,
     WIRE_VERSION,
+    Accepted,
     Cancel,
     Delta,
     FrameReader,
     Refused,
     StatsReport,
     Submit,
+    TraceReport,
     Welcome,
     frames,
 )
 from protocol.codec import encode
-from protocol.errors import EngineError
-from protocol.messages import EngineStats
+from protocol.errors import EngineError, ProtocolError
+from protocol.messages import EngineStats, TraceRecords
 from protocol.params import SamplingParams
 
 
@@ -79,6 +81,18 @@ def test_a_report_of_another_kind_is_no_answer() -> None:
     feed(session, StatsReport(1, EngineStats(0, 0, (), {})))
     with pytest.raises(EngineError, match="EngineStats where Health"):
         question.result()
+
+
+@pytest.mark.parametrize(
+    "nonsense", [Delta(1, 7, "", []), Accepted(1, b"abc"), TraceReport(2, TraceRecords(0, ("a",), b"abc"), b"")]
+)
+def test_an_answer_that_makes_no_sense_ends_the_connection(nonsense: object) -> None:
+    session = connected()
+    request, question = session.submit("a", None, ""), session.trace()
+    feed(session, nonsense)
+    for result in (request.result, question.result):
+        with pytest.raises(ProtocolError):
+            result()
 
 
 class Asked:

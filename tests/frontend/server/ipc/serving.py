@@ -33,7 +33,7 @@ class Served:
 @contextmanager
 def serving(running: RunningEngine, path: Path, *, grace: float = 10.0) -> Iterator[Served]:
     """Serves `running` at `path`; at the end, clients get `grace` seconds to read what is left."""
-    server = IpcServer(path, running.engine.config)
+    server = IpcServer(path)
     server.bind()
     try:
         running.run(server.start(running.engine))

@@ -303,7 +303,7 @@ def test_a_client_that_does_not_read_cannot_hold_up_the_end(running: RunningEngi
 
 
 def test_who_connects_before_the_engine_is_ready_waits(running: RunningEngine, tmp_path: Path) -> None:
-    server = IpcServer(tmp_path / "api.sock", running.engine.config)
+    server = IpcServer(tmp_path / "api.sock")
     server.bind()
     with RawClient(tmp_path / "api.sock") as client:
         client.socket.settimeout(0.05)
