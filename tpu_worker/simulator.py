@@ -72,11 +72,11 @@ class SimulatedDevice:
         self._max_model_len = max_model_len
         blocks_per_sequence = -(-max_model_len // config.block_size)
         bytes_per_block = config.block_size * 8
-        self._num_blocks = (
-            max(_DEFAULT_BLOCKS, blocks_per_sequence)
-            if config.kv_cache_memory is None
-            else config.kv_cache_memory // bytes_per_block
-        )
+        if config.kv_cache_memory is None:
+            self._num_blocks = max(_DEFAULT_BLOCKS, blocks_per_sequence)
+        else:  # not many more than a batch could use: a simulated block is so small that the scheduler would count for minutes
+            most = max(_DEFAULT_BLOCKS, blocks_per_sequence * config.max_num_seqs)
+            self._num_blocks = min(config.kv_cache_memory // bytes_per_block, most)
         if self._num_blocks < blocks_per_sequence:
             raise CapacityError(
                 f"--kv-cache-memory {config.kv_cache_memory} holds {self._num_blocks} simulated blocks, "

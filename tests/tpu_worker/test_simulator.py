@@ -125,6 +125,11 @@ def test_a_cache_too_small_for_one_sequence_is_refused() -> None:
         device(kv_cache_memory=15 * 4 * 8)
 
 
+def test_a_cache_much_larger_than_any_batch_could_use_is_cut() -> None:
+    assert device(kv_cache_memory=1 << 40).load(lambda *_: None).num_blocks == 16384
+    assert device(kv_cache_memory=100 * 4 * 8).load(lambda *_: None).num_blocks == 100
+
+
 def test_a_batch_that_no_memory_holds_is_refused() -> None:
     config = EngineConfig(model_path="/m", model_format="gguf", served_model_names=("m",), max_num_seqs=65536)
     with pytest.raises(
