@@ -1,28 +1,26 @@
 """Text in, text out: the engine as HTTP and IPC see it.
 
-Between the router, which moves token ids, and the interfaces: resolves sampling parameters against the model, turns tokens into
-text as they come, finds stop strings, and gives log-probabilities their place in it.
+Between the router, which moves token ids, and the interfaces: turns tokens into text as they come, finds stop strings, and gives
+log-probabilities their place in it.
 """
 
 import math
-import secrets
 from collections import deque
 from collections.abc import Sequence
 from typing import TypeAlias
 
 import msgspec
 
-from frontend.errors import CONTEXT_LENGTH_EXCEEDED, InvalidRequest
-from frontend.server.prompts import Asked, Prompt, Prompts, too_long
+from frontend.server.prompts import Asked, Prompt, Prompts
 from frontend.server.router import Generation, Router, TokenDelta
 from frontend.server.text.chat import ChatTemplate
 from frontend.server.text.output import OutputText, TokenText
-from frontend.server.text.stops import StopPatterns
 from frontend.server.text.tokenizer import Tokenizer
-from protocol.codec import Int32Array, unpack_float32, unpack_int32
+from frontend.server.text_request import TextRequest, prepare
+from protocol.codec import unpack_float32, unpack_int32
 from protocol.config import EngineConfig
 from protocol.messages import EngineReady, FinishReason, TopLogprobs
-from protocol.params import MAX_STOP_TOKEN_IDS, EngineParams, ParameterError, SamplingParams, check
+from protocol.params import SamplingParams
 
 StopReason: TypeAlias = int | str | None  # the stop token id or stop string that ended a text; None: end of sequence, or no stop
 
@@ -53,21 +51,6 @@ class TextDelta(msgspec.Struct, frozen=True, gc=False):
     finish_reason: FinishReason | None = None
     stop_reason: StopReason = None
     message: str = ""  # why, when the reason is "error"
-
-
-class TextRequest:
-    """A prompt and what is wanted of it, checked once for all of its outputs: what `TextEngine.prepare` makes."""
-
-    __slots__ = ("engine_params", "eos_ids", "params", "prompt", "stops", "token_bytes")
-
-    def __init__(self, prompt: Int32Array, params: SamplingParams, engine_params: EngineParams, tokenizer: Tokenizer) -> None:
-        """`prompt`: int32, shape [tokens]. `engine_params`: of the first output; the others have seeds of their own."""
-        self.prompt = prompt
-        self.params = params
-        self.engine_params = engine_params
-        self.eos_ids = tokenizer.special.eos_ids
-        self.token_bytes = tokenizer.bytes_shown(skip_special_tokens=params.skip_special_tokens)
-        self.stops = StopPatterns(params.stop, include_in_output=params.include_stop_str_in_output) if params.stop else None
 
 
 class TextGeneration:
@@ -219,69 +202,19 @@ class TextEngine:
 
         Raises InvalidRequest naming the field that is wrong.
         """
-        capacity, token_ids, field = self.capacity, prompt.token_ids, prompt.field
-        try:
-            check(params, capacity.vocab_size)
-        except ParameterError as error:
-            raise InvalidRequest(str(error), error.param) from error
-        length, room = len(token_ids), capacity.max_model_len - len(token_ids)
-        if length == 0:
-            raise InvalidRequest("the prompt is empty", field)
-        if room < 1:
-            raise too_long(length, capacity.max_model_len, field)
-        if token_ids.min() < 0 or token_ids.max() >= capacity.vocab_size:
-            raise InvalidRequest(f"the prompt holds token ids outside the vocabulary of {capacity.vocab_size}", field)
-        if params.max_tokens is not None and params.max_tokens > room:
-            message = (
-                f"max_tokens is {params.max_tokens}, but this model's maximum context length is {capacity.max_model_len} tokens "
-                f"and the prompt of {length} leaves room for {room}"
-            )
-            raise InvalidRequest(message, "max_tokens", CONTEXT_LENGTH_EXCEEDED)
-        if params.min_tokens > room:
-            raise InvalidRequest(f"min_tokens is {params.min_tokens}, but there is room for {room}", "min_tokens")
-        if params.stop and not params.detokenize:
-            raise InvalidRequest("stop strings need detokenize", "stop")
-        stop_ids = dict.fromkeys(params.stop_token_ids)
-        if not params.ignore_eos:
-            stop_ids |= dict.fromkeys(self.tokenizer.special.eos_ids)
-        if len(stop_ids) > MAX_STOP_TOKEN_IDS:
-            message = f"stop_token_ids and the model's end tokens together are more than {MAX_STOP_TOKEN_IDS}"
-            raise InvalidRequest(message, "stop_token_ids")
-        resolved = EngineParams(
-            max_tokens=room if params.max_tokens is None else params.max_tokens,
-            min_tokens=params.min_tokens,
-            temperature=params.temperature,
-            top_p=params.top_p,
-            top_k=max(params.top_k, 0),
-            min_p=params.min_p,
-            seed=_seed(params.seed, 0),
-            repetition_penalty=params.repetition_penalty,
-            presence_penalty=params.presence_penalty,
-            frequency_penalty=params.frequency_penalty,
-            logprobs=-1 if params.logprobs is None else params.logprobs,
-            stop_token_ids=tuple(stop_ids),
-        )
-        return TextRequest(token_ids, params, resolved, self.tokenizer)
+        return prepare(prompt, params, self.capacity, self.tokenizer)
 
     def start(self, request: TextRequest, *, index: int = 0, stream: bool = True, cache_salt: str = "") -> TextGeneration:
         """Submits one output; the caller asks once per `index < params.n`. Raises what the router raises.
 
         `stream=False`: the caller wants the whole text only; it then comes as one delta where stop strings allow.
         """
-        params, engine_params = request.params, request.engine_params
-        if index:
-            engine_params = msgspec.structs.replace(engine_params, seed=_seed(params.seed, index))
+        params = request.params
         generation = self.router.submit(
             request.prompt,
-            engine_params,
+            request.engine_params(index),
             priority=params.priority,
             stream=stream or bool(params.stop) or params.logprobs is not None,
             cache_salt=cache_salt,
         )
         return TextGeneration(generation, request)
-
-
-def _seed(seed: int | None, index: int) -> int:
-    if seed is None:
-        return secrets.randbits(63)
-    return (seed + index) % 2**63  # never negative, and an int64 also for the last of `n` at the limit

@@ -7,9 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from frontend.server.generation import TextDelta, TextGeneration, TextRequest
+from frontend.server.generation import TextDelta, TextGeneration
 from frontend.server.router import Generation, Router
 from frontend.server.text.tokenizer import Tokenizer, load_tokenizer
+from frontend.server.text_request import TextRequest
 from protocol.codec import pack_float32, pack_int32
 from protocol.messages import Finished, FinishReason, TopLogprobs
 from protocol.params import EngineParams, SamplingParams

@@ -1,0 +1,87 @@
+"""A request, checked against the model once for all of its outputs, with every default filled."""
+
+import secrets
+
+import msgspec
+
+from frontend.errors import CONTEXT_LENGTH_EXCEEDED, InvalidRequest
+from frontend.server.prompts import Prompt, too_long
+from frontend.server.text.stops import StopPatterns
+from frontend.server.text.tokenizer import Tokenizer
+from protocol.codec import Int32Array
+from protocol.messages import EngineReady
+from protocol.params import MAX_STOP_TOKEN_IDS, EngineParams, ParameterError, SamplingParams, check
+
+
+class TextRequest:
+    """A prompt, what is wanted of it, and what its outputs share."""
+
+    __slots__ = ("_engine_params", "eos_ids", "params", "prompt", "stops", "token_bytes")
+
+    def __init__(self, prompt: Int32Array, params: SamplingParams, engine_params: EngineParams, tokenizer: Tokenizer) -> None:
+        """`prompt`: int32, shape [tokens]. `engine_params`: of the first output."""
+        self.prompt = prompt
+        self.params = params
+        self._engine_params = engine_params
+        self.eos_ids = tokenizer.special.eos_ids
+        self.token_bytes = tokenizer.bytes_shown(skip_special_tokens=params.skip_special_tokens)
+        self.stops = StopPatterns(params.stop, include_in_output=params.include_stop_str_in_output) if params.stop else None
+
+    def engine_params(self, index: int) -> EngineParams:
+        """The engine's parameters of output `index` of the `n`: each has a seed of its own."""
+        if index == 0:
+            return self._engine_params
+        return msgspec.structs.replace(self._engine_params, seed=_seed(self.params.seed, index))
+
+
+def prepare(prompt: Prompt, params: SamplingParams, capacity: EngineReady, tokenizer: Tokenizer) -> TextRequest:
+    """Raises InvalidRequest naming the field that is wrong."""
+    token_ids, field = prompt.token_ids, prompt.field
+    try:
+        check(params, capacity.vocab_size)
+    except ParameterError as error:
+        raise InvalidRequest(str(error), error.param) from error
+    length, room = len(token_ids), capacity.max_model_len - len(token_ids)
+    if length == 0:
+        raise InvalidRequest("the prompt is empty", field)
+    if room < 1:
+        raise too_long(length, capacity.max_model_len, field)
+    if token_ids.min() < 0 or token_ids.max() >= capacity.vocab_size:
+        raise InvalidRequest(f"the prompt holds token ids outside the vocabulary of {capacity.vocab_size}", field)
+    if params.max_tokens is not None and params.max_tokens > room:
+        message = (
+            f"max_tokens is {params.max_tokens}, but this model's maximum context length is {capacity.max_model_len} tokens "
+            f"and the prompt of {length} leaves room for {room}"
+        )
+        raise InvalidRequest(message, "max_tokens", CONTEXT_LENGTH_EXCEEDED)
+    if params.min_tokens > room:
+        raise InvalidRequest(f"min_tokens is {params.min_tokens}, but there is room for {room}", "min_tokens")
+    if params.stop and not params.detokenize:
+        raise InvalidRequest("stop strings need detokenize", "stop")
+    stop_ids = dict.fromkeys(params.stop_token_ids)
+    if not params.ignore_eos:
+        stop_ids |= dict.fromkeys(tokenizer.special.eos_ids)
+    if len(stop_ids) > MAX_STOP_TOKEN_IDS:
+        message = f"stop_token_ids and the model's end tokens together are more than {MAX_STOP_TOKEN_IDS}"
+        raise InvalidRequest(message, "stop_token_ids")
+    resolved = EngineParams(
+        max_tokens=room if params.max_tokens is None else params.max_tokens,
+        min_tokens=params.min_tokens,
+        temperature=params.temperature,
+        top_p=params.top_p,
+        top_k=max(params.top_k, 0),
+        min_p=params.min_p,
+        seed=_seed(params.seed, 0),
+        repetition_penalty=params.repetition_penalty,
+        presence_penalty=params.presence_penalty,
+        frequency_penalty=params.frequency_penalty,
+        logprobs=-1 if params.logprobs is None else params.logprobs,
+        stop_token_ids=tuple(stop_ids),
+    )
+    return TextRequest(token_ids, params, resolved, tokenizer)
+
+
+def _seed(seed: int | None, index: int) -> int:
+    if seed is None:
+        return secrets.randbits(63)
+    return (seed + index) % 2**63  # never negative, and an int64 also for the last of `n` at the limit
