@@ -191,6 +191,8 @@ def test_a_client_that_leaves_ends_its_request(http: httpx.Client, running: Runn
 
 def test_a_client_that_leaves_ends_its_request_also_without_streaming(http: httpx.Client, running: RunningEngine) -> None:
     with pytest.raises(httpx.ReadTimeout):
-        http.post("/v1/completions", json=_ASK | {"max_tokens": 8000, "ignore_eos": True, "n": 2}, timeout=0.3)
+        http.post(
+            "/v1/completions", json=_ASK | {"max_tokens": 8000, "ignore_eos": True, "n": 2}, timeout=httpx.Timeout(60, read=0.3)
+        )
     running.wait_until_idle()
     assert http.get("/health").status_code == 200
