@@ -17,6 +17,7 @@ from protocol.errors import ConfigError, ModelError
 from protocol.foreign_files import ENOUGH, recognise
 from protocol.gguf_header import GgufHeader, read_gguf_header
 from protocol.safetensors_header import read_tensors
+from protocol.sharding import LayerSizes
 
 # The names under which files call the architectures that the worker has a family for.
 HF_ARCHITECTURES = ("LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM")
@@ -37,6 +38,7 @@ class ModelFacts:
     vocab_size: int
     context_length: int  # tokens that the model was made for
     context_field: str  # where that is said, for errors
+    layers: LayerSizes | None = None  # where the files give one number for all layers
 
 
 def check_length(wanted: int | None, context_length: int, context_field: str) -> int:
@@ -61,7 +63,9 @@ def facts_from_gguf(path: str | Path, header: GgufHeader) -> ModelFacts:
         raise ModelError(f"{path}: tensor token_embd.weight of two dimensions is missing")
     layers, context = f"{architecture}.block_count", f"{architecture}.context_length"
     _check_layers(path, layers, _size(path, header.metadata, layers), _GGUF_LAYER, header.tensors)
-    return ModelFacts(architecture, vocabulary.shape[0], _size(path, header.metadata, context), f"{context} in {path}")
+    keys = ("attention.head_count", "attention.head_count_kv", "feed_forward_length")
+    sizes = _layer_sizes(header.metadata, *(f"{architecture}.{key}" for key in keys))
+    return ModelFacts(architecture, vocabulary.shape[0], _size(path, header.metadata, context), f"{context} in {path}", sizes)
 
 
 def gguf_architecture(path: str | Path, header: GgufHeader, supported: Sequence[str] = GGUF_ARCHITECTURES) -> str:
@@ -85,6 +89,7 @@ def facts_from_huggingface(directory: Path) -> ModelFacts:
         _size(path, fields, "vocab_size"),
         _size(path, fields, "max_position_embeddings"),
         f"max_position_embeddings in {path}",
+        _layer_sizes(fields, "num_attention_heads", "num_key_value_heads", "intermediate_size"),
     )
     layers = "num_hidden_layers"
     _check_layers(path, layers, _size(path, fields, layers), _HF_LAYER, read_tensors(directory))
@@ -126,6 +131,13 @@ def _size(path: str | Path, fields: Mapping[str, Any], key: str) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value < _LARGEST_SIZE:
         raise ModelError(f"{path}: {key} is {reprlib.repr(value)}, a whole number from 1 to {_LARGEST_SIZE - 1} is wanted")
     return value
+
+
+def _layer_sizes(fields: Mapping[str, Any], heads: str, kv_heads: str, mlp: str) -> LayerSizes | None:
+    """None where a size is not said or differs between the layers: the worker's reader of the family knows more."""
+    sizes = [fields.get(heads), fields.get(kv_heads) or fields.get(heads), fields.get(mlp)]
+    numbers = [size for size in sizes if isinstance(size, int) and not isinstance(size, bool) and size > 0]
+    return LayerSizes(*numbers) if len(numbers) == len(sizes) else None
 
 
 def _check_layers(path: str | Path, field: str, wanted: int, pattern: re.Pattern[str], names: Iterable[str]) -> None:

@@ -3,7 +3,7 @@
 import functools
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias, cast
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +12,8 @@ from protocol.codec import Int32Array
 from protocol.params import MAX_LOGPROBS
 from tpu_worker.buckets import Bucket
 from tpu_worker.inputs import SlotState, StepInputs, admit, gather_tokens, grow_tables, record_tokens, unpack_rows
+from tpu_worker.mesh.layout import REPLICATED, SHARDED, Layout, spec_of
+from tpu_worker.mesh.shards import shard_platform
 from tpu_worker.models.family import Model, Weights
 from tpu_worker.platforms.platform import Platform
 from tpu_worker.sampler import ROW_WIDTH, Sampled, sample
@@ -33,12 +35,16 @@ SampleProgram: TypeAlias = Callable[[SlotState, jax.Array, jax.Array, Int32Array
 AdmitProgram: TypeAlias = Callable[[SlotState, Int32Array], SlotState]
 
 
+STATE: Any = DeviceState(*cast(Any, (SHARDED, REPLICATED)))  # how it is laid out
+
+
 @dataclass(frozen=True, slots=True)
 class Compiler:
-    """Makes the programs of one model on one device. Safe on any thread."""
+    """Makes the programs of one model on the chips of one worker. Safe on any thread."""
 
     model: Model
     platform: Platform
+    layout: Layout
     block_size: int  # of the KV cache, in tokens
     weights: Shapes
     state: Shapes  # of a DeviceState
@@ -46,20 +52,22 @@ class Compiler:
     def step(self, bucket: Bucket) -> StepProgram:
         """One step with greedy sampling, which is all that most need: (weights, state, `pack_step`'s array) ->
         (state, logits [R, V] float32, token ids [R] int32, -1 where the logits were not finite)."""
-
-        model = self.model
+        forward, spec = self.model.family.forward, self.layout.spec_of_shard(self.model.spec)
+        platform = shard_platform(self.platform) if self.layout.num_shards > 1 else self.platform
 
         def step(weights: Weights, state: DeviceState, packed: jax.Array) -> tuple[DeviceState, jax.Array, jax.Array]:
             rows, slots = unpack_rows(packed), grow_tables(state.slots, packed)
             token_ids, meta = gather_tokens(slots, rows, bucket.tokens)
             last = jnp.maximum(meta.offsets[1:] - 1, 0)
-            prepared = self.platform.attention.prepare(meta, bucket.tokens, self.block_size)
+            prepared = platform.attention.prepare(meta, bucket.tokens, self.block_size)
             inputs = StepInputs(token_ids, prepared, meta.offsets[-1], last, rows.num_rows)
-            logits, caches = model.family.forward(model.spec, self.platform, weights, state.caches, inputs)
-            sampled = self.platform.products.greedy(logits, rows.num_rows)
+            logits, caches = forward(spec, platform, weights, state.caches, inputs)
+            logits = self.layout.gather_logits(logits, spec.vocab_size)
+            sampled = platform.products.greedy(logits, rows.num_rows)
             return DeviceState(caches, record_tokens(slots, rows, sampled)), logits, sampled
 
-        program: StepProgram = self._compile(step, 1, self.weights, self.state, _packed_step(bucket.rows))
+        shapes = (self.weights, self.state, self._packed_step(bucket.rows))
+        program: StepProgram = self._compile(step, 1, shapes, (STATE, REPLICATED, REPLICATED))
         return program
 
     def sampler(self, num_rows: int) -> SampleProgram:
@@ -67,17 +75,22 @@ class Compiler:
         step."""
         logits = jax.ShapeDtypeStruct((num_rows, self.model.spec.vocab_size), jnp.float32)
         token_ids = jax.ShapeDtypeStruct((num_rows,), jnp.int32)
-        program: SampleProgram = self._compile(resample, 0, self.state.slots, logits, token_ids, _packed_step(num_rows))
+        shapes = (self.state.slots, *self.layout.shapes((logits, token_ids)), self._packed_step(num_rows))
+        program: SampleProgram = self._compile(resample, 0, shapes, REPLICATED)
         return program
 
     def admit(self) -> AdmitProgram:
         """The admission of one request: (slots, `pack_admission`'s array) -> slots."""
         slots: SlotState = self.state.slots
         packed = jax.ShapeDtypeStruct((1 + ROW_WIDTH + slots.tables.shape[1] + slots.history.shape[1],), jnp.int32)
-        program: AdmitProgram = self._compile(admit, 0, slots, packed)
+        program: AdmitProgram = self._compile(admit, 0, (slots, self.layout.shapes(packed)), REPLICATED)
         return program
 
-    def _compile(self, program: Callable[..., Any], donated: int, *shapes: Shapes) -> Any:
+    def _packed_step(self, num_rows: int) -> Shapes:
+        return self.layout.shapes(jax.ShapeDtypeStruct((7 * num_rows,), jnp.int32))
+
+    def _compile(self, function: Callable[..., Any], donated: int, shapes: tuple[Shapes, ...], outputs: Any) -> Any:
+        program = self.layout.program(function, jax.tree.map(spec_of, shapes), outputs)
         return jax.jit(program, donate_argnums=donated).lower(*shapes).compile()
 
 
@@ -102,12 +115,3 @@ def resample(slots: SlotState, logits: jax.Array, token_ids: jax.Array, packed: 
     chunks = (rows.num_rows + _ROWS_AT_ONCE - 1) // _ROWS_AT_ONCE
     sampled = jax.lax.fori_loop(0, chunks, sample_some, empty)
     return record_tokens(slots, rows, sampled.token_ids), sampled
-
-
-def shapes_of(tree: Any) -> Shapes:
-    """The shapes and types of a pytree of arrays."""
-    return jax.tree.map(lambda array: jax.ShapeDtypeStruct(array.shape, array.dtype), tree)
-
-
-def _packed_step(num_rows: int) -> jax.ShapeDtypeStruct:
-    return jax.ShapeDtypeStruct((7 * num_rows,), jnp.int32)

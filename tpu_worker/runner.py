@@ -17,11 +17,12 @@ from tpu_worker.buckets import make_buckets
 from tpu_worker.device import Capacity, ReportProgress, StepPlan, StepResult
 from tpu_worker.inputs import make_slots, pack_admission, pack_step
 from tpu_worker.kv_cache import bytes_per_block, count_blocks, make_caches, working_memory
-from tpu_worker.mesh import describe, open_device
+from tpu_worker.mesh.devices import describe, open_devices
+from tpu_worker.mesh.layout import make_layout
 from tpu_worker.models.spec import ModelSpec
 from tpu_worker.platforms.choose import choose_platform
 from tpu_worker.platforms.platform import Platform
-from tpu_worker.program import AdmitProgram, Compiler, DeviceState, Shapes
+from tpu_worker.program import STATE, AdmitProgram, Compiler, DeviceState, Shapes
 from tpu_worker.sampler import Sampled
 from tpu_worker.warmup import Programs, use_compilation_cache
 from tpu_worker.weights.load import WeightLoader, holds_blocks, open_source
@@ -60,27 +61,36 @@ class JaxDevice:
     def _load(self, report: ReportProgress) -> Capacity:
         config = self._config
         use_compilation_cache(config.compilation_cache)
-        device = open_device(config)
+        devices = open_devices(config)
         source = open_source(config)
-        model, spec = source.model, source.model.spec
+        model, layout = source.model, make_layout(devices)
+        layout.check(model.spec, config.model_path)
+        spec = layout.spec_of_shard(model.spec)
+        head_dims = {layer.head_dim for layer in spec.layers}
         platform = self._platform = self._given or choose_platform(
-            device.platform, config.quantization, holds_blocks(source), config.block_size, {one.head_dim for one in spec.layers}
+            devices[0].platform, config.quantization, holds_blocks(source), config.block_size, head_dims, layout.num_shards
         )
         platform.memory.before_loading()
         max_model_len = check_length(config.max_model_len, spec.context_length, f"context of {config.model_path}")
         buckets = make_buckets(config.max_num_seqs, config.max_num_batched_tokens)
-        loader = WeightLoader(source, platform.products, max_model_len, lambda done, total: report("loading weights", done, total))
+
+        def report_weights(done: int, total: int) -> None:
+            report("loading weights", done, total)
+
+        loader = WeightLoader(source, platform.products, layout, max_model_len, report_weights)
         weights = loader.load_first()
         shapes = loader.shapes(weights)
         # What the cache is to leave: the weights that are not there yet, and the largest step's working memory.
         pending = loader.pending_bytes(weights) + max(working_memory(spec, bucket) for bucket in buckets)
-        num_blocks = count_blocks(config, spec, max_model_len, platform.memory, [device], pending)
-        make_state = functools.partial(_make_state, config, spec, platform, num_blocks, max_model_len)
-        compiler = Compiler(model, platform, config.block_size, shapes, jax.eval_shape(make_state))
+        num_blocks = count_blocks(config, spec, max_model_len, platform.memory, devices, pending)
+        make_state = layout.program(functools.partial(_make_state, config, spec, platform, num_blocks, max_model_len), (), STATE)
+        caches, slots = jax.eval_shape(make_state)
+        state = DeviceState(layout.shapes(caches, STATE.caches), layout.shapes(slots, STATE.slots))
+        compiler = Compiler(model, platform, layout, config.block_size, shapes, state)
         with ThreadPoolExecutor(1, thread_name_prefix="loading") as pool:
             loaded = pool.submit(loader.load_rest, weights)
             num_rows = {size for bucket in buckets for size in (bucket.tokens, bucket.rows)}
-            stable = platform.products.rows_are_stable(model.matrix_sizes(), num_rows)
+            stable = platform.products.rows_are_stable(loader.matrix_sizes(), num_rows)
             head_cost = _size(shapes["head"]) / _size(shapes["layers"])
             self.programs = Programs(compiler, buckets, head_cost, wait_for_all=not stable)
             self.programs.compile_first(report)
@@ -91,7 +101,7 @@ class JaxDevice:
             self._state = jax.block_until_ready(jax.jit(make_state)())
         self.programs.start_rest()
         platform.memory.after_loading()
-        description = describe(device, platform.name)
+        description = describe(devices, platform.name)
         return Capacity(num_blocks, max_model_len, spec.vocab_size, description, platform.saturating_tokens)
 
     def dispatch(self, plan: StepPlan) -> StepHandle:

@@ -16,6 +16,7 @@ from protocol.cache_directory import default_cache, private_directory, temporary
 from protocol.config import Device, EngineConfig
 from protocol.errors import ConfigError
 from protocol.model_files import check_length
+from protocol.sharding import check_shards
 
 _KEY_FILE_LIMIT = 1 << 16  # bytes; the keys travel to the children in one packet
 _NAMES_LIMIT = 1 << 14  # bytes of all names of the model, for the same reason
@@ -33,6 +34,8 @@ def read_options(arguments: Sequence[str], environ: Mapping[str, str] = os.envir
     files = resolve_model(model)
     facts = examine_model(files)
     check_length(draft.max_model_len, facts.context_length, facts.context_field)
+    if facts.layers is not None and draft.device != "sim":
+        check_shards(draft.tensor_parallel_size, [facts.layers], files.path)
     names = draft.served_model_names or files.names
     if sum(len(name.encode()) for name in names) > _NAMES_LIMIT:
         raise ConfigError(f"--served-model-name: at most {_NAMES_LIMIT} bytes of names in all are possible")

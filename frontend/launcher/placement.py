@@ -5,7 +5,6 @@ Decided without JAX: the environment that narrows a process to its chips must be
 
 import importlib.util
 import os
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +15,6 @@ from protocol.errors import ConfigError, DeviceError
 
 DEVICES = Path("/dev")
 
-_FORCED_DEVICES = re.compile(r"--xla_force_host_platform_device_count=(\d{1,6})")
 
 ResolvedDevice = Literal["cpu", "tpu", "cuda", "sim"]
 
@@ -69,8 +67,8 @@ def place_workers(config: EngineConfig, environ: Mapping[str, str]) -> list[Plac
         case "sim":
             return [Placement((), {"JAX_PLATFORMS": "cpu"}) for _ in chips]
         case _:
-            _check_host_devices(config, environ)
-            return [Placement(cpus, {"JAX_PLATFORMS": "cpu"}) for cpus in split_processors(_processors(), config.workers)]
+            variables = _cpu_environ(config, environ)
+            return [Placement(cpus, variables) for cpus in split_processors(_processors(), config.workers)]
 
 
 def split_processors(processors: list[int], workers: int) -> list[tuple[int, ...]]:
@@ -107,14 +105,13 @@ def _tpu_chips() -> int:
     return len(list(DEVICES.glob("accel[0-9]*"))) or len(list(DEVICES.glob("vfio/[0-9]*")))
 
 
-def _check_host_devices(config: EngineConfig, environ: Mapping[str, str]) -> None:
-    """A host is one device to JAX, unless XLA was told to make several out of it, as for tests."""
-    forced = _FORCED_DEVICES.findall(environ.get("XLA_FLAGS", ""))
-    present = int(forced[-1]) if forced else 1
-    if config.tensor_parallel_size > present:
-        raise ConfigError(
-            f"--tensor-parallel-size {config.tensor_parallel_size}: the CPU is {present} device to each worker: use --workers"
-        )
+def _cpu_environ(config: EngineConfig, environ: Mapping[str, str]) -> dict[str, str]:
+    """Processors are one device to JAX unless it is told, before it starts, to make several of them."""
+    variables = {"JAX_PLATFORMS": "cpu"}
+    if config.tensor_parallel_size > 1:
+        devices = f"--xla_force_host_platform_device_count={config.tensor_parallel_size}"
+        variables["XLA_FLAGS"] = f"{environ.get('XLA_FLAGS', '')} {devices}".strip()
+    return variables
 
 
 def _tpu_environ(config: EngineConfig, chips: range) -> dict[str, str]:

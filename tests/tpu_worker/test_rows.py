@@ -93,7 +93,7 @@ class Runner:
 
 @pytest.mark.parametrize("platform", PLATFORMS, ids=lambda platform: platform.name)
 def test_a_request_has_the_same_bits_in_every_bucket(platform: Platform) -> None:
-    if not platform.products.rows_are_stable(Model(FAMILY, SPEC).matrix_sizes(), (4, 16, 128)):
+    if not platform.products.rows_are_stable([(960, 576), (576, 576), (3072, 576), (576, 1536), (640, 576)], (4, 16, 128)):
         pytest.skip("what XLA multiplies with on this machine does not keep a row's bits, and the engine waits for all buckets")
     run = Runner(platform).last_logits
     for sequence in SEQUENCES:

@@ -9,7 +9,7 @@ from msgspec.structs import replace
 
 from protocol.codec import unpack_float32, unpack_int32
 from protocol.config import EngineConfig
-from protocol.errors import CapacityError, ConfigError, ModelError
+from protocol.errors import CapacityError, ConfigError, DeviceError, ModelError
 from protocol.params import EngineParams
 from tests.margins import Margins, rounding_of_logits
 from tests.tpu_worker.device_driver import Driver
@@ -217,7 +217,7 @@ def test_what_cannot_be_loaded_is_said(tmp_path: Path) -> None:
         (replace(base, model_path=str(tmp_path / "nowhere")), ModelError, "nowhere/config.json: No such file"),
         (replace(base, max_model_len=257), ConfigError, "--max-model-len 257 is more than the 256 tokens"),
         (replace(base, kv_cache_memory=100), CapacityError, "--kv-cache-memory leaves 100 bytes"),
-        (replace(base, tensor_parallel_size=2), ConfigError, "--tensor-parallel-size 2"),
+        (replace(base, tensor_parallel_size=2), DeviceError, "--tensor-parallel-size 2: of cpu devices this worker sees 1"),
     ):
         with pytest.raises(error, match=message):
             JaxDevice(wrong, 0).load(lambda *_: None)

@@ -18,6 +18,7 @@ from protocol.errors import ConfigError, ModelError
 from tests.margins import ROUNDOFF
 from tests.tpu_worker.compiler import needs_compiler
 from tests.tpu_worker.tiny_models import CONFIG, FAMILIES, Tensors, make_tensors, write_gguf, write_model
+from tpu_worker.mesh.layout import make_layout
 from tpu_worker.models.family import Weights
 from tpu_worker.platforms import xla
 from tpu_worker.platforms.choose import choose_platform
@@ -32,7 +33,7 @@ TENSORS = make_tensors(CONFIG)
 
 
 def load(source: WeightSource) -> Weights:
-    loader = WeightLoader(source, xla.PRODUCTS, 16, lambda *_: None)
+    loader = WeightLoader(source, xla.PRODUCTS, make_layout(jax.devices()[:1]), 16, lambda *_: None)
     return loader.load_rest(loader.load_first())
 
 
@@ -133,7 +134,7 @@ def test_gguf_in_blocks(
     source = GgufSource(write_gguf(tmp_path / "m.gguf", CONFIG, TENSORS, GGMLQuantizationType[first], GGMLQuantizationType[second]))
     assert holds_blocks(source) == (bits[0] is not None)
     products = choose_platform("cpu", quantization, holds_blocks(source), 16, {32}).products
-    loader = WeightLoader(source, products, 16, lambda *_: None)
+    loader = WeightLoader(source, products, make_layout(jax.devices()[:1]), 16, lambda *_: None)
     weights = loader.load_rest(loader.load_first())
     columns = build.library("matmul").twodeep_panel_columns()
     for index in range(2):

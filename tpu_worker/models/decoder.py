@@ -175,7 +175,7 @@ def forward(spec: ModelSpec, platform: Platform, weights: Weights, caches: Layer
 
     Once the last layer has attended, only these tokens go on. The caches given are updated and must not be used again.
     """
-    x = embed(weights["embedding"], inputs.token_ids)
+    x = platform.products.lookup(weights["embedding"], inputs.token_ids)
     num_tokens = inputs.num_tokens  # the kernels may leave out the rest
     # Functions of their own, jitted: traced once for layers that are alike, which is most of the tracing time at start.
     attends = {layer: jax.jit(functools.partial(_attend, layer, spec.norm_eps, platform)) for layer in set(spec.layers)}
@@ -189,11 +189,6 @@ def forward(spec: ModelSpec, platform: Platform, weights: Weights, caches: Layer
         x = mix(mine, x, attended, num_tokens)
     linear = platform.products.linear
     return linear(x, weights["head"], num_rows=inputs.num_sampled, norm=weights["final_norm"], eps=spec.norm_eps), caches
-
-
-def embed(table: jax.Array, token_ids: jax.Array) -> jax.Array:
-    """Rows of table [V, D] for token_ids [T] -> [T, D] float32."""
-    return table[token_ids].astype("float32")
 
 
 def _attend(
@@ -220,8 +215,7 @@ def _attend(
 def _norm_heads(qkv: jax.Array, layer: LayerSpec, q_norm: jax.Array, k_norm: jax.Array, eps: float) -> jax.Array:
     """qkv [T, (H + 2 KH) * D] with each head of q and of k normed; the norms are [D]."""
     heads = qkv.reshape(qkv.shape[0], -1, layer.head_dim)
-    num_kv_heads = heads.shape[1] * layer.num_kv_heads // (layer.num_heads + 2 * layer.num_kv_heads)
-    q, k, v = jnp.split(heads, (heads.shape[1] - 2 * num_kv_heads, heads.shape[1] - num_kv_heads), axis=1)
+    q, k, v = jnp.split(heads, (layer.num_heads, layer.num_heads + layer.num_kv_heads), axis=1)
     return jnp.concatenate([rms_norm(q, q_norm, eps), rms_norm(k, k_norm, eps), v], axis=1).reshape(qkv.shape)
 
 

@@ -61,8 +61,3 @@ class Model:
         """Those outside the layers, then those of each layer."""
         family, spec = self.family, self.spec
         return [family.parameters(spec), *(family.layer_parameters(spec, index) for index in range(len(spec.layers)))]
-
-    def matrix_sizes(self) -> set[tuple[int, int]]:
-        """(out, in) of every matrix that the model multiplies with."""
-        kinds = ("matrix", "gated")
-        return {(one.shape[0], one.shape[1]) for group in self.parameters() for one in group.values() if one.kind in kinds}

@@ -40,3 +40,8 @@ def _sum_in_order(x: jax.Array) -> jax.Array:
 def rms_norm(x: jax.Array, weight: jax.Array, eps: float) -> jax.Array:
     """x [T, D] divided by its root mean square, times weight [D] (Zhang and Sennrich 2019)."""
     return x * jax.lax.rsqrt(sum_last(x * x)[..., None] / x.shape[-1] + eps) * weight
+
+
+def lookup(table: jax.Array, token_ids: jax.Array) -> jax.Array:
+    """Rows of table [V, D] for token_ids [T] -> [T, D] float32."""
+    return table[token_ids].astype(jnp.float32)

@@ -107,6 +107,14 @@ class Linear(Protocol):
         ...
 
 
+class Lookup(Protocol):
+    """Rows of a table."""
+
+    def __call__(self, table: jax.Array, token_ids: jax.Array) -> jax.Array:
+        """table [V, D], token_ids [T] int32 -> [T, D] float32."""
+        ...
+
+
 class Greedy(Protocol):
     """The most likely token of each row."""
 
@@ -133,6 +141,7 @@ class Products:
     place: Place
     pack: Pack
     linear: Linear
+    lookup: Lookup
     greedy: Greedy
     rows_are_stable: RowsAreStable
 

@@ -6,20 +6,21 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
-import numpy.typing as npt
 
 from protocol.config import EngineConfig
+from tpu_worker.mesh.layout import Layout, bytes_on_each
+from tpu_worker.mesh.shards import PartialWeight
 from tpu_worker.models.family import Parameters, Weights
 from tpu_worker.models.rope import rotary_table
-from tpu_worker.models.spec import ParameterSpec, Part
-from tpu_worker.platforms.platform import Allocate, Products
-from tpu_worker.program import Shapes, shapes_of
+from tpu_worker.models.spec import LayerSpec, ParameterSpec, Part
+from tpu_worker.platforms.platform import Allocate, HostArray, Products
+from tpu_worker.program import Shapes
 from tpu_worker.stacking import Layers, group_alike, group_sizes
 from tpu_worker.weights.blocks import concatenate
 from tpu_worker.weights.source import WeightSource
+from tpu_worker.weights.stacks import Stacks
 
 _THREADS = 2  # NumPy lets go of the interpreter lock while it converts; more only adds peak memory
 
@@ -47,10 +48,13 @@ class WeightLoader:
     loaded: compiling need not wait for the others.
     """
 
-    def __init__(self, source: WeightSource, products: Products, num_positions: int, report: Callable[[int, int], None]) -> None:
+    def __init__(
+        self, source: WeightSource, products: Products, layout: Layout, num_positions: int, report: Callable[[int, int], None]
+    ) -> None:
         """`num_positions`: of the rotary tables. `report(done, total)` counts layers, and what is outside of them as one."""
         self._source = source
         self._products = products
+        self._layout = layout
         self._num_positions = num_positions
         self._report = report
         self._outside, *self._layers = source.model.parameters()
@@ -59,15 +63,14 @@ class WeightLoader:
             bits = _bits(source, parameters) if products.keeps_blocks else {}
             keys.append(tuple((name, one.kind, one.shape, bits.get(name)) for name, one in parameters.items()))
         self._where = group_alike(keys)
-        self._stacks = [_Stacks(size, products.allocate) for size in group_sizes(self._where)]
+        self._stacks = [Stacks(size, products.allocate) for size in group_sizes(self._where)]
 
     def load_first(self) -> Weights:
         """What is outside the layers, and the first layer of each group. Raises ModelError."""
-        weights = self._load_own(self._outside)
-        weights["ropes"] = [
-            jnp.asarray(rotary_table(self._num_positions, self._source.inverse_frequencies(rope)))
-            for rope in self._source.model.spec.ropes
-        ]
+        weights = self._load_own(self._outside, None)
+        frequencies = map(self._source.inverse_frequencies, self._source.model.spec.ropes)
+        ropes = [self._vector(rotary_table(self._num_positions, of_rope), self._products.allocate) for of_rope in frequencies]
+        weights["ropes"] = [self._layout.place([rope], False, self._products.place) for rope in ropes]
         total = len(self._layers) + 1
         self._report(1, total)
         groups: list[Any] = []
@@ -80,20 +83,25 @@ class WeightLoader:
 
     def shapes(self, first: Weights) -> Shapes:
         """The shapes and types of what `load_rest` returns for what `load_first` returned."""
-        shapes = shapes_of(first)
+        shapes = jax.tree.map(self._layout.shape_of, first)
         if self._products.stacks_layers:
             return shapes
         groups = tuple(group * size for group, size in zip(shapes["layers"].groups, group_sizes(self._where), strict=True))
         return {**shapes, "layers": Layers(groups, self._where)}
 
     def pending_bytes(self, first: Weights) -> int:
-        """Of device memory, what `load_rest` will yet take."""
+        """What `load_rest` will yet take of each device's memory."""
         pending = 0
         for group, size in zip(first["layers"].groups, group_sizes(self._where), strict=True):
-            held = sum(array.nbytes for array in jax.tree.leaves(group))
+            held = sum(map(bytes_on_each, jax.tree.leaves(group)))
             # Stacks are there, but the pages of a layer are taken when it comes.
             pending += held * (size - 1) // size if self._products.stacks_layers else held * (size - 1)
         return pending
+
+    def matrix_sizes(self) -> set[tuple[int, int]]:
+        """(out, in) of every matrix that a shard multiplies with."""
+        parameters = [parameter for group in (self._outside, *self._layers) for parameter in group.values()]
+        return {self._layout.size_of_shard(one) for one in parameters if one.kind in ("matrix", "gated")}
 
     def load_rest(self, first: Weights) -> Weights:
         """All parameters, with those of `first`. Raises ModelError."""
@@ -115,40 +123,51 @@ class WeightLoader:
 
     def _load_layer(self, index: int) -> Weights:
         """A layer, in arrays of its own or in the stacks of its group."""
-        if self._products.stacks_layers:
-            group, place = self._where[index]
-            return self._load(self._layers[index], functools.partial(self._stacks[group].allocate, place))
-        return self._load_own(self._layers[index])
+        layer = self._source.model.spec.layers[index]
+        if not self._products.stacks_layers:
+            return self._load_own(self._layers[index], layer)
+        group, place = self._where[index]
+        loaded = self._load(self._layers[index], layer, functools.partial(self._stacks[group].allocate, place))
+        return {name: shards[0] for name, shards in loaded.items()}
 
-    def _stacks_of(self, group: int) -> Callable[[npt.NDArray[Any]], jax.Array]:
+    def _stacks_of(self, group: int) -> Callable[[HostArray], jax.Array]:
         return lambda part: self._products.place(self._stacks[group].stack_of(part))
 
-    def _load_own(self, parameters: Parameters) -> Weights:
+    def _load_own(self, parameters: Parameters, layer: LayerSpec | None) -> Weights:
         """In arrays of their own."""
-        weights: Weights = jax.tree.map(self._products.place, self._load(parameters, self._products.allocate))
-        return weights
+        loaded = self._load(parameters, layer, self._products.allocate)
+        cut = {name: self._layout.cuts(parameter) is not None for name, parameter in parameters.items()}
+        return {name: self._layout.place(shards, cut[name], self._products.place) for name, shards in loaded.items()}
 
-    def _load(self, parameters: Parameters, allocate: Allocate) -> Weights:
-        read: dict[Part, npt.NDArray[Any]] = {}  # a tied embedding is dequantised once
+    def _load(self, parameters: Parameters, layer: LayerSpec | None, allocate: Allocate) -> dict[str, list[Any]]:
+        """Of each parameter what the shards have of it; one entry, where every shard has all of it."""
+        read: dict[Part, HostArray] = {}  # a tied embedding is dequantised once
         in_blocks = _bits(self._source, parameters) if self._products.keeps_blocks else {}
-        weights: Weights = {}
+        weights: dict[str, list[Any]] = {}
         for name, parameter in parameters.items():
+            dimension = self._layout.cuts(parameter)
             if name in in_blocks:
-                blocks = [self._source.read_blocks(part) for part in parameter.parts]
-                weights[name] = self._products.pack(concatenate(blocks), allocate, gated=parameter.kind == "gated")
+                blocks = concatenate([self._source.read_blocks(part) for part in parameter.parts])
+                weights[name] = [self._products.pack(blocks, allocate, gated=parameter.kind == "gated")]
                 continue
             for part in parameter.parts:
                 if part not in read:
                     read[part] = self._source.read(part)
-            parts = [read[part] for part in parameter.parts]
-            weights[name] = self._place(parameter, parts[0] if len(parts) == 1 else np.concatenate(parts), allocate)
+            weights[name] = []
+            for shard in range(1 if dimension is None else self._layout.num_shards):
+                parts = [self._layout.part_of_shard(read[part], part, layer, shard) for part in parameter.parts]
+                packed = self._pack(parameter, parts[0] if len(parts) == 1 else np.concatenate(parts), allocate)
+                weights[name].append(PartialWeight(packed) if dimension == 1 else packed)
         return weights
 
-    def _place(self, parameter: ParameterSpec, values: npt.NDArray[Any], allocate: Allocate) -> Any:
+    def _pack(self, parameter: ParameterSpec, values: HostArray, allocate: Allocate) -> Any:
         if parameter.kind in ("matrix", "gated"):
             return self._products.pack(values, allocate, gated=parameter.kind == "gated")
         if parameter.kind == "table":
             return values.astype(ml_dtypes.bfloat16, copy=False)
+        return self._vector(values, allocate)
+
+    def _vector(self, values: HostArray, allocate: Allocate) -> HostArray:
         vector = allocate(values.shape, np.float32)
         vector[...] = values
         return vector
@@ -163,28 +182,3 @@ def _bits(source: WeightSource, parameters: Parameters) -> dict[str, int]:
             if len(found) == 1 and (width := found.pop()) is not None:
                 bits[name] = width
     return bits
-
-
-class _Stacks:
-    """Room for the arrays of a group of layers, side by side. Every layer asks for the same arrays in the same order."""
-
-    def __init__(self, num_layers: int, allocate: Allocate) -> None:
-        self._num_layers = num_layers
-        self._allocate = allocate
-        self._stacks: list[npt.NDArray[Any]] = []
-        self._used = [0] * num_layers  # of the stacks, by each layer
-
-    def allocate(self, layer: int, shape: tuple[int, ...], dtype: npt.DTypeLike) -> npt.NDArray[Any]:
-        """The layer's part of its next stack. The group's layer 0, which makes the stacks, must be done before others begin."""
-        if layer == 0:
-            self._stacks.append(self._allocate((self._num_layers, *shape), dtype))
-        stack = self._stacks[self._used[layer]]
-        self._used[layer] += 1
-        assert (stack.shape[1:], stack.dtype) == (shape, np.dtype(dtype))
-        part: npt.NDArray[Any] = stack[layer]
-        return part
-
-    def stack_of(self, part: npt.NDArray[Any]) -> npt.NDArray[Any]:
-        """The stack that begins with this part, which is layer 0's: what other layers write is there."""
-        (stack,) = (stack for stack in self._stacks if stack.ctypes.data == part.ctypes.data)
-        return stack

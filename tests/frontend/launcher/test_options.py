@@ -64,6 +64,11 @@ def test_every_flag_reaches_its_field(gguf: str, tmp_path: Path) -> None:
     assert (config.simulated.decode_us, config.simulated.decode_us_per_seq, config.simulated.prefill_us_per_token) == (500, 2.5, 1)
 
 
+def test_a_model_that_cannot_be_cut_is_refused_at_once(gguf: str) -> None:
+    with pytest.raises(ConfigError, match=r"--tensor-parallel-size 2 does not divide 1 heads, .* \(.*gguf\): possible are 1$"):
+        read_options(["--model", gguf, "--device", "cpu", "--port", "0", "--tensor-parallel-size", "2"])
+
+
 def test_a_file_gives_the_same_flags_and_the_command_line_wins(gguf: str, tmp_path: Path) -> None:
     file = tmp_path / "engine.toml"
     file.write_text(

@@ -46,11 +46,10 @@ def test_cpu_workers_see_no_accelerator() -> None:
         assert placed.cpus
 
 
-def test_a_host_is_one_device_unless_xla_was_told_otherwise() -> None:
-    with pytest.raises(ConfigError, match="--tensor-parallel-size 2: the CPU is 1 device to each worker: use --workers"):
-        place_workers(config("cpu", 1, 2), {})
-    assert len(place_workers(config("cpu", 1, 2), {"XLA_FLAGS": "--x --xla_force_host_platform_device_count=4"})) == 1
-    assert len(place_workers(config("sim", 1, 2), {})) == 1
+def test_processors_are_as_many_devices_as_a_worker_wants() -> None:
+    for placed in place_workers(config("cpu", 2, 4), {"XLA_FLAGS": "--xla_cpu_max_isa=AVX2"}):
+        assert placed.environ["XLA_FLAGS"] == "--xla_cpu_max_isa=AVX2 --xla_force_host_platform_device_count=4"
+    assert place_workers(config("cpu", 1, 2), {})[0].environ["XLA_FLAGS"] == "--xla_force_host_platform_device_count=2"
 
 
 def test_gpus_are_taken_from_those_that_are_visible() -> None:

@@ -20,6 +20,7 @@ from tests.test_imports import imports
 from tests.tpu_worker.tiny_models import CONFIG, FAMILIES, hash_of, make_tensors, reference_logits, write_gguf, write_model
 from tpu_worker.inputs import StepInputs
 from tpu_worker.kv_cache import make_caches
+from tpu_worker.mesh.layout import make_layout
 from tpu_worker.models import llama, qwen2, qwen3
 from tpu_worker.models.registry import FAMILIES as REGISTERED
 from tpu_worker.models.registry import model_from_config
@@ -40,7 +41,7 @@ BLOCK_SIZE = 16
 def all_logits(source: WeightSource, platform: Platform, token_ids: npt.NDArray[np.int32]) -> Float32Array:
     """Logits [T, V] of one step that computes a whole sequence."""
     length, model = len(token_ids), source.model
-    loader = WeightLoader(source, platform.products, length, lambda *_: None)
+    loader = WeightLoader(source, platform.products, make_layout(jax.devices()[:1]), length, lambda *_: None)
     weights = loader.load_rest(loader.load_first())
     num_blocks = -(-length // BLOCK_SIZE)
     caches = make_caches(model.spec, platform.attention, num_blocks + 1, BLOCK_SIZE)

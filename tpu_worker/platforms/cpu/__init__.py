@@ -6,6 +6,7 @@ from dataclasses import replace
 
 from protocol.config import Quantization
 from protocol.errors import ConfigError
+from tpu_worker.models.layers import lookup
 from tpu_worker.platforms import xla
 from tpu_worker.platforms.cpu import attention, products
 from tpu_worker.platforms.cpu.memory import HostMemory
@@ -29,6 +30,7 @@ def make_products(quantization: Quantization) -> Products:
         place=products.place,
         pack=functools.partial(products.pack_into, quantization=quantization),
         linear=products.linear,
+        lookup=lookup,
         greedy=products.greedy,
         rows_are_stable=lambda *_: True,
     )
@@ -39,7 +41,7 @@ def make_platform(quantization: Quantization, in_blocks: bool, block_size: int, 
     keeps_blocks = quantization == "int8" or (quantization == "auto" and in_blocks and prefers_blocks())
     native = build.available("matmul", "attention", *(("blocks",) if keeps_blocks else ()))
     if quantization == "int8" and not native:
-        raise ConfigError("--quantization int8 needs the C++ kernels of the CPU: leave the flag out")
+        raise ConfigError("--quantization int8 needs the C++ kernels of the CPU, on one chip: leave the flag out")
     attends = native and all(attention.supports(block_size, head_dim) for head_dim in head_dims)
     multiplies = native and (keeps_blocks or preferred() == "native")
     return Platform(

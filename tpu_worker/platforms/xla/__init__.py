@@ -1,5 +1,6 @@
 """Plain XLA: runs wherever JAX does."""
 
+from tpu_worker.models.layers import lookup
 from tpu_worker.platforms.platform import Attention, Platform, Products
 from tpu_worker.platforms.xla import attention, products
 from tpu_worker.platforms.xla.memory import AcceleratorMemory
@@ -12,6 +13,7 @@ PRODUCTS = Products(
     place=products.place,
     pack=products.pack,
     linear=products.linear,
+    lookup=lookup,
     greedy=products.greedy,
     rows_are_stable=lambda *_: False,  # nobody says so of an accelerator's products, and to measure it takes long there
 )

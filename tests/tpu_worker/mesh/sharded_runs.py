@@ -1,0 +1,56 @@
+"""Runs a tiny model on some of four devices that are forced out of this host: `… sharded_runs DIR TOKENS_PER_STEP SHARDS …`.
+
+A process of its own, since JAX must be told of the devices before it starts. Writes what came of it as JSON.
+"""
+
+import json
+import os
+import sys
+
+os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=4"
+
+from protocol.config import EngineConfig
+from protocol.params import EngineParams
+from tests.tpu_worker.device_driver import Driver
+from tpu_worker.platforms.cpu import make_xla_platform
+from tpu_worker.runner import JaxDevice
+
+PROMPTS = [list(range(1, 24)), [5, 6], list(range(90, 40, -1)), [3, 1, 4, 1, 5, 9, 2, 6, 5]]
+PARAMS = {
+    "greedy": EngineParams(12, logprobs=3),
+    "seeded": EngineParams(12, temperature=0.9, top_p=0.9, top_k=20, seed=7),
+    "penalties": EngineParams(12, temperature=0.7, repetition_penalty=1.3, frequency_penalty=0.5, presence_penalty=0.5, seed=1),
+}
+
+
+def run(model: str, budget: int, num_shards: int) -> dict[str, object]:
+    """Tokens and log-probabilities by parameters, what the device calls itself, and the collectives of a step."""
+    config = EngineConfig(
+        model_path=model,
+        model_format="huggingface",
+        served_model_names=("tiny",),
+        device="cpu",
+        tensor_parallel_size=num_shards,
+        max_num_seqs=4,
+        max_num_batched_tokens=budget,
+        max_model_len=96,
+    )
+    device = JaxDevice(config, 0, make_xla_platform() if num_shards == 1 else None)
+    capacity = device.load(lambda *_: None)
+    outputs = {}
+    for name, params in PARAMS.items():
+        requests = Driver(device, capacity.num_blocks, config.block_size, depth=3).run(PROMPTS, params, chunk=budget // 4)
+        outputs[name] = {"tokens": [one.tokens for one in requests], "logprobs": [one.logprobs for one in requests]}
+    text = device.programs.step(device.programs.choose(4, 4, sampler=False)).as_text()  # type: ignore[attr-defined]
+    device.close()
+    return {
+        "outputs": outputs,
+        "description": capacity.description,
+        "num_blocks": capacity.num_blocks,
+        "collectives": {kind: text.count(f" {kind}(") for kind in ("all-reduce", "all-gather", "all-to-all", "collective-permute")},
+    }
+
+
+if __name__ == "__main__":
+    model, budget, *sizes = sys.argv[1:]
+    json.dump({num_shards: run(model, int(budget), int(num_shards)) for num_shards in sizes}, sys.stdout)

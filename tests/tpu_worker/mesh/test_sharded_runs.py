@@ -1,0 +1,41 @@
+"""The same tokens from one, two and four chips."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tests.tpu_worker.tiny_models import FAMILIES, make_tensors, write_model
+
+LAYERS = 2
+# More chips than heads of keys, and a vocabulary that does not divide.
+SIZES = {"num_attention_heads": 8, "num_key_value_heads": 2, "vocab_size": 97, "num_hidden_layers": LAYERS}
+
+
+@pytest.mark.parametrize(
+    ("family", "budget", "sizes"),
+    [("llama", 64, ("2", "4")), ("qwen3", 4, ("4",))],  # with biases everywhere; with norms of queries and keys
+)
+def test_shards_change_no_token(family: str, budget: int, sizes: tuple[str, ...], tmp_path: Path) -> None:
+    config = {**FAMILIES[family], **SIZES}
+    model = write_model(tmp_path, config, make_tensors(config))
+    command = [sys.executable, "-m", "tests.tpu_worker.mesh.sharded_runs", str(model), str(budget), "1", *sizes]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    runs: dict[str, dict[str, Any]] = json.loads(done.stdout)
+    one = runs["1"]
+    assert one["description"] == "cpu (XLA kernels)" and not any(one["collectives"].values())
+    assert len({tuple(tokens) for output in one["outputs"].values() for tokens in output["tokens"]}) == 12
+    for shards in sizes:
+        several = runs[shards]
+        assert several["description"] == f"cpu x{shards} (XLA kernels)"
+        for name, output in several["outputs"].items():
+            assert output["tokens"] == one["outputs"][name]["tokens"], (shards, name)
+        errors = np.array(several["outputs"]["greedy"]["logprobs"]) - np.array(one["outputs"]["greedy"]["logprobs"])
+        assert np.abs(errors).max() < 0.05
+        # One for the embedding, and in each layer one behind attention and one behind the MLP; the head's logits are gathered.
+        assert several["collectives"] == {"all-reduce": 1 + 2 * LAYERS, "all-gather": 1, "all-to-all": 0, "collective-permute": 0}

@@ -1,0 +1,56 @@
+"""A platform as one shard of several uses it: its results are whole where those of its products are parts of a sum."""
+
+import functools
+from dataclasses import dataclass, replace
+
+import jax
+import jax.numpy as jnp
+
+from tpu_worker.mesh.layout import AXIS
+from tpu_worker.models.layers import Activation
+from tpu_worker.platforms.platform import Packed, Platform, Products
+from tpu_worker.stacking import Operand
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True, slots=True)
+class PartialWeight:
+    """A packed weight with some of the inputs, of which the other shards have the others."""
+
+    weight: Packed
+
+
+def shard_platform(platform: Platform) -> Platform:
+    """The same kernels, within a program of several shards. A model's forward pass sees no difference."""
+    products = platform.products
+    sharded = replace(products, linear=functools.partial(_linear, products), lookup=functools.partial(_lookup, products))
+    return replace(platform, products=sharded)
+
+
+def _linear(
+    products: Products,
+    x: jax.Array,
+    weight: Packed,
+    *,
+    activation: Activation | None = None,
+    num_rows: jax.Array | None = None,
+    norm: Operand | None = None,
+    eps: float = 0.0,
+    residual: jax.Array | None = None,
+) -> jax.Array:
+    """`platform.Linear`. The sum over the shards is float32, as the residual is."""
+    if not isinstance(weight, PartialWeight):
+        return products.linear(x, weight, activation=activation, num_rows=num_rows, norm=norm, eps=eps, residual=residual)
+    if norm is not None or activation is not None:
+        raise ValueError("a norm over all inputs and an activation of the sum need more than a shard's part of them")
+    total: jax.Array = jax.lax.psum(products.linear(x, weight.weight, num_rows=num_rows), AXIS)
+    return total if residual is None else total + residual
+
+
+def _lookup(products: Products, table: jax.Array, token_ids: jax.Array) -> jax.Array:
+    """`platform.Lookup`: each shard has some of the rows."""
+    here = token_ids - jax.lax.axis_index(AXIS) * table.shape[0]
+    mine = (here >= 0) & (here < table.shape[0])
+    rows = products.lookup(table, jnp.where(mine, here, 0))
+    found: jax.Array = jax.lax.psum(jnp.where(mine[:, None], rows, 0.0), AXIS)
+    return found
