@@ -56,6 +56,7 @@ _PATHS = ("/v1/completions", "/v1/chat/completions", "/tokenize", "/detokenize")
         ({"seed": 2**63}, "seed"),
         ({"stop": ["x"] * 500_000}, "stop"),
         ({"stop": ["x" * 2000]}, "stop"),
+        ({"stop": ["x" * 1000] * 5}, "stop"),
         ({"stop": ""}, "stop"),
         ({"stop": [1]}, "stop[0]"),
         ({"stop_token_ids": [49152]}, "stop_token_ids"),

@@ -67,6 +67,16 @@ def test_a_beginning_that_becomes_nothing_is_shown_late_and_whole() -> None:
     assert stops.feed(" two") == ("## two", None)
 
 
+def test_outputs_of_a_request_share_their_patterns() -> None:
+    patterns = StopPatterns(["aab"])
+    first, second = StopStrings(patterns), StopStrings(patterns)
+    assert first.feed("xaa") == ("x", None)
+    automata = patterns.failures
+    assert second.feed("ab") == ("ab", None)
+    assert first.feed("b") == ("", "aab")
+    assert patterns.failures is automata
+
+
 def test_the_text_behind_a_stop_string_is_dropped() -> None:
     assert _matcher(["end"]).feed("the end of it") == ("the ", "end")
     assert _matcher(["end"], include=True).feed("the end of it") == ("the end", "end")
