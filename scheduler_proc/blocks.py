@@ -76,6 +76,12 @@ class BlockPool:
         """How many of these have no holder: sharing them lowers `num_free` by as many."""
         return sum(1 for block in blocks if self._holders[block] == 0)
 
+    def validate_idle(self) -> None:
+        """Raises Breach unless every block is free, as far as one vector operation can tell."""
+        must(self.num_free == self.num_blocks, "idle", "blocks are missing while nothing runs")
+        must(not np.frombuffer(self._holders, np.int32).any(), "idle", "blocks are held while nothing runs")
+        must(len(self._idle) == len(self.cache), "idle", "a block that is not free, or blank, has a name")
+
     def validate(self, tables: Iterable[Sequence[int]]) -> None:
         """Raises Breach unless `tables`, the blocks of each running request, account for every block exactly."""
         held = np.bincount(np.array(list(chain.from_iterable(tables)), np.int32), minlength=self.num_blocks)

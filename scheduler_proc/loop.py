@@ -25,7 +25,7 @@ from protocol.pulse import Metronome
 from protocol.supervision import SupervisionLink
 from scheduler_proc.breaches import Breach
 from scheduler_proc.events import Command, Event, FromWorker, ToFrontend, ToLauncher, ToWorker
-from scheduler_proc.invariants import validate
+from scheduler_proc.invariants import validate_idle
 from scheduler_proc.state import SchedulerState
 
 
@@ -88,7 +88,7 @@ class SchedulerLoop:
 
     def _validate(self) -> None:
         try:
-            validate(self._state)
+            validate_idle(self._state)
         except Breach as breach:
             self._state.breaches.report(breach)
 

@@ -163,7 +163,8 @@ class SchedulerState:
         lane.progress_ns = self._clock.now_ns
         self.trace.record(worker, step, output, now_ns)
         self.counters["steps"] += 1
-        self.counters["prefill_tokens"] += step.num_prefill_tokens
+        if step.chunks:
+            self.counters["prefill_tokens"] += step.num_prefill_tokens
         self.counters["generation_tokens"] += outcome.num_tokens
         self.counters["discarded_tokens"] += outcome.num_discarded
         if outcome.begun and self._config.enable_prefix_caching:

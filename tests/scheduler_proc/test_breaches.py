@@ -6,7 +6,7 @@ import pytest
 
 from scheduler_proc.blocks import BlockPool
 from scheduler_proc.breaches import Breach
-from scheduler_proc.invariants import validate
+from scheduler_proc.invariants import validate, validate_idle
 from scheduler_proc.request import RequestState
 from scheduler_proc.state import SchedulerState
 from tests.scheduler_proc.world import World
@@ -44,6 +44,31 @@ def test_a_state_that_contradicts_itself_is_found() -> None:
     with pytest.raises(Breach) as found:
         validate(world.state)
     assert found.value.kind == "slots"
+
+
+@pytest.mark.parametrize("rest", ["slot", "block", "holder", "name", "row", "request"])
+def test_what_is_left_in_an_idle_engine_is_found(rest: str) -> None:
+    world = World()
+    world.add(0, range(9), max_tokens=4)
+    request = world.state.requests[0]
+    world.drain()
+    validate_idle(world.state)
+    lane = world.state.lanes[0]
+    match rest:
+        case "slot":
+            lane.free_slots[0] = lane.free_slots[1]
+        case "block":
+            lane.pool.allocate(1)
+        case "holder":
+            lane.pool._holders[5] = 1
+        case "name":
+            lane.pool.cache.commit(b"x", lane.pool._blank[0])
+        case "row":
+            lane.joins.append(0)
+        case "request":
+            world.state.admission.waiting.push(request)
+    with pytest.raises(Breach):
+        validate_idle(world.state)
 
 
 def pool() -> tuple[BlockPool, list[int]]:
