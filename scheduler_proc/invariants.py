@@ -1,4 +1,4 @@
-"""What must hold between two events, whatever happened: all of it is checked after each event in tests, a part on idle in production."""
+"""What must hold between two events, whatever happened. Tests check it after each event; production checks a part of it on idle."""
 
 import numpy as np
 
