@@ -38,7 +38,7 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
     max_model_len: int | None = None  # tokens of prompt and output together; None: the model's own limit
     max_num_seqs: int = 256
     max_num_batched_tokens: int = 512
-    block_size: int = 16
+    block_size: int | None = None  # tokens of a KV block; None: what the worker's platform prefers
     kv_cache_memory: int | None = None  # bytes per worker; None: from the memory that is there
     enable_prefix_caching: bool = True
     quantization: Quantization = "auto"

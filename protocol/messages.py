@@ -245,6 +245,7 @@ class ModelRunnerOutput(Message, frozen=True, tag="output"):
     logprobs: tuple[RowLogprobs, ...] = ()
     # received, prepared, dispatched, started and finished on the device, collected: nanoseconds, in `StepTimes`' order
     times_ns: tuple[int, int, int, int, int, int] = (0, 0, 0, 0, 0, 0)
+    failed_programs: int = 0  # that the worker could not compile while it served, since its answer before
 
 
 class WorkerFailed(Message, frozen=True, tag="failed"):

@@ -165,6 +165,8 @@ class SchedulerState:
         self.counters["steps"] += 1
         if step.chunks:
             self.counters["prefill_tokens"] += step.num_prefill_tokens
+        if output.failed_programs:
+            self.counters["failed_programs"] += output.failed_programs
         self.counters["generation_tokens"] += outcome.num_tokens
         self.counters["discarded_tokens"] += outcome.num_discarded
         if outcome.begun and self._config.enable_prefix_caching:

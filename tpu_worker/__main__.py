@@ -12,10 +12,10 @@ from tpu_worker.loop import WorkerLoop
 def main() -> int:
     """Serves until told to end; returns the exit code."""
     spec, launcher = enter_child(int(sys.argv[1]), "tpu_worker", die_with_launcher=True)
-    return run_child(launcher, lambda: WorkerLoop(spec, launcher, _make_device(spec.config, spec.index)).run())
+    return run_child(launcher, lambda: WorkerLoop(spec, launcher, _make_device(spec.config)).run())
 
 
-def _make_device(config: EngineConfig, index: int) -> Device:
+def _make_device(config: EngineConfig) -> Device:
     if config.device == "sim":
         from tpu_worker.simulator import SimulatedDevice
 
@@ -26,7 +26,7 @@ def _make_device(config: EngineConfig, index: int) -> Device:
         JaxDevice,  # brings JAX, which reads the affinity and environment set before this line
     )
 
-    return JaxDevice(config, index)
+    return JaxDevice(config)
 
 
 if __name__ == "__main__":

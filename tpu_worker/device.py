@@ -59,6 +59,7 @@ class StepResult:
     logprobs: dict[int, TopLogprobs] = field(default_factory=dict)  # by index among the sampling rows, where asked
     started_ns: int = 0  # when the device began and ended the step, as well as the host can tell
     finished_ns: int = 0
+    failed_programs: int = 0  # that could not be compiled, since the step before
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +67,7 @@ class Capacity:
     """What a loaded device can hold."""
 
     num_blocks: int
+    block_size: int  # tokens
     max_model_len: int  # tokens
     vocab_size: int
     description: str  # for people: "cpu (2 threads)", "TPU v6e x4"

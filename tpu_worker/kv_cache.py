@@ -39,14 +39,20 @@ def make_caches(spec: ModelSpec, attention: Attention, num_blocks: int, block_si
 
 
 def count_blocks(
-    config: EngineConfig, spec: ModelSpec, max_model_len: int, memory: Memory, devices: Sequence[jax.Device], pending: int = 0
+    config: EngineConfig,
+    spec: ModelSpec,
+    block_size: int,
+    max_model_len: int,
+    memory: Memory,
+    devices: Sequence[jax.Device],
+    pending: int = 0,
 ) -> int:
     """Blocks for this worker. Raises CapacityError when not one sequence of max_model_len tokens fits, or less is free than asked.
 
     Never more than the largest batch could use. pending: bytes that weights and programs will yet take on each device.
     """
-    block = bytes_per_block(spec, config.block_size)
-    per_sequence = -(-max_model_len // config.block_size)
+    block = bytes_per_block(spec, block_size)
+    per_sequence = -(-max_model_len // block_size)
     free = config.kv_cache_memory
     if free is None:
         free = memory.for_kv_cache(devices, config.workers, pending)

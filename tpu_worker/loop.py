@@ -87,6 +87,7 @@ class Collector:
                     result.finished_ns or now_ns(),
                     now_ns(),
                 ),
+                failed_programs=result.failed_programs,
             )
         )
 
@@ -143,7 +144,7 @@ class WorkerLoop:
                 worker=self._spec.index,
                 epoch=self._spec.epoch,
                 num_blocks=capacity.num_blocks,
-                block_size=config.block_size,
+                block_size=capacity.block_size,
                 max_num_seqs=config.max_num_seqs,
                 max_model_len=capacity.max_model_len,
                 vocab_size=capacity.vocab_size,

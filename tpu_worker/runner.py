@@ -1,6 +1,5 @@
 """The real device: a model on a JAX platform."""
 
-import functools
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -19,7 +18,6 @@ from tpu_worker.inputs import make_slots, pack_admission, pack_step
 from tpu_worker.kv_cache import bytes_per_block, count_blocks, make_caches, working_memory
 from tpu_worker.mesh.devices import describe, open_devices
 from tpu_worker.mesh.layout import make_layout
-from tpu_worker.models.spec import ModelSpec
 from tpu_worker.platforms.choose import choose_platform
 from tpu_worker.platforms.platform import Platform
 from tpu_worker.program import STATE, AdmitProgram, Compiler, DeviceState, Shapes
@@ -42,12 +40,12 @@ class StepHandle:
 class JaxDevice:
     """Implements `tpu_worker.device.Device`."""
 
-    def __init__(self, config: EngineConfig, index: int, platform: Platform | None = None) -> None:
-        """`index`: which worker this is. `platform`: the fastest for the device unless given."""
+    def __init__(self, config: EngineConfig, platform: Platform | None = None) -> None:
+        """`platform`: the fastest for the device unless given."""
         self._config = config
-        self._index = index
         self._given = platform
         self._finished_ns = 0  # when the last step was collected
+        self._told = 0  # of the programs that could not be compiled
         self._platform: Platform
         self._state: DeviceState
         self.programs: Programs
@@ -71,6 +69,7 @@ class JaxDevice:
             devices[0].platform, config.quantization, holds_blocks(source), config.block_size, head_dims, layout.num_shards
         )
         platform.memory.before_loading()
+        block_size = config.block_size or platform.block_size
         max_model_len = check_length(config.max_model_len, spec.context_length, f"context of {config.model_path}")
         buckets = make_buckets(config.max_num_seqs, config.max_num_batched_tokens)
 
@@ -82,11 +81,16 @@ class JaxDevice:
         shapes = loader.shapes(weights)
         # What the cache is to leave: the weights that are not there yet, and the largest step's working memory.
         pending = loader.pending_bytes(weights) + max(working_memory(spec, bucket) for bucket in buckets)
-        num_blocks = count_blocks(config, spec, max_model_len, platform.memory, devices, pending)
-        make_state = layout.program(functools.partial(_make_state, config, spec, platform, num_blocks, max_model_len), (), STATE)
+        num_blocks = count_blocks(config, spec, block_size, max_model_len, platform.memory, devices, pending)
+
+        def make_empty() -> DeviceState:
+            caches = make_caches(spec, platform.attention, num_blocks, block_size)
+            return DeviceState(caches, make_slots(config.max_num_seqs, max_model_len, block_size))
+
+        make_state = layout.program(make_empty, (), STATE)
         caches, slots = jax.eval_shape(make_state)
         state = DeviceState(layout.shapes(caches, STATE.caches), layout.shapes(slots, STATE.slots))
-        compiler = Compiler(model, platform, layout, config.block_size, shapes, state)
+        compiler = Compiler(model, platform, layout, block_size, shapes, state)
         with ThreadPoolExecutor(1, thread_name_prefix="loading") as pool:
             loaded = pool.submit(loader.load_rest, weights)
             num_rows = {size for bucket in buckets for size in (bucket.tokens, bucket.rows)}
@@ -96,13 +100,13 @@ class JaxDevice:
             self.programs.compile_first(report)
             self._admit = compiler.admit()
             self._weights = loaded.result()
-        with out_of_memory(f"making a KV cache of {num_blocks * bytes_per_block(spec, config.block_size)} bytes"):
+        with out_of_memory(f"making a KV cache of {num_blocks * bytes_per_block(spec, block_size)} bytes"):
             # As one program, so that the caches are made without a copy.
             self._state = jax.block_until_ready(jax.jit(make_state)())
         self.programs.start_rest()
         platform.memory.after_loading()
         description = describe(devices, platform.name)
-        return Capacity(num_blocks, max_model_len, spec.vocab_size, description, platform.saturating_tokens)
+        return Capacity(num_blocks, block_size, max_model_len, spec.vocab_size, description, platform.saturating_tokens)
 
     def dispatch(self, plan: StepPlan) -> StepHandle:
         """As the protocol says. Uploads one array for the step and one for each admission."""
@@ -137,17 +141,14 @@ class JaxDevice:
                 )
         started = max(handle.dispatched_ns, self._finished_ns)
         self._finished_ns = now_ns()
-        failed = np.flatnonzero(token_ids < 0)
-        return StepResult(np.maximum(token_ids, 0), tuple(failed.tolist()), logprobs, started, self._finished_ns)
+        failed_rows = tuple(np.flatnonzero(token_ids < 0).tolist())
+        failed_programs = len(self.programs.failed) - self._told
+        self._told += failed_programs
+        return StepResult(np.maximum(token_ids, 0), failed_rows, logprobs, started, self._finished_ns, failed_programs)
 
     def close(self) -> None:
         """Ends the background compilation, without waiting for it."""
         self.programs.close()
-
-
-def _make_state(config: EngineConfig, spec: ModelSpec, platform: Platform, num_blocks: int, max_model_len: int) -> DeviceState:
-    caches = make_caches(spec, platform.attention, num_blocks, config.block_size)
-    return DeviceState(caches, make_slots(config.max_num_seqs, max_model_len, config.block_size))
 
 
 def _size(shapes: Shapes) -> int:

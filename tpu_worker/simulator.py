@@ -22,6 +22,7 @@ from tpu_worker.allocation import out_of_memory
 from tpu_worker.device import Admission, Capacity, ReportProgress, StepPlan, StepResult
 
 _POISON = np.uint64(0x9E3779B97F4A7C15)  # sum of a block whose tail was overwritten: no context hashes to what it gives
+_BLOCK_SIZE = 16  # tokens
 _DEFAULT_BLOCKS = 16384
 _SPIN_LIMIT = 64  # attempts to find a token that min_tokens allows; more stop ids than this cannot be given
 
@@ -67,11 +68,11 @@ class SimulatedDevice:
         """`max_model_len` in tokens."""
         self._times = config.simulated
         _check_times(self._times)
-        self._block_size = config.block_size
+        self._block_size = block_size = config.block_size or _BLOCK_SIZE
         self._vocab_size = vocab_size
         self._max_model_len = max_model_len
-        blocks_per_sequence = -(-max_model_len // config.block_size)
-        bytes_per_block = config.block_size * 8
+        blocks_per_sequence = -(-max_model_len // block_size)
+        bytes_per_block = block_size * 8
         if config.kv_cache_memory is None:
             self._num_blocks = max(_DEFAULT_BLOCKS, blocks_per_sequence)
         else:  # not many more than a batch could use: a simulated block is so small that the scheduler would count for minutes
@@ -85,7 +86,7 @@ class SimulatedDevice:
             )
         slots = config.max_num_seqs
         with out_of_memory("making the simulated KV cache"):
-            self._sums = np.zeros((self._num_blocks, config.block_size), np.uint64)  # [i, j]: sum of the cells 0 … j of block i
+            self._sums = np.zeros((self._num_blocks, block_size), np.uint64)  # [i, j]: sum of the cells 0 … j of block i
             self._tables = np.zeros((slots, blocks_per_sequence), np.int32)
             self._history = np.zeros((slots, max_model_len + 1), np.int32)
             self._seed_hashes = np.zeros(slots, np.uint64)
@@ -97,7 +98,7 @@ class SimulatedDevice:
     def load(self, report: ReportProgress) -> Capacity:
         """There is nothing to load."""
         report("simulating", 1, 1)
-        return Capacity(self._num_blocks, self._max_model_len, self._vocab_size, "sim")
+        return Capacity(self._num_blocks, self._block_size, self._max_model_len, self._vocab_size, "sim")
 
     def dispatch(self, plan: StepPlan) -> SimulatedStep:
         """The step begins when the one before it has ended, or now."""

@@ -27,12 +27,12 @@ def test_two_shards_give_the_tokens_of_one(tmp_path: Path) -> None:
     tokenizer = {**TOKENIZER, "decoder": {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}}
     (model / "tokenizer.json").write_text(json.dumps(tokenizer))
     config = EngineConfig(model_path=str(model), model_format="huggingface", served_model_names=("m",), device="cpu")
-    device = JaxDevice(replace(config, **_SIZES), 0, make_xla_platform())
+    device = JaxDevice(replace(config, **_SIZES), make_xla_platform())
     capacity = device.load(lambda *_: None)
     expected = [
         request.tokens
         for params in (EngineParams(_LENGTH), EngineParams(_LENGTH, temperature=1.0, repetition_penalty=1.2, seed=5))
-        for request in Driver(device, capacity.num_blocks, config.block_size).run(_PROMPTS, params, chunk=16)
+        for request in Driver(device, capacity.num_blocks, capacity.block_size).run(_PROMPTS, params, chunk=16)
     ]
     device.close()
     flags = [word for name, value in _SIZES.items() for word in (f"--{name.replace('_', '-')}", str(value))]

@@ -215,6 +215,18 @@ def test_steady_decode_sends_only_changes() -> None:
     world.check()
 
 
+def test_programs_that_a_worker_could_not_compile_are_counted() -> None:
+    world = World(depth=1)
+    world.add(0, range(9), max_tokens=4)
+    for failed in (0, 2, 1):
+        world.workers[0].run_step()
+        world.workers[0].outbox[0] = msgspec.structs.replace(world.workers[0].outbox[0], failed_programs=failed)
+        world.answer(0)
+    assert world.state.counters["failed_programs"] == 3
+    world.drain()
+    world.check()
+
+
 def test_rows_that_are_not_finite_end_their_request_alone() -> None:
     world = World(depth=2)
     world.add(0, range(9), max_tokens=20)

@@ -72,14 +72,15 @@ class SimulatedWorker:
         self.index, self.epoch = index, epoch
         self.slots = Slots(config.max_num_seqs)
         self.device = SimulatedDevice(config, vocab_size=VOCAB, max_model_len=max_model_len)
+        capacity = self.device.load(lambda *_: None)
         self.inbox: deque[SchedulerOutput] = deque()
         self.outbox: deque[ModelRunnerOutput] = deque()
         self.ready = WorkerReady(
             version=PROTOCOL_VERSION,
             worker=index,
             epoch=epoch,
-            num_blocks=min(num_blocks, self.device.load(lambda *_: None).num_blocks),
-            block_size=config.block_size,
+            num_blocks=min(num_blocks, capacity.num_blocks),
+            block_size=capacity.block_size,
             max_num_seqs=config.max_num_seqs,
             max_model_len=max_model_len,
             vocab_size=VOCAB,

@@ -40,6 +40,7 @@ class Driver:
         self._free = list(np.random.default_rng(0).permutation(num_blocks))
         self._flying: deque[tuple[object, list[Running]]] = deque()
         self._steps = 0
+        self.failed_programs = 0
 
     def request(self, slot: int, prompt: list[int], params: EngineParams) -> Running:
         """A request with blocks for all that it may come to."""
@@ -75,6 +76,7 @@ class Driver:
         """Takes in the oldest step in flight."""
         handle, sampling = self._flying.popleft()
         result: StepResult = self._device.collect(handle)
+        self.failed_programs += result.failed_programs
         for row, (request, token) in enumerate(zip(sampling, result.token_ids.tolist(), strict=True)):
             request.tokens.append(token)
             request.failed |= row in result.failed_rows

@@ -43,7 +43,7 @@ class Broken:
 
     def load(self, report):
         threading.Thread(target=time.sleep, args=(1000,), name="compiler").start()
-        return Capacity(num_blocks=8, max_model_len=64, vocab_size=100, description="broken")
+        return Capacity(num_blocks=8, block_size=16, max_model_len=64, vocab_size=100, description="broken")
 
     def dispatch(self, plan):
         if plan.step_id == 1:

@@ -55,7 +55,7 @@ def test_greedy_continuations_and_logprobs(
         max_model_len=256,
         quantization=quantization,
     )
-    device = JaxDevice(config, 0, make_xla_platform() if kernels == "XLA" else None)
+    device = JaxDevice(config, make_xla_platform() if kernels == "XLA" else None)
     capacity = device.load(lambda *_: None)
     errors, gaps = [], [0.0]
     try:
@@ -63,7 +63,7 @@ def test_greedy_continuations_and_logprobs(
         while left := [index for index, known in enumerate(at) if known < length]:
             prompts = [cases[index]["prompt"] + cases[index]["tokens"][: at[index]] for index in left]
             params = [EngineParams(length - at[index], logprobs=0) for index in left]
-            requests = Driver(device, capacity.num_blocks, config.block_size).run(prompts, params, CHUNK)
+            requests = Driver(device, capacity.num_blocks, capacity.block_size).run(prompts, params, CHUNK)
             for index, request in zip(left, requests, strict=True):
                 case = cases[index]
                 for token, logprob in zip(request.tokens, request.logprobs, strict=True):

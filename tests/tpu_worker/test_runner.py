@@ -43,7 +43,7 @@ def config(path: Path) -> EngineConfig:
 @pytest.fixture(scope="module", params=[None, make_xla_platform()], ids=["fastest", "xla"])
 def loaded(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Iterator[tuple[JaxDevice, Capacity]]:
     path = write_model(tmp_path_factory.mktemp("tiny"), CONFIG, TENSORS)
-    device = JaxDevice(config(path), 0, request.param)
+    device = JaxDevice(config(path), request.param)
     phases: list[tuple[str, int, int]] = []
     capacity = device.load(lambda *progress: phases.append(progress))
     assert {phase for phase, _, _ in phases} == {"loading weights", "compiling"}
@@ -199,7 +199,7 @@ def test_a_row_that_is_not_finite_fails_alone(tmp_path: Path) -> None:
     embedding = tensors["model.embed_tokens.weight"].copy()
     embedding[11] = np.nan
     tensors["model.embed_tokens.weight"] = embedding
-    device = JaxDevice(config(write_model(tmp_path, CONFIG, tensors)), 0)
+    device = JaxDevice(config(write_model(tmp_path, CONFIG, tensors)))
     capacity = device.load(lambda *_: None)
     try:
         prompts = [[1, 2, 3], [4, 11, 5]]
@@ -220,4 +220,4 @@ def test_what_cannot_be_loaded_is_said(tmp_path: Path) -> None:
         (replace(base, tensor_parallel_size=2), DeviceError, "--tensor-parallel-size 2: of cpu devices this worker sees 1"),
     ):
         with pytest.raises(error, match=message):
-            JaxDevice(wrong, 0).load(lambda *_: None)
+            JaxDevice(wrong).load(lambda *_: None)

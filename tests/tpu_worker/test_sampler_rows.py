@@ -174,11 +174,11 @@ def test_requests_of_all_sorts_side_by_side_get_what_each_gets_alone(tmp_path: P
         EngineParams(9, temperature=100.0, top_p=5e-324, min_tokens=5, stop_token_ids=(3, 4), seed=5, logprobs=3),
         EngineParams(9, logprobs=3, repetition_penalty=100.0),
     ]
-    device = JaxDevice(config, 0, make_xla_platform() if platform == "XLA" else None)
+    device = JaxDevice(config, make_xla_platform() if platform == "XLA" else None)
     capacity = device.load(lambda *_: None)
 
     def outcomes(which: Sequence[int]) -> list[tuple[list[int], list[float]]]:
-        driver = Driver(device, capacity.num_blocks, config.block_size)
+        driver = Driver(device, capacity.num_blocks, capacity.block_size)
         requests = [driver.request(row, list(range(20 + i, 27 + i)), wishes[i]) for row, i in enumerate(which)]
         for step in range(9):
             driver.step([(request, 1 if step else 7) for request in requests])

@@ -35,10 +35,10 @@ def loaded(path: Path, platform: Platform, phases: list[tuple[str, int, int]]) -
         max_num_batched_tokens=32,
         max_model_len=64,
     )
-    device = JaxDevice(config, 0, platform)
+    device = JaxDevice(config, platform)
     capacity = device.load(lambda *phase: phases.append(phase))
     try:
-        yield device, Driver(device, capacity.num_blocks, config.block_size)
+        yield device, Driver(device, capacity.num_blocks, capacity.block_size)
     finally:
         device.close()
 
@@ -82,6 +82,7 @@ def test_a_program_that_cannot_be_compiled_is_told_and_larger_ones_stand_in(
         assert "up to 32 tokens in 4 rows cannot be compiled" in caplog.text and "no registers left" in caplog.text
         assert device.programs.choose(20, 1, sampler=False) == Bucket(32, 8)
         (request,) = driver.run([list(range(1, 21))], EngineParams(3))
+        assert driver.failed_programs == 1  # told with the first step, and never again
         assert len(request.tokens) == 3
 
 

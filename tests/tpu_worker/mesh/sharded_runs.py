@@ -35,11 +35,11 @@ def run(model: str, budget: int, num_shards: int) -> dict[str, object]:
         max_num_batched_tokens=budget,
         max_model_len=96,
     )
-    device = JaxDevice(config, 0, make_xla_platform() if num_shards == 1 else None)
+    device = JaxDevice(config, make_xla_platform() if num_shards == 1 else None)
     capacity = device.load(lambda *_: None)
     outputs = {}
     for name, params in PARAMS.items():
-        requests = Driver(device, capacity.num_blocks, config.block_size, depth=3).run(PROMPTS, params, chunk=budget // 4)
+        requests = Driver(device, capacity.num_blocks, capacity.block_size, depth=3).run(PROMPTS, params, chunk=budget // 4)
         outputs[name] = {"tokens": [one.tokens for one in requests], "logprobs": [one.logprobs for one in requests]}
     text = device.programs.step(device.programs.choose(4, 4, sampler=False)).as_text()  # type: ignore[attr-defined]
     device.close()

@@ -30,7 +30,7 @@ def loaded(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
         max_model_len=160,
         block_size=BLOCK_SIZE,
     )
-    device = JaxDevice(config, 0)
+    device = JaxDevice(config)
     capacity = device.load(lambda *_: None)
     yield device, capacity
     device.close()

@@ -16,6 +16,7 @@ from tpu_worker.platforms.cpu.stability import measure_rows
 from tpu_worker.platforms.platform import Attention, Platform, Products
 
 _SATURATING_TOKENS = 128  # products of so many rows run at the speed of arithmetic on every CPU measured
+_BLOCK_SIZE = 16  # tokens: a panel of the C++ kernel, and small blocks are shared between more prompts
 
 XLA_PRODUCTS = replace(xla.PRODUCTS, rows_are_stable=measure_rows)
 ATTENTION = Attention(make_caches=attention.make_caches, prepare=attention.prepare, attend=attention.attend)
@@ -36,13 +37,13 @@ def make_products(quantization: Quantization) -> Products:
     )
 
 
-def make_platform(quantization: Quantization, in_blocks: bool, block_size: int, head_dims: Collection[int]) -> Platform:
+def make_platform(quantization: Quantization, in_blocks: bool, block_size: int | None, head_dims: Collection[int]) -> Platform:
     """The fastest kernels for these sizes. Raises ConfigError when none serves the quantization."""
     keeps_blocks = quantization == "int8" or (quantization == "auto" and in_blocks and prefers_blocks())
     native = build.available("matmul", "attention", *(("blocks",) if keeps_blocks else ()))
     if quantization == "int8" and not native:
         raise ConfigError("--quantization int8 needs the C++ kernels of the CPU, on one chip: leave the flag out")
-    attends = native and all(attention.supports(block_size, head_dim) for head_dim in head_dims)
+    attends = native and all(attention.supports(block_size or _BLOCK_SIZE, head_dim) for head_dim in head_dims)
     multiplies = native and (keeps_blocks or preferred() == "native")
     return Platform(
         name={(True, True): "C++", (True, False): "C++ and XLA", (False, True): "C++ and XLA", (False, False): "XLA"}[
@@ -51,6 +52,7 @@ def make_platform(quantization: Quantization, in_blocks: bool, block_size: int, 
         attention=ATTENTION if attends else xla.ATTENTION,
         products=make_products(quantization if keeps_blocks else "none") if multiplies else XLA_PRODUCTS,
         memory=HostMemory(),
+        block_size=_BLOCK_SIZE,
         saturating_tokens=_SATURATING_TOKENS,
     )
 
