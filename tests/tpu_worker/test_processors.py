@@ -13,6 +13,7 @@ from tests.tpu_worker.compiler import needs_compiler
 
 
 @needs_compiler
+@pytest.mark.slow
 @pytest.mark.timeout(900)  # it is many tests, each with a timeout of its own
 @pytest.mark.parametrize("processor", lesser())
 def test_as_on_a_lesser_processor(processor: str, tmp_path: Path, margins: Margins) -> None:
