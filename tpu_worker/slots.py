@@ -26,6 +26,7 @@ class Slots:
         self._num_logprobs = np.full(max_num_seqs, -1, np.int32)
         self._demanding: set[int] = set()  # slots with needs: mostly there are none, and then nobody need look
         self._decoding = _EMPTY  # slots, in the order of their rows
+        self._ones, self._all = np.ones(max_num_seqs, np.int32), np.ones(max_num_seqs, bool)  # counts and samples of decode rows
 
     def apply(self, output: SchedulerOutput) -> StepPlan:
         """The plan of this step. Raises ProtocolError when scheduler and worker disagree about the batch."""
@@ -54,7 +55,7 @@ class Slots:
             self._position[slots] += counts
             samples = self._position[slots] >= self._known[slots]
         else:  # the common step, and the shortest way
-            counts, samples = np.ones(num_decodes, np.int32), np.ones(num_decodes, bool)
+            counts, samples = self._ones[:num_decodes], self._all[:num_decodes]
             starts = self._position[slots]
             self._position[slots] += 1
         together, num_logprobs = self._look_up(slots[samples]) if self._demanding else (0, None)
