@@ -6,10 +6,11 @@ serves all of them.
 
 import functools
 from collections.abc import Iterable, Sequence
-from typing import Protocol
+from typing import Literal, Protocol
 
 import jax
 import jax.numpy as jnp
+import msgspec
 
 from protocol.errors import ModelError
 from tpu_worker.inputs import StepInputs
@@ -47,6 +48,54 @@ class DecoderConfig(Protocol):
     max_position_embeddings: int
     rms_norm_eps: float
     tie_word_embeddings: bool
+
+
+class WindowedConfig(msgspec.Struct):
+    """The fields of a config.json of the Qwen families, whose upper layers may have windows. The defaults are transformers'."""
+
+    vocab_size: int
+    hidden_size: int
+    intermediate_size: int
+    num_hidden_layers: int
+    num_attention_heads: int
+    num_key_value_heads: int | None = 32
+    head_dim: int | None = None
+    max_position_embeddings: int = 32768
+    rms_norm_eps: float = 1e-6
+    tie_word_embeddings: bool = False
+    use_sliding_window: bool = False
+    sliding_window: int | None = 4096
+    max_window_layers: int = 28
+    layer_types: list[Literal["full_attention", "sliding_attention"]] | None = None
+
+
+def spec_with_windows(
+    file: ConfigJson, config: WindowedConfig, *, qkv_bias: bool = False, output_bias: bool = False, qk_norm: bool = False
+) -> ModelSpec:
+    """The spec of a config.json whose layers differ in their windows only. Raises ModelError naming what cannot be."""
+    window = config.sliding_window if config.use_sliding_window else None
+    head_dim = config.head_dim or config.hidden_size // max(1, config.num_attention_heads)
+    types = layer_types(
+        file.path, config.layer_types, config.num_hidden_layers, None if window is None else config.max_window_layers
+    )
+    return spec_from_config(
+        file,
+        config,
+        (
+            LayerSpec(
+                num_heads=config.num_attention_heads,
+                num_kv_heads=config.num_key_value_heads or config.num_attention_heads,
+                head_dim=head_dim,
+                intermediate_size=config.intermediate_size,
+                rope=file.rope(head_dim, layer_type),
+                sliding_window=window if layer_type == "sliding_attention" else None,
+                qkv_bias=qkv_bias,
+                output_bias=output_bias,
+                qk_norm=qk_norm,
+            )
+            for layer_type in types
+        ),
+    )
 
 
 def layer_types(path: object, named: Sequence[str] | None, num_layers: int, first_window: int | None) -> Sequence[str]:

@@ -4,12 +4,17 @@ import secrets
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from functools import partial
 
 import msgspec
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.types import ASGIApp
 
 from frontend.server.api import jobs
 from frontend.server.api.jobs import Output
 from frontend.server.api.schemas import GenerationRequest
+from frontend.server.api.sse import EventStream, unless_gone
 from frontend.server.generation import TextDelta, TextGeneration, TokenLogprob
 
 _json = msgspec.json.encode
@@ -83,3 +88,15 @@ class Answer(ABC):
         if self._token_ids:
             choice |= {"prompt_token_ids": generation.prompt_token_ids, "token_ids": output.token_ids}
         return choice
+
+
+async def respond(request: Request, answer: Answer, generations: Sequence[TextGeneration], *, stream: bool) -> ASGIApp:
+    """The response that carries an answer: piece by piece, or whole; then what still runs is aborted when the client leaves."""
+    if stream:
+        last = partial(answer.usage_chunk, generations) if answer.wants_usage else bytes
+        return EventStream(generations, answer.chunk, last)
+    try:
+        outputs = await unless_gone(request.receive, jobs.collect(generations))
+    finally:
+        jobs.cancel(generations)
+    return Response(answer.whole(generations, outputs), media_type="application/json")

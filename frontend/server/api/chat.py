@@ -1,18 +1,14 @@
 """POST /v1/chat/completions."""
 
-from functools import partial
-
 import msgspec
 from starlette.requests import Request
-from starlette.responses import Response
 from starlette.types import ASGIApp
 
 from frontend.errors import InvalidRequest
 from frontend.server.api import body, jobs, logprobs
-from frontend.server.api.answers import Answer
+from frontend.server.api.answers import Answer, respond
 from frontend.server.api.errors import ApiError
 from frontend.server.api.schemas import CHAT_DECODER, ChatRequest, refuse_unsupported
-from frontend.server.api.sse import EventStream, unless_gone
 from frontend.server.generation import TextEngine, TokenLogprob
 from frontend.server.text.tokenizer import Tokenizer
 
@@ -36,14 +32,7 @@ async def chat_completions(request: Request) -> ASGIApp:
             names["max_tokens"] = "max_completion_tokens"
         raise InvalidRequest(str(error), names.get(error.param or "", error.param), error.code) from error
     answer = ChatAnswer(engine.tokenizer, asked, model)
-    if asked.stream:
-        last = partial(answer.usage_chunk, generations) if answer.wants_usage else bytes
-        return EventStream(generations, answer.chunk, last)
-    try:
-        outputs = await unless_gone(request.receive, jobs.collect(generations))
-    finally:
-        jobs.cancel(generations)
-    return Response(answer.whole(generations, outputs), media_type="application/json")
+    return await respond(request, answer, generations, stream=bool(asked.stream))
 
 
 def _candidates(asked: ChatRequest) -> int | None:

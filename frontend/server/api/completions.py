@@ -1,19 +1,16 @@
 """POST /v1/completions."""
 
 from collections.abc import Sequence
-from functools import partial
 
 import msgspec
 from starlette.requests import Request
-from starlette.responses import Response
 from starlette.types import ASGIApp
 
 from frontend.errors import InvalidRequest
 from frontend.server.api import body, jobs, logprobs
-from frontend.server.api.answers import Answer
+from frontend.server.api.answers import Answer, respond
 from frontend.server.api.errors import ApiError
 from frontend.server.api.schemas import COMPLETION_DECODER, CompletionRequest, refuse_unsupported
-from frontend.server.api.sse import EventStream, unless_gone
 from frontend.server.generation import TextEngine, TokenLogprob
 from frontend.server.prompts import Asked, Prompt, too_long
 from frontend.server.text.detokenizer import decode
@@ -33,14 +30,7 @@ async def completions(request: Request) -> ASGIApp:
     prompts = await engine.encode(_asked(asked, engine.capacity.max_model_len))
     generations = jobs.submit(engine, prompts, asked, params)
     answer = CompletionAnswer(engine.tokenizer, asked, model, prompts)
-    if asked.stream:
-        last = partial(answer.usage_chunk, generations) if answer.wants_usage else bytes
-        return EventStream(generations, answer.chunk, last)
-    try:
-        outputs = await unless_gone(request.receive, jobs.collect(generations))
-    finally:
-        jobs.cancel(generations)
-    return Response(answer.whole(generations, outputs), media_type="application/json")
+    return await respond(request, answer, generations, stream=bool(asked.stream))
 
 
 def _check(asked: CompletionRequest) -> None:
