@@ -1,5 +1,7 @@
 """How a request wants its tokens chosen: as users say it, and as the engine needs it."""
 
+from typing import Literal
+
 import msgspec
 
 MAX_LOGPROBS = 20  # what OpenAI allows; the device program that finds the top candidates is compiled for this many
@@ -13,6 +15,13 @@ SEED_LIMIT = 2**63
 MIN_TEMPERATURE = 1e-5
 # Logits are divided and multiplied by a repetition penalty, so it goes as far down as it goes up.
 MIN_REPETITION_PENALTY, MAX_REPETITION_PENALTY = 0.01, 100.0
+
+
+class Grammar(msgspec.Struct, frozen=True, array_like=True):
+    """What an output must be. The engine follows it token by token: what it does not allow is never sampled."""
+
+    kind: Literal["json_object", "json_schema", "regex", "choice", "lark", "gbnf", "structural_tag"]
+    text: str = ""  # the schema, structural tag or list of choices as JSON; the expression; the grammar
 
 
 class SamplingParams(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_fields=True, kw_only=True):
@@ -41,6 +50,7 @@ class SamplingParams(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unk
     logprobs: int | None = None
     detokenize: bool = True
     priority: int = 0
+    structured: Grammar | None = None
 
 
 class EngineParams(msgspec.Struct, frozen=True, array_like=True):
@@ -62,6 +72,7 @@ class EngineParams(msgspec.Struct, frozen=True, array_like=True):
     frequency_penalty: float = 0.0
     logprobs: int = -1
     stop_token_ids: tuple[int, ...] = ()
+    structured: Grammar | None = None
 
     @property
     def is_greedy(self) -> bool:

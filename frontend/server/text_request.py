@@ -56,6 +56,8 @@ def prepare(prompt: Prompt, params: SamplingParams, capacity: EngineReady, token
         raise InvalidRequest(message, "max_tokens", CONTEXT_LENGTH_EXCEEDED)
     if params.min_tokens > room:
         raise InvalidRequest(f"min_tokens is {params.min_tokens}, but there is room for {room}", "min_tokens")
+    if params.structured is not None:
+        raise InvalidRequest("structured output is not supported", "structured_outputs", "unsupported_parameter")
     if params.stop and not params.detokenize:
         raise InvalidRequest("stop strings need detokenize", "stop")
     stop_ids = dict.fromkeys(params.stop_token_ids)
@@ -77,6 +79,7 @@ def prepare(prompt: Prompt, params: SamplingParams, capacity: EngineReady, token
         frequency_penalty=params.frequency_penalty,
         logprobs=-1 if params.logprobs is None else params.logprobs,
         stop_token_ids=tuple(stop_ids),
+        structured=params.structured,
     )
     return TextRequest(token_ids, params, resolved, tokenizer)
 
