@@ -182,6 +182,11 @@ class Router:
         return len(self._generations)
 
     @property
+    def is_full(self) -> bool:
+        """Whether as many requests are under way as may be."""
+        return len(self._generations) >= _MOST_REQUESTS
+
+    @property
     def malformed_frames(self) -> int:
         """Frames from the scheduler's side that did not decode."""
         return self._inbox.malformed
@@ -197,7 +202,7 @@ class Router:
         if self._refusal is not None:
             raise self._refusal.with_traceback(None)
         self._check_scheduler()
-        if len(self._generations) >= _MOST_REQUESTS:
+        if self.is_full:
             raise Overloaded(f"{_MOST_REQUESTS} requests are under way: try again later")
         generation = Generation(self, next(self._ids))
         self._outbox.send(

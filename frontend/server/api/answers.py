@@ -4,7 +4,6 @@ import secrets
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from functools import partial
 
 import msgspec
 from starlette.requests import Request
@@ -12,16 +11,18 @@ from starlette.responses import Response
 from starlette.types import ASGIApp
 
 from frontend.server.api import jobs
+from frontend.server.api.errors import ApiError
 from frontend.server.api.jobs import Output
 from frontend.server.api.schemas import GenerationRequest
 from frontend.server.api.sse import EventStream, unless_gone
 from frontend.server.generation import TextDelta, TextGeneration, TokenLogprob
 
 _json = msgspec.json.encode
+_DONE = b"data: [DONE]\n\n"
 
 
 class Answer(ABC):
-    """What completions and chats share; each says how it writes text and log-probabilities.
+    """What completions and chats share, whole and as the events of a stream; each says how it writes text and log-probabilities.
 
     Chunks are put together from bytes: what does not change within a request is encoded once.
     """
@@ -33,7 +34,7 @@ class Answer(ABC):
         self._n = asked.choices
         self._token_ids = asked.return_token_ids is True
         options = asked.stream_options
-        self.wants_usage = options is not None and options.include_usage is True
+        self._wants_usage = options is not None and options.include_usage is True
         self._continuous = options is not None and options.continuous_usage_stats is True
         self._begun: set[int] = set()
 
@@ -49,8 +50,25 @@ class Answer(ABC):
     def logprobs(self, tokens: list[TokenLogprob]) -> dict[str, object] | None:
         """Log-probabilities in the format of the route; None where not asked."""
 
-    def chunk(self, index: int, generation: TextGeneration, delta: TextDelta) -> bytes:
-        """One event: what `delta` adds to choice `index`."""
+    def begin(self) -> bytes:
+        """See Events: nothing, since clients take the time of the first event for that of the first token."""
+        return b""
+
+    def add(self, index: int, generation: TextGeneration, delta: TextDelta) -> bytes:
+        """See Events."""
+        return b"data: " + self._chunk(index, generation, delta) + b"\n\n"
+
+    def end(self, generations: Sequence[TextGeneration]) -> bytes:
+        """See Events: the usage, where the client asked for it, without choices."""
+        if not self._wants_usage:
+            return _DONE
+        return b"data: " + _json({**self._head, "choices": [], "usage": jobs.usage(generations, self._n)}) + b"\n\n" + _DONE
+
+    def fail(self, error: ApiError) -> bytes:
+        """See Events."""
+        return b"data: " + error.body() + b"\n\n" + _DONE
+
+    def _chunk(self, index: int, generation: TextGeneration, delta: TextDelta) -> bytes:
         first = index not in self._begun
         if first:
             self._begun.add(index)
@@ -67,10 +85,6 @@ class Answer(ABC):
         if self._continuous:
             end += b',"usage":' + _json(jobs.usage((generation,), 1))
         return b'%b%d,%b,"logprobs":%b%b}' % (self._open, index, content, b"null" if logprobs is None else _json(logprobs), end)
-
-    def usage_chunk(self, generations: Sequence[TextGeneration]) -> bytes:
-        """The event without choices that ends a stream whose client asked for the usage."""
-        return _json({**self._head, "choices": [], "usage": jobs.usage(generations, self._n)})
 
     def whole(self, generations: Sequence[TextGeneration], outputs: Sequence[Output]) -> bytes:
         """The answer to a request that does not stream."""
@@ -93,8 +107,7 @@ class Answer(ABC):
 async def respond(request: Request, answer: Answer, generations: Sequence[TextGeneration], *, stream: bool) -> ASGIApp:
     """The response that carries an answer: piece by piece, or whole; then what still runs is aborted when the client leaves."""
     if stream:
-        last = partial(answer.usage_chunk, generations) if answer.wants_usage else bytes
-        return EventStream(generations, answer.chunk, last)
+        return EventStream(generations, answer)
     try:
         outputs = await unless_gone(request.receive, jobs.collect(generations))
     finally:

@@ -6,7 +6,7 @@ from starlette.applications import Starlette
 from starlette.middleware import Middleware
 from starlette.routing import Route
 
-from frontend.server.api import service
+from frontend.server.api import service, tokens
 from frontend.server.api.chat import chat_completions
 from frontend.server.api.completions import completions
 from frontend.server.api.errors import EXPECTED, show_error
@@ -23,9 +23,11 @@ def create_app(engine: TextEngine, config: EngineConfig) -> Starlette:
             Route("/v1/chat/completions", chat_completions, methods=["POST"]),
             Route("/v1/models", service.models),
             Route("/v1/models/{name:path}", service.model),
-            Route("/tokenize", service.tokenize, methods=["POST"]),
-            Route("/detokenize", service.detokenize, methods=["POST"]),
+            Route("/tokenize", tokens.tokenize, methods=["POST"]),
+            Route("/detokenize", tokens.detokenize, methods=["POST"]),
+            Route("/tokenizer_info", tokens.show_tokenizer),
             Route("/health", service.health),
+            Route("/ready", service.ready),
             Route("/ping", service.health),
             Route("/version", service.show_version),
         ],

@@ -2,38 +2,48 @@
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
-from typing import Any, TypeVar
+from collections.abc import AsyncIterator, Coroutine, Sequence
+from typing import Any, Protocol, TypeVar
 
 from starlette.types import Receive, Scope, Send
 
-from frontend.server.api.errors import EXPECTED, ClientGone, from_engine
+from frontend.server.api.errors import EXPECTED, ApiError, ClientGone, from_engine
 from frontend.server.api.jobs import fail_on_error
 from frontend.server.generation import TextDelta, TextGeneration
 
 _LOG = logging.getLogger(__name__)
 
-_DONE = b"data: [DONE]\n\n"
 _HEADERS = [
     (b"content-type", b"text/event-stream; charset=utf-8"),
     (b"cache-control", b"no-cache"),
     (b"x-accel-buffering", b"no"),  # nginx would collect the events
 ]
 
-Chunk = Callable[[int, TextGeneration, TextDelta], bytes]  # (choice, its generation, what it adds) -> one event's JSON
-
-
 Result = TypeVar("Result")
+
+
+class Events(Protocol):
+    """The events of one stream, in the format of its route. Each method returns whole events as they are sent; empty: none."""
+
+    def begin(self) -> bytes:
+        """Before anything is generated."""
+
+    def add(self, index: int, generation: TextGeneration, delta: TextDelta) -> bytes:
+        """What `delta` of output `index` brings."""
+
+    def end(self, generations: Sequence[TextGeneration]) -> bytes:
+        """After the last delta. `generations`: all of the stream."""
+
+    def fail(self, error: ApiError) -> bytes:
+        """Instead of what is left: the status is sent, so the stream itself has to tell."""
 
 
 class EventStream:
     """The ASGI answer of a streaming request. Whatever ends it, no generation is left running."""
 
-    def __init__(self, generations: Sequence[TextGeneration], chunk: Chunk, last: Callable[[], bytes]) -> None:
-        """`last()` is the JSON of an event before [DONE], such as the usage; empty: none."""
+    def __init__(self, generations: Sequence[TextGeneration], events: Events) -> None:
         self._generations = generations
-        self._chunk = chunk
-        self._last = last
+        self._events = events
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Streams until every generation has ended or the client leaves."""
@@ -47,20 +57,20 @@ class EventStream:
 
     async def _write(self, send: Send) -> None:
         await send({"type": "http.response.start", "status": 200, "headers": _HEADERS})
-        chunk = self._chunk
-        end = _DONE
+        events = self._events
         try:
+            if data := events.begin():
+                await send({"type": "http.response.body", "body": data, "more_body": True})
             async for index, generation, delta in interleave(self._generations):
                 fail_on_error(delta)
-                data = b"data: " + chunk(index, generation, delta) + b"\n\n"
-                await send({"type": "http.response.body", "body": data, "more_body": True})
-            if last := self._last():
-                end = b"data: " + last + b"\n\n" + _DONE
-        except EXPECTED as error:  # the status is sent: the stream itself has to tell
-            end = b"data: " + from_engine(error).body() + b"\n\n" + _DONE
+                if data := events.add(index, generation, delta):
+                    await send({"type": "http.response.body", "body": data, "more_body": True})
+            end = events.end(self._generations)
+        except EXPECTED as error:
+            end = events.fail(from_engine(error))
         except Exception as error:  # noqa: BLE001 - logged, and told to the client
             _LOG.exception("a stream failed")
-            end = b"data: " + from_engine(error).body() + b"\n\n" + _DONE
+            end = events.fail(from_engine(error))
         await send({"type": "http.response.body", "body": end})
 
 

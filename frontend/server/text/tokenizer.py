@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
+from tokenizers import AddedToken
 from tokenizers import Tokenizer as FastTokenizer
 
 from frontend.errors import CONTEXT_LENGTH_EXCEEDED, InvalidRequest
@@ -68,18 +69,22 @@ class Tokenizer:
         try:
             if not fence:
                 return self._fast.encode(text, add_special_tokens=add_special_tokens).ids
-            before, after = self._added if add_special_tokens else ([], [])
+            before, after = self.added_at_ends if add_special_tokens else ([], [])
             return [*before, *self.control.encode(text, fence), *after]
         except (TypeError, UnicodeEncodeError) as error:
             raise InvalidRequest("the text holds lone surrogates, which no encoding of Unicode allows", field) from error
 
     @cached_property
-    def _added(self) -> tuple[list[int], list[int]]:
+    def added_at_ends(self) -> tuple[list[int], list[int]]:
         """The tokens that `add_special_tokens` puts before and after a text."""
         alone = self._fast.encode("a", add_special_tokens=False).ids
         ids = self._fast.encode("a", add_special_tokens=True).ids
         start = next((start for start in range(len(ids)) if ids[start : start + len(alone)] == alone), 0)
         return ids[:start], ids[start + len(alone) :]
+
+    def added_tokens(self) -> dict[int, AddedToken]:
+        """The tokens that are matched before a text is split, by id."""
+        return dict(sorted(self._fast.get_added_tokens_decoder().items()))
 
     def names_of(self, token_ids: Sequence[int]) -> list[str]:
         """Tokens as the vocabulary writes them; empty for ids that it has not."""

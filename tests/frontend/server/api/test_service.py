@@ -9,6 +9,7 @@ from starlette.responses import PlainTextResponse
 from starlette.routing import Route
 from starlette.testclient import TestClient
 
+from frontend.server import router
 from frontend.server.api.guard import Guard
 
 
@@ -53,40 +54,16 @@ def test_methods(http: httpx.Client, method: str, path: str, status: int, allow:
 def test_health_and_version(http: httpx.Client) -> None:
     assert http.get("/health").json() == {"status": "ok", "workers": 1, "workers_wanted": 1}
     assert http.get("/ping").status_code == 200
+    assert http.get("/ready").json() == http.get("/health").json()
     assert set(http.get("/version").json()) == {"version"}
 
 
-def test_text_to_tokens_and_back(http: httpx.Client) -> None:
-    ids = http.post("/tokenize", json={"prompt": "Hello world"}).json()
-    assert ids == {"count": 2, "max_model_len": 8192, "tokens": [19556, 905]}
-    assert http.post("/detokenize", json={"tokens": ids["tokens"]}).json() == {"prompt": "Hello world"}
-    names = http.post("/tokenize", json={"prompt": "Hello world", "return_token_strs": True}).json()["token_strs"]
-    assert names == ["Hello", "\u0120world"]
-    assert http.post("/tokenize", json={}).status_code == 400
-
-
-def test_a_conversation_to_tokens(http: httpx.Client) -> None:
-    def prompt(**fields: object) -> str:
-        messages = [{"role": "system", "content": "s"}, {"role": "assistant", "content": "I am "}]
-        answer = http.post("/tokenize", json={"messages": messages} | fields)
-        assert answer.status_code == 200, answer.text
-        text: str = http.post("/detokenize", json={"tokens": answer.json()["tokens"]}).json()["prompt"]
-        return text
-
-    opened = "<|im_start|>system\ns<|im_end|>\n<|im_start|>assistant\nI am "
-    assert prompt() == prompt(add_generation_prompt=True) == opened + "<|im_end|>\n<|im_start|>assistant\n"
-    assert prompt(add_generation_prompt=False) == prompt(add_generation_prompt=False, tools=[]) == opened + "<|im_end|>\n"
-    assert prompt(continue_final_message=True) == prompt(continue_final_message=True, add_generation_prompt=False) == opened
-    messages = [{"role": "user", "content": "Hi"}]
-    for fields, param in [
-        ({"messages": messages, "continue_final_message": True, "add_generation_prompt": True}, "continue_final_message"),
-        ({"messages": messages, "tools": [{"type": "function"}]}, "tools"),
-        ({"messages": messages, "chat_template": "{{ 1 }}"}, "chat_template"),
-        ({"messages": [{"role": "user"}]}, "messages[0].content"),
-        ({}, "prompt"),
-    ]:
-        response = http.post("/tokenize", json=fields)
-        assert (response.status_code, response.json()["error"]["param"]) == (400, param)
+def test_an_engine_that_is_full_is_well_and_not_ready(http: httpx.Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(router, "_MOST_REQUESTS", 0)
+    assert http.get("/health").status_code == 200
+    answer = http.get("/ready")
+    assert (answer.status_code, answer.json()["status"]) == (503, "too many requests are under way")
+    assert http.post("/v1/completions", json={"prompt": "a"}).status_code == 429
 
 
 @pytest.mark.parametrize(("sent", "echoed"), [("abc-123", "abc-123"), ("x" * 300, None)])
