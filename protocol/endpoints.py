@@ -6,11 +6,13 @@ from pathlib import Path
 
 SCHEDULER_INBOX = "scheduler.sock"  # frontend -> scheduler
 FRONTEND_INBOX = "frontend.sock"  # scheduler -> frontend
+GRAMMAR_INBOX = "grammar.sock"  # scheduler -> grammar process
+GRAMMAR_OUTBOX = "grammar-out.sock"  # grammar process -> scheduler
 LONGEST_SOCKET_PATH = 107  # bytes in sockaddr_un.sun_path, less the terminator
 
 
 def worker_inbox(index: int) -> str:
-    """File name of the socket that carries SchedulerOutput to worker `index`."""
+    """File name of the socket that carries SchedulerOutput and StepMasks to worker `index`."""
     return f"worker{index}-in.sock"
 
 

@@ -204,10 +204,26 @@ class SchedulerOutput(Message, frozen=True, tag="step"):
     prefill_counts_i32: bytes = b""  # tokens of each chunk
     num_decodes: int = 0  # size of the decode set after the changes: the worker refuses a step that disagrees
     scheduled_ns: int = 0
+    # Slots of chunks whose tokens behind the first became known while the request decodes, and these tokens, one chunk after the
+    # other. The first token of such a chunk is the one that an earlier step sampled; the chunk samples the token behind its last.
+    extended_i32: bytes = b""
+    extensions_i32: bytes = b""
 
 
-SchedulerToWorker = SchedulerOutput
-SCHEDULER_TO_WORKER: Decoder[SchedulerToWorker] = Decoder(SchedulerToWorker)
+class StepMasks(Message, frozen=True, tag="masks"):
+    """Which tokens rows of a step may sample. From the grammar process, and from the scheduler for rows that are given up.
+
+    Comes before or after its step, in one piece or several; of a row that comes twice, the first counts.
+    """
+
+    epoch: int  # of the worker
+    step_id: int
+    rows_i32: bytes  # indices among the rows of the step that sample
+    bits: bytes  # [rows, ceil(V / 32)] little-endian uint32: bit b of word w is token 32 w + b
+
+
+SchedulerToWorker = SchedulerOutput | StepMasks
+SCHEDULER_TO_WORKER: Decoder[SchedulerToWorker] = Decoder(SchedulerToWorker)  # the grammar process writes to the same pipe
 
 
 # worker -> scheduler
@@ -231,21 +247,35 @@ class WorkerReady(Message, frozen=True, tag="ready"):
 class RowLogprobs(Message, frozen=True):
     """Log-probabilities of one sampled row of a step."""
 
-    row: int  # index among the step's sampled rows
+    row: int  # index of its token in the answer
     logprobs: TopLogprobs
 
 
 class ModelRunnerOutput(Message, frozen=True, tag="output"):
-    """The answer to one step: a token for each row that samples, in the order of the rows."""
+    """The answer to one step: a token for each row that samples, in the order of the rows.
+
+    A step with rows that wait for masks, and others that do not, is answered in two parts: first those that need none.
+    """
 
     epoch: int
     step_id: int
     token_ids_i32: bytes
-    failed_rows_i32: bytes = b""  # indices of sampled rows whose logits were not finite; their tokens mean nothing
+    failed_rows_i32: bytes = b""  # indices of tokens whose logits were not finite: they mean nothing
     logprobs: tuple[RowLogprobs, ...] = ()
     # received, prepared, dispatched, started and finished on the device, collected: nanoseconds, in `StepTimes`' order
     times_ns: tuple[int, int, int, int, int, int] = (0, 0, 0, 0, 0, 0)
     failed_programs: int = 0  # that the worker could not compile while it served, since its answer before
+    rows_i32: bytes = b""  # of a part: indices among the rows that sample
+    more: bool = False  # the rows that wait for masks are still to come
+
+
+class MasksMissing(Message, frozen=True, tag="missing"):
+    """A worker has computed all of its oldest step but the tokens of these rows, whose masks are not here: the step waits for the
+    grammar process, and not for the device. Repeated with each pulse."""
+
+    epoch: int
+    step_id: int
+    rows_i32: bytes  # indices among the rows that sample
 
 
 class WorkerFailed(Message, frozen=True, tag="failed"):
@@ -255,7 +285,7 @@ class WorkerFailed(Message, frozen=True, tag="failed"):
     message: str
 
 
-WorkerToScheduler = WorkerReady | ModelRunnerOutput | WorkerFailed
+WorkerToScheduler = WorkerReady | ModelRunnerOutput | WorkerFailed | MasksMissing
 WORKER_TO_SCHEDULER: Decoder[WorkerToScheduler] = Decoder(WorkerToScheduler)
 
 

@@ -124,7 +124,7 @@ class WorkerLoop:
             if self._launcher.fileno() in poller.wait(self._spec.config.pulse_interval):
                 running = not isinstance(self._launcher.receive(), Drain)
             while (message := self._inbox.receive()) is not None:
-                if message.epoch == self._spec.epoch:  # else it was meant for a predecessor
+                if isinstance(message, SchedulerOutput) and message.epoch == self._spec.epoch:
                     collector.put(self._dispatch(message))
                 self._beat()
             self._beat()
