@@ -24,7 +24,9 @@ class Grammar(msgspec.Struct, frozen=True, array_like=True):
     text: str = ""  # the schema, structural tag or list of choices as JSON; the expression; the grammar
 
 
-class SamplingParams(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_fields=True, kw_only=True):
+class SamplingParams(
+    msgspec.Struct, frozen=True, omit_defaults=True, repr_omit_defaults=True, forbid_unknown_fields=True, kw_only=True
+):
     """Sampling parameters with vLLM's names and meanings.
 
     `max_tokens=None` generates to the end of the answer or of the context. A `temperature` below 1e-5 is greedy. `top_k=0`

@@ -3,13 +3,16 @@
 import os
 from collections.abc import Iterator, Sequence
 from types import TracebackType
+from typing import Literal, Unpack, overload
 
 from frontend.client.blocking_pipe import BlockingPipe
 from frontend.client.outputs import RequestOutput
-from frontend.client.prompts import Messages, Prompt, Prompts
+from frontend.client.parameters import SamplingFields, merged
+from frontend.client.prompts import Messages, Prompt, Prompts, conversation
 from frontend.client.requests import StreamedRequest, WholeRequest
 from frontend.client.session import CONNECT_SECONDS, QUESTION_SECONDS, Session
 from frontend.client.steps import Steps
+from frontend.errors import InvalidRequest
 from frontend.wire import Delta, Health
 from protocol.messages import EngineStats
 from protocol.params import SamplingParams
@@ -22,6 +25,9 @@ class Handle:
         self._pipe = pipe
         self._request = request
         pipe.flush()
+
+    def __repr__(self) -> str:
+        return f"<Handle {self._request.describe()}>"
 
     @property
     def done(self) -> bool:
@@ -45,6 +51,9 @@ class Stream:
         self._pipe = pipe
         self._request = request
         pipe.flush()
+
+    def __repr__(self) -> str:
+        return f"<Stream {self._request.describe()}>"
 
     def __iter__(self) -> Iterator[Delta]:
         return self
@@ -80,6 +89,9 @@ class Client:
         self._session = Session(socket_path)
         self._pipe = BlockingPipe(self._session, connect_timeout)
 
+    def __repr__(self) -> str:
+        return f"<Client {self._session.describe()}>"
+
     def __enter__(self) -> "Client":
         return self
 
@@ -96,34 +108,104 @@ class Client:
         params: SamplingParams | Sequence[SamplingParams] | None = None,
         *,
         progress: bool | None = None,
+        cache_salt: str = "",
         timeout: float | None = None,
+        **fields: Unpack[SamplingFields],
     ) -> list[RequestOutput]:
         """Answers in the order of the prompts: texts or lists of token ids. `progress=None`: a bar if there is a terminal.
 
+        Sampling parameters are given as one object for all prompts, as one for each, or by name; what is given by name wins:
+
+            client.generate(["One", "Two"], max_tokens=4, temperature=0)
+
         Raises InvalidRequest, Overloaded, RequestLost, or DeadlineExceeded after `timeout` seconds; the rest is then aborted.
         """
-        return self._pipe.finish(self._session.generate(prompts, params, progress=progress), timeout)
+        batch = self._session.generate(prompts, merged(params, fields), cache_salt, progress=progress)
+        return self._pipe.finish(batch, timeout)
+
+    @overload
+    def chat(
+        self,
+        messages: Messages,
+        params: SamplingParams | None = None,
+        *,
+        stream: Literal[False] = False,
+        add_generation_prompt: bool = True,
+        continue_final_message: bool = False,
+        cache_salt: str = "",
+        timeout: float | None = None,
+        **fields: Unpack[SamplingFields],
+    ) -> RequestOutput: ...
+
+    @overload
+    def chat(
+        self,
+        messages: Messages,
+        params: SamplingParams | None = None,
+        *,
+        stream: Literal[True],
+        add_generation_prompt: bool = True,
+        continue_final_message: bool = False,
+        cache_salt: str = "",
+        timeout: float | None = None,
+        **fields: Unpack[SamplingFields],
+    ) -> Stream: ...
+
+    @overload
+    def chat(
+        self,
+        messages: Messages,
+        params: SamplingParams | None = None,
+        *,
+        stream: bool,
+        add_generation_prompt: bool = True,
+        continue_final_message: bool = False,
+        cache_salt: str = "",
+        timeout: float | None = None,
+        **fields: Unpack[SamplingFields],
+    ) -> RequestOutput | Stream: ...
 
     def chat(
         self,
         messages: Messages,
         params: SamplingParams | None = None,
         *,
+        stream: bool = False,
         add_generation_prompt: bool = True,
         continue_final_message: bool = False,
+        cache_salt: str = "",
         timeout: float | None = None,
-    ) -> RequestOutput:
-        """The answer to a conversation of {"role", "content"} messages, by the model's own chat template."""
-        options = {"add_generation_prompt": add_generation_prompt, "continue_final_message": continue_final_message}
-        return self._pipe.finish(self._session.chat(messages, params, **options), timeout)
+        **fields: Unpack[SamplingFields],
+    ) -> RequestOutput | Stream:
+        """The answer to a conversation of {"role", "content"} messages, by the model's own chat template.
 
-    def stream(self, prompt: Prompt, params: SamplingParams | None = None, *, cache_salt: str = "") -> Stream:
+            print(client.chat([{"role": "user", "content": "Hello"}], max_tokens=20).text)
+
+        With `stream=True` it comes piece by piece, and leaving the loop over it aborts the request:
+
+            for piece in client.chat(messages, stream=True):
+                print(piece.text, end="")
+
+        Raises as `generate`. A stream is no answer that `timeout` could be for.
+        """
+        prompt = conversation(messages, add_generation_prompt=add_generation_prompt, continue_final_message=continue_final_message)
+        if not stream:
+            return self._pipe.finish(self._session.submit(prompt, merged(params, fields), cache_salt), timeout)
+        if timeout is not None:
+            raise InvalidRequest("timeout is for whole answers; close a stream that takes too long", "timeout")
+        return Stream(self._pipe, self._session.stream(prompt, merged(params, fields), cache_salt))
+
+    def stream(
+        self, prompt: Prompt, params: SamplingParams | None = None, *, cache_salt: str = "", **fields: Unpack[SamplingFields]
+    ) -> Stream:
         """The answer to a text, token ids or messages, piece by piece. Leaving the loop over it aborts the request."""
-        return Stream(self._pipe, self._session.stream(prompt, params, cache_salt))
+        return Stream(self._pipe, self._session.stream(prompt, merged(params, fields), cache_salt))
 
-    def submit(self, prompt: Prompt, params: SamplingParams | None = None, *, cache_salt: str = "") -> Handle:
+    def submit(
+        self, prompt: Prompt, params: SamplingParams | None = None, *, cache_salt: str = "", **fields: Unpack[SamplingFields]
+    ) -> Handle:
         """Sends a request for the answer to a text, token ids or messages, and returns at once."""
-        return Handle(self._pipe, self._session.submit(prompt, params, cache_salt))
+        return Handle(self._pipe, self._session.submit(prompt, merged(params, fields), cache_salt))
 
     def health(self) -> Health:
         """Whether the engine serves, and how many workers are alive."""

@@ -5,8 +5,11 @@ from dataclasses import dataclass, field
 from frontend.wire import Logprob
 from protocol.messages import FinishReason
 
+_SHOWN = 60  # characters of a text, and …
+_SHOWN_IDS = 8  # … token ids that a representation shows: a batch of them is to be read
 
-@dataclass(slots=True)
+
+@dataclass(slots=True, repr=False)
 class CompletionOutput:
     """One of the `n` outputs of a request."""
 
@@ -16,6 +19,11 @@ class CompletionOutput:
     logprobs: list[Logprob] = field(default_factory=list)  # one per token, where asked
     finish_reason: FinishReason | None = None
     stop_reason: int | str | None = None  # the stop id or stop string that ended it
+
+    def __repr__(self) -> str:
+        reason = "" if self.stop_reason is None else f", stop_reason={self.stop_reason!r}"
+        text = f"text={_shortened(self.text)}, token_ids={_shortened_ids(self.token_ids)}"
+        return f"CompletionOutput(index={self.index}, {text}, finish_reason={self.finish_reason!r}{reason})"
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +35,7 @@ class Usage:
     cached_tokens: int  # of the prompt, found in the prefix cache
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, repr=False)
 class RequestOutput:
     """The answer to one prompt. `text`, `token_ids`, `logprobs` and `finish_reason` are those of the first output."""
 
@@ -35,6 +43,10 @@ class RequestOutput:
     prompt_token_ids: list[int]
     outputs: list[CompletionOutput]
     num_cached_tokens: int = 0
+
+    def __repr__(self) -> str:
+        prompt = _shortened_ids(self.prompt_token_ids) if self.prompt is None else _shortened(self.prompt)
+        return f"RequestOutput(prompt={prompt}, outputs={self.outputs!r}, {self.usage!r})"
 
     @property
     def text(self) -> str:
@@ -61,3 +73,13 @@ class RequestOutput:
         """How many tokens were read and written."""
         written = sum(len(output.token_ids) for output in self.outputs)
         return Usage(len(self.prompt_token_ids), written, self.num_cached_tokens)
+
+
+def _shortened(text: str) -> str:
+    return repr(text) if len(text) <= _SHOWN else f"{text[:_SHOWN]!r}… ({len(text)} characters)"
+
+
+def _shortened_ids(token_ids: list[int]) -> str:
+    if len(token_ids) <= _SHOWN_IDS:
+        return repr(token_ids)
+    return f"[{', '.join(map(str, token_ids[:_SHOWN_IDS]))}, … ({len(token_ids)} tokens)]"

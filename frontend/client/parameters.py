@@ -1,14 +1,56 @@
 """Parameters as users write them, checked before anything is sent."""
 
-from typing import Any
+import difflib
+from collections.abc import Sequence
+from typing import Any, TypedDict, TypeVar
 
 import msgspec
 import numpy as np
 
 from frontend.errors import InvalidRequest
-from protocol.params import ParameterError, SamplingParams, check
+from protocol.params import Grammar, ParameterError, SamplingParams, check
 
 _TYPES = {field.name: field.type for field in msgspec.structs.fields(SamplingParams)}
+
+Params = TypeVar("Params", SamplingParams | None, SamplingParams | Sequence[SamplingParams] | None)  # one set, or several
+
+
+class SamplingFields(TypedDict, total=False):
+    """The fields of SamplingParams, as keywords of the client's methods."""
+
+    max_tokens: int | None
+    min_tokens: int
+    temperature: float
+    top_p: float
+    top_k: int
+    min_p: float
+    seed: int | None
+    n: int
+    stop: list[str]
+    stop_token_ids: list[int]
+    ignore_eos: bool
+    include_stop_str_in_output: bool
+    skip_special_tokens: bool
+    repetition_penalty: float
+    presence_penalty: float
+    frequency_penalty: float
+    logprobs: int | None
+    detokenize: bool
+    priority: int
+    structured: Grammar | None
+
+
+def merged(params: Params, fields: SamplingFields) -> Params:
+    """The parameters with these fields in place of theirs. Raises TypeError, as any call does, on a keyword that is none."""
+    if not fields:
+        return params
+    for name in fields:
+        if name not in _TYPES:
+            near = difflib.get_close_matches(name, _TYPES, 1)
+            raise TypeError(f"{name!r} is no sampling parameter" + (f"; did you mean {near[0]!r}?" if near else ""))
+    if params is None or isinstance(params, SamplingParams):
+        return msgspec.structs.replace(params or SamplingParams(), **fields)
+    return [msgspec.structs.replace(one, **fields) if isinstance(one, SamplingParams) else one for one in params]
 
 
 def checked(params: SamplingParams | None, vocab_size: int) -> SamplingParams:

@@ -21,8 +21,10 @@ Prompts: TypeAlias = str | TokenIds | Sequence[str] | Sequence[TokenIds] | Seque
 _INT32_MAX = 2**31 - 1
 
 
-def to_wire(prompt: Prompt, add_special_tokens: bool = True) -> WirePrompt:
+def to_wire(prompt: Prompt | Conversation, add_special_tokens: bool = True) -> WirePrompt:
     """A text, token ids or a conversation. Raises InvalidRequest when it is none of them."""
+    if isinstance(prompt, Conversation):
+        return prompt
     if isinstance(prompt, str):
         return TextPrompt(str.__str__(prompt), add_special_tokens)  # numpy's strings, and others, are more than that
     if _is_conversation(prompt):

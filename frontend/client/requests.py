@@ -30,6 +30,10 @@ class Request(Awaited[Answer]):
         """Nothing follows: every output ended, or the request failed."""
         return self._open == 0 or self.error is not None
 
+    def describe(self) -> str:
+        """Its number on this connection and how it stands, for people."""
+        return f"{self.request_id}: {self.error or ('ended' if self.ended else 'under way')}"
+
     def accept(self, prompt_i32: bytes) -> None:
         """The engine took the prompt; these are its tokens."""
 

@@ -8,7 +8,7 @@ from typing import Literal, TypeVar
 from frontend.client.batch import Batch
 from frontend.client.discovery import cannot_connect, find_socket
 from frontend.client.parameters import checked, checked_salt
-from frontend.client.prompts import Messages, Prompt, Prompts, conversation, pair, to_wire
+from frontend.client.prompts import Prompt, Prompts, pair, to_wire
 from frontend.client.reply import Reply
 from frontend.client.requests import StreamedRequest, WholeRequest
 from frontend.client.steps import Steps, read_steps
@@ -64,33 +64,39 @@ class Session:
         self._questions: dict[int, AnyQuestion] = {}
         self._outgoing: list[bytes] = [encode(Hello(WIRE_VERSION))]
 
+    def describe(self) -> str:
+        """The engine and how things stand with it, for people."""
+        if self.lost is not None:
+            return f"{self.path}: {self.lost}"
+        if not self.greeting.ready:
+            return f"{self.path}: not connected yet"
+        return f"{self.path}: {self.greeting.result().models[0]}, {len(self._requests)} requests under way"
+
     # what users ask; each raises what ended the connection, or InvalidRequest naming what is wrong, before anything is sent
 
     def generate(
-        self, prompts: Prompts, params: SamplingParams | Sequence[SamplingParams] | None, *, progress: bool | None
+        self,
+        prompts: Prompts,
+        params: SamplingParams | Sequence[SamplingParams] | None,
+        cache_salt: str = "",
+        *,
+        progress: bool | None,
     ) -> Batch:
         """Answers to several prompts. `progress=None`: with a bar if there is a terminal."""
-        vocab_size = self._engine.vocab_size
+        vocab_size, salt = self._engine.vocab_size, checked_salt(cache_salt)
         known: dict[int, SamplingParams] = {}  # checked once, also where one object serves a thousand prompts
         wanted: list[tuple[WirePrompt, SamplingParams]] = []
         for prompt, given in pair(prompts, params):
             if id(given) not in known:
                 known[id(given)] = checked(given, vocab_size)
             wanted.append((to_wire(prompt), known[id(given)]))
-        return Batch(lambda prompt, params: self._request(WholeRequest, prompt, params), wanted, show_progress=progress)
+        return Batch(lambda prompt, params: self._request(WholeRequest, prompt, params, salt), wanted, show_progress=progress)
 
-    def chat(
-        self, messages: Messages, params: SamplingParams | None, *, add_generation_prompt: bool, continue_final_message: bool
-    ) -> WholeRequest:
-        """The answer to a conversation."""
-        prompt = conversation(messages, add_generation_prompt=add_generation_prompt, continue_final_message=continue_final_message)
-        return self._request(WholeRequest, prompt, checked(params, self._engine.vocab_size))
-
-    def submit(self, prompt: Prompt, params: SamplingParams | None, cache_salt: str) -> WholeRequest:
+    def submit(self, prompt: Prompt | Conversation, params: SamplingParams | None, cache_salt: str) -> WholeRequest:
         """One whole answer."""
         return self._request(WholeRequest, to_wire(prompt), checked(params, self._engine.vocab_size), checked_salt(cache_salt))
 
-    def stream(self, prompt: Prompt, params: SamplingParams | None, cache_salt: str) -> StreamedRequest:
+    def stream(self, prompt: Prompt | Conversation, params: SamplingParams | None, cache_salt: str) -> StreamedRequest:
         """One answer, piece by piece."""
         return self._request(StreamedRequest, to_wire(prompt), checked(params, self._engine.vocab_size), checked_salt(cache_salt))
 

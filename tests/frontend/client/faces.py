@@ -22,6 +22,7 @@ class DrivenClient:
 
     def __init__(self, path: Path, **options: float) -> None:
         self._runner = asyncio.Runner()
+        self._closed = False
         self._client = AsyncClient(path, **options)
         try:
             self.run(self._client.connect())
@@ -32,6 +33,9 @@ class DrivenClient:
     def run(self, work: Coroutine[Any, Any, Answer]) -> Answer:
         return self._runner.run(work)
 
+    def __repr__(self) -> str:
+        return repr(self._client).replace("AsyncClient", "Client")
+
     def __enter__(self) -> "DrivenClient":
         return self
 
@@ -39,6 +43,9 @@ class DrivenClient:
         self.close()
 
     def close(self) -> None:
+        if self._closed:
+            return
+        self._closed = True
         self._client.close()
         self._runner.run(asyncio.sleep(0))  # the transport's own last turn
         self._runner.close()
@@ -46,6 +53,10 @@ class DrivenClient:
     def __getattr__(self, name: str) -> Any:
         method = getattr(self._client, name)
         return lambda *arguments, **options: self.run(method(*arguments, **options))
+
+    def chat(self, *arguments: Any, **options: Any) -> Any:
+        answer: Any = self.run(self._client.chat(*arguments, **options))
+        return DrivenStream(self, answer) if isinstance(answer, AsyncStream) else answer
 
     def submit(self, *arguments: Any, **options: Any) -> "DrivenHandle":
         return DrivenHandle(self, self._client.submit(*arguments, **options))
@@ -58,6 +69,9 @@ class DrivenHandle:
     def __init__(self, client: DrivenClient, handle: AsyncHandle) -> None:
         self._client, self._handle = client, handle
         self.cancel = handle.cancel
+
+    def __repr__(self) -> str:
+        return repr(self._handle).replace("AsyncHandle", "Handle")
 
     @property
     def done(self) -> bool:

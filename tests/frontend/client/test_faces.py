@@ -4,6 +4,7 @@ import socket
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from uuid import uuid4
 
 import httpx
 import numpy as np
@@ -67,6 +68,55 @@ def test_chat_renders_the_template_that_http_renders(client: Client, served: Ser
     assert "".join(delta.text for delta in client.stream(messages, SHORT)) == output.text
     opened = client.chat([*messages, {"role": "assistant", "content": "Well"}], SHORT, continue_final_message=True)
     assert opened.prompt_token_ids[: len(output.prompt_token_ids)] == output.prompt_token_ids
+
+
+def test_parameters_by_name_are_those_of_an_object(client: Client) -> None:
+    (whole,) = client.generate("One way", SHORT)
+    assert client.generate("One way", max_tokens=6, seed=1, ignore_eos=True) == [whole]
+    assert client.submit("One way", SHORT, max_tokens=3).result(timeout=30).token_ids == whole.token_ids[:3]
+    streamed = [token for delta in client.stream("One way", SHORT, max_tokens=3) for token in delta.token_ids]
+    assert streamed == whole.token_ids[:3]
+    assert [one.token_ids for one in client.generate(["One way"] * 2, [SHORT] * 2, max_tokens=2)] == [whole.token_ids[:2]] * 2
+    with pytest.raises(InvalidRequest, match="top_p"):
+        client.generate("One way", top_p=2.0)
+    with pytest.raises(TypeError, match="max_tokens"):
+        client.submit("One way", max_token=2)  # type: ignore[call-arg]
+
+
+def test_a_chat_streams_where_asked(client: Client) -> None:
+    messages = [{"role": "user", "content": "Hello"}]
+    whole = client.chat(messages, SHORT)
+    assert "".join(delta.text for delta in client.chat(messages, SHORT, stream=True)) == whole.text
+    stream = client.chat(messages, stream=True, ignore_eos=True)
+    assert next(stream).token_ids
+    stream.close()
+    with pytest.raises(InvalidRequest, match="timeout"):
+        client.chat(messages, stream=True, timeout=1.0)
+
+
+def test_a_cache_salt_goes_with_every_method(client: Client) -> None:
+    prompt, mine = [7] * 100, uuid4().hex  # the engine is shared by the tests
+    assert client.generate(prompt, SHORT, cache_salt=mine)[0].num_cached_tokens == 0
+    assert client.generate(prompt, SHORT, cache_salt=mine)[0].num_cached_tokens > 0
+    assert client.generate(prompt, SHORT, cache_salt=uuid4().hex)[0].num_cached_tokens == 0
+    messages = [{"role": "user", "content": "A question of many words. " * 20}]
+    assert client.chat(messages, SHORT, cache_salt=mine).num_cached_tokens == 0
+    assert client.chat(messages, SHORT, cache_salt=mine).num_cached_tokens > 0
+    assert client.chat(messages, SHORT, cache_salt=uuid4().hex).num_cached_tokens == 0
+
+
+def test_representations_are_short_and_say_how_things_stand(client: Client) -> None:
+    assert "SmolLM2" in repr(client) or "demo" in repr(client)
+    handle = client.submit([5] * 1000, ENDLESS)
+    assert repr(handle) == "<Handle 1: under way>"
+    assert "1 requests under way" in repr(client)
+    handle.cancel()
+    assert repr(handle) == "<Handle 1: the request was cancelled>"
+    (output,) = client.generate([5] * 1000, SHORT)
+    assert "[5, 5, 5, 5, 5, 5, 5, 5, … (1000 tokens)]" in repr(output)
+    assert "finish_reason='length'" in repr(output)
+    client.close()
+    assert "the client is closed" in repr(client)
 
 
 def test_each_of_n_outputs_has_its_own_seed(client: Client) -> None:

@@ -1,14 +1,14 @@
 """Parameters that users pass, checked before anything travels."""
 
 from enum import IntEnum
-from typing import Any
+from typing import Any, get_type_hints
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from frontend.client.parameters import checked, checked_salt
+from frontend.client.parameters import SamplingFields, checked, checked_salt, merged
 from frontend.errors import InvalidRequest
 from protocol.codec import encode
 from protocol.params import SamplingParams
@@ -108,3 +108,27 @@ def test_whatever_is_passed_travels_or_is_an_invalid_request_that_names_one_of_t
     except InvalidRequest as refused:
         assert refused.param is not None
         assert refused.param.partition("[")[0] in fields
+
+
+def test_the_keywords_are_the_fields() -> None:
+    kinds = get_type_hints(SamplingParams)
+    assert get_type_hints(SamplingFields) == {name: kinds[name] for name in SamplingParams.__struct_fields__}
+
+
+def test_what_is_given_by_name_wins() -> None:
+    params = SamplingParams(max_tokens=3, seed=1)
+    assert merged(None, {}) is None
+    assert merged(params, {}) is params
+    assert merged(None, {"top_k": 2}) == SamplingParams(top_k=2)
+    assert merged(params, {"max_tokens": 5}) == SamplingParams(max_tokens=5, seed=1)
+    assert merged([params, SamplingParams()], {"seed": 9}) == [SamplingParams(max_tokens=3, seed=9), SamplingParams(seed=9)]
+
+
+def test_a_keyword_that_is_none_is_a_type_error_that_names_the_nearest() -> None:
+    wrong: Any = {"max_token": 5}
+    with pytest.raises(TypeError, match="'max_token' is no sampling parameter; did you mean 'max_tokens'"):
+        merged(None, wrong)
+
+
+def test_a_representation_shows_what_was_set() -> None:
+    assert repr(SamplingParams(max_tokens=3)) == "SamplingParams(max_tokens=3)"
