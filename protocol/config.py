@@ -46,6 +46,7 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
     port: int = 8000
     ipc_path: str = ""
     api_keys: tuple[str, ...] = ()
+    frontends: int = 1  # processes that share the HTTP port
     step_timeout: float = 60.0  # seconds without progress: of a step, before its worker counts as hung, and of any main loop
     drain_timeout: float = 30.0  # seconds that running requests get after SIGTERM
     compilation_cache: str = ""  # directory; empty: no persistent cache
@@ -64,7 +65,7 @@ class ChildSpec(msgspec.Struct, frozen=True, kw_only=True):
     """What the launcher tells one child at birth, as the first frame of its supervision link."""
 
     role: Literal["frontend", "scheduler", "worker"]
-    index: int  # which worker; 0 for the others
+    index: int  # which worker or frontend; 0 for the others
     epoch: int  # rises with each replacement of this child
     run_dir: str  # private directory (mode 0700) that holds the sockets
     cpus: tuple[int, ...]  # processors that this child may run on; empty: all

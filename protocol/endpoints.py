@@ -4,11 +4,15 @@ import os
 import tempfile
 from pathlib import Path
 
-SCHEDULER_INBOX = "scheduler.sock"  # frontend -> scheduler
-FRONTEND_INBOX = "frontend.sock"  # scheduler -> frontend
+SCHEDULER_INBOX = "scheduler.sock"  # frontends -> scheduler
 GRAMMAR_INBOX = "grammar.sock"  # scheduler -> grammar process
 GRAMMAR_OUTBOX = "grammar-out.sock"  # grammar process -> scheduler
 LONGEST_SOCKET_PATH = 107  # bytes in sockaddr_un.sun_path, less the terminator
+
+
+def frontend_inbox(index: int) -> str:
+    """File name of the socket that carries the scheduler's messages to frontend `index`."""
+    return f"frontend{index}.sock"
 
 
 def worker_inbox(index: int) -> str:

@@ -31,7 +31,7 @@ class Pulse(Message, frozen=True, tag="pulse"):
 
 
 class AddRequest(Message, frozen=True, tag="add"):
-    """One accepted request. `request_id` is the frontend's own, rising, never a client's."""
+    """One accepted request. `request_id` is the frontend's own (`protocol.request_ids`), rising, never a client's."""
 
     request_id: int
     token_ids_i32: bytes  # prompt, then the tokens already emitted when a request is resumed
@@ -67,7 +67,15 @@ class GetStory(Message, frozen=True, tag="story"):
     request_id: int
 
 
-FrontendToScheduler = AddRequest | AbortRequest | GetStats | GetTrace | GetStory
+class FrontendJoined(Message, frozen=True, tag="joined"):
+    """The hello of an incarnation of a frontend: answered with EngineReady, if not now then when the workers are there. Requests of
+    earlier incarnations have lost their clients, and end."""
+
+    frontend: int
+    epoch: int
+
+
+FrontendToScheduler = AddRequest | AbortRequest | GetStats | GetTrace | GetStory | FrontendJoined
 FRONTEND_TO_SCHEDULER: Decoder[FrontendToScheduler] = Decoder(FrontendToScheduler)
 
 
@@ -343,12 +351,19 @@ class WorkerLost(Message, frozen=True, tag="lost"):
     killed_for: str = ""  # why the launcher had it killed; empty: it did not
 
 
+class FrontendLost(Message, frozen=True, tag="frontend_lost"):
+    """To the scheduler: one frontend of several ended. Its clients are gone, and so its requests end."""
+
+    frontend: int
+    epoch: int
+
+
 class Stop(Message, frozen=True, tag="stop"):
-    """To the frontend: finish nothing more. Open answers end with an error that says why, then exit."""
+    """To a frontend: finish nothing more. Open answers end with an error that says why, then exit."""
 
     reason: str
     grace: float = 0.5  # seconds that clients get to read it
 
 
-LauncherToChild = Drain | WorkerLost | Stop
+LauncherToChild = Drain | WorkerLost | Stop | FrontendLost
 LAUNCHER_TO_CHILD: Decoder[LauncherToChild] = Decoder(LauncherToChild)

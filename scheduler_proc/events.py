@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from protocol.messages import (
+    FrontendLost,
     FrontendToScheduler,
     SchedulerOutput,
     SchedulerToFrontend,
@@ -21,7 +22,7 @@ class FromWorker:
     message: WorkerToScheduler
 
 
-Event = FrontendToScheduler | FromWorker | WorkerLost
+Event = FrontendToScheduler | FromWorker | WorkerLost | FrontendLost
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,9 +36,10 @@ class ToWorker:
 
 @dataclass(frozen=True, slots=True)
 class ToFrontend:
-    """Command: send this message to the frontend."""
+    """Command: send this message to a frontend."""
 
     message: SchedulerToFrontend
+    frontend: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -52,8 +52,13 @@ class Fleet:
         since_ns = now_ns - int(self._config.step_timeout * 1e9)
         return [lane for lane in self.lanes.values() if lane.in_flight and lane.progress_ns < since_ns]
 
+    @property
+    def announced(self) -> EngineReady | None:
+        """What the frontends were told last."""
+        return self._capacity if self._complete else None
+
     def announcement(self) -> EngineReady | None:
-        """What the frontend should know by now; nothing before all workers were there at once."""
+        """What the frontends should know by now; nothing before all workers were there at once."""
         self._complete = self._complete or len(self.lanes) == self._config.workers
         if not self._complete:
             return None

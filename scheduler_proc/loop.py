@@ -4,8 +4,8 @@ from protocol.channel import Poller, Receiver, Sender
 from protocol.clock import now_ns
 from protocol.config import ChildSpec
 from protocol.endpoints import (
-    FRONTEND_INBOX,
     SCHEDULER_INBOX,
+    frontend_inbox,
     ipc_address,
     worker_inbox,
     worker_outbox,
@@ -14,6 +14,7 @@ from protocol.messages import (
     FRONTEND_TO_SCHEDULER,
     WORKER_TO_SCHEDULER,
     Drain,
+    FrontendLost,
     FrontendToScheduler,
     LauncherToChild,
     Pulse,
@@ -39,7 +40,9 @@ class SchedulerLoop:
         self._from_frontend: Receiver[FrontendToScheduler] = Receiver(
             ipc_address(directory, SCHEDULER_INBOX), FRONTEND_TO_SCHEDULER, bind=True
         )
-        self._to_frontend = Sender(ipc_address(directory, FRONTEND_INBOX), bind=False)
+        self._to_frontends = [
+            Sender(ipc_address(directory, frontend_inbox(index)), bind=False) for index in range(config.frontends)
+        ]
         self._from_workers: list[Receiver[WorkerToScheduler]] = []
         self._to_workers: list[Sender] = []
         for index in range(config.workers):
@@ -83,7 +86,7 @@ class SchedulerLoop:
         self._from_frontend.close()
         for receiver in self._from_workers:
             receiver.close()
-        for sender in (self._to_frontend, *self._to_workers):
+        for sender in (*self._to_frontends, *self._to_workers):
             sender.close()
 
     def _validate(self) -> None:
@@ -93,11 +96,12 @@ class SchedulerLoop:
             self._state.breaches.report(breach)
 
     def _pulse(self) -> None:
-        """Tells launcher and frontend that this loop goes round."""
+        """Tells launcher and frontends that this loop goes round."""
         pulse = Pulse("idle" if self._state.idle else "running", self._num_events)
         self._launcher.flush()
         self._launcher.send(pulse)
-        self._to_frontend.send(pulse)
+        for sender in self._to_frontends:
+            sender.send(pulse)
 
     def _read(self, ready: list[object]) -> list[Event]:
         events: list[Event] = []
@@ -106,7 +110,7 @@ class SchedulerLoop:
                 match order:
                     case Drain():
                         self._draining = True
-                    case WorkerLost():
+                    case WorkerLost() | FrontendLost():
                         events.append(order)
         if self._from_frontend in ready:
             while (message := self._from_frontend.receive()) is not None:
@@ -126,7 +130,7 @@ class SchedulerLoop:
                 case ToWorker(worker, message, step):
                     self._to_workers[worker].send(message)
                     step.sent_ns = now_ns()
-                case ToFrontend(reply):
-                    self._to_frontend.send(reply)
+                case ToFrontend(reply, frontend):
+                    self._to_frontends[frontend].send(reply)
                 case ToLauncher(report):
                     self._launcher.send(report)

@@ -13,6 +13,8 @@ from protocol.messages import (
     AddRequest,
     EngineStats,
     Finished,
+    FrontendJoined,
+    FrontendLost,
     GetStats,
     GetStory,
     GetTrace,
@@ -26,12 +28,14 @@ from protocol.messages import (
     WorkerReady,
     WorkerToScheduler,
 )
+from protocol.request_ids import frontend_of
 from scheduler_proc.admission import Admission
 from scheduler_proc.breaches import Breaches
 from scheduler_proc.collect import Outcome, collect_step, finished_message
 from scheduler_proc.events import Command, Event, FromWorker, ToFrontend, ToLauncher, ToWorker
 from scheduler_proc.explain import explain
 from scheduler_proc.fleet import Fleet
+from scheduler_proc.frontends import Frontends
 from scheduler_proc.lane import Lane
 from scheduler_proc.plan import plan_step
 from scheduler_proc.probation import Culprit, in_flight_requests
@@ -57,6 +61,7 @@ class SchedulerState:
         self.fleet = Fleet(config, self.story)
         self.lanes = self.fleet.lanes  # live workers
         self.requests: dict[int, Request] = {}  # by id, until they end
+        self.frontends = Frontends(config.frontends)
         self.admission = Admission(self.lanes, self.requests, config.workers)
         self._arrivals = 0
         self._clock = ChargedClock(int(config.pulse_interval * 1e9), 0)  # the loop comes round as often as its pulse is due
@@ -77,7 +82,11 @@ class SchedulerState:
                 case WorkerLost():
                     self._on_worker_lost(event)
                 case GetStats() | GetTrace() | GetStory():
-                    self._commands.append(ToFrontend(self._answer(event)))
+                    self._commands.append(ToFrontend(self._answer(event), frontend_of(event.query_id)))
+                case FrontendJoined():
+                    self._on_frontend_joined(event)
+                case FrontendLost(frontend, epoch):
+                    self._on_frontend_ended(frontend, epoch)
         self._find_hung()
         self.admission.admit(self._clock.now_ns)
         for lane in self.lanes.values():
@@ -93,6 +102,9 @@ class SchedulerState:
     def _on_add(self, message: AddRequest) -> None:
         if message.request_id in self.requests:
             self.counters["refused_duplicate_request"] += 1
+            return
+        if self.frontends.has_lost(message.request_id):
+            self.counters["refused_frontend_lost"] += 1
             return
         request = from_message(message, self._arrivals)
         self._arrivals += 1
@@ -111,6 +123,18 @@ class SchedulerState:
         if request.slot != NOWHERE:
             self.lanes[request.worker].release(request.slot)
         self.story.move(request, RequestState.FINISHED, "aborted")
+
+    def _on_frontend_joined(self, joined: FrontendJoined) -> None:
+        self._on_frontend_ended(joined.frontend, joined.epoch - 1)
+        if (capacity := self.fleet.announced) is not None:
+            self._commands.append(ToFrontend(capacity, joined.frontend))
+
+    def _on_frontend_ended(self, frontend: int, epoch: int) -> None:
+        """Nobody waits any more for the requests of this frontend's incarnations up to this one."""
+        if epoch >= 0:
+            self.frontends.ended(frontend, epoch)
+            for request_id in [request_id for request_id in self.requests if self.frontends.has_lost(request_id)]:
+                self._on_abort(request_id)
 
     def _answer(self, query: GetStats | GetTrace | GetStory) -> EngineStats | TraceRecords | Story:
         match query:
@@ -176,7 +200,7 @@ class SchedulerState:
             self._forget(finished)
         self.admission.probation.clear(lane)
         if len(outcome.token_ids) or outcome.finished:
-            self._commands.append(ToFrontend(_token_batch(worker, output.step_id, outcome)))
+            self._commands.extend(self.frontends.tokens(_token_batch(worker, output.step_id, outcome)))
 
     def _forget(self, finished: Finished) -> None:
         self.counters[f"finished_{finished.reason}"] += 1
@@ -231,11 +255,11 @@ class SchedulerState:
         self.story.move(culprit.request, RequestState.FINISHED, culprit.text)
         finished = finished_message(culprit.request, "error", culprit.request.tokens, culprit.text)
         self._forget(finished)
-        self._commands.append(ToFrontend(TokenBatch(worker, -1, b"", b"", (finished,))))
+        self._commands.extend(self.frontends.tokens(TokenBatch(worker, -1, b"", b"", (finished,))))
 
     def _announce(self) -> None:
         if (capacity := self.fleet.announcement()) is not None:
-            self._commands.append(ToFrontend(capacity))
+            self._commands.extend(self.frontends.everyone(capacity))
 
 
 def _token_batch(worker: int, step_id: int, outcome: Outcome) -> TokenBatch:

@@ -28,7 +28,7 @@ class FrontendProcess:
         self._spec = spec
         self._config = spec.config
         self._launcher = launcher
-        self._router = Router(spec.config, spec.run_dir)
+        self._router = Router(spec.config, spec.run_dir, index=spec.index, epoch=spec.epoch)
         self._stop = asyncio.Event()  # no new requests
         self._stop_now = asyncio.Event()  # nor the running ones
         self._reason = "the engine was shut down before the answer was complete"

@@ -1,7 +1,6 @@
 """Moves token ids between the frontend's interfaces and the scheduler: numbers requests, hands each one its tokens."""
 
 import asyncio
-import itertools
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 
@@ -12,7 +11,7 @@ from protocol.channel import Receiver, Sender
 from protocol.clock import ChargedClock, now_ns
 from protocol.codec import Int32Array, Int64Array, pack_int32, unpack_int32, unpack_uint64
 from protocol.config import EngineConfig
-from protocol.endpoints import FRONTEND_INBOX, SCHEDULER_INBOX, ipc_address
+from protocol.endpoints import SCHEDULER_INBOX, frontend_inbox, ipc_address
 from protocol.errors import EngineError
 from protocol.messages import (
     SCHEDULER_TO_FRONTEND,
@@ -22,6 +21,7 @@ from protocol.messages import (
     EngineStats,
     Finished,
     FinishReason,
+    FrontendJoined,
     FrontendToScheduler,
     GetStats,
     GetStory,
@@ -33,8 +33,9 @@ from protocol.messages import (
     TraceRecords,
 )
 from protocol.params import EngineParams
+from protocol.request_ids import request_ids
 
-_MOST_REQUESTS = 16_384  # accepted and not ended: bounds the memory that clients can make the engine hold
+_MOST_REQUESTS = 16_384  # accepted and not ended, of all frontends: bounds the memory that clients can make the engine hold
 _ANSWERED_CAPACITY = 8192  # as many steps as the scheduler's trace holds
 
 
@@ -132,13 +133,15 @@ class Generation:
 class Router:
     """The frontend's end of the pipes to the scheduler. Runs on the frontend's event loop."""
 
-    def __init__(self, config: EngineConfig, run_dir: str) -> None:
+    def __init__(self, config: EngineConfig, run_dir: str, *, index: int = 0, epoch: int = 0) -> None:
+        """`index`, `epoch`: which frontend this is, in which incarnation."""
         self._config = config
         self._outbox = Sender(ipc_address(run_dir, SCHEDULER_INBOX), bind=False)
         self._inbox: Receiver[SchedulerToFrontend] = Receiver(
-            ipc_address(run_dir, FRONTEND_INBOX), SCHEDULER_TO_FRONTEND, bind=True
+            ipc_address(run_dir, frontend_inbox(index)), SCHEDULER_TO_FRONTEND, bind=True
         )
-        self._ids = itertools.count(1)
+        self._hello = FrontendJoined(index, epoch)
+        self._ids = request_ids(index, epoch)
         self._generations: dict[int, Generation] = {}
         self._queries: dict[int, asyncio.Future[EngineStats | TraceRecords | Story]] = {}
         self._capacity: EngineReady | None = None
@@ -158,6 +161,7 @@ class Router:
         loop = asyncio.get_running_loop()
         self._first_ready = loop.create_future()
         self._inbox.watch(loop, self._on_message)
+        self._outbox.send(self._hello)
         return await self._first_ready
 
     @property
@@ -184,7 +188,7 @@ class Router:
     @property
     def is_full(self) -> bool:
         """Whether as many requests are under way as may be."""
-        return len(self._generations) >= _MOST_REQUESTS
+        return len(self._generations) >= _MOST_REQUESTS // self._config.frontends
 
     @property
     def malformed_frames(self) -> int:
@@ -203,7 +207,7 @@ class Router:
             raise self._refusal.with_traceback(None)
         self._check_scheduler()
         if self.is_full:
-            raise Overloaded(f"{_MOST_REQUESTS} requests are under way: try again later")
+            raise Overloaded(f"{_MOST_REQUESTS // self._config.frontends} requests are under way: try again later")
         generation = Generation(self, next(self._ids))
         self._outbox.send(
             AddRequest(

@@ -24,6 +24,7 @@ from protocol.messages import (
     WorkerReady,
 )
 from protocol.params import EngineParams
+from protocol.request_ids import frontend_of
 from scheduler_proc.events import Event, FromWorker, ToFrontend, ToLauncher, ToWorker
 from scheduler_proc.invariants import validate
 from scheduler_proc.probation import in_flight_requests
@@ -102,7 +103,7 @@ class World:
     def __init__(
         self, *, depth: int = 2, workers: int = 1, slots: int = 4, blocks: int = 64, block_size: int = 4, budget: int = 16,
         max_model_len: int = 64, prefix_caching: bool = True, validate_every: int = 1, saturating_tokens: int = 0,
-        strict: bool = True,
+        strict: bool = True, frontends: int = 1,
     ) -> None:  # fmt: skip
         self.max_model_len, self.blocks, self.saturating_tokens = max_model_len, blocks, saturating_tokens
         self.config = EngineConfig(
@@ -117,6 +118,7 @@ class World:
             block_size=block_size,
             kv_cache_memory=blocks * block_size * 8,
             enable_prefix_caching=prefix_caching,
+            frontends=frontends,
         )
         self.now, self._events, self._validate_every = 0, 0, validate_every
         self.state = SchedulerState(self.config, strict=strict)
@@ -138,8 +140,8 @@ class World:
             match command:
                 case ToWorker(worker, message):
                     self.workers[worker].inbox.append(message)
-                case ToFrontend(TokenBatch() as batch):
-                    self._receive(batch)
+                case ToFrontend(TokenBatch() as batch, frontend):
+                    self._receive(batch, frontend)
                 case ToLauncher(report):
                     self.hung.append(report)
         self._events += 1
@@ -264,7 +266,10 @@ class World:
             assert sent.end.reason == reason
             assert sent.end.stop_token_id == (tokens[-1] if reason == "stop" else -1)
 
-    def _receive(self, batch: TokenBatch) -> None:
+    def _receive(self, batch: TokenBatch, frontend: int) -> None:
+        told = {*unpack_uint64(batch.request_ids_u64).tolist(), *(finished.request_id for finished in batch.finished)}
+        told |= batch.logprobs.keys() | batch.num_cached_tokens.keys()
+        assert {frontend_of(request_id) for request_id in told} == {frontend}, "a frontend is told of another's requests"
         for request_id, token in zip(
             unpack_uint64(batch.request_ids_u64).tolist(), unpack_int32(batch.token_ids_i32).tolist(), strict=True
         ):

@@ -16,7 +16,7 @@ from protocol.channel import Receiver, Sender
 from protocol.clock import now_ns
 from protocol.codec import pack_int32, pack_uint64, unpack_int32
 from protocol.config import EngineConfig
-from protocol.endpoints import FRONTEND_INBOX, SCHEDULER_INBOX, ipc_address
+from protocol.endpoints import SCHEDULER_INBOX, frontend_inbox, ipc_address
 from protocol.messages import (
     FRONTEND_TO_SCHEDULER,
     AbortRequest,
@@ -24,6 +24,7 @@ from protocol.messages import (
     EngineReady,
     EngineStats,
     Finished,
+    FrontendJoined,
     FrontendToScheduler,
     GetStats,
     GetStory,
@@ -44,7 +45,7 @@ class Scheduler:
 
     def __init__(self, run_dir: str) -> None:
         self._inbox = Receiver(ipc_address(run_dir, SCHEDULER_INBOX), FRONTEND_TO_SCHEDULER, bind=True)
-        self._outbox = Sender(ipc_address(run_dir, FRONTEND_INBOX), bind=False)
+        self._outbox = Sender(ipc_address(run_dir, frontend_inbox(0)), bind=False)
         self._heard: asyncio.Queue[FrontendToScheduler] = asyncio.Queue()
         self._inbox.watch(asyncio.get_running_loop(), self._heard.put_nowait)
         self._steps = 0
@@ -72,6 +73,7 @@ async def running(run_dir: Path) -> AsyncIterator[tuple[Router, Scheduler]]:
     try:
         scheduler.say(EngineReady(1, 100, 1000, 10, 16, "none"))
         await asyncio.wait_for(router.start(), 10)
+        assert await scheduler.hear() == FrontendJoined(0, 0)
         yield router, scheduler
     finally:
         router.close()
