@@ -111,6 +111,8 @@ class Finished(Message, frozen=True):
     token_ids_i32: bytes = b""
     message: str = ""  # why, when `reason` is "error"
     num_cached_tokens: int = 0  # prompt tokens that the prefix cache held
+    queue_ns: int = 0  # from its arrival at the scheduler to its first slot
+    prefill_ns: int = 0  # from there to its first token
 
 
 class TokenBatch(Message, frozen=True, tag="tokens"):
@@ -123,6 +125,7 @@ class TokenBatch(Message, frozen=True, tag="tokens"):
     finished: tuple[Finished, ...] = ()
     logprobs: dict[int, TopLogprobs] = {}  # request id -> of its token in this batch, where the request asked
     num_cached_tokens: dict[int, int] = {}  # request id -> prompt tokens that the prefix cache held; with its first token
+    queue_ns: dict[int, int] = {}  # request id -> from its arrival at the scheduler to its first slot; with its first token
 
 
 class WorkerStats(Message, frozen=True):
@@ -138,9 +141,9 @@ class WorkerStats(Message, frozen=True):
 
 
 class EngineStats(Message, frozen=True, tag="stats"):
-    """Answers GetStats. Counters count since the scheduler started."""
+    """Answers GetStats; comes unasked too, beside each pulse to the frontend. Counters count since the scheduler started."""
 
-    query_id: int
+    query_id: int  # 0: unasked
     waiting: int
     workers: tuple[WorkerStats, ...]
     counters: dict[str, int]  # requests, tokens, preemptions, prefix cache queries and hits, refused frames by cause, …

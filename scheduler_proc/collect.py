@@ -50,7 +50,7 @@ def collect_step(lane: Lane, output: ModelRunnerOutput) -> tuple[InFlightStep, O
     cohort = step.cohort or lane.gather(step.sampled_slots)
     outcome = Outcome(_EMPTY_IDS, _EMPTY, logprobs={int(cohort.request_ids[e.row]): e.logprobs for e in output.logprobs})
     if step.chunks:
-        _begin((lane.requests[slot] for slot in step.sampled_slots[step.num_decodes :].tolist()), outcome)
+        _begin(lane, (lane.requests[slot] for slot in step.sampled_slots[step.num_decodes :].tolist()), outcome)
     _believe(lane, cohort, token_ids, outcome)
     return step, outcome
 
@@ -65,6 +65,8 @@ def finished_message(request: Request, reason: FinishReason, tokens: Int32Array,
         token_ids_i32=b"" if request.stream else tokens[request.num_prompt_tokens :].astype("<i4").tobytes(),
         message=message,
         num_cached_tokens=request.num_cached_tokens,
+        queue_ns=request.queue_ns,
+        prefill_ns=request.prefill_ns,
     )
 
 
@@ -90,11 +92,11 @@ def _commit(lane: Lane, slots: Int32Array, ends: Int32Array) -> None:
             lane.commit_blocks(int(slots[row]), int(full[row]))
 
 
-def _begin(requests: Iterable[Request | None], outcome: Outcome) -> None:
+def _begin(lane: Lane, requests: Iterable[Request | None], outcome: Outcome) -> None:
     """Notes who gets its first token."""
     for request in requests:
         if request is not None and not request.begun:
-            request.begun = True
+            request.begun, request.begun_ns = True, lane.story.now_ns
             outcome.begun.append(request)
 
 
@@ -141,7 +143,7 @@ def _collect_some(
         if holder is not None and not holder.finished:
             outcome.logprobs[holder.request_id] = entry.logprobs
     believed = good[sampled]
-    _begin((holders[index] for index in np.flatnonzero(believed & (sampled >= step.num_decodes)).tolist()), outcome)
+    _begin(lane, (holders[index] for index in np.flatnonzero(believed & (sampled >= step.num_decodes)).tolist()), outcome)
     _believe(lane, lane.gather(step.slots[sampled[believed]]), token_ids[believed], outcome)
     for index in np.flatnonzero(~believed).tolist():
         row = sampled[index]
@@ -173,7 +175,7 @@ def _settle(lane: Lane, request: Request | None, token_id: int, failed: bool, ou
         lane.distrust(request)
         _end(lane, request, outcome, "error", request.tokens, _NOT_FINITE)
         return
-    _begin((request,), outcome)
+    _begin(lane, (request,), outcome)
     request.append(token_id)
     outcome.num_tokens += 1
     if request.stream:

@@ -47,5 +47,6 @@ class Frontends:
                 finished=tuple(finished for finished in batch.finished if frontend_of(finished.request_id) == frontend),
                 logprobs={key: value for key, value in batch.logprobs.items() if frontend_of(key) == frontend},
                 num_cached_tokens={key: value for key, value in batch.num_cached_tokens.items() if frontend_of(key) == frontend},
+                queue_ns={key: value for key, value in batch.queue_ns.items() if frontend_of(key) == frontend},
             )
             yield ToFrontend(part, frontend)

@@ -96,12 +96,13 @@ class SchedulerLoop:
             self._state.breaches.report(breach)
 
     def _pulse(self) -> None:
-        """Tells launcher and frontends that this loop goes round."""
-        pulse = Pulse("idle" if self._state.idle else "running", self._num_events)
+        """Tells launcher and frontends that this loop goes round, and the frontends where the engine stands."""
+        pulse, stats = Pulse("idle" if self._state.idle else "running", self._num_events), self._state.stats()
         self._launcher.flush()
         self._launcher.send(pulse)
         for sender in self._to_frontends:
             sender.send(pulse)
+            sender.send(stats)
 
     def _read(self, ready: list[object]) -> list[Event]:
         events: list[Event] = []

@@ -57,6 +57,9 @@ class Request:
     num_cached_tokens: int = 0  # prompt tokens that the prefix cache held when it was first computed
     computed_before: bool = False  # a chunk of it was planned
     begun: bool = False  # its first token is here
+    arrived_ns: int = 0  # on the one clock, as the two below; 0: not yet
+    admitted_ns: int = 0  # when it got its first slot
+    begun_ns: int = 0  # when its first token was here
     block_hashes: list[bytes] = field(default_factory=list)  # chain over the full blocks of the known tokens, as far as needed
     in_flight: int = 0  # sampled tokens still to come from before its preemption; it is admitted again when they are here
 
@@ -64,6 +67,16 @@ class Request:
     def rank(self) -> tuple[int, int]:
         """Sorts requests by who runs first."""
         return self.priority, self.order
+
+    @property
+    def queue_ns(self) -> int:
+        """From its arrival to its first slot."""
+        return max(0, self.admitted_ns - self.arrived_ns)
+
+    @property
+    def prefill_ns(self) -> int:
+        """From its first slot to its first token."""
+        return max(0, self.begun_ns - self.admitted_ns)
 
     @property
     def finished(self) -> bool:

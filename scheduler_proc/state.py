@@ -99,6 +99,10 @@ class SchedulerState:
         """Whether nothing runs, waits or is in flight."""
         return not self.requests and not any(lane.in_flight for lane in self.lanes.values())
 
+    def stats(self, query_id: int = 0) -> EngineStats:
+        """The queue, the workers and all counters, as they are now."""
+        return engine_stats(query_id, self.lanes, self._config.workers, len(self.admission), self.counters)
+
     def _on_add(self, message: AddRequest) -> None:
         if message.request_id in self.requests:
             self.counters["refused_duplicate_request"] += 1
@@ -139,8 +143,7 @@ class SchedulerState:
     def _answer(self, query: GetStats | GetTrace | GetStory) -> EngineStats | TraceRecords | Story:
         match query:
             case GetStats(query_id):
-                num_waiting = len(self.admission)
-                return engine_stats(query_id, self.lanes, self._config.workers, num_waiting, self.counters)
+                return self.stats(query_id)
             case GetTrace(query_id):
                 return TraceRecords(query_id, COLUMNS, self.trace.rows().astype("<i8").tobytes())
             case GetStory(query_id, request_id):
@@ -271,4 +274,5 @@ def _token_batch(worker: int, step_id: int, outcome: Outcome) -> TokenBatch:
         finished=tuple(outcome.finished),
         logprobs=outcome.logprobs,
         num_cached_tokens={request.request_id: request.num_cached_tokens for request in outcome.begun if request.stream},
+        queue_ns={request.request_id: request.queue_ns for request in outcome.begun if request.stream},
     )

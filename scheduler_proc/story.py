@@ -24,6 +24,10 @@ class StoryRing:
             text = f"request {request.request_id} went from {before.value} to {state.value}: {cause}"
             self._breaches.report(Breach("transition", text))
         request.state = state
+        if before is RequestState.NEW:
+            request.arrived_ns = self.now_ns
+        elif state is RequestState.PREFILLING and not request.admitted_ns:
+            request.admitted_ns = self.now_ns
         self._moves.append((request.request_id, before, state, cause, self.now_ns))
 
     def of(self, request_id: int) -> tuple[Move, ...]:

@@ -19,6 +19,7 @@ HOMES = {
     "zmq": ("protocol",),
     "starlette": ("frontend",),
     "httptools": ("frontend",),
+    "prometheus_client": ("frontend/server/api",),
     "jinja2": ("frontend/server/text",),  # templates come with models, so one place sandboxes them
     "tokenizers": ("frontend/server/text",),
     # pickle runs what it reads; the others bring gigabytes or are what this engine stands in for
@@ -35,11 +36,24 @@ ROOMS: dict[str, tuple[str, ...]] = {
 }
 
 # what starts -> libraries that it must not wait for
-HEAVY = ("jax", "gguf", "safetensors", "tokenizers", "jinja2", "starlette", "httptools", "uvloop", "rich", "psutil", "httpx")
+HEAVY = (
+    "jax",
+    "gguf",
+    "safetensors",
+    "tokenizers",
+    "jinja2",
+    "starlette",
+    "httptools",
+    "uvloop",
+    "rich",
+    "psutil",
+    "httpx",
+    "prometheus_client",
+)
 BRINGS: dict[str, tuple[str, ...]] = {
     "frontend.client": (),
     "frontend.launcher.__main__": (),
-    "frontend.server.__main__": ("tokenizers", "jinja2", "starlette", "httptools", "uvloop"),
+    "frontend.server.__main__": ("tokenizers", "jinja2", "starlette", "httptools", "uvloop", "prometheus_client"),
     "frontend.bench.__main__": ("httptools", "uvloop"),
     "frontend.bench.trace.__main__": (),
     "scheduler_proc.__main__": (),

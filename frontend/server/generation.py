@@ -88,11 +88,11 @@ class TextGeneration:
         token_ids: list[int] = self._request.prompt.tolist()
         return token_ids
 
-    def cancel(self) -> None:
-        """Aborts the request; nothing follows. Idempotent, and without effect on one that has ended."""
+    def cancel(self, reason: FinishReason = "abort") -> None:
+        """Aborts the request; nothing follows. Idempotent, and without effect on one that has ended. `reason`: why, in measures."""
         if not self._finished:
             self._finished = True
-            self._generation.cancel()
+            self._generation.cancel(reason)
 
     def __aiter__(self) -> "TextGeneration":
         return self
@@ -139,7 +139,7 @@ class TextGeneration:
         if reason is not None:
             self._finished = True
         elif stop is not None:
-            self.cancel()
+            self.cancel("stop")
         if stop is not None:
             reason, stop_reason = "stop", stop
         logprobs: list[TokenLogprob] = []

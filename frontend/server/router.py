@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from frontend.errors import EngineUnavailable, Overloaded, ShuttingDown
+from frontend.server.measures import Measures, Timeline
 from protocol.channel import Receiver, Sender
 from protocol.clock import ChargedClock, now_ns
 from protocol.codec import Int32Array, Int64Array, pack_int32, unpack_int32, unpack_uint64
@@ -57,10 +58,22 @@ class Generation:
     It raises what `Router.fail_all` was given, behind the tokens that came before.
     """
 
-    __slots__ = ("_error", "_finished", "_logprobs", "_over", "_router", "_token_ids", "_waiter", "num_cached_tokens", "request_id")
+    __slots__ = (
+        "_error",
+        "_finished",
+        "_logprobs",
+        "_over",
+        "_router",
+        "_token_ids",
+        "_waiter",
+        "num_cached_tokens",
+        "request_id",
+        "timeline",
+    )
 
-    def __init__(self, router: "Router", request_id: int) -> None:
+    def __init__(self, router: "Router", request_id: int, timeline: Timeline) -> None:
         self.request_id = request_id
+        self.timeline = timeline
         self.num_cached_tokens = 0  # of the prompt, known with the first token
         self._router = router
         self._token_ids: list[int] = []
@@ -89,13 +102,13 @@ class Generation:
                 raise StopAsyncIteration
         return self._take()
 
-    def cancel(self) -> None:
-        """Aborts the request; nothing follows. Idempotent, and without effect on one that has ended."""
+    def cancel(self, reason: FinishReason = "abort") -> None:
+        """Aborts the request; nothing follows. Idempotent, and without effect on one that has ended. `reason`: why, in measures."""
         if self._over:
             return
         self._over = True
         if self._finished is None:
-            self._router.abort(self)
+            self._router.abort(self, reason)
         self.wake()
 
     def push(self, token_id: int, logprobs: TopLogprobs | None) -> None:
@@ -111,6 +124,11 @@ class Generation:
         if finished.token_ids_i32:
             self._token_ids = unpack_int32(finished.token_ids_i32).tolist()
 
+    def count(self) -> Timeline:
+        """The router's: it ends here, with the tokens that came so far."""
+        self.timeline.num_tokens += len(self._token_ids)
+        return self.timeline
+
     def fail(self, error: EngineError) -> None:
         """The router's: no further tokens, and no answer."""
         self._error = error
@@ -125,6 +143,7 @@ class Generation:
         logprobs, self._logprobs = self._logprobs, []
         finished, cached = self._finished, self.num_cached_tokens
         if finished is None:
+            self.timeline.num_tokens += len(token_ids)
             return TokenDelta(token_ids, logprobs, num_cached_tokens=cached)
         self._over = True
         return TokenDelta(token_ids, logprobs, finished.reason, finished.stop_token_id, cached, finished.message)
@@ -149,6 +168,8 @@ class Router:
         self._answered = np.zeros((_ANSWERED_CAPACITY, 3), np.int64)
         self._num_answered = 0
         self.num_messages = 0  # from the scheduler
+        self.measures = Measures()
+        self.latest_stats = EngineStats(0, 0, (), {})  # as the scheduler said last by itself, at its pulse
         self._clock = ChargedClock(int(config.pulse_interval * 1e9), now_ns())
         self._heard_ns = self._clock.now_ns  # when the scheduler said anything last
         self._stall_ns = int(config.pulse_timeout * 1e9) // 2  # well before the launcher ends what does not get on
@@ -208,7 +229,7 @@ class Router:
         self._check_scheduler()
         if self.is_full:
             raise Overloaded(f"{_MOST_REQUESTS // self._config.frontends} requests are under way: try again later")
-        generation = Generation(self, next(self._ids))
+        generation = Generation(self, next(self._ids), Timeline(len(token_ids), params.max_tokens, now_ns()))
         self._outbox.send(
             AddRequest(
                 request_id=generation.request_id,
@@ -223,9 +244,10 @@ class Router:
         self._generations[generation.request_id] = generation
         return generation
 
-    def abort(self, generation: Generation) -> None:
-        """Forgets a request and tells the scheduler; late tokens are dropped."""
+    def abort(self, generation: Generation, reason: FinishReason = "abort") -> None:
+        """Forgets a request and tells the scheduler; late tokens are dropped. `reason`: why, in measures."""
         if self._generations.pop(generation.request_id, None) is not None:
+            self.measures.request_ended(generation.count(), reason, now_ns())
             self._outbox.send(AbortRequest(generation.request_id))
             self._note_end()
 
@@ -275,7 +297,7 @@ class Router:
         self._queries.clear()
         for generation in list(self._generations.values()):
             generation.fail(error)
-            self.abort(generation)
+            self.abort(generation, "error")
             generation.wake()
 
     def close(self) -> None:
@@ -314,33 +336,52 @@ class Router:
                 self._capacity = message
                 if self._first_ready is not None and not self._first_ready.done():
                     self._first_ready.set_result(message)
+            case EngineStats(query_id=0):
+                self.latest_stats = message
             case EngineStats() | TraceRecords() | Story():
                 future = self._queries.pop(message.query_id, None)
                 if future is not None and not future.done():
                     future.set_result(message)
 
     def _on_tokens(self, batch: TokenBatch) -> None:
-        self._answered[self._num_answered % _ANSWERED_CAPACITY] = batch.worker, batch.step_id, now_ns()
+        came_ns = now_ns()
+        self._answered[self._num_answered % _ANSWERED_CAPACITY] = batch.worker, batch.step_id, came_ns
         self._num_answered += 1
         woken = []
         generations, logprobs = self._generations, batch.logprobs
         for request_id, count in batch.num_cached_tokens.items():
             if (generation := generations.get(request_id)) is not None:
                 generation.num_cached_tokens = count
+                generation.timeline.queue_ns = batch.queue_ns.get(request_id, 0)
+        waited: dict[int, int] = {}  # when a token before came in -> how many tokens of this batch follow one of that time
         request_ids, token_ids = unpack_uint64(batch.request_ids_u64).tolist(), unpack_int32(batch.token_ids_i32).tolist()
         for request_id, token_id in zip(request_ids, token_ids, strict=True):
             generation = generations.get(request_id)
             if generation is not None:
                 generation.push(token_id, logprobs.get(request_id) if logprobs else None)
                 woken.append(generation)
+                timeline = generation.timeline
+                if previous := timeline.last_ns:
+                    waited[previous] = waited.get(previous, 0) + 1
+                else:
+                    self.measures.first_came(timeline, came_ns)
+                timeline.last_ns = came_ns
+        self.measures.others_came(waited, came_ns)
         for finished in batch.finished:
             generation = generations.pop(finished.request_id, None)
             if generation is not None:
                 generation.finish(finished)
+                self._measure(generation.count(), finished, came_ns)
                 woken.append(generation)
         for generation in woken:
             generation.wake()
         self._note_end()
+
+    def _measure(self, timeline: Timeline, finished: Finished, now_ns: int) -> None:
+        timeline.queue_ns = finished.queue_ns
+        if timeline.num_tokens and not timeline.first_ns:
+            self.measures.all_came(timeline, finished.prefill_ns, now_ns)
+        self.measures.request_ended(timeline, finished.reason, now_ns)
 
     def _note_end(self) -> None:
         if self._refusal is not None and not self._generations:

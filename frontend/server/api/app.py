@@ -11,6 +11,7 @@ from frontend.server.api.chat import chat_completions
 from frontend.server.api.completions import completions
 from frontend.server.api.errors import EXPECTED, show_error
 from frontend.server.api.guard import Guard
+from frontend.server.api.metrics import MetricsRoute
 from frontend.server.generation import TextEngine
 from protocol.config import EngineConfig
 
@@ -29,6 +30,7 @@ def create_app(engine: TextEngine, config: EngineConfig) -> Starlette:
             Route("/health", service.health),
             Route("/ready", service.ready),
             Route("/ping", service.health),
+            Route("/metrics", MetricsRoute(engine).show),
             Route("/version", service.show_version),
         ],
         middleware=[Middleware(Guard, api_keys=config.api_keys)],

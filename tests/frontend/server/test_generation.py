@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from frontend.server.generation import TextDelta, TextGeneration
+from frontend.server.measures import Timeline
 from frontend.server.router import Generation, Router
 from frontend.server.text.tokenizer import Tokenizer, load_tokenizer
 from frontend.server.text_request import TextRequest
@@ -25,7 +26,7 @@ def tokenizer() -> Tokenizer:
 @pytest.fixture
 def generation(tmp_path: Path) -> Iterator[Generation]:
     router = Router(demo_config(), str(tmp_path))
-    yield Generation(router, 1)
+    yield Generation(router, 1, Timeline(num_prompt_tokens=1, max_tokens=9, submitted_ns=0))
     router._inbox.close()
     router._outbox.close()
 

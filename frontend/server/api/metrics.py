@@ -1,0 +1,127 @@
+"""GET /metrics: what the engine counts, for Prometheus, under the names that vLLM's dashboards select.
+
+Nobody is asked: the scheduler says where it stands with every pulse, and the frontend counts its own requests as they go.
+"""
+
+from collections.abc import Iterable, Iterator
+
+from prometheus_client.core import CollectorRegistry, CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
+from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4, generate_latest
+from prometheus_client.openmetrics import exposition as openmetrics
+from prometheus_client.registry import Collector
+from starlette.requests import Request
+from starlette.responses import Response
+
+from frontend.server.generation import TextEngine
+from frontend.server.measures import Histogram
+from protocol.messages import FinishReason, WorkerStats
+
+_LABELS = ("model_name", "engine")
+_SCHEDULER = "0"  # the engine of what belongs to no worker in particular
+_REASONS: tuple[FinishReason, ...] = ("stop", "length", "abort", "error")
+
+# The scheduler's counters that have names of their own here. All others are told by their names there.
+_COUNTERS = {
+    "prompt_tokens": ("vllm:prompt_tokens", "Tokens of all prompts."),
+    "generation_tokens": ("vllm:generation_tokens", "Tokens generated."),
+    "preemptions": ("vllm:num_preemptions", "Requests that lost their slot to others."),
+    "prefix_cache_queries": ("vllm:prefix_cache_queries", "Prompt tokens looked up in the prefix cache."),
+    "prefix_cache_hits": ("vllm:prefix_cache_hits", "Prompt tokens found in the prefix cache."),
+    "requests": ("twodeep:requests", "Requests that came to the scheduler."),
+    "steps": ("twodeep:steps", "Steps that the devices answered."),
+    "prefill_tokens": ("twodeep:prefill_tokens", "Prompt tokens computed."),
+    "discarded_tokens": ("twodeep:discarded_tokens", "Tokens computed behind the end of their requests, and thrown away."),
+    "worker_deaths": ("twodeep:worker_deaths", "Workers that ended and were replaced."),
+    "hung_workers": ("twodeep:hung_workers", "Workers that were given up since they made no progress."),
+}
+_BUSY = "scheduler_busy_ns"
+
+
+class EngineCollector(Collector):
+    """The metrics of one engine, as they are when they are asked for."""
+
+    def __init__(self, engine: TextEngine) -> None:
+        self._engine = engine
+        self._model = engine.config.served_model_names[0]
+
+    def collect(self) -> Iterator[Metric]:
+        """Every metric, with its samples."""
+        yield from self._workers(self._engine.router.latest_stats.workers)
+        yield from self._counters(self._engine.router.latest_stats.counters)
+        yield from self._requests()
+
+    def _workers(self, workers: Iterable[WorkerStats]) -> Iterator[Metric]:
+        engine = self._engine
+        alive = [worker for worker in workers if worker.alive]
+        running = {str(worker.worker): worker.running for worker in workers}
+        yield self._gauge("vllm:num_requests_running", "Requests that hold a slot.", running)
+        yield self._gauge("vllm:num_requests_waiting", "Requests in line.", {_SCHEDULER: engine.router.latest_stats.waiting})
+        usage = {str(worker.worker): 1 - worker.blocks_free / worker.blocks for worker in alive if worker.blocks}
+        yield self._gauge("vllm:kv_cache_usage_perc", "Part of the KV blocks that is held, from 0 to 1.", usage)
+        info = GaugeMetricFamily(
+            "vllm:cache_config_info", "The KV cache.", labels=(*_LABELS, "block_size", "num_gpu_blocks", "enable_prefix_caching")
+        )
+        block_size, caches = str(engine.capacity.block_size), str(engine.config.enable_prefix_caching)
+        for worker in alive:
+            info.add_metric((self._model, str(worker.worker), block_size, str(worker.blocks), caches), 1)
+        yield info
+        in_flight = {str(worker.worker): worker.in_flight for worker in alive}
+        yield self._gauge("twodeep:steps_in_flight", "Steps sent to a worker and not answered.", in_flight)
+        yield self._gauge("twodeep:workers_alive", "Workers that serve.", {_SCHEDULER: engine.capacity.workers})
+        yield self._gauge("twodeep:workers_wanted", "Workers that should serve.", {_SCHEDULER: engine.config.workers})
+
+    def _counters(self, counters: dict[str, int]) -> Iterator[Metric]:
+        for name, (shown, text) in _COUNTERS.items():
+            yield self._counter(shown, text, counters.get(name, 0))
+        yield self._counter("twodeep:scheduler_busy_seconds", "Time that the scheduler worked.", counters.get(_BUSY, 0) * 1e-9)
+        others = CounterMetricFamily("twodeep:scheduler_events", "What else the scheduler counts.", labels=(*_LABELS, "event"))
+        for name, value in sorted(counters.items()):
+            if name not in _COUNTERS and name != _BUSY:
+                others.add_metric((self._model, _SCHEDULER, name), value)
+        yield others
+
+    def _requests(self) -> Iterator[Metric]:
+        router = self._engine.router
+        ended = CounterMetricFamily("vllm:request_success", "Requests that ended.", labels=(*_LABELS, "finished_reason"))
+        for reason in _REASONS:
+            ended.add_metric((self._model, _SCHEDULER, reason), router.measures.ended[reason])
+        yield ended
+        yield self._gauge("twodeep:requests_open", "Requests accepted and not ended.", {_SCHEDULER: router.num_requests})
+        for histogram in router.measures.histograms:
+            yield self._histogram(histogram)
+
+    def _gauge(self, name: str, text: str, values: dict[str, float] | dict[str, int]) -> Metric:
+        family = GaugeMetricFamily(name, text, labels=_LABELS)
+        for engine, value in values.items():
+            family.add_metric((self._model, engine), value)
+        return family
+
+    def _counter(self, name: str, text: str, value: float) -> Metric:
+        family = CounterMetricFamily(name, text, labels=_LABELS)
+        family.add_metric((self._model, _SCHEDULER), value)
+        return family
+
+    def _histogram(self, histogram: Histogram) -> Metric:
+        family = HistogramMetricFamily(f"vllm:{histogram.name}", histogram.text, labels=_LABELS)
+        buckets, total = [], 0
+        for bound, count in zip((*histogram.bounds, float("inf")), histogram.counts, strict=True):
+            total += count
+            buckets.append(("+Inf" if bound == float("inf") else str(bound), total))
+        family.add_metric((self._model, _SCHEDULER), buckets, histogram.sum)
+        return family
+
+
+class MetricsRoute:
+    """The route, of one engine."""
+
+    def __init__(self, engine: TextEngine) -> None:
+        self._registry = CollectorRegistry(auto_describe=False)
+        self._registry.register(EngineCollector(engine))
+
+    async def show(self, request: Request) -> Response:
+        """GET /metrics, as text or in OpenMetrics' format where that is asked for."""
+        if "application/openmetrics-text" in request.headers.get("accept", ""):
+            # With the library's own choice of escaping, the colons in the names of samples are lost.
+            text = openmetrics.generate_latest(self._registry, escaping=openmetrics.ALLOWUTF8)  # type: ignore[no-untyped-call]
+            return Response(text, media_type=openmetrics.CONTENT_TYPE_LATEST)
+        return Response(generate_latest(self._registry), media_type=CONTENT_TYPE_PLAIN_0_0_4)

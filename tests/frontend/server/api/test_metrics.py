@@ -1,0 +1,114 @@
+"""GET /metrics, as Prometheus reads it."""
+
+import asyncio
+import json
+
+import httpx
+import pytest
+from prometheus_client import parser
+from prometheus_client.openmetrics import parser as openmetrics_parser
+
+from frontend.server.router import Router
+from tests.frontend.server.api.running import RunningEngine
+
+Samples = dict[tuple[str, str], float]  # (name, the label that is neither model nor engine) -> value
+
+_OPENMETRICS = "application/openmetrics-text; version=1.0.0; q=0.9, text/plain; q=0.1"
+
+
+def _samples(text: str, parse: object = parser.text_string_to_metric_families) -> Samples:
+    families = parse(text)  # type: ignore[operator]
+    samples: Samples = {}
+    for family in families:
+        for sample in family.samples:
+            assert sample.labels["model_name"] == "demo"
+            others = [value for name, value in sample.labels.items() if name not in ("model_name", "engine")]
+            samples[sample.name, others[0] if others else ""] = sample.value
+    return samples
+
+
+def _up_to_date(running: RunningEngine) -> None:
+    """Returns when the scheduler has said where it stands once more."""
+
+    async def heard(router: Router) -> None:
+        before = router.latest_stats
+        async with asyncio.timeout(20):
+            while router.latest_stats is before:
+                await router.stats()  # something to wait for
+
+    running.run(heard(running.engine.router))
+    running.run(heard(running.engine.router))
+
+
+@pytest.fixture
+def scraped(http: httpx.Client, running: RunningEngine) -> tuple[Samples, Samples]:
+    """Before and after a streamed request, one whole, one ended by a stop string, and one whose client left."""
+    running.wait_until_idle()
+    _up_to_date(running)
+    before = _samples(http.get("/metrics").text)
+    ask = {"prompt": "The quick brown fox", "max_tokens": 20, "ignore_eos": True, "seed": 1}
+    text = http.post("/v1/completions", json=ask).json()["choices"][0]["text"]
+    with http.stream("POST", "/v1/completions", json=ask | {"stream": True}) as response:
+        assert sum(line.startswith("data: {") for line in response.iter_lines()) > 1
+    stopped = http.post("/v1/completions", json=ask | {"stop": text[10:14]}).json()["choices"][0]
+    assert stopped["finish_reason"] == "stop"
+    with http.stream("POST", "/v1/completions", json=ask | {"stream": True, "max_tokens": 8000}) as response:
+        json.loads(next(response.iter_lines())[6:])
+    running.wait_until_idle()
+    _up_to_date(running)
+    return before, _samples(http.get("/metrics").text)
+
+
+def test_the_counts_are_those_of_the_requests(scraped: tuple[Samples, Samples]) -> None:
+    before, after = scraped
+
+    def more(name: str, label: str = "") -> float:
+        return after[name, label] - before[name, label]
+
+    assert more("vllm:request_success_total", "length") == 2
+    assert more("vllm:request_success_total", "stop") == 1
+    assert more("vllm:request_success_total", "abort") == 1
+    assert more("vllm:request_success_total", "error") == 0
+    prompt = more("vllm:prompt_tokens_total") / 4
+    assert prompt == int(prompt) > 2
+    assert more("vllm:prefix_cache_queries_total") == 4 * prompt
+    assert more("vllm:prefix_cache_hits_total") >= 0
+    assert more("vllm:generation_tokens_total") > 40
+    for name in ("time_to_first_token", "e2e_request_latency", "request_queue_time", "request_prefill_time", "request_decode_time"):
+        assert more(f"vllm:{name}_seconds_count") == more(f"vllm:{name}_seconds_bucket", "+Inf") == 4
+        assert more(f"vllm:{name}_seconds_sum") >= 0
+    assert more("vllm:request_prompt_tokens_sum") == 4 * prompt
+    tokens = more("vllm:request_generation_tokens_sum")
+    assert tokens > 40
+    assert more("vllm:inter_token_latency_seconds_count") == pytest.approx(tokens - 4, abs=8)  # the last of those cut off
+    parts = [more(f"vllm:request_{part}_time_seconds_sum") for part in ("queue", "prefill", "decode")]
+    assert sum(parts) <= more("vllm:e2e_request_latency_seconds_sum") + 1e-6
+    assert (after["vllm:num_requests_running", ""], after["vllm:num_requests_waiting", ""]) == (0, 0)
+    assert after["vllm:kv_cache_usage_perc", ""] == 0
+    assert after["vllm:cache_config_info", "16"] == 1
+    assert after["twodeep:workers_alive", ""] == after["twodeep:workers_wanted", ""] == 1
+    assert after["twodeep:requests_open", ""] == 0
+    assert more("twodeep:discarded_tokens_total") >= 0
+
+
+def test_both_formats_say_the_same(http: httpx.Client, running: RunningEngine) -> None:
+    running.wait_until_idle()
+    text = http.get("/metrics")
+    assert text.headers["content-type"].startswith("text/plain; version=0.0.4")
+    open_text = http.get("/metrics", headers={"accept": _OPENMETRICS})
+    assert open_text.headers["content-type"].startswith("application/openmetrics-text")
+    names = {name for name, _ in _samples(text.text)}
+    assert names == {name for name, _ in _samples(open_text.text, openmetrics_parser.text_string_to_metric_families)}
+    assert {f"vllm:{name}" for name in ("num_requests_running", "kv_cache_usage_perc", "num_preemptions_total")} <= names
+
+
+@pytest.mark.parametrize(
+    "accept", ["application/openmetrics-text; version=x", "application/openmetrics-text;version", "*/*", ",;,", ""]
+)
+def test_any_accept_header_is_answered(http: httpx.Client, accept: str) -> None:
+    assert http.get("/metrics", headers={"accept": accept}).status_code == 200
+
+
+def test_a_scrape_asks_nobody(http: httpx.Client, running: RunningEngine, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(running.engine.router._outbox, "send", lambda _: pytest.fail("the scheduler was asked"))
+    assert http.get("/metrics").status_code == 200
