@@ -13,8 +13,8 @@ import msgspec
 
 from frontend.server.prompts import Asked, Prompt, Prompts
 from frontend.server.router import Generation, Router, TokenDelta
-from frontend.server.text.chat import ChatTemplate
 from frontend.server.text.output import OutputText, TokenText
+from frontend.server.text.rendering.renderer import Renderer
 from frontend.server.text.tokenizer import Tokenizer
 from frontend.server.text_request import TextRequest, prepare
 from protocol.codec import unpack_float32, unpack_int32
@@ -182,11 +182,11 @@ def _finite(logprob: float) -> float:
 class TextEngine:
     """The engine as its interfaces use it. `router` is started: the model's limits are known."""
 
-    def __init__(self, config: EngineConfig, router: Router, tokenizer: Tokenizer, chat_template: ChatTemplate) -> None:
+    def __init__(self, config: EngineConfig, router: Router, tokenizer: Tokenizer, renderer: Renderer) -> None:
         self.config = config
         self.router = router
         self.tokenizer = tokenizer
-        self.prompts = Prompts(tokenizer, chat_template)
+        self.prompts = Prompts(tokenizer, renderer)
 
     @property
     def capacity(self) -> EngineReady:

@@ -13,7 +13,7 @@ from frontend.server.generation import TextEngine
 from frontend.server.http.server import HttpServer
 from frontend.server.ipc.server import IpcServer
 from frontend.server.router import Router
-from frontend.server.text.chat import ChatTemplate
+from frontend.server.text.rendering.renderer import Renderer
 from frontend.server.text.tokenizer import load_tokenizer
 from protocol.clock import now_ns
 from protocol.config import ChildSpec
@@ -29,6 +29,7 @@ class FrontendProcess:
         self._config = spec.config
         self._launcher = launcher
         self._router = Router(spec.config, spec.run_dir, index=spec.index, epoch=spec.epoch)
+        self._renderer: Renderer | None = None
         self._stop = asyncio.Event()  # no new requests
         self._stop_now = asyncio.Event()  # nor the running ones
         self._reason = "the engine was shut down before the answer was complete"
@@ -50,10 +51,10 @@ class FrontendProcess:
         try:
             self._launcher.send(Progress("loading the tokenizer", 0, 1))
             tokenizer = load_tokenizer(config)
-            template = ChatTemplate(tokenizer.chat_template, tokenizer.special.texts)
-            if not await self._unless(self._stop, router.start()):
+            self._renderer = Renderer(tokenizer.chat_template, tokenizer.special.texts)
+            if not await self._unless(self._stop, asyncio.gather(self._renderer.start(), router.start())):
                 return
-            engine = TextEngine(config, router, tokenizer, template)
+            engine = TextEngine(config, router, tokenizer, self._renderer)
             http = HttpServer(create_app(engine, config), listener)
             await http.start()
             await ipc.start(engine)
@@ -63,6 +64,8 @@ class FrontendProcess:
             await self._end(http, ipc)
         finally:
             router.close()
+            if self._renderer is not None:
+                await self._renderer.close()
             ipc.close()
             listener.close()
             if self._orphaned:  # nobody else is left to do it

@@ -8,8 +8,8 @@ from typing import TypeAlias, TypeVar
 import numpy as np
 
 from frontend.errors import CONTEXT_LENGTH_EXCEEDED, InvalidRequest
-from frontend.server.text.chat import ChatTemplate
 from frontend.server.text.conversation import templated
+from frontend.server.text.rendering.renderer import Renderer, render_job
 from frontend.server.text.tokenizer import Tokenizer
 from frontend.wire import ChatTurn, Conversation, TextPrompt, TokenPrompt
 from protocol.codec import Int32Array, unpack_int32
@@ -32,21 +32,31 @@ class Prompt:
     field: str = "prompt"  # what its sender calls it
 
 
+@dataclass(frozen=True, slots=True)
+class _RenderedPrompt:
+    """A conversation that the chat template has rendered."""
+
+    text: str
+    fence: str
+    add_special_tokens: bool
+
+
 class Prompts:
     """Encodes prompts for one model."""
 
-    def __init__(self, tokenizer: Tokenizer, template: ChatTemplate) -> None:
+    def __init__(self, tokenizer: Tokenizer, renderer: Renderer) -> None:
         self._tokenizer = tokenizer
-        self._template = template
+        self._renderer = renderer
 
     async def encode(self, asked: Sequence[Asked], limit: int) -> list[Prompt]:
         """Token ids of each prompt, off the event loop where that takes long. `limit`: tokens of context.
 
         Raises InvalidRequest on what is no prompt, or cannot fit.
         """
-        return await off_loop(sum(map(_size, asked)), lambda: [self.encode_now(one, limit) for one in asked])
+        ready = [await self._rendered(one, limit) if isinstance(one, Conversation) else one for one in asked]
+        return await off_loop(sum(map(_size, ready)), lambda: [self.encode_now(one, limit) for one in ready])
 
-    def encode_now(self, asked: Asked, limit: int) -> Prompt:
+    def encode_now(self, asked: TextPrompt | TokenPrompt | list[int] | _RenderedPrompt, limit: int) -> Prompt:
         """Token ids of one prompt; thread-safe. Raises as `encode`."""
         match asked:
             case TokenPrompt(token_ids_i32):
@@ -56,8 +66,11 @@ class Prompts:
                     raise InvalidRequest(str(error), "prompt") from error
             case TextPrompt(text, add_special_tokens):
                 return Prompt(_packed(self._tokenizer.encode(text, add_special_tokens=add_special_tokens, limit=limit)))
-            case Conversation():
-                return Prompt(_packed(self._conversation(asked, limit)), "messages")
+            case _RenderedPrompt(text, fence, add_special_tokens):
+                ids = self._tokenizer.encode(
+                    text, add_special_tokens=add_special_tokens, limit=limit, fence=fence, field="messages"
+                )
+                return Prompt(_packed(ids), "messages")
             case _:
                 if len(asked) >= limit:
                     raise too_long(len(asked), limit)
@@ -66,17 +79,22 @@ class Prompts:
                 except OverflowError as error:
                     raise InvalidRequest("the prompt holds token ids outside the vocabulary", "prompt") from error
 
-    def _conversation(self, asked: Conversation, limit: int) -> list[int]:
-        check_number(len(asked.turns), limit)
+    def job_now(self, asked: Conversation) -> tuple[bytes, str]:
+        """A conversation for the renderer, and the fence in it; thread-safe. Raises as `encode`."""
         messages, fence = self._tokenizer.control.fence(templated(asked.turns))
-        text = self._template.render(
+        job = render_job(
             messages,
             add_generation_prompt=asked.add_generation_prompt,
             continue_final_message=asked.continue_final_message,
             arguments={} if asked.enable_thinking is None else {"enable_thinking": asked.enable_thinking},
         )
+        return job, fence
+
+    async def _rendered(self, asked: Conversation, limit: int) -> _RenderedPrompt:
+        check_number(len(asked.turns), limit)
+        job, fence = await off_loop(_size(asked), lambda: self.job_now(asked))
         # Templates write their own special tokens.
-        return self._tokenizer.encode(text, add_special_tokens=asked.add_special_tokens, limit=limit, fence=fence, field="messages")
+        return _RenderedPrompt(await self._renderer.render(job), fence, asked.add_special_tokens)
 
 
 def too_long(length: int, limit: int, field: str = "prompt") -> InvalidRequest:
@@ -101,9 +119,9 @@ def _packed(token_ids: list[int]) -> Int32Array:
     return np.array(token_ids, np.int32)
 
 
-def _size(asked: Asked) -> int:
+def _size(asked: Asked | _RenderedPrompt) -> int:
     match asked:
-        case TextPrompt(text):
+        case TextPrompt(text) | _RenderedPrompt(text):
             return len(text)
         case Conversation(turns):
             return _PIECE * len(turns) if _PIECE * len(turns) >= _OFF_LOOP else sum(map(_turn_size, turns))

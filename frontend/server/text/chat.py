@@ -14,7 +14,7 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from frontend.errors import InvalidRequest
 from frontend.server.text.content_format import content_format
-from frontend.server.text.control_tokens import FENCES, Messages
+from frontend.server.text.fences import FENCES, Messages
 from protocol.errors import ModelError
 
 # Marks where the last message ends while it is rendered to be continued; private-use characters, so no template trims them.
@@ -37,7 +37,7 @@ class _Generation(Extension):
 
 
 class ChatTemplate:
-    """One compiled template. `render` may run on any thread."""
+    """One compiled template."""
 
     def __init__(self, source: str | None, special_tokens: Mapping[str, str]) -> None:
         """`source=None`: the model has none, and each `render` says so. Raises ModelError when it does not compile."""
@@ -65,7 +65,8 @@ class ChatTemplate:
         """The prompt's text. `messages`: each with "role", "content" (a text, or a list of parts {"type": "text", "text": …}), and
         what a template may read besides. `continue_final_message` leaves the last message open: the model goes on in it.
 
-        Raises InvalidRequest when there is no template, or it refuses the conversation.
+        Raises InvalidRequest when there is no template, or it refuses the conversation. What a template takes of time and memory is
+        not bounded here: see `rendering`.
         """
         if self._template is None:
             raise InvalidRequest("this model has no chat template: use completions with a prompt", "messages")
@@ -101,7 +102,7 @@ class ChatTemplate:
                     raise InvalidRequest("the rendered conversation is too long", "messages")
         except _TemplateRefused as error:
             raise InvalidRequest(f"the model's chat template refuses the conversation: {error}", "messages") from error
-        except InvalidRequest:
+        except (InvalidRequest, MemoryError):
             raise
         except Exception as error:  # a template is a program: on odd messages it may raise anything
             raise InvalidRequest(

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from jinja2 import nodes
 
-from frontend.server.text.control_tokens import Messages
+from frontend.server.text.fences import Messages
 
 
 @dataclass(frozen=True, slots=True)

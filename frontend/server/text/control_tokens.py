@@ -17,12 +17,9 @@ from tokenizers import AddedToken, Tokenizer
 
 from frontend.errors import InvalidRequest
 from frontend.server.text.alternatives import any_of
+from frontend.server.text.fences import FENCES, Messages
 
-# Unicode's noncharacters (16.0, section 23.7): for internal use, never for interchange.
-FENCES = tuple(map(chr, range(0xFDD0, 0xFDF0)))
 _PRIVATE = range(0xE000, 0xF900)  # Unicode's private use area
-
-Messages = list[dict[str, Any]]  # a conversation as templates see it: JSON's values
 
 
 class ControlTokens:

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from frontend.errors import InvalidRequest
-from frontend.server.text.control_tokens import Messages
+from frontend.server.text.fences import Messages
 from frontend.wire import ChatTurn
 
 # What a client may call a role -> what templates call it. "developer" is OpenAI's newer name for "system".

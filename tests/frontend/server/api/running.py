@@ -21,7 +21,7 @@ from frontend.server.generation import TextEngine
 from frontend.server.http.limits import Limits
 from frontend.server.http.server import HttpServer
 from frontend.server.router import Router
-from frontend.server.text.chat import ChatTemplate
+from frontend.server.text.rendering.renderer import Renderer
 from frontend.server.text.tokenizer import load_tokenizer
 from protocol.config import ChildSpec, EngineConfig, SimulatedTimes, encode_spec
 from protocol.supervision import socket_pair
@@ -101,20 +101,23 @@ def _serving(config: EngineConfig, run_dir: str, limits: Limits | None) -> Itera
     thread.start()
     try:
 
-        async def start() -> tuple[TextEngine, HttpServer]:
+        async def start() -> tuple[TextEngine, Renderer, HttpServer]:
             router = Router(config, run_dir)
             await router.start()
             tokenizer = load_tokenizer(config)
-            engine = TextEngine(config, router, tokenizer, ChatTemplate(tokenizer.chat_template, tokenizer.special.texts))
+            renderer = Renderer(tokenizer.chat_template, tokenizer.special.texts)
+            await renderer.start()
+            engine = TextEngine(config, router, tokenizer, renderer)
             server = HttpServer(create_app(engine, config), listener, limits)
             await server.start()
-            return engine, server
+            return engine, renderer, server
 
-        engine, server = asyncio.run_coroutine_threadsafe(start(), loop).result(timeout=60)
+        engine, renderer, server = asyncio.run_coroutine_threadsafe(start(), loop).result(timeout=60)
 
         async def stop() -> None:
             await server.finish()
             engine.router.close()
+            await renderer.close()
 
         try:
             yield RunningEngine(engine, server, loop, f"http://127.0.0.1:{listener.getsockname()[1]}")

@@ -10,7 +10,8 @@ from tokenizers import Tokenizer as FastTokenizer
 
 from frontend.errors import InvalidRequest
 from frontend.server.text.chat import ChatTemplate
-from frontend.server.text.control_tokens import FENCES, ControlTokens
+from frontend.server.text.control_tokens import ControlTokens
+from frontend.server.text.fences import FENCES
 from frontend.server.text.tokenizer import SpecialTokens, Tokenizer
 from tests.frontend.server.text.kinds import SENTENCEPIECE, VOCABULARY
 
