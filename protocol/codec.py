@@ -58,6 +58,18 @@ def pack_float32(values: npt.ArrayLike) -> bytes:
     return np.asarray(values, dtype="<f4").tobytes()
 
 
+def pack_bits(bits: BoolArray) -> bytes:
+    """bits [B] as ceil(B / 32) little-endian uint32: bit b of word w is bits[32 w + b]."""
+    padded = np.zeros(-(-len(bits) // 32) * 32, bool)
+    padded[: len(bits)] = bits
+    return np.packbits(padded, bitorder="little").tobytes()
+
+
+def unpack_bits(data: bytes, size: int) -> BoolArray:
+    """What `pack_bits` packed, [size]."""
+    return np.unpackbits(np.frombuffer(data, np.uint8), count=size, bitorder="little").astype(bool)
+
+
 def unpack_int32(data: bytes) -> Int32Array:
     """Read-only int32 view, shape [len(data) // 4]. Raises ProtocolError on a length that is not a multiple of 4."""
     return _unpack(data, "<i4")  # type: ignore[return-value]

@@ -8,6 +8,11 @@ MAX_LOGPROBS = 20  # what OpenAI allows; the device program that finds the top c
 MAX_STOP_TOKEN_IDS = 16  # held per slot on the device, where min_tokens masks them
 MAX_STOP_STRINGS = 16
 MAX_STOP_CHARACTERS = 4096  # of all stop strings of a request: each is an automaton
+MAX_LOGIT_BIAS = 512  # tokens of a request; held per slot on the device, like the next two
+MAX_BAD_WORDS = 64  # strings of a request, each as up to two sequences of tokens: with and without a space before it
+MAX_BAD_WORD_TOKENS = 16  # of one sequence
+MAX_BAD_WORD_CHARACTERS = 4096  # of all of them
+BANNED = -100.0  # the logit_bias that rules a token out; what is added to the others is at most as far from zero
 MAX_CHOICES = 128  # `n`: each choice is a request of its own, so it is bounded before anything is allocated
 SEED_LIMIT = 2**63
 # Below this a temperature means greedy, as in vLLM: logits divided by less leave the range of float32, and another token than the
@@ -31,6 +36,9 @@ class SamplingParams(
 
     `max_tokens=None` generates to the end of the answer or of the context. A `temperature` below 1e-5 is greedy. `top_k=0`
     and `-1` switch top-k off. `logprobs=k` returns the log-probability of each chosen token and of the k most likely ones.
+
+    `logit_bias` adds to the logits of tokens, -100 rules one out. `allowed_token_ids` rules out all others. No output contains
+    one of `bad_words`: the last token of one is ruled out where the output ends with those before it.
     """
 
     max_tokens: int | None = None
@@ -53,13 +61,17 @@ class SamplingParams(
     detokenize: bool = True
     priority: int = 0
     structured: Grammar | None = None
+    logit_bias: dict[int, float] = {}
+    allowed_token_ids: list[int] | None = None
+    bad_words: list[str] = []
 
 
 class EngineParams(msgspec.Struct, frozen=True, array_like=True):
     """Sampling parameters after the frontend resolved every default: what scheduler and worker read.
 
     `stop_token_ids` holds the end-of-sequence ids too unless the request ignores them. `logprobs=-1` means none. `top_k=0`
-    means off. `seed` is always set: a request without one is given one when it is accepted.
+    means off. `seed` is always set: a request without one is given one when it is accepted. `allowed_bits` is empty, or has a bit
+    for each token of the vocabulary: bit b of its little-endian uint32 word w is token 32 w + b.
     """
 
     max_tokens: int
@@ -75,6 +87,9 @@ class EngineParams(msgspec.Struct, frozen=True, array_like=True):
     logprobs: int = -1
     stop_token_ids: tuple[int, ...] = ()
     structured: Grammar | None = None
+    logit_bias: dict[int, float] = {}
+    allowed_bits: bytes = b""
+    bad_words: tuple[tuple[int, ...], ...] = ()  # as tokens, none empty
 
     @property
     def is_greedy(self) -> bool:
@@ -85,6 +100,11 @@ class EngineParams(msgspec.Struct, frozen=True, array_like=True):
     def has_penalties(self) -> bool:
         """Whether sampling reads the token history."""
         return self.repetition_penalty != 1.0 or self.presence_penalty != 0.0 or self.frequency_penalty != 0.0
+
+    @property
+    def has_rules(self) -> bool:
+        """Whether some tokens are ruled out or favoured."""
+        return bool(self.logit_bias or self.allowed_bits or self.bad_words)
 
 
 class ParameterError(ValueError):
@@ -113,19 +133,39 @@ def check(params: SamplingParams, vocab_size: int) -> None:
     _between("frequency_penalty", params.frequency_penalty, -2.0, 2.0)
     if params.logprobs is not None:
         _between("logprobs", params.logprobs, 0, MAX_LOGPROBS)
-    if len(params.stop) > MAX_STOP_STRINGS:
-        raise ParameterError("stop", f"stop: at most {MAX_STOP_STRINGS} strings, not {len(params.stop)}")
-    if (characters := sum(map(len, params.stop))) > MAX_STOP_CHARACTERS:
-        raise ParameterError("stop", f"stop: at most {MAX_STOP_CHARACTERS} characters in all, not {characters}")
-    if any(not 1 <= len(text) <= 1024 for text in params.stop):
-        raise ParameterError("stop", "stop: each string must have 1 to 1024 characters")
+    _check_texts("stop", params.stop, MAX_STOP_STRINGS, MAX_STOP_CHARACTERS)
     if len(params.stop_token_ids) > MAX_STOP_TOKEN_IDS:
         raise ParameterError(
             "stop_token_ids", f"stop_token_ids: at most {MAX_STOP_TOKEN_IDS} ids, not {len(params.stop_token_ids)}"
         )
     for token_id in params.stop_token_ids:
         _between("stop_token_ids", token_id, 0, vocab_size - 1)
+    if len(params.logit_bias) > MAX_LOGIT_BIAS:
+        raise ParameterError("logit_bias", f"logit_bias: at most {MAX_LOGIT_BIAS} tokens, not {len(params.logit_bias)}")
+    for token_id, bias in params.logit_bias.items():
+        _between("logit_bias", token_id, 0, vocab_size - 1)
+        _between("logit_bias", bias, BANNED, -BANNED)
+    if params.allowed_token_ids is not None:
+        if not params.allowed_token_ids:
+            raise ParameterError("allowed_token_ids", "allowed_token_ids is empty: no token could be chosen")
+        if len(params.allowed_token_ids) > vocab_size:
+            text = f"allowed_token_ids: at most {vocab_size} ids, all of the vocabulary, not {len(params.allowed_token_ids)}"
+            raise ParameterError("allowed_token_ids", text)
+        for token_id in (min(params.allowed_token_ids), max(params.allowed_token_ids)):
+            _between("allowed_token_ids", token_id, 0, vocab_size - 1)
+    _check_texts("bad_words", params.bad_words, MAX_BAD_WORDS, MAX_BAD_WORD_CHARACTERS)
+    if not all(map(str.strip, params.bad_words)):
+        raise ParameterError("bad_words", "bad_words: a string of nothing but spaces is no word")
     _between("priority", params.priority, -(2**31), 2**31 - 1)
+
+
+def _check_texts(name: str, texts: list[str], most: int, characters: int) -> None:
+    if len(texts) > most:
+        raise ParameterError(name, f"{name}: at most {most} strings, not {len(texts)}")
+    if (total := sum(map(len, texts))) > characters:
+        raise ParameterError(name, f"{name}: at most {characters} characters in all, not {total}")
+    if any(not 1 <= len(text) <= 1024 for text in texts):
+        raise ParameterError(name, f"{name}: each string must have 1 to 1024 characters")
 
 
 def _between(name: str, value: float, low: float, high: float) -> None:

@@ -16,6 +16,7 @@ from scheduler_proc.request import Request, RequestState
 _EMPTY = np.empty(0, np.int32)
 _EMPTY_IDS = np.empty(0, np.uint64)
 _NOT_FINITE = "the model's output was not finite"
+_NONE_LEFT = "no token was left that allowed_token_ids, bad_words and logit_bias permit, or the model's output was not finite"
 
 
 @dataclass(slots=True)
@@ -160,7 +161,7 @@ def _fail(lane: Lane, slot: int, outcome: Outcome) -> None:
     request = lane.requests[slot]
     assert request is not None
     lane.distrust(request)
-    _end(lane, request, outcome, "error", lane.tokens[slot, : lane.known[slot]], _NOT_FINITE)
+    _end(lane, request, outcome, "error", lane.tokens[slot, : lane.known[slot]], _why_failed(request))
     lane.release(slot)
 
 
@@ -173,7 +174,7 @@ def _settle(lane: Lane, request: Request | None, token_id: int, failed: bool, ou
         return
     if failed:
         lane.distrust(request)
-        _end(lane, request, outcome, "error", request.tokens, _NOT_FINITE)
+        _end(lane, request, outcome, "error", request.tokens, _why_failed(request))
         return
     _begin(lane, (request,), outcome)
     request.append(token_id)
@@ -187,6 +188,10 @@ def _settle(lane: Lane, request: Request | None, token_id: int, failed: bool, ou
         _end(lane, request, outcome, "length", request.tokens)
     elif not request.in_flight:
         lane.story.move(request, RequestState.WAITING, "its tokens in flight are here")
+
+
+def _why_failed(request: Request) -> str:
+    return _NONE_LEFT if request.params.has_rules else _NOT_FINITE
 
 
 def _end(lane: Lane, request: Request, outcome: Outcome, reason: FinishReason, tokens: Int32Array, message: str = "") -> None:

@@ -7,6 +7,7 @@ DRAWS = 1  # a temperature
 FILTERS = 2  # top-k, top-p or min-p
 EDITS = 4  # penalties or min_tokens: logits differ from the model's
 LOGPROBS = 8
+RULES = 16  # logit_bias, allowed_token_ids or bad_words
 
 
 def needs(params: EngineParams) -> int:
@@ -14,6 +15,8 @@ def needs(params: EngineParams) -> int:
     bits = LOGPROBS if params.logprobs >= 0 else 0
     if params.has_penalties or (params.min_tokens and params.stop_token_ids):
         bits |= EDITS
+    if params.has_rules:
+        bits |= RULES
     if not params.is_greedy:
         bits |= DRAWS
         if params.top_k > 0 or params.top_p < 1 or params.min_p > 0:

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple, TypeAlias, cast
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from protocol.codec import Int32Array
 from protocol.params import MAX_LOGPROBS
@@ -16,6 +17,7 @@ from tpu_worker.mesh.layout import REPLICATED, SHARDED, Layout, spec_of
 from tpu_worker.mesh.shards import shard_platform
 from tpu_worker.models.family import Model, Weights
 from tpu_worker.platforms.platform import Platform
+from tpu_worker.rules import SlotRules, make_rules, set_rules
 from tpu_worker.sampler import ROW_WIDTH, Sampled, sample
 from tpu_worker.stacking import Layers
 
@@ -31,7 +33,8 @@ class DeviceState(NamedTuple):
 
 
 StepProgram: TypeAlias = Callable[[Weights, DeviceState, Int32Array], tuple[DeviceState, jax.Array, jax.Array]]
-SampleProgram: TypeAlias = Callable[[SlotState, jax.Array, jax.Array, Int32Array], tuple[SlotState, Sampled]]
+SampleProgram: TypeAlias = Callable[[SlotState, jax.Array, jax.Array, jax.Array, Int32Array], tuple[SlotState, Sampled]]
+RulesProgram: TypeAlias = Callable[[jax.Array, np.int32, Int32Array], jax.Array]
 AdmitProgram: TypeAlias = Callable[[SlotState, Int32Array], SlotState]
 
 
@@ -75,7 +78,7 @@ class Compiler:
         step."""
         logits = jax.ShapeDtypeStruct((num_rows, self.model.spec.vocab_size), jnp.float32)
         token_ids = jax.ShapeDtypeStruct((num_rows,), jnp.int32)
-        shapes = (self.state.slots, *self.layout.shapes((logits, token_ids)), self._packed_step(num_rows))
+        shapes = (self.state.slots, self._rules(), *self.layout.shapes((logits, token_ids)), self._packed_step(num_rows))
         program: SampleProgram = self._compile(resample, 0, shapes, REPLICATED)
         return program
 
@@ -86,6 +89,18 @@ class Compiler:
         program: AdmitProgram = self._compile(admit, 0, (slots, self.layout.shapes(packed)), REPLICATED)
         return program
 
+    def set_rules(self) -> RulesProgram:
+        """The rules of one request: (rules of all slots, slot, `pack_rules`'s array) -> rules of all slots."""
+        rules = self._rules()
+        packed = self.layout.shapes(jax.ShapeDtypeStruct(rules.shape[1:], jnp.int32))
+        slot = self.layout.shapes(jax.ShapeDtypeStruct((), jnp.int32))
+        program: RulesProgram = self._compile(set_rules, 0, (rules, slot, packed), REPLICATED)
+        return program
+
+    def _rules(self) -> Shapes:
+        num_slots = self.state.slots.params.shape[0]
+        return self.layout.shapes(jax.eval_shape(lambda: make_rules(num_slots, self.model.spec.vocab_size)))
+
     def _packed_step(self, num_rows: int) -> Shapes:
         return self.layout.shapes(jax.ShapeDtypeStruct((7 * num_rows,), jnp.int32))
 
@@ -94,9 +109,11 @@ class Compiler:
         return jax.jit(program, donate_argnums=donated).lower(*shapes).compile()
 
 
-def resample(slots: SlotState, logits: jax.Array, token_ids: jax.Array, packed: jax.Array) -> tuple[SlotState, Sampled]:
-    """Samples the rows of a step again, as their requests want it: slots, logits [R, V] and token_ids [R] int32 of the step, and
-    `pack_step`'s array -> (slots, what was sampled)."""
+def resample(
+    slots: SlotState, rules: jax.Array, logits: jax.Array, token_ids: jax.Array, packed: jax.Array
+) -> tuple[SlotState, Sampled]:
+    """Samples the rows of a step again, as their requests want it: slots, `make_rules`'s array, logits [R, V] and token_ids [R]
+    int32 of the step, and `pack_step`'s array -> (slots, what was sampled)."""
     rows = unpack_rows(packed)
     asking = (rows.samples != 0)[:, None]
 
@@ -106,7 +123,8 @@ def resample(slots: SlotState, logits: jax.Array, token_ids: jax.Array, packed: 
 
         slot = some(rows.slots)
         params, history = slots.params.at[slot].get(mode="clip"), slots.history.at[slot].get(mode="clip")
-        part = sample(some(logits), some(token_ids), jnp.where(some(asking), params, 0), history, some(rows.ends))
+        wanted, where = jnp.where(some(asking), params, 0), SlotRules(rules, slot)
+        part = sample(some(logits), some(token_ids), wanted, history, some(rows.ends), where)
         put = functools.partial(jax.lax.dynamic_update_slice_in_dim, start_index=index * _ROWS_AT_ONCE, axis=0)
         return Sampled(*(put(whole, some_rows) for whole, some_rows in zip(sampled, part, strict=True)))
 

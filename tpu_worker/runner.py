@@ -1,5 +1,6 @@
 """The real device: a model on a JAX platform."""
 
+import functools
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -17,10 +18,11 @@ from tpu_worker.device import Capacity, ReportProgress, StepPlan, StepResult
 from tpu_worker.inputs import make_slots, pack_admission, pack_step
 from tpu_worker.kv_cache import bytes_per_block, count_blocks, make_caches, working_memory
 from tpu_worker.mesh.devices import describe, open_devices
-from tpu_worker.mesh.layout import make_layout
+from tpu_worker.mesh.layout import REPLICATED, make_layout
 from tpu_worker.platforms.choose import choose_platform
 from tpu_worker.platforms.platform import Platform
-from tpu_worker.program import STATE, AdmitProgram, Compiler, DeviceState, Shapes
+from tpu_worker.program import STATE, AdmitProgram, Compiler, DeviceState, RulesProgram, Shapes
+from tpu_worker.rules import make_rules, pack_rules
 from tpu_worker.sampler import Sampled
 from tpu_worker.warmup import Programs, use_compilation_cache
 from tpu_worker.weights.load import WeightLoader, holds_blocks, open_source
@@ -49,7 +51,10 @@ class JaxDevice:
         self._platform: Platform
         self._state: DeviceState
         self.programs: Programs
+        self._vocab_size: int
+        self._rules: jax.Array  # of all slots; of those without any, whatever was there
         self._admit: AdmitProgram
+        self._set_rules: RulesProgram
 
     def load(self, report: ReportProgress) -> Capacity:
         """As the protocol says."""
@@ -70,6 +75,7 @@ class JaxDevice:
         )
         platform.memory.before_loading()
         block_size = config.block_size or platform.block_size
+        self._vocab_size = spec.vocab_size
         max_model_len = check_length(config.max_model_len, spec.context_length, f"context of {config.model_path}")
         buckets = make_buckets(config.max_num_seqs, config.max_num_batched_tokens)
 
@@ -99,10 +105,13 @@ class JaxDevice:
             self.programs = Programs(compiler, buckets, head_cost, wait_for_all=not stable)
             self.programs.compile_first(report)
             self._admit = compiler.admit()
+            self._set_rules = compiler.set_rules()
             self._weights = loaded.result()
         with out_of_memory(f"making a KV cache of {num_blocks * bytes_per_block(spec, block_size)} bytes"):
             # As one program, so that the caches are made without a copy.
             self._state = jax.block_until_ready(jax.jit(make_state)())
+            make_all = layout.program(functools.partial(make_rules, config.max_num_seqs, spec.vocab_size), (), REPLICATED)
+            self._rules = jax.jit(make_all)()
         self.programs.start_rest()
         platform.memory.after_loading()
         description = describe(devices, platform.name)
@@ -113,12 +122,15 @@ class JaxDevice:
         caches, slots = self._state
         for admission in plan.admissions:
             slots = self._admit(slots, pack_admission(admission, slots))
+            if admission.params.has_rules:
+                rules = pack_rules(admission.params, self._vocab_size)
+                self._rules = self._set_rules(self._rules, np.int32(admission.slot), rules)
         bucket = self.programs.choose(plan.num_tokens, len(plan.slots), sampler=plan.needs != 0)
         packed = pack_step(plan, bucket.rows, self._config.max_num_seqs)
         self._state, logits, token_ids = self.programs.step(bucket)(self._weights, DeviceState(caches, slots), packed)
         sampled = None
         if plan.needs:
-            slots, sampled = self.programs.sampler(bucket)(self._state.slots, logits, token_ids, packed)
+            slots, sampled = self.programs.sampler(bucket)(self._state.slots, self._rules, logits, token_ids, packed)
             self._state, token_ids = self._state._replace(slots=slots), sampled.token_ids
             if plan.num_logprobs is not None:
                 self._platform.fetch(sampled.logprobs)

@@ -14,7 +14,8 @@ import numpy as np
 
 from protocol.codec import Int32Array
 from protocol.params import MAX_LOGPROBS, MAX_REPETITION_PENALTY, MAX_STOP_TOKEN_IDS, MIN_REPETITION_PENALTY, EngineParams
-from tpu_worker.needs import DRAWS, EDITS, FILTERS, LOGPROBS, needs
+from tpu_worker.needs import DRAWS, EDITS, FILTERS, LOGPROBS, RULES, needs
+from tpu_worker.rules import SlotRules, apply_rules
 
 _STOP_IDS = MAX_STOP_TOKEN_IDS + 8  # a request's own, and the model's ends of sequence
 _INTS, _FLOATS = 6, 6
@@ -68,17 +69,19 @@ def pack_params(num_prompt_tokens: int, params: EngineParams) -> Int32Array:
     return row
 
 
-def sample(logits: jax.Array, likeliest: jax.Array, packed: jax.Array, history: jax.Array, lengths: jax.Array) -> Sampled:
+def sample(
+    logits: jax.Array, likeliest: jax.Array, packed: jax.Array, history: jax.Array, lengths: jax.Array, rules: SlotRules
+) -> Sampled:
     """Draws the token at position lengths[r] of each row.
 
     logits [R, V] float32; likeliest [R] int32, what `greedy` makes of them; packed [R, ROW_WIDTH] int32, zeros for a row that needs
     nothing; history [R, L] int32, of which the first lengths[r] tokens are row r's context; lengths [R] int32.
     """
     rows = _unpack(packed)
-    chooses = _have(rows, DRAWS | EDITS)
+    chooses = _have(rows, DRAWS | EDITS | RULES)
     token_ids = jax.lax.cond(
         jnp.any(chooses),
-        lambda: jnp.where(chooses & (likeliest >= 0), _choose(logits, rows, history, lengths), likeliest),
+        lambda: jnp.where(chooses & (likeliest >= 0), _choose(logits, rows, history, lengths, rules), likeliest),
         lambda: likeliest,
     )
     wanted = _have(rows, LOGPROBS)
@@ -117,9 +120,14 @@ def _first_index(values: jax.Array, top: jax.Array) -> jax.Array:
     return jnp.min(jnp.where(values == top[:, None], indices, values.shape[-1] - 1), axis=-1)
 
 
-def _choose(logits: jax.Array, rows: Rows, history: jax.Array, lengths: jax.Array) -> jax.Array:
+def _choose(logits: jax.Array, rows: Rows, history: jax.Array, lengths: jax.Array, rules: SlotRules) -> jax.Array:
     """The token [R] of rows that draw or whose logits are edited; -1 where nothing is left to choose."""
-    edits, filters = _have(rows, EDITS), _have(rows, FILTERS)
+    ruled, edits, filters = _have(rows, RULES), _have(rows, EDITS), _have(rows, FILTERS)
+
+    def follow_rules() -> jax.Array:
+        return jnp.where(ruled[:, None], apply_rules(logits, rules, rows.num_prompt, history, lengths), logits)
+
+    logits = jax.lax.cond(jnp.any(ruled), follow_rules, lambda: logits)
     logits = jax.lax.cond(
         jnp.any(edits),
         lambda: jnp.where(edits[:, None], _edit(logits, rows, history, jnp.where(edits, lengths, 0)), logits),
@@ -213,7 +221,7 @@ def _threshold(keys: jax.Array, weights: jax.Array, target: jax.Array) -> jax.Ar
 
 
 def _logprobs(logits: jax.Array, token_ids: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Log-probabilities of the model itself, before temperature, penalties and filters."""
+    """Log-probabilities of the model itself, before temperature, rules, penalties and filters."""
     top = jnp.max(logits, axis=-1)
     log_total = top + jnp.log(jnp.sum(jnp.exp(logits - top[:, None]), axis=-1))
     chosen = jnp.take_along_axis(logits, jnp.maximum(token_ids, 0)[:, None], axis=-1)

@@ -3,7 +3,8 @@
 It has what a real one has, a block table per slot, a paged cache and a token history per slot, and its tokens depend on the
 whole context as read through them. So a wrong block, position, slot or placeholder shows as a wrong token.
 
-The token at position n of a request with seed s is a hash of (token 0, …, token n-1, n, s): see `simulated_token`.
+The token at position n of a request with seed s is a hash of (token 0, …, token n-1, n, s): see `simulated_token`. What a request
+that rules tokens out gets instead, and log-probabilities: see `simulated_choice`.
 """
 
 import threading
@@ -18,13 +19,14 @@ from protocol.clock import now_ns
 from protocol.codec import BoolArray, Int32Array, UInt64Array
 from protocol.config import EngineConfig, SimulatedTimes
 from protocol.errors import CapacityError, ConfigError
+from protocol.messages import TopLogprobs
 from tpu_worker.allocation import out_of_memory
 from tpu_worker.device import Admission, Capacity, ReportProgress, StepPlan, StepResult
+from tpu_worker.simulated_choice import Choice, has_choice, simulated_logprobs
 
 _POISON = np.uint64(0x9E3779B97F4A7C15)  # sum of a block whose tail was overwritten: no context hashes to what it gives
 _BLOCK_SIZE = 16  # tokens
 _DEFAULT_BLOCKS = 16384
-_SPIN_LIMIT = 64  # attempts to find a token that min_tokens allows; more stop ids than this cannot be given
 
 
 def simulated_token(context: Sequence[int], seed: int, vocab_size: int) -> int:
@@ -91,7 +93,7 @@ class SimulatedDevice:
             self._history = np.zeros((slots, max_model_len + 1), np.int32)
             self._seed_hashes = np.zeros(slots, np.uint64)
             self._weights = _weights(max_model_len + 1)
-        self._stops: dict[int, tuple[int, frozenset[int]]] = {}  # slot -> length below which these ids are not drawn
+        self._choices: dict[int, Choice] = {}  # by slot, of requests that may get another token than the drawn one
         self._free_at_ns = 0
         self._closed = threading.Event()
 
@@ -109,10 +111,17 @@ class SimulatedDevice:
     def collect(self, handle: object) -> StepResult:
         """Works out the step's tokens while it "runs", then sleeps until its end. Steps are collected in their order."""
         assert isinstance(handle, SimulatedStep)
-        token_ids = self.execute(handle.plan)
+        plan = handle.plan
+        drawn, token_ids = self._run(plan)
+        logprobs: dict[int, TopLogprobs] = {}
+        if plan.num_logprobs is not None:
+            for row in np.flatnonzero(plan.num_logprobs >= 0).tolist():
+                count = int(plan.num_logprobs[row])
+                logprobs[row] = simulated_logprobs(int(drawn[row]), int(token_ids[row]), count, self._vocab_size)
+        failed_rows = tuple(np.flatnonzero(token_ids < 0).tolist())
         while (left := handle.finished_ns - now_ns()) > 0 and not self._closed.wait(left * 1e-9):
             pass
-        return StepResult(token_ids, started_ns=handle.started_ns, finished_ns=handle.finished_ns)
+        return StepResult(np.maximum(token_ids, 0), failed_rows, logprobs, handle.started_ns, handle.finished_ns)
 
     def close(self) -> None:
         """Wakes a sleeping `collect`."""
@@ -125,7 +134,11 @@ class SimulatedDevice:
         return int((prefill_tokens * times.prefill_us_per_token + decode_us) * 1e3)
 
     def execute(self, plan: StepPlan) -> Int32Array:
-        """The tokens of one step, for its sampling rows in their order; takes no simulated time."""
+        """The tokens of one step, for its sampling rows in their order, -1 where none is left; takes no simulated time."""
+        return self._run(plan)[1]
+
+    def _run(self, plan: StepPlan) -> tuple[Int32Array, Int32Array]:
+        """The tokens drawn, and those chosen."""
         for admission in plan.admissions:
             self._admit(admission)
         if len(plan.block_slots):
@@ -138,20 +151,20 @@ class SimulatedDevice:
         if len(slots) > plan.num_decodes:
             slots, lengths = slots[plan.samples], lengths[plan.samples]
         sums = self._context_sums(slots, lengths)
-        token_ids = _tokens(sums, self._weights[lengths], self._seed_hashes[slots], self._vocab_size)
-        if self._stops:
-            self._avoid_stops(slots, lengths, token_ids)
-        self._history[slots, lengths] = token_ids
-        return token_ids
+        drawn = token_ids = _tokens(sums, self._weights[lengths], self._seed_hashes[slots], self._vocab_size)
+        if self._choices:
+            token_ids = self._choose(slots, lengths, drawn)
+        self._history[slots, lengths] = np.maximum(token_ids, 0)
+        return drawn, token_ids
 
     def _admit(self, admission: Admission) -> None:
         slot, params = admission.slot, admission.params
         self._history[slot, : len(admission.token_ids)] = admission.token_ids
         self._tables[slot, : len(admission.block_ids)] = admission.block_ids
         self._seed_hashes[slot : slot + 1] = _mix(np.array([params.seed % 2**64], np.uint64))
-        self._stops.pop(slot, None)
-        if params.min_tokens:
-            self._stops[slot] = admission.num_prompt_tokens + params.min_tokens, frozenset(params.stop_token_ids)
+        self._choices.pop(slot, None)
+        if has_choice(params):
+            self._choices[slot] = Choice(params, admission.num_prompt_tokens, self._vocab_size)
 
     def _write(self, slots: Int32Array, positions: Int32Array) -> None:
         """Puts the cells of these slots' tokens at these positions into the cache; what followed in their blocks is lost."""
@@ -188,14 +201,12 @@ class SimulatedDevice:
         sums = np.where(whole, self._sums[self._tables[slots, :width], -1], np.uint64(0)).sum(axis=1, dtype=np.uint64)
         return sums + self._sums[self._tables[slots, last_block], last_offset]  # type: ignore[no-any-return]
 
-    def _avoid_stops(self, slots: Int32Array, lengths: Int32Array, token_ids: Int32Array) -> None:
+    def _choose(self, slots: Int32Array, lengths: Int32Array, drawn: Int32Array) -> Int32Array:
+        token_ids = drawn.copy()
         for row, slot in enumerate(slots.tolist()):
-            minimum, stop_ids = self._stops.get(slot, (0, frozenset()))
-            if lengths[row] < minimum:
-                for _ in range(_SPIN_LIMIT):
-                    if int(token_ids[row]) not in stop_ids:
-                        break
-                    token_ids[row] = (token_ids[row] + 1) % self._vocab_size
+            if (choice := self._choices.get(slot)) is not None:
+                token_ids[row] = choice.choose(int(drawn[row]), self._history[slot, : lengths[row]])
+        return token_ids
 
 
 def _check_times(times: SimulatedTimes) -> None:

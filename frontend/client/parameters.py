@@ -11,6 +11,7 @@ from frontend.errors import InvalidRequest
 from protocol.params import Grammar, ParameterError, SamplingParams, check
 
 _TYPES = {field.name: field.type for field in msgspec.structs.fields(SamplingParams)}
+_TEXTS = ("stop", "bad_words")
 
 Params = TypeVar("Params", SamplingParams | None, SamplingParams | Sequence[SamplingParams] | None)  # one set, or several
 
@@ -38,6 +39,9 @@ class SamplingFields(TypedDict, total=False):
     detokenize: bool
     priority: int
     structured: Grammar | None
+    logit_bias: dict[int, float]
+    allowed_token_ids: list[int] | None
+    bad_words: list[str]
 
 
 def merged(params: Params, fields: SamplingFields) -> Params:
@@ -65,7 +69,8 @@ def checked(params: SamplingParams | None, vocab_size: int) -> SamplingParams:
         check(same, vocab_size)
     except ParameterError as error:
         raise InvalidRequest(str(error), error.param) from error
-    return msgspec.structs.replace(same, stop=[_sendable(text, f"stop[{index}]") for index, text in enumerate(same.stop)])
+    texts = {name: [_sendable(text, f"{name}[{index}]") for index, text in enumerate(getattr(same, name))] for name in _TEXTS}
+    return msgspec.structs.replace(same, **texts)
 
 
 def checked_salt(cache_salt: str) -> str:

@@ -6,6 +6,7 @@ import msgspec
 
 from frontend.errors import CONTEXT_LENGTH_EXCEEDED, InvalidRequest
 from frontend.server.prompts import Prompt, too_long
+from frontend.server.rules import resolve_rules
 from frontend.server.text.stops import StopPatterns
 from frontend.server.text.tokenizer import Tokenizer
 from protocol.codec import Int32Array
@@ -66,6 +67,7 @@ def prepare(prompt: Prompt, params: SamplingParams, capacity: EngineReady, token
     if len(stop_ids) > MAX_STOP_TOKEN_IDS:
         message = f"stop_token_ids and the model's end tokens together are more than {MAX_STOP_TOKEN_IDS}"
         raise InvalidRequest(message, "stop_token_ids")
+    rules = resolve_rules(params, list(stop_ids), capacity.vocab_size, tokenizer)
     resolved = EngineParams(
         max_tokens=room if params.max_tokens is None else params.max_tokens,
         min_tokens=params.min_tokens,
@@ -80,6 +82,9 @@ def prepare(prompt: Prompt, params: SamplingParams, capacity: EngineReady, token
         logprobs=-1 if params.logprobs is None else params.logprobs,
         stop_token_ids=tuple(stop_ids),
         structured=params.structured,
+        logit_bias=rules.logit_bias,
+        allowed_bits=rules.allowed_bits,
+        bad_words=rules.bad_words,
     )
     return TextRequest(token_ids, params, resolved, tokenizer)
 

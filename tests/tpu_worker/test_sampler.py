@@ -9,6 +9,7 @@ import pytest
 from protocol.params import MAX_LOGPROBS, EngineParams
 from tests.margins import ROUNDOFF, TYPICAL, Margins
 from tpu_worker.needs import needs
+from tpu_worker.rules import SlotRules, pack_rules
 from tpu_worker.sampler import ROW_WIDTH, Sampled, greedy, pack_params, sample
 
 VOCAB, HISTORY = 211, 300
@@ -23,7 +24,8 @@ def draw(
     """Rows side by side, as a step would sample them."""
     packed = jnp.asarray(np.stack([pack_params(num_prompt, p) for p in params]))
     tokens = np.zeros((len(params), HISTORY), np.int32) if history is None else np.asarray(history, np.int32)
-    sampled: Sampled = run(jnp.asarray(logits), packed, jnp.asarray(tokens), jnp.asarray(lengths, jnp.int32))
+    rules = SlotRules(jnp.asarray(np.stack([pack_rules(p, VOCAB) for p in params])), jnp.arange(len(params)))
+    sampled: Sampled = run(jnp.asarray(logits), packed, jnp.asarray(tokens), jnp.asarray(lengths, jnp.int32), rules)
     return sampled
 
 

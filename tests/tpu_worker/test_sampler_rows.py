@@ -12,6 +12,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from protocol.codec import pack_bits
 from protocol.config import EngineConfig
 from protocol.params import EngineParams
 from tests.tpu_worker.compiler import needs_compiler
@@ -22,6 +23,7 @@ from tpu_worker.device import StepPlan
 from tpu_worker.inputs import SlotState, pack_step
 from tpu_worker.platforms.cpu import make_xla_platform, products
 from tpu_worker.program import resample
+from tpu_worker.rules import pack_rules, rules_width
 from tpu_worker.runner import JaxDevice
 
 VOCAB, LENGTH, SLOTS = 211, 600, 20  # neither is a multiple of a vector
@@ -73,20 +75,29 @@ def sample(rows: Sequence[Row], slots: Sequence[int], width: int, silent: Sequen
     """
     params, history = np.full((SLOTS, sampler.ROW_WIDTH), -1, np.int32), np.zeros((SLOTS, LENGTH), np.int32)
     logits = np.full((width, VOCAB), np.nan, np.float32)
+    rules = np.zeros((SLOTS, rules_width(VOCAB)), np.int32)
     for index, (row, slot) in enumerate(zip(rows, slots, strict=True)):
         params[slot], history[slot] = sampler.pack_params(row.num_prompt, row.params), row.history()
+        if row.params.has_rules:
+            rules[slot] = pack_rules(row.params, VOCAB)
         logits[index] = row.logits()
     lengths = np.array([row.length for row in rows], np.int32)
     samples = ~np.isin(np.arange(len(rows)), silent)
     where = np.array(slots, np.int32)
     plan = StepPlan(0, (), EMPTY, EMPTY, EMPTY, where, lengths - 1, np.ones_like(lengths), samples, len(rows))
     state = SlotState(jnp.asarray(history), jnp.zeros((SLOTS, 1), jnp.int32), jnp.asarray(params))
-    after, sampled = run(state, logits, sampler.greedy(jnp.asarray(logits)), pack_step(plan, width, SLOTS))
+    after, sampled = run(state, rules, logits, sampler.greedy(jnp.asarray(logits)), pack_step(plan, width, SLOTS))
     read = np.asarray(after.history)[where, lengths]
     arrays = [np.asarray(array)[: len(rows)] for array in sampled]
     return [(read[i].tobytes(), *(array[i].tobytes() for array in arrays)) for i in range(len(rows))]
 
 
+def only(*token_ids: int, vocab_size: int = VOCAB) -> bytes:
+    """allowed_bits of these."""
+    return pack_bits(np.isin(np.arange(vocab_size), token_ids))
+
+
+TOKENS = st.integers(0, VOCAB - 1)
 PARAMS = st.builds(
     EngineParams,
     max_tokens=st.just(1),
@@ -101,6 +112,9 @@ PARAMS = st.builds(
     frequency_penalty=st.sampled_from([0.0, 0.0, -0.0, 1e-40, 0.5, -2.0, 2.0]),
     logprobs=st.sampled_from([-1, 0, 20]),
     stop_token_ids=st.sampled_from([(), (3,), tuple(range(16)), tuple(range(40))]),
+    logit_bias=st.one_of(st.just({}), st.dictionaries(TOKENS, st.sampled_from([-100.0, -3.5, 1e-40, 2.0, 100.0]), max_size=9)),
+    allowed_bits=st.one_of(st.just(b""), st.lists(TOKENS, min_size=1, max_size=20).map(lambda ids: only(*ids))),
+    bad_words=st.one_of(st.just(()), st.lists(st.lists(TOKENS, min_size=1, max_size=4).map(tuple), max_size=5).map(tuple)),
 )
 KINDS = ["normal", "ties", "zeros", "denormal", "huge", "few", "nan", "inf", "nothing"]
 ROWS = st.builds(Row, PARAMS, st.sampled_from(KINDS), st.integers(0, 99), st.integers(6, LENGTH - 1), st.integers(0, 300))
@@ -173,6 +187,15 @@ def test_requests_of_all_sorts_side_by_side_get_what_each_gets_alone(tmp_path: P
         EngineParams(9, temperature=1e-5, min_p=1e-40, presence_penalty=2.0, frequency_penalty=-2.0, seed=4, logprobs=3),
         EngineParams(9, temperature=100.0, top_p=5e-324, min_tokens=5, stop_token_ids=(3, 4), seed=5, logprobs=3),
         EngineParams(9, logprobs=3, repetition_penalty=100.0),
+        EngineParams(9, logprobs=3, logit_bias={3: 100.0, 4: 60.0}, bad_words=((3, 3), (4, 3, 4)), presence_penalty=0.1),
+        EngineParams(
+            9,
+            temperature=2.0,
+            seed=6,
+            logprobs=3,
+            allowed_bits=only(*range(40, 50), vocab_size=CONFIG["vocab_size"]),
+            logit_bias={41: -100.0},
+        ),
     ]
     device = JaxDevice(config, make_xla_platform() if platform == "XLA" else None)
     capacity = device.load(lambda *_: None)
@@ -187,8 +210,10 @@ def test_requests_of_all_sorts_side_by_side_get_what_each_gets_alone(tmp_path: P
 
     try:
         alone = [outcomes([i])[0] for i in range(len(wishes))]
-        for together in ([0, 1, 2, 3], [3, 2, 1, 0], [4, 5, 6, 7], [7, 3, 0], [2, 6, 1], [5, 3, 4, 1]):
+        for together in ([0, 1, 2, 3], [3, 2, 1, 0], [4, 5, 6, 7], [7, 3, 0], [2, 6, 1], [5, 3, 4, 1], [8, 0, 9, 4], [1, 9, 2, 8]):
             assert outcomes(together) == [alone[i] for i in together]
     finally:
         device.close()
+    assert alone[8][0][:3] == [3, 4, 3] and 4 not in alone[8][0][3:4]
+    assert set(alone[9][0]) <= set(range(40, 50)) - {41}
     assert alone[0][0] != alone[7][0] and len(alone[0][1]) == 9

@@ -51,6 +51,9 @@ class GenerationRequest(msgspec.Struct, frozen=True, kw_only=True):
     repetition_penalty: float | None = None
     presence_penalty: float | None = None
     frequency_penalty: float | None = None
+    logit_bias: dict[int, float] | None = None
+    allowed_token_ids: list[int] | None = None
+    bad_words: list[str] | None = None
     priority: int | None = None
     cache_salt: str | None = None
     add_special_tokens: bool | None = None
@@ -58,9 +61,6 @@ class GenerationRequest(msgspec.Struct, frozen=True, kw_only=True):
     stream: bool | None = None
     stream_options: StreamOptions | None = None
 
-    logit_bias: msgspec.Raw = _ABSENT
-    allowed_token_ids: msgspec.Raw = _ABSENT
-    bad_words: msgspec.Raw = _ABSENT
     prompt_logprobs: msgspec.Raw = _ABSENT
     truncate_prompt_tokens: msgspec.Raw = _ABSENT
     response_format: msgspec.Raw = _ABSENT
@@ -73,9 +73,6 @@ class GenerationRequest(msgspec.Struct, frozen=True, kw_only=True):
     length_penalty: msgspec.Raw = _ABSENT
 
     unsupported: ClassVar[tuple[str, ...]] = (
-        "logit_bias",
-        "allowed_token_ids",
-        "bad_words",
         "prompt_logprobs",
         "truncate_prompt_tokens",
         "response_format",
