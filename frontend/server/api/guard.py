@@ -7,7 +7,9 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from frontend.server.api.errors import ApiError
 
-_OPEN = frozenset({"/health", "/ready", "/ping", "/version", "/metrics"})  # all else needs a key where keys are set
+_OPEN = frozenset(
+    {"/health", "/ready", "/ping", "/version", "/metrics", "/openapi.json", "/docs"}
+)  # all else needs a key where keys are set
 _LONGEST_ID = 256
 _NO_KEY = ApiError(
     401,

@@ -1,0 +1,67 @@
+"""What the fields of requests mean, and how far they go: for the description of the interface. Checked against what is refused."""
+
+from typing import Any
+
+from protocol.params import (
+    MAX_CHOICES,
+    MAX_LOGPROBS,
+    MAX_REPETITION_PENALTY,
+    MAX_STOP_STRINGS,
+    MAX_STOP_TOKEN_IDS,
+    MIN_REPETITION_PENALTY,
+    SEED_LIMIT,
+)
+
+_INT32 = 2**31 - 1
+
+
+def _field(description: str, **limits: float) -> dict[str, Any]:
+    """Limits are JSON Schema's: of numbers, of the length of texts, of the items of lists."""
+    return {"description": description, **limits}
+
+
+FIELDS: dict[str, dict[str, Any]] = {
+    "model": _field("A name that the model is served under. Without one: the first."),
+    "messages": _field("The conversation, in the order in which it was held."),
+    "prompt": _field("A text, several, a list of token ids, or several such lists."),
+    "max_tokens": _field("The most tokens to generate. Without it: to the end of the context.", minimum=1, maximum=_INT32),
+    "max_completion_tokens": _field("OpenAI's newer name of max_tokens, and stronger than that.", minimum=1, maximum=_INT32),
+    "min_tokens": _field("No token that ends an answer is taken before so many. At most max_tokens.", minimum=0, maximum=_INT32),
+    "temperature": _field("Below 0.00001 the most likely token is taken.", minimum=0, maximum=100),
+    "top_p": _field("Only the most likely tokens with this much probability together are taken.", exclusiveMinimum=0, maximum=1),
+    "top_k": _field("Only so many most likely tokens are taken; 0 and -1: all.", minimum=-1, maximum=_INT32),
+    "min_p": _field("Only tokens with this part of the likeliest one's probability are taken.", minimum=0, maximum=1),
+    "n": _field("Answers to each prompt.", minimum=1, maximum=MAX_CHOICES),
+    "seed": _field(
+        "The same seed gives the same answer. Without one: another each time.", minimum=-SEED_LIMIT, maximum=SEED_LIMIT - 1
+    ),
+    "stop": _field(
+        "Texts that end the answer; 1 to 1024 characters each, 4096 together.", maxItems=MAX_STOP_STRINGS, maxLength=1024
+    ),
+    "stop_token_ids": _field("Tokens that end the answer.", maxItems=MAX_STOP_TOKEN_IDS),
+    "ignore_eos": _field("The model's end tokens do not end the answer."),
+    "include_stop_str_in_output": _field("What ended the answer is a part of its text."),
+    "skip_special_tokens": _field("Special tokens are no part of the text. True without it."),
+    "repetition_penalty": _field(
+        "Above 1: less of what prompt or answer hold already.", minimum=MIN_REPETITION_PENALTY, maximum=MAX_REPETITION_PENALTY
+    ),
+    "presence_penalty": _field("Less of what the answer holds already.", minimum=-2, maximum=2),
+    "frequency_penalty": _field("Less of that, for each time.", minimum=-2, maximum=2),
+    "priority": _field("Lower runs first.", minimum=-(2**31), maximum=_INT32),
+    "cache_salt": _field("Only requests with the same salt share what the prefix cache holds."),
+    "add_special_tokens": _field("The tokenizer puts its own tokens around the text. True for prompts, false for conversations."),
+    "return_token_ids": _field("The answer lists the tokens of prompt and answer."),
+    "stream": _field("The answer comes as server-sent events, piece by piece."),
+    "stream_options": _field("What a stream tells besides."),
+    "top_logprobs": _field("Likely tokens to list beside each token.", minimum=0, maximum=MAX_LOGPROBS),
+    "echo": _field("The prompt comes before the answer."),
+    "best_of": _field("As many as n.", minimum=1, maximum=MAX_CHOICES),
+    "add_generation_prompt": _field("The template opens an answer of the assistant. True, unless continue_final_message is."),
+    "continue_final_message": _field("The last message is left open, and the answer goes on in it."),
+    "chat_template_kwargs": _field("Variables of the chat template that clients may set; others are ignored."),
+    "return_token_strs": _field("The tokens come as the vocabulary writes them, too."),
+    "tokens": _field("Token ids."),
+    "logprobs": _field(
+        "Log-probabilities: of completions, how many likely tokens to list, 20 at most; of chats, whether to tell any."
+    ),
+}
