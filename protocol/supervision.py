@@ -143,9 +143,10 @@ def enter_child(fd: int, title: str, *, die_with_launcher: bool) -> tuple[ChildS
     spec = CHILD_SPEC_DECODER.decode(frame)
     if spec.version != PROTOCOL_VERSION:
         raise ProtocolError(f"the launcher speaks protocol {spec.version}, this process {PROTOCOL_VERSION}: reinstall twodeep")
-    name = f"{title}-{spec.index}" if spec.role == "worker" else title
+    numbered = spec.role == "worker" or spec.index > 0
+    name = f"{title}-{spec.index}" if numbered else title
     Path("/proc/self/comm").write_text(name[:15])  # the kernel keeps 15 characters
-    set_up_logging(f"worker {spec.index}" if spec.role == "worker" else spec.role)
+    set_up_logging(f"{spec.role} {spec.index}" if numbered else spec.role)
     if spec.cpus:
         os.sched_setaffinity(0, spec.cpus)
     return spec, SupervisionLink(end, LAUNCHER_TO_CHILD)

@@ -7,6 +7,8 @@ from collections import deque
 from collections.abc import Mapping
 from pathlib import Path
 
+import msgspec
+
 from frontend.launcher.child import PROGRAMS, ChildProcess, Programs
 from frontend.launcher.events import (
     Announce,
@@ -36,6 +38,7 @@ from frontend.launcher.progress import StartDisplay, start_display
 from frontend.launcher.run_directory import RunDirectory
 from frontend.launcher.signals import StopSignals
 from frontend.launcher.supervisor import Supervisor
+from frontend.server.bind import bind_http
 from protocol.clock import ChargedClock, now, now_ns
 from protocol.config import ChildSpec, EngineConfig
 from protocol.endpoints import LONGEST_SOCKET_PATH, ipc_address, worker_outbox
@@ -59,6 +62,7 @@ class Engine:
             workers=config.workers,
             drain_timeout=config.drain_timeout,
             restart_delay=config.restart_delay,
+            frontends=config.frontends,
             limits=Limits(config.pulse_timeout, config.step_timeout, config.boot_timeout),
         )
         self._notifier = Notifier(environ)
@@ -71,6 +75,7 @@ class Engine:
         self._looks = Metronome(self._tick)
         self._next_ping = now()
         self._exit_code: int | None = None
+        self._port: socket.socket | None = None  # bound, not listening
 
     def run(self) -> int:
         """Starts the children and stays until all have ended. Returns the exit code."""
@@ -82,6 +87,9 @@ class Engine:
             self._run_dir.sweep()
             if self._signals.take():
                 return ExitCode.OK
+            if self._config.frontends > 1:  # none of them alone holds the port, so it is held here: also to know which 0 means
+                self._port = bind_http(self._config.host, self._config.port, shared=True)
+                self._config = msgspec.structs.replace(self._config, port=self._port.getsockname()[1])
             self._selector.register(self._signals, selectors.EVENT_READ, self._signals)
             self._handle(Begin())
             self._display = start_display()
@@ -92,6 +100,8 @@ class Engine:
             self._close_display()
             self._selector.close()
             self._run_dir.remove()
+            if self._port is not None:
+                self._port.close()
             _remove_stale_socket(self._config.ipc_path)
 
     def _wait(self) -> None:
@@ -220,9 +230,11 @@ class Engine:
 
 def ready_line(facts: Mapping[str, str | int]) -> str:
     """What the operator waits for, in one line."""
+    frontends = f"  frontends {facts['frontends']}" if facts.get("frontends", 1) != 1 else ""
     return (
-        f"ready: {facts.get('address')}  ipc {facts.get('socket')}  model {facts.get('model')}  workers {facts.get('workers')}  "
-        f"device {facts.get('device')}  depth {facts.get('queue_depth')}  KV cache {facts.get('kv_cache_tokens'):,} tokens"
+        f"ready: {facts.get('address')}  ipc {facts.get('socket')}  model {facts.get('model')}  workers {facts.get('workers')}"
+        f"{frontends}  device {facts.get('device')}  depth {facts.get('queue_depth')}  "
+        f"KV cache {facts.get('kv_cache_tokens'):,} tokens"
     )
 
 

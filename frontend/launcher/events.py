@@ -11,16 +11,16 @@ Role: TypeAlias = Literal["frontend", "scheduler", "worker"]
 
 @dataclass(frozen=True, slots=True, order=True)
 class Child:
-    """One place in the engine; a replaced worker is the same child with a higher epoch."""
+    """One place in the engine; a process that replaces another is the same child with a higher epoch."""
 
     role: Role
     index: int = 0
 
     def __str__(self) -> str:
-        return f"worker {self.index}" if self.role == "worker" else self.role
+        return f"{self.role} {self.index}" if self.role == "worker" or self.index else self.role
 
 
-FRONTEND = Child("frontend")
+FRONTEND = Child("frontend")  # the first, and mostly the only one
 SCHEDULER = Child("scheduler")
 
 

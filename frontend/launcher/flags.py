@@ -11,6 +11,7 @@ import msgspec
 from frontend.launcher.values import Parser, choice, integer, number, power_of_two, shown, size, text
 from protocol.config import EngineConfig, SimulatedTimes
 from protocol.errors import ConfigError
+from protocol.request_ids import MAX_FRONTENDS
 
 _MILLION = 1 << 20  # a bound against slips of the keyboard: no model or batch comes near
 _LARGEST_FILE = 1 << 20  # bytes of a --config file
@@ -63,6 +64,7 @@ FLAGS = (
     Flag("boot-timeout", "scheduling", "seconds without progress while a process loads or compiles", _SECONDS, "S"),
     Flag("host", "serving", "HTTP address", text, "ADDRESS"),
     Flag("port", "serving", "HTTP port; 0 takes a free one", integer(0, 65535), "PORT"),
+    Flag("frontends", "serving", "processes that share the HTTP port and the work of text", integer(1, MAX_FRONTENDS), "M"),
     Flag("ipc", "serving", "socket for the Python client ($ENGINE_SOCKET, or in the user's runtime directory)", text, "PATH"),
     Flag("api-key-file", "serving", "file with one accepted API key per line", text, "FILE"),
     Flag("drain-timeout", "serving", "seconds that running requests get after SIGTERM", number(0.0, 86400.0, "seconds"), "S"),

@@ -1,9 +1,9 @@
-"""Who is alive: the latest incarnation of every child, and when the next one of each worker is due."""
+"""Who is alive: the latest incarnation of every child, and when the next one of those that are replaced is due."""
 
 import signal
 from collections.abc import Iterator
 
-from frontend.launcher.events import FRONTEND, SCHEDULER, Child, Command, Signal, Spawn
+from frontend.launcher.events import SCHEDULER, Child, Command, Signal, Spawn
 from frontend.launcher.incarnation import Incarnation
 from frontend.launcher.liveness import Liveness
 from frontend.launcher.restart import RestartPolicy
@@ -12,8 +12,10 @@ from frontend.launcher.restart import RestartPolicy
 class Lives:
     """The children of one engine. Starting and killing one appends the command for it to `commands`."""
 
-    def __init__(self, workers: int, restart_delay: float, commands: list[Command]) -> None:
-        self.restarts = {Child("worker", index): RestartPolicy(restart_delay) for index in range(workers)}
+    def __init__(self, workers: int, frontends: int, restart_delay: float, commands: list[Command]) -> None:
+        self.workers = {Child("worker", index): RestartPolicy(restart_delay) for index in range(workers)}
+        self.frontends = {Child("frontend", index): RestartPolicy(restart_delay) for index in range(frontends)}
+        self._replaced = self.workers | (self.frontends if frontends > 1 else {})  # the engine does not outlive an only frontend
         self._latest: dict[Child, Incarnation] = {}
         self._commands = commands
 
@@ -31,11 +33,11 @@ class Lives:
 
     def num_serving(self) -> int:
         """Workers that do their work."""
-        return sum(self._latest[worker].serves for worker in self.restarts)
+        return sum(self._latest[worker].serves for worker in self.workers)
 
     def begin_all(self, now: float) -> None:
         """Every child at once, those that are slowest to start first."""
-        for child in (*self.restarts, SCHEDULER, FRONTEND):
+        for child in (*self.workers, SCHEDULER, *self.frontends):
             self._spawn(child, now)
 
     def kill(self, life: Incarnation, reason: str) -> None:
@@ -50,34 +52,40 @@ class Lives:
             if life.kill_at is not None and now >= life.kill_at:
                 life.kill_at = None
                 self._commands.append(Signal(life.child, signal.SIGKILL))
-        for worker, restart in self.restarts.items():
+        for child, restart in self._replaced.items():
             if restart.due is not None and now >= restart.due:
-                self._spawn(worker, now)
+                self._spawn(child, now)
 
     def next_deadline(self) -> float | None:
         """When `tick` has something to do (seconds)."""
-        times = [*(life.kill_at for life in self._latest.values()), *(restart.due for restart in self.restarts.values())]
+        times = [*(life.kill_at for life in self._latest.values()), *(restart.due for restart in self._replaced.values())]
         return min((time for time in times if time is not None), default=None)
 
     def settle(self) -> None:
         """Nothing is started any more, and nobody is killed at a time of its own."""
-        for restart in self.restarts.values():
+        for restart in self._replaced.values():
             restart.due = None
         for life in self._latest.values():
             life.kill_at = None
 
-    def validate(self, *, replaced: bool) -> None:
-        """Raises AssertionError when the state contradicts itself. `replaced`: whether dead workers have to be."""
+    def settle_frontends(self) -> None:
+        """No frontend is started any more."""
+        for restart in self.frontends.values():
+            restart.due = None
+
+    def validate(self, *, workers_replaced: bool, frontends_replaced: bool) -> None:
+        """Raises AssertionError when the state contradicts itself. The arguments: whether dead ones have to be replaced."""
         for life in self._latest.values():
             assert life.alive or life.kill_at is None, "a dead child waits to be killed"
-        for worker, restart in self.restarts.items():
-            if worker in self._latest:
-                expected = replaced and not self._latest[worker].alive
-                assert (restart.due is not None) == expected, "a worker is started that should not be, or is not that should"
+        for child, restart in self._replaced.items():
+            if child in self._latest:
+                replaced = workers_replaced if child.role == "worker" else frontends_replaced
+                expected = replaced and not self._latest[child].alive
+                assert (restart.due is not None) == expected, "a child is started that should not be, or is not that should"
 
     def _spawn(self, child: Child, now: float) -> None:
         epoch = self._latest[child].epoch + 1 if child in self._latest else 0
         self._latest[child] = Incarnation(child, epoch, Liveness(now))
-        if child in self.restarts:
-            self.restarts[child].due = None
+        if child in self._replaced:
+            self._replaced[child].due = None
         self._commands.append(Spawn(child, epoch))

@@ -1,9 +1,9 @@
 """What the launcher decides: events in, commands out. No processes, no sockets, no clock in here.
 
-Start: every child at once; the engine is ready when the frontend says so. A worker that dies after that is replaced, for as long as
-one can be kept alive; the death of the scheduler or the frontend, and any failure before ready, ends the engine. A child that does
-not get on is killed, which is a death like any other. A stop drains the frontend, then the scheduler, then the workers; a second
-request stops all of them at once.
+Start: every child at once; the engine is ready when its frontends say so. A worker that dies after that is replaced, for as long as
+one can be kept alive, and so is a frontend while another serves; the death of the scheduler or the last frontend, and any failure
+before ready, ends the engine. A child that does not get on is killed, which is a death like any other. A stop drains the frontends,
+then the scheduler, then the workers; a second request stops all of them at once.
 """
 
 import signal
@@ -34,7 +34,7 @@ from frontend.launcher.liveness import Limits
 from frontend.launcher.lives import Lives
 from frontend.launcher.phase import DRAIN_MARGIN, EXIT_GRACE, KILL_GRACE, LAST_WORDS, STOP_GRACE, STOP_WORDS, TERM_GRACE, Phase
 from protocol.errors import ExitCode
-from protocol.messages import ChildToLauncher, Drain, Failed, Progress, Pulse, Ready, Stop, WorkerHung, WorkerLost
+from protocol.messages import ChildToLauncher, Drain, Failed, FrontendLost, Progress, Pulse, Ready, Stop, WorkerHung, WorkerLost
 
 _STOPPED = "the engine was stopped before the answer was complete"  # what clients are told
 _FAILED = "the engine failed before the answer was complete"
@@ -43,17 +43,17 @@ _FAILED = "the engine failed before the answer was complete"
 class Supervisor:
     """The state of one engine's processes."""
 
-    def __init__(self, *, workers: int, drain_timeout: float, restart_delay: float, limits: Limits) -> None:
-        """`drain_timeout`: seconds that the frontend gives running requests after a stop request. `restart_delay`: seconds before a
-        worker that dies again is started again, the first time."""
+    def __init__(self, *, workers: int, drain_timeout: float, restart_delay: float, limits: Limits, frontends: int = 1) -> None:
+        """`drain_timeout`: seconds that a frontend gives running requests after a stop request. `restart_delay`: seconds before a
+        child that dies again is started again, the first time."""
         self.phase = Phase.NEW
         self.exit_code = ExitCode.OK
         self._drain_timeout = drain_timeout
         self._limits = limits
         self._out: list[Command] = []
-        self._lives = Lives(workers, restart_delay, self._out)
+        self._lives = Lives(workers, frontends, restart_delay, self._out)
         self._deadline: float | None = None  # end of the current draining or stopping phase
-        self._model = ""
+        self._facts: dict[str, str | int] = {}  # of the first frontend's hello
 
     def handle(self, event: Event, now: float) -> list[Command]:
         """The commands that follow from `event` at `now` (seconds), in order."""
@@ -85,9 +85,11 @@ class Supervisor:
     def validate(self) -> None:
         """Raises AssertionError when the state contradicts itself."""
         watched = self.phase is Phase.STARTING or self.phase.in_service
-        self._lives.validate(replaced=watched)
+        self._lives.validate(workers_replaced=watched, frontends_replaced=self.phase is Phase.SERVING)
         if watched:
-            assert all(self._lives[child].alive for child in (SCHEDULER, FRONTEND)), "a fatal death was overlooked"
+            living = [self._lives[child].alive for child in self._lives.frontends]
+            enough = all(living) if self.phase is Phase.STARTING else any(living)
+            assert self._lives[SCHEDULER].alive and enough, "a fatal death was overlooked"
         assert (self._deadline is not None) == self.phase.has_deadline
 
     # what children say, and do not say
@@ -103,15 +105,17 @@ class Supervisor:
             case Ready(facts):
                 life.ready = True
                 self._out.append(Show(life.child, None))
-                if life.child == FRONTEND and self.phase is Phase.STARTING:
-                    self.phase, self._model = Phase.SERVING, str(facts.get("model", ""))
-                    self._out.append(Announce(facts))
-                elif life.child.role == "worker" and life.epoch > 0:
+                if life.child == FRONTEND:
+                    self._facts = facts
+                if life.epoch > 0:
                     self._out.append(Say(f"{life.child} is back (epoch {life.epoch})"))
                     self._tell_status()
+                elif self.phase is Phase.STARTING and all(self._lives[child].ready for child in self._lives.frontends):
+                    self.phase = Phase.SERVING
+                    self._out.append(Announce(self._facts))
             case Failed(exit_code, text):
                 life.failed = message
-                if self.phase is Phase.STARTING or (self.phase.in_service and life.child.role != "worker"):
+                if self.phase is Phase.STARTING or (self.phase.in_service and self._is_vital(life.child)):
                     self._fail(exit_code or ExitCode.CRASHED, f"{life.child}: {text}", now)
                 else:
                     life.kill_at = now + TERM_GRACE
@@ -133,7 +137,7 @@ class Supervisor:
                 continue
             self._lives.kill(life, why)
             # A worker that somebody stopped while it started is replaced; one that gets stuck by itself is a failed start.
-            if life.child.role != "worker" or (self.phase is Phase.STARTING and not why_stopped):
+            if self._is_vital(life.child) or (self.phase is Phase.STARTING and not why_stopped):
                 self._fail(ExitCode.CRASHED, life.obituary(-signal.SIGKILL), now)
 
     # deaths
@@ -145,6 +149,8 @@ class Supervisor:
             self._end_if_alone()
         elif life.child.role == "worker" and (self.phase.in_service or (self.phase is Phase.STARTING and life.killed_for)):
             self._worker_lost(life, returncode, now)
+        elif life.child.role == "frontend" and self.phase.in_service and not self._is_vital(life.child):
+            self._frontend_lost(life, returncode, now)
         elif self.phase < Phase.DRAINING_FRONTEND:
             self._fail(life.exit_code(returncode), obituary, now)
         elif self.phase is Phase.DRAINING_FRONTEND and (life.child == SCHEDULER or returncode != 0):
@@ -157,7 +163,7 @@ class Supervisor:
     def _worker_lost(self, life: Incarnation, returncode: int, now: float) -> None:
         worker, obituary = life.child, life.obituary(returncode)
         self._out.append(Send(SCHEDULER, WorkerLost(worker.index, life.epoch, returncode, life.killed_for)))
-        restarts = self._lives.restarts
+        restarts = self._lives.workers
         restart, serving = restarts[worker], self._lives.num_serving()
         delay = restart.died(now, was_ready=life.ready)
         again = "starting it again" + (f" in {delay:g} s" if delay else "")
@@ -172,11 +178,30 @@ class Supervisor:
         self._tell_status()
         self._lives.tick(now)
 
+    def _is_vital(self, child: Child) -> bool:
+        """Whether the engine ends with it. A frontend is not while another serves or, in a drain, still has requests to finish."""
+        if child.role != "frontend" or not self.phase.in_service:
+            return child.role != "worker"
+        others = (self._lives[other] for other in self._lives.frontends if other != child)
+        return not any(other.serves for other in others)
+
+    def _frontend_lost(self, life: Incarnation, returncode: int, now: float) -> None:
+        """Its clients see their connections end; those of the others see nothing."""
+        obituary = life.obituary(returncode)
+        self._out.append(Send(SCHEDULER, FrontendLost(life.child.index, life.epoch)))
+        if self.phase is Phase.SERVING:
+            delay = self._lives.frontends[life.child].died(now, was_ready=life.ready)
+            self._out.append(Say(f"{obituary}; the others serve on; starting it again" + (f" in {delay:g} s" if delay else "")))
+            self._lives.tick(now)
+        elif returncode != 0:
+            self.exit_code = self.exit_code or life.exit_code(returncode)
+            self._out.append(Say(f"{obituary} while the engine drained; the others go on"))
+
     def _tell_status(self) -> None:
         if self.phase is Phase.SERVING:
-            serving, wanted = self._lives.num_serving(), len(self._lives.restarts)
+            serving, wanted = self._lives.num_serving(), len(self._lives.workers)
             degraded = f", degraded: {serving} of {wanted} workers" if serving < wanted else ""
-            self._out.append(Status(f"serving {self._model}{degraded}"))
+            self._out.append(Status(f"serving {self._facts.get('model', '')}{degraded}"))
 
     # the end
 
@@ -187,14 +212,16 @@ class Supervisor:
         elif self.phase is Phase.SERVING:
             self.phase, self._deadline = Phase.DRAINING_FRONTEND, now + self._drain_timeout + LAST_WORDS + DRAIN_MARGIN
             limit = f"for up to {self._drain_timeout:.0f} s; a second signal stops at once"
-            self._out += [Stopping(), Say(f"finishing the running requests {limit}"), Send(FRONTEND, Drain(LAST_WORDS))]
+            self._lives.settle_frontends()
+            self._out += [Stopping(), Say(f"finishing the running requests {limit}")]
+            self._out += [Send(life.child, Drain(LAST_WORDS)) for life in self._lives.alive() if life.child.role == "frontend"]
         elif self.phase is Phase.STOPPING:
             self._kill_all(now)
         elif self.phase < Phase.STOPPING:
             self._stop_all(_STOPPED, now)
 
     def _drained(self, child: Child, now: float) -> None:
-        if self.phase is Phase.DRAINING_FRONTEND and child == FRONTEND:
+        if self.phase is Phase.DRAINING_FRONTEND and child.role == "frontend":
             self._lives.settle()
             self.phase, self._deadline = Phase.DRAINING_SCHEDULER, now + EXIT_GRACE
             self._out.append(Send(SCHEDULER, Drain()))
@@ -232,18 +259,18 @@ class Supervisor:
             self._stop_all(_FAILED, now)
 
     def _stop_all(self, reason: str, now: float) -> None:
-        """The frontend ends every open answer; there is nothing that the others could do better than end."""
+        """The frontends end every open answer; there is nothing that the others could do better than end."""
         if self.phase < Phase.DRAINING_FRONTEND:
             self._out.append(Stopping())
         self.phase, self._deadline = Phase.STOPPING, now + STOP_GRACE
         self._lives.settle()
         for life in self._lives.alive():
-            if life.child != FRONTEND:
+            if life.child.role != "frontend":
                 self._lives.kill(life, reason)
             elif life.ready:
-                self._out.append(Send(FRONTEND, Stop(reason, STOP_WORDS)))
+                self._out.append(Send(life.child, Stop(reason, STOP_WORDS)))
             else:
-                self._out.append(Signal(FRONTEND, signal.SIGTERM))
+                self._out.append(Signal(life.child, signal.SIGTERM))
         self._end_if_alone()
 
     def _kill_all(self, now: float) -> None:

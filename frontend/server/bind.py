@@ -6,8 +6,10 @@ import socket
 from protocol.errors import AddressError, ConfigError, EngineError
 
 
-def bind_http(host: str, port: int) -> socket.socket:
-    """Binds, and listens not yet. Raises ConfigError for a host that is none, AddressError when the port cannot be had."""
+def bind_http(host: str, port: int, *, shared: bool = False) -> socket.socket:
+    """Binds, and listens not yet. `shared`: others of this user may bind it so too; the kernel then spreads the connections.
+
+    Raises ConfigError for a host that is none, AddressError when the port cannot be had."""
     try:
         family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
     except (socket.gaierror, UnicodeError) as error:  # a name of too long a label is a UnicodeError
@@ -19,6 +21,8 @@ def bind_http(host: str, port: int) -> socket.socket:
         raise explain(error, host, port) from error
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if shared:
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         listener.bind(address)
     except OSError as error:
         listener.close()

@@ -45,9 +45,11 @@ class FrontendProcess:
         loop.add_reader(self._launcher.fileno(), self._on_launcher)
         loop.add_signal_handler(signal.SIGTERM, self._stop.set)
         self._beat()
-        listener = bind_http(config.host, config.port)
-        ipc = IpcServer(Path(config.ipc_path))
-        ipc.bind()
+        listener = bind_http(config.host, config.port, shared=config.frontends > 1)
+        # A path has one listener: the first frontend's. A successor takes the place of a dead one.
+        ipc = IpcServer(Path(config.ipc_path)) if self._spec.index == 0 else None
+        if ipc is not None:
+            ipc.bind()
         try:
             self._launcher.send(Progress("loading the tokenizer", 0, 1))
             tokenizer = load_tokenizer(config)
@@ -57,7 +59,8 @@ class FrontendProcess:
             engine = TextEngine(config, router, tokenizer, self._renderer)
             http = HttpServer(create_app(engine, config), listener)
             await http.start()
-            await ipc.start(engine)
+            if ipc is not None:
+                await ipc.start(engine)
             host, port = listener.getsockname()[:2]
             self._launcher.send(Ready(self._facts(f"http://{f'[{host}]' if ':' in host else host}:{port}", router)))
             await self._stop.wait()
@@ -66,23 +69,26 @@ class FrontendProcess:
             router.close()
             if self._renderer is not None:
                 await self._renderer.close()
-            ipc.close()
+            if ipc is not None:
+                ipc.close()
             listener.close()
             if self._orphaned:  # nobody else is left to do it
                 shutil.rmtree(self._spec.run_dir, ignore_errors=True)
 
-    async def _end(self, http: HttpServer, ipc: IpcServer) -> None:
+    async def _end(self, http: HttpServer, ipc: IpcServer | None) -> None:
         """Finishes what runs, within the drain timeout; what does not finish ends with an error, and clients may read that."""
         http.drain()
-        ipc.stop_accepting()
+        if ipc is not None:
+            ipc.stop_accepting()
         await self._unless(self._stop_now, self._router.drain(), timeout=self._config.drain_timeout)
         self._router.fail_all(ShuttingDown(self._reason))
-        goodbye = asyncio.gather(ipc.finish(), http.finish())
+        servers: list[HttpServer | IpcServer] = [http] if ipc is None else [ipc, http]
+        goodbye = asyncio.gather(*(server.finish() for server in servers))
         await self._unless(self._stop_now, asyncio.shield(goodbye), timeout=self._grace)
         if self._stop_now.is_set():
             await asyncio.wait({goodbye}, timeout=self._grace)
-        ipc.abort()
-        http.abort()
+        for server in servers:
+            server.abort()
         await goodbye
 
     async def _unless(self, stop: asyncio.Event, work: Awaitable[object], timeout: float | None = None) -> bool:
@@ -127,6 +133,7 @@ class FrontendProcess:
             "socket": self._config.ipc_path,
             "model": self._config.served_model_names[0],
             "workers": capacity.workers,
+            "frontends": self._config.frontends,
             "device": capacity.device,
             "queue_depth": self._config.queue_depth,
             "kv_cache_tokens": capacity.num_blocks * capacity.block_size,

@@ -20,6 +20,7 @@ from frontend.launcher.events import (
     Said,
     Say,
     Send,
+    Show,
     Signal,
     Spawn,
     Status,
@@ -32,24 +33,31 @@ from frontend.launcher.phase import DRAIN_MARGIN, EXIT_GRACE, LAST_WORDS, STOP_G
 from frontend.launcher.restart import DEATHS_IN_WINDOW, FAILED_BOOTS, LONGEST
 from frontend.launcher.supervisor import Supervisor
 from protocol.errors import ExitCode
-from protocol.messages import ChildToLauncher, Drain, Failed, Progress, Pulse, Ready, Stop, WorkerHung, WorkerLost
+from protocol.messages import ChildToLauncher, Drain, Failed, FrontendLost, Progress, Pulse, Ready, Stop, WorkerHung, WorkerLost
 
 W0, W1 = Child("worker", 0), Child("worker", 1)
 LIMITS = Limits(pulse=10.0, step=60.0, boot=600.0)
 
 
-def starting(workers: int = 2, drain_timeout: float = 30.0) -> Supervisor:
-    supervisor = Supervisor(workers=workers, drain_timeout=drain_timeout, restart_delay=1.0, limits=LIMITS)
+F1 = Child("frontend", 1)
+
+
+def starting(workers: int = 2, drain_timeout: float = 30.0, frontends: int = 1) -> Supervisor:
+    supervisor = Supervisor(workers=workers, frontends=frontends, drain_timeout=drain_timeout, restart_delay=1.0, limits=LIMITS)
     supervisor.handle(Begin(), 0.0)
     return supervisor
 
 
-def serving(workers: int = 2, drain_timeout: float = 30.0) -> Supervisor:
-    supervisor = starting(workers, drain_timeout)
+def serving(workers: int = 2, drain_timeout: float = 30.0, frontends: int = 1) -> Supervisor:
+    supervisor = starting(workers, drain_timeout, frontends)
     supervisor.handle(Said(SCHEDULER, 0, Ready()), 0.5)
     for index in range(workers):
         supervisor.handle(Said(Child("worker", index), 0, Ready()), 1.0)
-    assert Announce({"model": "m"}) in supervisor.handle(Said(FRONTEND, 0, Ready({"model": "m"})), 2.0)
+    commands = supervisor.handle(Said(FRONTEND, 0, Ready({"model": "m"})), 2.0)
+    for index in range(1, frontends):
+        assert commands == [Show(FRONTEND if index == 1 else Child("frontend", index - 1), None)], "not before all are there"
+        commands = supervisor.handle(Said(Child("frontend", index), 0, Ready({"model": "not shown"})), 2.0)
+    assert Announce({"model": "m"}) in commands
     return supervisor
 
 
@@ -370,16 +378,84 @@ def test_a_fatal_cause_keeps_its_code_when_a_stop_signal_follows() -> None:
     assert commands == [Exit(ExitCode.PROTOCOL)]
 
 
+def test_a_frontend_that_dies_while_another_serves_is_reported_and_replaced() -> None:
+    supervisor = serving(workers=1, frontends=2)
+    commands = supervisor.handle(Exited(FRONTEND, 0, -signal.SIGKILL), 10.0)
+    assert commands[0] == Send(SCHEDULER, FrontendLost(0, 0))
+    assert commands[-1] == Spawn(FRONTEND, 1)
+    assert "frontend was killed by SIGKILL (if nobody sent it, the system may be out of memory); the others serve on" in texts(
+        commands
+    )
+    assert "frontend is back (epoch 1)" in texts(supervisor.handle(Said(FRONTEND, 1, Ready()), 11.0))
+    supervisor.handle(Said(F1, 0, Failed(ExitCode.CRASHED, "KeyError: 5")), 12.0)
+    assert Signal(F1, signal.SIGKILL) in supervisor.handle(Tick(), 12.0 + TERM_GRACE)
+    commands = supervisor.handle(Exited(F1, 0, -9), 16.0)
+    assert "frontend 1: KeyError: 5; the others serve on; starting it again" in texts(commands)
+    assert supervisor.exit_code == ExitCode.OK
+
+
+def test_the_engine_ends_with_its_last_frontend() -> None:
+    supervisor = serving(workers=1, frontends=2)
+    supervisor.handle(Exited(FRONTEND, 0, 1), 10.0)
+    commands = supervisor.handle(Exited(F1, 0, 1), 10.1)  # the first is not back yet
+    assert "frontend 1 ended with exit code 1" in texts(commands)
+    assert supervisor.exit_code == ExitCode.CRASHED
+
+
+def test_a_frontend_that_fails_to_start_ends_the_engine() -> None:
+    supervisor = starting(workers=1, frontends=2)
+    supervisor.handle(Said(F1, 0, Failed(ExitCode.ADDRESS_IN_USE, "port 8000 is taken")), 1.0)
+    assert supervisor.exit_code == ExitCode.ADDRESS_IN_USE
+
+
+def test_a_frontend_that_hangs_while_another_serves_is_killed_and_replaced() -> None:
+    supervisor = serving(workers=1, frontends=2)
+    now = 2.0 + LIMITS.step + 0.5
+    for child in (W0, SCHEDULER, F1):
+        supervisor.handle(Said(child, 0, Pulse("idle", 1)), now)
+    assert supervisor.handle(Looked(), now + 0.1) == [Signal(FRONTEND, signal.SIGKILL)]
+    assert supervisor.handle(Exited(FRONTEND, 0, -9), now + 0.2)[-1] == Spawn(FRONTEND, 1)
+
+
+def test_all_frontends_drain_and_the_scheduler_follows_the_last() -> None:
+    supervisor = serving(workers=1, frontends=2)
+    commands = supervisor.handle(StopRequested(), 10.0)
+    assert commands[-2:] == [Send(FRONTEND, Drain(LAST_WORDS)), Send(F1, Drain(LAST_WORDS))]
+    supervisor.handle(Exited(FRONTEND, 0, 0), 11.0)
+    assert supervisor.handle(Exited(F1, 0, 0), 12.0) == [Send(SCHEDULER, Drain())]
+
+
+def test_a_frontend_that_crashes_in_a_drain_takes_nothing_from_the_others_but_the_exit_is_not_clean() -> None:
+    supervisor = serving(workers=1, frontends=2)
+    supervisor.handle(StopRequested(), 10.0)
+    commands = supervisor.handle(Exited(F1, 0, -11), 11.0)
+    assert Send(SCHEDULER, FrontendLost(1, 0)) in commands
+    assert "while the engine drained; the others go on" in texts(commands)
+    assert not any(isinstance(command, Spawn) for command in commands)
+    assert supervisor.handle(Exited(FRONTEND, 0, 0), 12.0) == [Send(SCHEDULER, Drain())]
+    assert supervisor.exit_code == ExitCode.CRASHED
+
+
+def test_a_frontend_that_waits_for_its_restart_is_not_started_in_a_drain() -> None:
+    supervisor = serving(workers=1, frontends=2)
+    supervisor.handle(Exited(F1, 0, 1), 10.0)
+    supervisor.handle(Exited(F1, 1, 1), 10.1)
+    assert supervisor.next_deadline() is not None
+    supervisor.handle(StopRequested(), 10.2)
+    assert supervisor.handle(Tick(), 12.0) == []
+    assert supervisor.handle(Exited(FRONTEND, 0, 0), 12.0) == [Send(SCHEDULER, Drain())]
+
+
 class Lives(RuleBasedStateMachine):
     """Random children in random order. The test plays the processes: a spawned child lives until it exits or is killed."""
 
-    @initialize(workers=st.integers(1, 3))
-    def begin(self, workers: int) -> None:
+    @initialize(workers=st.integers(1, 3), frontends=st.integers(1, 3))
+    def begin(self, workers: int, frontends: int) -> None:
         self.now = 0.0
-        self.supervisor = Supervisor(workers=workers, drain_timeout=5.0, restart_delay=1.0, limits=LIMITS)
+        self.supervisor = Supervisor(workers=workers, frontends=frontends, drain_timeout=5.0, restart_delay=1.0, limits=LIMITS)
         self.alive: dict[Child, int] = {}
         self.sent: dict[Child, signal.Signals] = {}
-        self.lost: set[tuple[int, int]] = set()
+        self.lost: set[tuple[Child, int]] = set()
         self.exit_code: int | None = None
         self.announced = 0
         self._apply(self.supervisor.handle(Begin(), self.now))
@@ -390,12 +466,15 @@ class Lives(RuleBasedStateMachine):
                 case Spawn(child, epoch):
                     assert self.exit_code is None
                     assert child not in self.alive, "two incarnations at once"
-                    assert epoch == 0 or (child.index, epoch - 1) in self.lost, "restarted before the scheduler knew of the death"
+                    assert epoch == 0 or (child, epoch - 1) in self.lost, "restarted before the scheduler knew of the death"
                     self.alive[child] = epoch
                     self.sent.pop(child, None)
                 case Send(_, WorkerLost(index, epoch)):
                     assert Child("worker", index) not in self.alive
-                    self.lost.add((index, epoch))
+                    self.lost.add((Child("worker", index), epoch))
+                case Send(_, FrontendLost(index, epoch)):
+                    assert Child("frontend", index) not in self.alive
+                    self.lost.add((Child("frontend", index), epoch))
                 case Signal(child, signum):
                     assert child in self.alive, "a signal to nobody"
                     self.sent[child] = signum
@@ -428,7 +507,7 @@ class Lives(RuleBasedStateMachine):
     @precondition(_is_running)
     @rule()
     def becomes_ready(self) -> None:
-        for child in sorted(self.alive, key=lambda child: child == FRONTEND):
+        for child in sorted(self.alive, key=lambda child: child.role == "frontend"):
             self._apply(self.supervisor.handle(Said(child, self.alive.get(child, 0), Ready()), self.now))
 
     @precondition(_is_running)
