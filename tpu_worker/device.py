@@ -4,7 +4,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from protocol.codec import BoolArray, Int32Array
+import numpy as np
+import numpy.typing as npt
+
+from protocol.codec import BoolArray, Int32Array, UInt32Array
 from protocol.messages import TopLogprobs
 from protocol.params import EngineParams
 
@@ -23,12 +26,22 @@ class Admission:
 
 
 @dataclass(frozen=True, slots=True)
+class Extension:
+    """Tokens that became known while their request decodes: they go to the history of its slot before the step reads it."""
+
+    slot: int
+    position: int  # of the first
+    token_ids: Int32Array  # [known tokens]
+
+
+@dataclass(frozen=True, slots=True)
 class StepPlan:
     """One step, complete: what a device must do, with the standing decode orders spelled out.
 
     R rows; row r computes positions starts[r] … starts[r] + counts[r] - 1 of the request in slots[r]. Input tokens are read on
-    the device, from the history of the slot: known tokens were written there at admission, each sampled token by the step that
-    sampled it. Rows with samples[r] draw the token at position starts[r] + counts[r] and write it to the history.
+    the device, from the history of the slot: known tokens were written there at admission or by an extension, each sampled token by
+    the step that sampled it. Rows with samples[r] draw the token at position starts[r] + counts[r] and write it to the history:
+    as part of `forward`, or, where the row is among `masked_rows`, by `sample`, when its mask is here.
     """
 
     step_id: int
@@ -41,22 +54,38 @@ class StepPlan:
     counts: Int32Array  # [R], at least 1
     samples: BoolArray  # [R]
     num_decodes: int  # the first rows, with counts of 1
-    needs: int = 0  # of the rows that sample, together: bits of `tpu_worker.needs`
+    needs: int = 0  # of the rows that sample without a mask, together: bits of `tpu_worker.needs`
     num_logprobs: Int32Array | None = None  # [rows that sample]: how many candidates each asks for, -1: none; None: none does
+    masked_rows: Int32Array | None = None  # [M] indices among the rows that sample, rising: those that wait for masks; None: none
+    masked_needs: int = 0  # of these
+    extensions: tuple[Extension, ...] = ()
 
     @property
     def num_tokens(self) -> int:
         """Of all rows."""
         return self.num_decodes if self.num_decodes == len(self.slots) else int(self.counts.sum())
 
+    def answers(self, *, masked: bool) -> Int32Array:
+        """Indices among the rows that sample: of those that wait for a mask, or of those that do not."""
+        if self.masked_rows is None:
+            return np.arange(0 if masked else np.count_nonzero(self.samples), dtype=np.int32)
+        if masked:
+            return self.masked_rows
+        return np.delete(np.arange(np.count_nonzero(self.samples), dtype=np.int32), self.masked_rows)
+
+    def rows_to_sample(self, *, masked: bool) -> npt.NDArray[np.intp]:
+        """Indices among the step's rows: of those that sample with a mask, or of those that sample without."""
+        rows = self.samples.nonzero()[0]
+        return rows if self.masked_rows is None and not masked else rows[self.answers(masked=masked)]
+
 
 @dataclass(frozen=True, slots=True)
 class StepResult:
-    """What a step yields, for its sampling rows in their order."""
+    """What `forward` or `sample` yields, for the rows that it samples in their order."""
 
-    token_ids: Int32Array  # [rows that sample]
-    failed_rows: tuple[int, ...] = ()  # indices among the sampling rows whose logits were not finite
-    logprobs: dict[int, TopLogprobs] = field(default_factory=dict)  # by index among the sampling rows, where asked
+    token_ids: Int32Array  # [rows]
+    failed_rows: tuple[int, ...] = ()  # indices among these rows: their logits were not finite
+    logprobs: dict[int, TopLogprobs] = field(default_factory=dict)  # by index among these rows, where asked
     started_ns: int = 0  # when the device began and ended the step, as well as the host can tell
     finished_ns: int = 0
     failed_programs: int = 0  # that could not be compiled, since the step before
@@ -77,20 +106,28 @@ class Capacity:
 class Device(Protocol):
     """Executes steps strictly in the order of their dispatch.
 
-    `dispatch` runs on the worker's main thread and returns as soon as the step is queued; `collect` runs on the collector thread,
-    once for each handle in the same order, and waits for the step to end.
+    `forward` and `sample` run on the worker's main thread and return as soon as their work is queued. A step with masked rows is
+    sampled before the next one is queued. `collect` runs on the collector thread, once for each handle in the same order, and waits
+    until its work is done.
     """
 
     def load(self, report: ReportProgress) -> Capacity:
         """Loads weights, sizes the KV cache, compiles. Raises EngineError with the cause."""
         ...
 
-    def dispatch(self, plan: StepPlan) -> object:
-        """Queues one step and returns its handle."""
+    def forward(self, plan: StepPlan) -> object:
+        """Queues one step, with the sampling of all rows that need no mask, and returns its handle."""
+        ...
+
+    def sample(self, handle: object, bits: UInt32Array) -> object:
+        """Queues the sampling of the masked rows of a step that `forward` has queued, and returns a handle of its own.
+
+        bits [M, ceil(V / 32)], beside the plan's `masked_rows`: bit b of word w allows token 32 w + b.
+        """
         ...
 
     def collect(self, handle: object) -> StepResult:
-        """Waits until the step of this handle has ended and returns what it sampled."""
+        """Waits until what this handle stands for is done, and returns what it sampled."""
         ...
 
     def close(self) -> None:

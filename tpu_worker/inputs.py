@@ -57,16 +57,19 @@ def make_slots(num_slots: int, max_model_len: int, block_size: int) -> SlotState
     return SlotState(history, tables, jnp.zeros((num_slots, ROW_WIDTH), jnp.int32))
 
 
-def pack_step(plan: StepPlan, num_rows: int, num_slots: int) -> Int32Array:
+def pack_step(plan: StepPlan, num_rows: int, num_slots: int, *, masked: bool = False) -> Int32Array:
     """[7 R] int32, R = num_rows: slots, starts, counts, samples; slot, index and id of each block appended.
 
-    A step appends at most one block to a row.
+    A step appends at most one block to a row. masked: `samples` says which rows sample with a mask; else, which without.
     """
     packed = np.zeros(7 * num_rows, np.int32)
     fields = packed.reshape(7, num_rows)
     fields[0] = fields[4] = num_slots
     for row, values in enumerate((plan.slots, plan.starts, plan.counts, plan.samples)):
         fields[row, : len(values)] = values
+    if plan.masked_rows is not None:
+        fields[3] = 0
+        fields[3, plan.rows_to_sample(masked=masked)] = 1
     if len(plan.block_slots):
         for row, values in enumerate((plan.block_slots, plan.block_indices, plan.block_ids), 4):
             fields[row, : len(values)] = values
@@ -96,6 +99,44 @@ def record_tokens(state: SlotState, rows: RowInputs, token_ids: jax.Array) -> Sl
     """Writes the tokens [R] of the rows that sample to the history; the next step reads them there."""
     slots = jnp.where(rows.samples != 0, rows.slots, state.history.shape[0])  # outside: dropped
     return state._replace(history=state.history.at[slots, rows.ends].set(jnp.maximum(token_ids, 0), mode="drop"))
+
+
+def pack_masked(plan: StepPlan, num_rows: int, num_slots: int) -> Int32Array:
+    """[3, R] int32, R = num_rows: index among the step's rows, slot, and position of the token that it samples, of each masked row.
+
+    Behind them, an index and a slot that are outside of every array.
+    """
+    rows = plan.rows_to_sample(masked=True)
+    packed = np.zeros((3, num_rows), np.int32)
+    packed[0], packed[1] = num_rows, num_slots
+    packed[:, : len(rows)] = rows, plan.slots[rows], plan.starts[rows] + plan.counts[rows]
+    return packed
+
+
+def record_masked(state: SlotState, packed: jax.Array, token_ids: jax.Array) -> SlotState:
+    """Writes the tokens [R] of the rows that `pack_masked` packed to the history."""
+    return state._replace(history=state.history.at[packed[1], packed[2]].set(jnp.maximum(token_ids, 0), mode="drop"))
+
+
+EXTENSION_WIDTH = 64  # known tokens that one call of `extend` writes
+
+
+def pack_extensions(plan: StepPlan, num_slots: int) -> list[Int32Array]:
+    """Arrays [3, EXTENSION_WIDTH] int32: slots, positions and tokens to write to the history; behind them, a slot that is none."""
+    slots = np.concatenate([np.full(len(known.token_ids), known.slot) for known in plan.extensions])
+    positions = np.concatenate([known.position + np.arange(len(known.token_ids)) for known in plan.extensions])
+    tokens = np.concatenate([known.token_ids for known in plan.extensions])
+    width = -(-len(slots) // EXTENSION_WIDTH) * EXTENSION_WIDTH
+    packed = np.zeros((3, width), np.int32)
+    packed[0] = num_slots
+    packed[:, : len(slots)] = slots, positions, tokens
+    return [np.ascontiguousarray(part) for part in np.split(packed, width // EXTENSION_WIDTH, axis=1)]
+
+
+def extend(state: SlotState, packed: jax.Array) -> SlotState:
+    """Writes the known tokens in what `pack_extensions` packed to the history."""
+    slots, positions, token_ids = packed
+    return state._replace(history=state.history.at[slots, positions].set(token_ids, mode="drop"))
 
 
 def pack_admission(admission: Admission, state: SlotState) -> Int32Array:

@@ -9,10 +9,21 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from protocol.codec import Int32Array
+from protocol.codec import Int32Array, UInt32Array
 from protocol.params import MAX_LOGPROBS
 from tpu_worker.buckets import Bucket
-from tpu_worker.inputs import SlotState, StepInputs, admit, gather_tokens, grow_tables, record_tokens, unpack_rows
+from tpu_worker.inputs import (
+    EXTENSION_WIDTH,
+    SlotState,
+    StepInputs,
+    admit,
+    extend,
+    gather_tokens,
+    grow_tables,
+    record_masked,
+    record_tokens,
+    unpack_rows,
+)
 from tpu_worker.mesh.layout import REPLICATED, SHARDED, Layout, spec_of
 from tpu_worker.mesh.shards import shard_platform
 from tpu_worker.models.family import Model, Weights
@@ -35,7 +46,10 @@ class DeviceState(NamedTuple):
 StepProgram: TypeAlias = Callable[[Weights, DeviceState, Int32Array], tuple[DeviceState, jax.Array, jax.Array]]
 SampleProgram: TypeAlias = Callable[[SlotState, jax.Array, jax.Array, jax.Array, Int32Array], tuple[SlotState, Sampled]]
 RulesProgram: TypeAlias = Callable[[jax.Array, np.int32, Int32Array], jax.Array]
+PickProgram: TypeAlias = Callable[[SlotState, jax.Array, jax.Array, Int32Array, UInt32Array], tuple[SlotState, jax.Array]]
+MaskProgram: TypeAlias = Callable[[jax.Array, jax.Array, Int32Array, UInt32Array], tuple[jax.Array, jax.Array]]
 AdmitProgram: TypeAlias = Callable[[SlotState, Int32Array], SlotState]
+ExtendProgram: TypeAlias = Callable[[SlotState, Int32Array], SlotState]
 
 
 STATE: Any = DeviceState(*cast(Any, (SHARDED, REPLICATED)))  # how it is laid out
@@ -82,6 +96,32 @@ class Compiler:
         program: SampleProgram = self._compile(resample, 0, shapes, REPLICATED)
         return program
 
+    def pick(self, num_rows: int) -> PickProgram:
+        """Samples masked rows that want the most likely token and no more, of steps of this many rows: (slots, logits and token ids
+        of the step, `pack_masked`'s array, masks [R, ceil(V / 32)] uint32) -> (slots, token ids with those of these rows)."""
+        choose = self.platform.products.pick
+
+        def pick(
+            slots: SlotState, logits: jax.Array, token_ids: jax.Array, packed: jax.Array, bits: jax.Array
+        ) -> tuple[SlotState, jax.Array]:
+            token_ids = _put_likeliest(token_ids, packed, choose(logits, packed[0], bits))
+            return record_masked(slots, packed, token_ids.at[packed[0]].get(mode="clip")), token_ids
+
+        program: PickProgram = self._compile(pick, 0, (self.state.slots, *self._masked(num_rows)), REPLICATED)
+        return program
+
+    def mask(self, num_rows: int) -> MaskProgram:
+        """Prepares masked rows for the sampler: `pick`'s operands after the slots -> (logits, token ids), as if the model allowed
+        nothing else."""
+        products = self.platform.products
+
+        def mask(logits: jax.Array, token_ids: jax.Array, packed: jax.Array, bits: jax.Array) -> tuple[jax.Array, jax.Array]:
+            likeliest = products.pick(logits, packed[0], bits)
+            return products.mask(logits, packed[0], bits), _put_likeliest(token_ids, packed, likeliest)
+
+        program: MaskProgram = self._compile(mask, 0, self._masked(num_rows), REPLICATED)
+        return program
+
     def admit(self) -> AdmitProgram:
         """The admission of one request: (slots, `pack_admission`'s array) -> slots."""
         slots: SlotState = self.state.slots
@@ -101,12 +141,31 @@ class Compiler:
         num_slots = self.state.slots.params.shape[0]
         return self.layout.shapes(jax.eval_shape(lambda: make_rules(num_slots, self.model.spec.vocab_size)))
 
+    def extend(self) -> ExtendProgram:
+        """Known tokens for slots that decode: (slots, one of `pack_extensions`' arrays) -> slots."""
+        packed = jax.ShapeDtypeStruct((3, EXTENSION_WIDTH), jnp.int32)
+        program: ExtendProgram = self._compile(extend, 0, (self.state.slots, self.layout.shapes(packed)), REPLICATED)
+        return program
+
+    def _masked(self, num_rows: int) -> tuple[Shapes, ...]:
+        vocab_size = self.model.spec.vocab_size
+        logits = jax.ShapeDtypeStruct((num_rows, vocab_size), jnp.float32)
+        token_ids, packed = jax.ShapeDtypeStruct((num_rows,), jnp.int32), jax.ShapeDtypeStruct((3, num_rows), jnp.int32)
+        bits = jax.ShapeDtypeStruct((num_rows, -(-vocab_size // 32)), jnp.uint32)
+        return self.layout.shapes((logits, token_ids, packed, bits))  # type: ignore[no-any-return]
+
     def _packed_step(self, num_rows: int) -> Shapes:
         return self.layout.shapes(jax.ShapeDtypeStruct((7 * num_rows,), jnp.int32))
 
     def _compile(self, function: Callable[..., Any], donated: int, shapes: tuple[Shapes, ...], outputs: Any) -> Any:
         program = self.layout.program(function, jax.tree.map(spec_of, shapes), outputs)
         return jax.jit(program, donate_argnums=donated).lower(*shapes).compile()
+
+
+def _put_likeliest(token_ids: jax.Array, packed: jax.Array, likeliest: jax.Array) -> jax.Array:
+    """token_ids [R] of a step, with those of the rows that `pack_masked` packed; these stay -1 where the logits were not finite."""
+    finite = token_ids.at[packed[0]].get(mode="clip") >= 0
+    return token_ids.at[packed[0]].set(jnp.where(finite, likeliest, -1), mode="drop")
 
 
 def resample(

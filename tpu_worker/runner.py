@@ -8,20 +8,20 @@ import jax
 import numpy as np
 
 from protocol.clock import now_ns
-from protocol.codec import BoolArray, Int32Array, pack_float32, pack_int32
+from protocol.codec import UInt32Array, pack_float32, pack_int32
 from protocol.config import EngineConfig
 from protocol.messages import TopLogprobs
 from protocol.model_files import check_length
 from tpu_worker.allocation import out_of_memory
-from tpu_worker.buckets import make_buckets
+from tpu_worker.buckets import Bucket, make_buckets
 from tpu_worker.device import Capacity, ReportProgress, StepPlan, StepResult
-from tpu_worker.inputs import make_slots, pack_admission, pack_step
+from tpu_worker.inputs import make_slots, pack_admission, pack_extensions, pack_masked, pack_step
 from tpu_worker.kv_cache import bytes_per_block, count_blocks, make_caches, working_memory
 from tpu_worker.mesh.devices import describe, open_devices
 from tpu_worker.mesh.layout import REPLICATED, make_layout
 from tpu_worker.platforms.choose import choose_platform
 from tpu_worker.platforms.platform import Platform
-from tpu_worker.program import STATE, AdmitProgram, Compiler, DeviceState, RulesProgram, Shapes
+from tpu_worker.program import STATE, AdmitProgram, Compiler, DeviceState, ExtendProgram, RulesProgram, Shapes
 from tpu_worker.rules import make_rules, pack_rules
 from tpu_worker.sampler import Sampled
 from tpu_worker.warmup import Programs, use_compilation_cache
@@ -30,12 +30,14 @@ from tpu_worker.weights.load import WeightLoader, holds_blocks, open_source
 
 @dataclass(frozen=True, slots=True)
 class StepHandle:
-    """A step that was queued on the device."""
+    """A step that was queued on the device, or the sampling of its masked rows."""
 
+    plan: StepPlan
+    bucket: Bucket
     token_ids: jax.Array  # [R] int32; -1 where the logits were not finite
     sampled: Sampled | None  # None: greedy, without log-probabilities
-    samples: BoolArray  # [rows of the plan]: those that sample
-    num_logprobs: Int32Array | None  # as the plan has it
+    logits: jax.Array | None  # [R, V]; of a step whose masked rows are to be sampled
+    masked: bool  # which rows it samples
     dispatched_ns: int
 
 
@@ -55,6 +57,7 @@ class JaxDevice:
         self._rules: jax.Array  # of all slots; of those without any, whatever was there
         self._admit: AdmitProgram
         self._set_rules: RulesProgram
+        self._extend: ExtendProgram
 
     def load(self, report: ReportProgress) -> Capacity:
         """As the protocol says."""
@@ -104,7 +107,7 @@ class JaxDevice:
             head_cost = _size(shapes["head"]) / _size(shapes["layers"])
             self.programs = Programs(compiler, buckets, head_cost, wait_for_all=not stable)
             self.programs.compile_first(report)
-            self._admit = compiler.admit()
+            self._admit, self._extend = compiler.admit(), compiler.extend()
             self._set_rules = compiler.set_rules()
             self._weights = loaded.result()
         with out_of_memory(f"making a KV cache of {num_blocks * bytes_per_block(spec, block_size)} bytes"):
@@ -117,37 +120,59 @@ class JaxDevice:
         description = describe(devices, platform.name)
         return Capacity(num_blocks, block_size, max_model_len, spec.vocab_size, description, platform.saturating_tokens)
 
-    def dispatch(self, plan: StepPlan) -> StepHandle:
-        """As the protocol says. Uploads one array for the step and one for each admission."""
+    def forward(self, plan: StepPlan) -> StepHandle:
+        """As the protocol says. Uploads one array for the step, one for each admission, and those of known tokens."""
         caches, slots = self._state
         for admission in plan.admissions:
             slots = self._admit(slots, pack_admission(admission, slots))
             if admission.params.has_rules:
                 rules = pack_rules(admission.params, self._vocab_size)
                 self._rules = self._set_rules(self._rules, np.int32(admission.slot), rules)
-        bucket = self.programs.choose(plan.num_tokens, len(plan.slots), sampler=plan.needs != 0)
+        if plan.extensions:
+            for known in pack_extensions(plan, self._config.max_num_seqs):
+                slots = self._extend(slots, known)
+        masked = plan.masked_rows is not None
+        bucket = self.programs.choose(plan.num_tokens, len(plan.slots), sampler=plan.needs != 0 or masked)
         packed = pack_step(plan, bucket.rows, self._config.max_num_seqs)
         self._state, logits, token_ids = self.programs.step(bucket)(self._weights, DeviceState(caches, slots), packed)
         sampled = None
         if plan.needs:
             slots, sampled = self.programs.sampler(bucket)(self._state.slots, self._rules, logits, token_ids, packed)
             self._state, token_ids = self._state._replace(slots=slots), sampled.token_ids
-            if plan.num_logprobs is not None:
-                self._platform.fetch(sampled.logprobs)
-                self._platform.fetch(sampled.ranks)
-        self._platform.fetch(token_ids)
-        return StepHandle(token_ids, sampled, plan.samples, plan.num_logprobs, now_ns())
+        self._fetch(plan, token_ids, sampled)
+        return StepHandle(plan, bucket, token_ids, sampled, logits if masked else None, masked=False, dispatched_ns=now_ns())
+
+    def sample(self, handle: object, bits: UInt32Array) -> StepHandle:
+        """As the protocol says."""
+        assert isinstance(handle, StepHandle) and handle.logits is not None
+        plan, bucket = handle.plan, handle.bucket
+        packed = pack_masked(plan, bucket.rows, self._config.max_num_seqs)
+        masks = np.zeros((bucket.rows, bits.shape[1]), np.uint32)
+        masks[: len(bits)] = bits
+        sampled = None
+        if plan.masked_needs:
+            logits, token_ids = self.programs.mask(bucket)(handle.logits, handle.token_ids, packed, masks)
+            rows = pack_step(plan, bucket.rows, self._config.max_num_seqs, masked=True)
+            slots, sampled = self.programs.sampler(bucket)(self._state.slots, self._rules, logits, token_ids, rows)
+            token_ids = sampled.token_ids
+        else:
+            pick = self.programs.pick(bucket)
+            slots, token_ids = pick(self._state.slots, handle.logits, handle.token_ids, packed, masks)
+        self._state = self._state._replace(slots=slots)
+        self._fetch(plan, token_ids, sampled)
+        return StepHandle(plan, bucket, token_ids, sampled, None, masked=True, dispatched_ns=now_ns())
 
     def collect(self, handle: object) -> StepResult:
         """As the protocol says."""
         assert isinstance(handle, StepHandle)
-        rows = handle.samples.nonzero()[0]
-        token_ids = np.asarray(handle.token_ids)[rows]
+        plan, rows = handle.plan, handle.plan.rows_to_sample(masked=handle.masked)
+        token_ids = np.asarray(handle.token_ids)[rows] if len(rows) else np.empty(0, np.int32)
         logprobs: dict[int, TopLogprobs] = {}
-        if handle.sampled is not None and handle.num_logprobs is not None:
+        if handle.sampled is not None and plan.num_logprobs is not None:
+            counts = plan.num_logprobs if plan.masked_rows is None else plan.num_logprobs[plan.answers(masked=handle.masked)]
             values, ranks = np.asarray(handle.sampled.logprobs)[rows], np.asarray(handle.sampled.ranks)[rows]
-            for row in np.flatnonzero(handle.num_logprobs >= 0).tolist():
-                best = slice(1, 1 + int(handle.num_logprobs[row]))
+            for row in np.flatnonzero(counts >= 0).tolist():
+                best = slice(1, 1 + int(counts[row]))
                 logprobs[row] = TopLogprobs(
                     float(values[row, 0]), int(ranks[row, 0]), pack_int32(ranks[row, best]), pack_float32(values[row, best])
                 )
@@ -157,6 +182,12 @@ class JaxDevice:
         failed_programs = len(self.programs.failed) - self._told
         self._told += failed_programs
         return StepResult(np.maximum(token_ids, 0), failed_rows, logprobs, started, self._finished_ns, failed_programs)
+
+    def _fetch(self, plan: StepPlan, token_ids: jax.Array, sampled: Sampled | None) -> None:
+        if sampled is not None and plan.num_logprobs is not None:
+            self._platform.fetch(sampled.logprobs)
+            self._platform.fetch(sampled.ranks)
+        self._platform.fetch(token_ids)
 
     def close(self) -> None:
         """Ends the background compilation, without waiting for it."""

@@ -130,7 +130,7 @@ def _choose(logits: jax.Array, rows: Rows, history: jax.Array, lengths: jax.Arra
     logits = jax.lax.cond(jnp.any(ruled), follow_rules, lambda: logits)
     logits = jax.lax.cond(
         jnp.any(edits),
-        lambda: jnp.where(edits[:, None], _edit(logits, rows, history, jnp.where(edits, lengths, 0)), logits),
+        lambda: _where_possible(edits, _edit(logits, rows, history, jnp.where(edits, lengths, 0)), logits),
         lambda: logits,
     )
     top = jnp.max(logits, axis=-1)
@@ -142,6 +142,12 @@ def _choose(logits: jax.Array, rows: Rows, history: jax.Array, lengths: jax.Arra
     noise = jax.vmap(lambda seed, length: _gumbel(seed, length, logits.shape[-1]))(rows.seeds, lengths)
     scores = jnp.where(draws, scaled + noise, logits)
     return jnp.where(jnp.isfinite(top), _first_index(scores, jnp.max(scores, axis=-1)), -1)
+
+
+def _where_possible(edits: jax.Array, edited: jax.Array, logits: jax.Array) -> jax.Array:
+    """The edited logits [R, V] of rows that want this. Not where they leave nothing: if a grammar allows an end and no more,
+    min_tokens cannot be had."""
+    return jnp.where((edits & (jnp.max(edited, axis=-1) > -jnp.inf))[:, None], edited, logits)
 
 
 def _gumbel(seed: jax.Array, length: jax.Array, size: int) -> jax.Array:

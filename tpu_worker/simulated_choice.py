@@ -3,6 +3,10 @@
 It draws a token (`simulated_token`) and ranks the vocabulary from there, round and round: the drawn token has rank 1, the next id
 rank 2, behind the last id comes 0. A token of rank r has probability 2^-r, so its log-probability is -r ln 2. Of the tokens that a
 request does not rule out, the one of the largest log-probability plus bias is taken, the first of equals by rank.
+
+Where a mask says what may come, the number drawn picks one of the first 16 tokens that are allowed and not ruled out. That lets
+texts end: in a vocabulary the ends of sequence and the single characters, with those that close what is open among them, have the
+lowest ids.
 """
 
 import itertools
@@ -11,10 +15,11 @@ from collections.abc import Sequence, Set
 
 import numpy as np
 
-from protocol.codec import Int32Array, pack_float32, pack_int32, unpack_bits
+from protocol.codec import Int32Array, UInt32Array, pack_float32, pack_int32, unpack_bits
 from protocol.messages import TopLogprobs
 from protocol.params import BANNED, EngineParams
 
+MOST_CHOICES = 16  # among the tokens that a mask allows
 _LN_2 = math.log(2.0)
 
 
@@ -34,12 +39,22 @@ class Choice:
         self._bad_words = [list(word) for word in params.bad_words]
         left = unpack_bits(params.allowed_bits, vocab_size) if params.allowed_bits else np.ones(vocab_size, bool)
         self._biases = {token_id: bias for token_id, bias in params.logit_bias.items() if bias > BANNED and left[token_id]}
+        kept = np.zeros(-(-vocab_size // 32) * 32, np.uint8)
+        kept[:vocab_size] = left
+        kept[[token_id for token_id in params.logit_bias if token_id not in self._biases]] = 0
+        self._left: UInt32Array = np.packbits(kept, bitorder="little").view("<u4")  # with those that have a bias
         left[list(params.logit_bias)] = False
         self._unbiased: Int32Array = np.flatnonzero(left).astype(np.int32)  # rising
 
+    def among(self, mask: UInt32Array, history: Int32Array) -> list[int]:
+        """`first_allowed` of what is not ruled out. A stop id that comes too early is taken only if there is nothing else."""
+        bad, early = self._bad(history), self._early(history)
+        mask = mask & self._left
+        return first_allowed(mask, self._vocab_size, bad | early) or first_allowed(mask, self._vocab_size, bad)
+
     def choose(self, drawn: int, history: Int32Array) -> int:
         """The token behind `history`, the known tokens [length]; -1 when none is left."""
-        out = self._ruled_out(history)
+        out = self._bad(history) | self._early(history)
 
         def worth(token_id: int) -> tuple[float, int]:
             rank = rank_of(drawn, token_id, self._vocab_size)
@@ -54,14 +69,27 @@ class Choice:
         ids = (int(self._unbiased[(start + offset) % size]) for offset in range(size))
         return list(itertools.islice((token_id for token_id in ids if token_id not in out), 1))
 
-    def _ruled_out(self, history: Int32Array) -> Set[int]:
-        out = set(self._stop_ids) if len(history) < self._min_length else set()
-        output = history[self._num_prompt_tokens :]
+    def _early(self, history: Int32Array) -> Set[int]:
+        return self._stop_ids if len(history) < self._min_length else frozenset()
+
+    def _bad(self, history: Int32Array) -> Set[int]:
+        out, output = set(), history[self._num_prompt_tokens :]
         for word in self._bad_words:
             begun = word[:-1]
             if len(begun) <= len(output) and output[len(output) - len(begun) :].tolist() == begun:
                 out.add(word[-1])
         return out
+
+
+def first_allowed(mask: UInt32Array, vocab_size: int, out: Set[int] = frozenset()) -> list[int]:
+    """The lowest token ids, 16 at most, that a mask [ceil(V / 32)] allows and that are not out: rising."""
+    found: list[int] = []
+    for word in mask.nonzero()[0][: MOST_CHOICES + len(out)].tolist():  # each of them has one at least
+        bits, first = int(mask[word]), 32 * word
+        found += [first + bit for bit in range(min(32, vocab_size - first)) if bits >> bit & 1 and first + bit not in out]
+        if len(found) >= MOST_CHOICES:
+            return found[:MOST_CHOICES]
+    return found
 
 
 def rank_of(drawn: int, token_id: int, vocab_size: int) -> int:

@@ -4,7 +4,7 @@ It has what a real one has, a block table per slot, a paged cache and a token hi
 whole context as read through them. So a wrong block, position, slot or placeholder shows as a wrong token.
 
 The token at position n of a request with seed s is a hash of (token 0, …, token n-1, n, s): see `simulated_token`. What a request
-that rules tokens out gets instead, and log-probabilities: see `simulated_choice`.
+that rules tokens out or waits for masks gets instead, and log-probabilities: see `simulated_choice`.
 """
 
 import threading
@@ -16,24 +16,29 @@ import numpy as np
 import numpy.typing as npt
 
 from protocol.clock import now_ns
-from protocol.codec import BoolArray, Int32Array, UInt64Array
+from protocol.codec import BoolArray, Int32Array, UInt32Array, UInt64Array
 from protocol.config import EngineConfig, SimulatedTimes
 from protocol.errors import CapacityError, ConfigError
 from protocol.messages import TopLogprobs
 from tpu_worker.allocation import out_of_memory
 from tpu_worker.device import Admission, Capacity, ReportProgress, StepPlan, StepResult
-from tpu_worker.simulated_choice import Choice, has_choice, simulated_logprobs
+from tpu_worker.simulated_choice import MOST_CHOICES, Choice, first_allowed, has_choice, simulated_logprobs
 
 _POISON = np.uint64(0x9E3779B97F4A7C15)  # sum of a block whose tail was overwritten: no context hashes to what it gives
 _BLOCK_SIZE = 16  # tokens
 _DEFAULT_BLOCKS = 16384
 
 
-def simulated_token(context: Sequence[int], seed: int, vocab_size: int) -> int:
-    """The token that follows `context`, prompt and output so far, for a request with this seed."""
+def simulated_token(context: Sequence[int], seed: int, vocab_size: int, allowed: Sequence[int] | None = None) -> int:
+    """The token that follows `context`, prompt and output so far, for a request with this seed.
+
+    `allowed`: rising ids, the only ones that may come.
+    """
+    choices = vocab_size if allowed is None else min(len(allowed), MOST_CHOICES)
     weights = _weights(len(context) + 1)
     context_sum = ((np.asarray(context, np.uint64) + np.uint64(1)) * weights[:-1]).sum(dtype=np.uint64, keepdims=True)
-    return int(_tokens(context_sum, weights[-1:], _mix(np.array([seed % 2**64], np.uint64)), vocab_size)[0])
+    drawn = int(_hashes(context_sum, weights[-1:], _mix(np.array([seed % 2**64], np.uint64)))[0]) % choices
+    return drawn if allowed is None else allowed[drawn]
 
 
 def _mix(values: UInt64Array) -> UInt64Array:
@@ -49,18 +54,19 @@ def _weights(count: int) -> UInt64Array:
     return _mix(np.arange(1, count + 1, dtype=np.uint64)) | np.uint64(1)
 
 
-def _tokens(context_sums: UInt64Array, weights: UInt64Array, seed_hashes: UInt64Array, vocab_size: int) -> Int32Array:
+def _hashes(context_sums: UInt64Array, weights: UInt64Array, seed_hashes: UInt64Array) -> UInt64Array:
     """`weights`: of the new tokens' positions."""
-    return (_mix(context_sums ^ (seed_hashes + weights)) % np.uint64(vocab_size)).astype(np.int32)
+    return _mix(context_sums ^ (seed_hashes + weights))
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class SimulatedStep:
-    """Handle of a step: its plan, and when it begins and ends on the device."""
+    """Handle of a step, or of the sampling of its masked rows: its plan, and when it begins and ends on the device."""
 
     plan: StepPlan
     started_ns: int
     finished_ns: int
+    bits: UInt32Array | None = None  # of the masked rows, where these are sampled
 
 
 class SimulatedDevice:
@@ -102,22 +108,27 @@ class SimulatedDevice:
         report("simulating", 1, 1)
         return Capacity(self._num_blocks, self._block_size, self._max_model_len, self._vocab_size, "sim")
 
-    def dispatch(self, plan: StepPlan) -> SimulatedStep:
+    def forward(self, plan: StepPlan) -> SimulatedStep:
         """The step begins when the one before it has ended, or now."""
         started = max(now_ns(), self._free_at_ns)
         self._free_at_ns = started + self._duration_ns(plan)
         return SimulatedStep(plan, started, self._free_at_ns)
 
+    def sample(self, handle: object, bits: UInt32Array) -> SimulatedStep:
+        """Sampling takes no time of its own; a step that waits for masks keeps the next one from beginning."""
+        assert isinstance(handle, SimulatedStep)
+        return SimulatedStep(handle.plan, handle.started_ns, handle.finished_ns, bits)
+
     def collect(self, handle: object) -> StepResult:
         """Works out the step's tokens while it "runs", then sleeps until its end. Steps are collected in their order."""
         assert isinstance(handle, SimulatedStep)
-        plan = handle.plan
-        drawn, token_ids = self._run(plan)
+        plan, masked = handle.plan, handle.bits is not None
+        drawn, token_ids = self._run(plan) if handle.bits is None else self._run_masked(plan, handle.bits)
         logprobs: dict[int, TopLogprobs] = {}
         if plan.num_logprobs is not None:
-            for row in np.flatnonzero(plan.num_logprobs >= 0).tolist():
-                count = int(plan.num_logprobs[row])
-                logprobs[row] = simulated_logprobs(int(drawn[row]), int(token_ids[row]), count, self._vocab_size)
+            counts = plan.num_logprobs[plan.answers(masked=masked)]
+            for row in np.flatnonzero(counts >= 0).tolist():
+                logprobs[row] = simulated_logprobs(int(drawn[row]), int(token_ids[row]), int(counts[row]), self._vocab_size)
         failed_rows = tuple(np.flatnonzero(token_ids < 0).tolist())
         while (left := handle.finished_ns - now_ns()) > 0 and not self._closed.wait(left * 1e-9):
             pass
@@ -134,13 +145,20 @@ class SimulatedDevice:
         return int((prefill_tokens * times.prefill_us_per_token + decode_us) * 1e3)
 
     def execute(self, plan: StepPlan) -> Int32Array:
-        """The tokens of one step, for its sampling rows in their order, -1 where none is left; takes no simulated time."""
+        """The tokens of one step, for its sampling rows without a mask in their order, -1 where none is left; takes no simulated
+        time."""
         return self._run(plan)[1]
+
+    def execute_masked(self, plan: StepPlan, bits: UInt32Array) -> Int32Array:
+        """The same for its rows with a mask, once `execute` has run it."""
+        return self._run_masked(plan, bits)[1]
 
     def _run(self, plan: StepPlan) -> tuple[Int32Array, Int32Array]:
         """The tokens drawn, and those chosen."""
         for admission in plan.admissions:
             self._admit(admission)
+        for known in plan.extensions:
+            self._history[known.slot, known.position : known.position + len(known.token_ids)] = known.token_ids
         if len(plan.block_slots):
             self._tables[plan.block_slots, plan.block_indices] = plan.block_ids
         decoding = plan.slots[: plan.num_decodes]
@@ -150,12 +168,30 @@ class SimulatedDevice:
         slots, lengths = plan.slots, plan.starts + plan.counts
         if len(slots) > plan.num_decodes:
             slots, lengths = slots[plan.samples], lengths[plan.samples]
-        sums = self._context_sums(slots, lengths)
-        drawn = token_ids = _tokens(sums, self._weights[lengths], self._seed_hashes[slots], self._vocab_size)
+        if plan.masked_rows is not None:
+            rows = plan.answers(masked=False)
+            slots, lengths = slots[rows], lengths[rows]
+        drawn = token_ids = (self._draw(slots, lengths) % np.uint64(self._vocab_size)).astype(np.int32)
         if self._choices:
             token_ids = self._choose(slots, lengths, drawn)
         self._history[slots, lengths] = np.maximum(token_ids, 0)
         return drawn, token_ids
+
+    def _run_masked(self, plan: StepPlan, bits: UInt32Array) -> tuple[Int32Array, Int32Array]:
+        """The same for the masked rows; each counts as drawn."""
+        rows = plan.rows_to_sample(masked=True)
+        slots, lengths = plan.slots[rows], plan.starts[rows] + plan.counts[rows]
+        token_ids = np.empty(len(rows), np.int32)
+        for row, (drawn, mask) in enumerate(zip(self._draw(slots, lengths).tolist(), bits, strict=True)):
+            choice, history = self._choices.get(int(slots[row])), self._history[slots[row], : lengths[row]]
+            allowed = first_allowed(mask, self._vocab_size) if choice is None else choice.among(mask, history)
+            token_ids[row] = allowed[drawn % len(allowed)] if allowed else -1
+        self._history[slots, lengths] = np.maximum(token_ids, 0)
+        return token_ids, token_ids
+
+    def _draw(self, slots: Int32Array, lengths: Int32Array) -> UInt64Array:
+        """The numbers that decide what these slots' tokens at these positions are."""
+        return _hashes(self._context_sums(slots, lengths), self._weights[lengths], self._seed_hashes[slots])
 
     def _admit(self, admission: Admission) -> None:
         slot, params = admission.slot, admission.params

@@ -4,15 +4,20 @@ The scheduler owns the batch. The mirror believes every message, checks that bot
 holds no decision of its own.
 """
 
+from typing import TypeAlias
+
 import numpy as np
 
 from protocol.codec import Int32Array, unpack_int32
 from protocol.errors import ProtocolError
 from protocol.messages import NewRequest, SchedulerOutput
-from tpu_worker.device import Admission, StepPlan
+from tpu_worker.device import Admission, Extension, StepPlan
 from tpu_worker.needs import LOGPROBS, needs
 
 _EMPTY = np.empty(0, np.int32)
+
+_SamplerPart: TypeAlias = tuple[int, Int32Array | None, Int32Array | None, int]  # needs … masked_needs of a StepPlan
+_NOTHING: _SamplerPart = (0, None, None, 0)
 
 
 class Slots:
@@ -24,7 +29,8 @@ class Slots:
         self._num_blocks = np.zeros(max_num_seqs, np.int32)
         self._needs = np.zeros(max_num_seqs, np.int32)  # of the sampler
         self._num_logprobs = np.full(max_num_seqs, -1, np.int32)
-        self._demanding: set[int] = set()  # slots with needs: mostly there are none, and then nobody need look
+        self._constrained = np.zeros(max_num_seqs, bool)  # slots whose tokens wait for masks
+        self._demanding: set[int] = set()  # slots with needs or masks: mostly there are none, and then nobody need look
         self._decoding = _EMPTY  # slots, in the order of their rows
         self._ones, self._all = np.ones(max_num_seqs, np.int32), np.ones(max_num_seqs, bool)  # counts and samples of decode rows
 
@@ -47,18 +53,21 @@ class Slots:
         num_decodes = len(slots)
         if num_decodes != output.num_decodes:
             raise ProtocolError(f"step {output.step_id} decodes {output.num_decodes} slots, but {num_decodes} are here")
+        extensions: tuple[Extension, ...] = ()
         if output.prefill_slots_i32:
             slots = np.concatenate([slots, unpack_int32(output.prefill_slots_i32)])
             counts = np.ones(len(slots), np.int32)
             counts[num_decodes:] = unpack_int32(output.prefill_counts_i32)
             starts = self._position[slots]
+            if output.extended_i32:
+                extensions = self._extend(output, dict(zip(slots.tolist(), counts.tolist(), strict=True)))
             self._position[slots] += counts
             samples = self._position[slots] >= self._known[slots]
         else:  # the common step, and the shortest way
             counts, samples = self._ones[:num_decodes], self._all[:num_decodes]
             starts = self._position[slots]
             self._position[slots] += 1
-        together, num_logprobs = self._look_up(slots[samples]) if self._demanding else (0, None)
+        sampler = self._look_up(slots[samples]) if self._demanding else _NOTHING
         return StepPlan(
             output.step_id,
             admissions,
@@ -70,8 +79,8 @@ class Slots:
             counts,
             samples,
             num_decodes,
-            together,
-            num_logprobs,
+            *sampler,
+            extensions,
         )
 
     def _admit(self, new: NewRequest) -> Admission:
@@ -81,13 +90,31 @@ class Slots:
         self._num_blocks[new.slot] = len(block_ids)
         self._needs[new.slot] = wanted = needs(new.params)
         self._num_logprobs[new.slot] = new.params.logprobs
-        (self._demanding.add if wanted else self._demanding.discard)(new.slot)
+        self._constrained[new.slot] = masked = new.params.structured is not None
+        (self._demanding.add if wanted or masked else self._demanding.discard)(new.slot)
         return Admission(new.slot, token_ids, block_ids, new.num_prompt_tokens, new.params)
 
-    def _look_up(self, slots: Int32Array) -> tuple[int, Int32Array | None]:
-        """What slots that sample need together, and how many log-probabilities each wants."""
-        together = int(np.bitwise_or.reduce(self._needs[slots]))
-        return together, self._num_logprobs[slots] if together & LOGPROBS else None
+    def _extend(self, output: SchedulerOutput, counts: dict[int, int]) -> tuple[Extension, ...]:
+        """Known tokens for slots that decode, from the second position of each one's chunk on. counts: of the chunks, by slot."""
+        extensions, tokens, taken = [], unpack_int32(output.extensions_i32), 0
+        for slot in unpack_int32(output.extended_i32).tolist():
+            start, count = int(self._position[slot]), counts.get(slot, 0)
+            extensions.append(Extension(slot, start + 1, tokens[taken : taken + count - 1]))
+            taken += count - 1
+            self._known[slot] = start + count
+        if taken != len(tokens):
+            raise ProtocolError(f"step {output.step_id} brings {len(tokens)} known tokens for chunks of {taken}")
+        return tuple(extensions)
+
+    def _look_up(self, slots: Int32Array) -> _SamplerPart:
+        """What slots that sample want."""
+        wanted, masked = self._needs[slots], self._constrained[slots]
+        together = int(np.bitwise_or.reduce(wanted))
+        num_logprobs = self._num_logprobs[slots] if together & LOGPROBS else None
+        if not masked.any():
+            return together, num_logprobs, None, 0
+        plain, constrained = int(np.bitwise_or.reduce(wanted[~masked])), int(np.bitwise_or.reduce(wanted[masked]))
+        return plain, num_logprobs, np.flatnonzero(masked).astype(np.int32), constrained
 
     def _append_blocks(self, slots: Int32Array) -> Int32Array:
         if len(np.unique(slots)) == len(slots):

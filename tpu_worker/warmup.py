@@ -9,7 +9,7 @@ import jax
 from protocol.errors import describe
 from tpu_worker.buckets import Bucket, by_cost, first_to_hold
 from tpu_worker.device import ReportProgress
-from tpu_worker.program import Compiler, SampleProgram, StepProgram
+from tpu_worker.program import Compiler, MaskProgram, PickProgram, SampleProgram, StepProgram
 
 _LOG = logging.getLogger(__name__)
 
@@ -30,7 +30,9 @@ class Programs:
         self._head_cost = head_cost
         self._num_first = len(buckets) if wait_for_all else _NUM_FIRST
         self._steps: dict[Bucket, StepProgram] = {}
-        self._samplers: dict[int, SampleProgram] = {}  # by number of rows
+        self._samplers: dict[int, SampleProgram] = {}  # by number of rows, as the next two
+        self._picks: dict[int, PickProgram] = {}
+        self._masks: dict[int, MaskProgram] = {}
         self._ready: tuple[Bucket, ...] = ()  # those of which the step is compiled, the cheapest first …
         self._sampled: tuple[Bucket, ...] = ()  # … and those with a sampler for their rows; both are only ever replaced
         self._stop = threading.Event()
@@ -39,7 +41,7 @@ class Programs:
         self.failed: list[str] = []  # what could not be compiled while steps ran, and why
 
     def choose(self, tokens: int, rows: int, *, sampler: bool) -> Bucket:
-        """The cheapest bucket that holds a step and has its programs; with `sampler`, one for its rows too."""
+        """The cheapest bucket that holds a step and has its programs; with `sampler`, those that sample its rows too."""
         return first_to_hold(tokens, rows, self._sampled if sampler else self._ready)
 
     def step(self, bucket: Bucket) -> StepProgram:
@@ -49,6 +51,14 @@ class Programs:
     def sampler(self, bucket: Bucket) -> SampleProgram:
         """Its sampler."""
         return self._samplers[bucket.rows]
+
+    def pick(self, bucket: Bucket) -> PickProgram:
+        """Samples its masked rows where they need no more than the most likely token …"""
+        return self._picks[bucket.rows]
+
+    def mask(self, bucket: Bucket) -> MaskProgram:
+        """… and prepares them for the sampler where they do."""
+        return self._masks[bucket.rows]
 
     def compile_first(self, report: ReportProgress) -> None:
         """Compiles what must be there before steps run, one after the other: XLA uses every core for one, and two get in each
@@ -100,6 +110,8 @@ class Programs:
         self._rank()
 
     def _compile_sampler(self, num_rows: int) -> None:
+        self._picks[num_rows] = self._compiler.pick(num_rows)
+        self._masks[num_rows] = self._compiler.mask(num_rows)
         self._samplers[num_rows] = self._compiler.sampler(num_rows)
         self._rank()
 

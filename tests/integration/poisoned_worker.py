@@ -12,12 +12,12 @@ CRASHES, IS_KILLED = 31_001, 31_002  # tokens: the process crashes by itself, or
 
 
 class FragileDevice(SimulatedDevice):
-    def dispatch(self, plan: StepPlan) -> SimulatedStep:
+    def forward(self, plan: StepPlan) -> SimulatedStep:
         for admission in plan.admissions:
             for token, signum in ((CRASHES, signal.SIGSEGV), (IS_KILLED, signal.SIGKILL)):
                 if token in admission.token_ids:
                     os.kill(os.getpid(), signum)
-        return super().dispatch(plan)
+        return super().forward(plan)
 
 
 if __name__ == "__main__":

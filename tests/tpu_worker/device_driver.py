@@ -8,9 +8,10 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from protocol.codec import Int32Array
+from protocol.codec import Int32Array, UInt32Array
+from protocol.messages import TopLogprobs
 from protocol.params import EngineParams
-from tpu_worker.device import Admission, Device, StepPlan, StepResult
+from tpu_worker.device import Admission, Device, Extension, StepPlan, StepResult
 from tpu_worker.needs import LOGPROBS, needs
 
 _EMPTY = np.empty(0, np.int32)
@@ -27,18 +28,37 @@ class Running:
     position: int = 0  # next to compute
     tokens: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
+    candidates: list[TopLogprobs] = field(default_factory=list)
     failed: bool = False
+
+
+def allowed_at(position: int, vocab_size: int) -> list[int]:
+    """What a constrained request may sample at this position: a rule that leaves one choice at some, few or many at others."""
+    if position % 5 == 0:
+        return [(17 * position) % vocab_size]
+    step = 40 if position % 5 == 1 else 2
+    return list(range(position % step, vocab_size, step))
+
+
+def pack_bits(allowed: Sequence[Sequence[int]], vocab_size: int) -> UInt32Array:
+    """Masks [rows, ceil(V / 32)] of these token ids."""
+    flags = np.zeros((len(allowed), -(-vocab_size // 32) * 32), np.uint8)
+    for row, ids in enumerate(allowed):
+        flags[row, list(ids)] = 1
+    return np.packbits(flags, axis=1, bitorder="little").view("<u4")
 
 
 class Driver:
     """Plans as a scheduler would, without its freedom: every request's blocks are taken at once, far apart and out of order."""
 
-    def __init__(self, device: Device, num_blocks: int, block_size: int, depth: int = 2) -> None:
+    def __init__(self, device: Device, num_blocks: int, block_size: int, depth: int = 2, vocab_size: int = 0) -> None:
+        """`vocab_size`: where requests are constrained."""
         self._device = device
         self._block_size = block_size
         self._depth = depth
         self._free = list(np.random.default_rng(0).permutation(num_blocks))
         self._flying: deque[tuple[object, list[Running]]] = deque()
+        self._vocab_size = vocab_size
         self._steps = 0
         self.failed_programs = 0
 
@@ -48,10 +68,10 @@ class Driver:
         blocks = np.array([self._free.pop() for _ in range(need)], np.int32)
         return Running(slot, prompt, params, blocks)
 
-    def step(self, rows: list[tuple[Running, int]]) -> None:
+    def step(self, rows: list[tuple[Running, int]], extensions: tuple[Extension, ...] = ()) -> None:
         """One step in which each request computes a number of tokens. A request is admitted by its first."""
         order = sorted(rows, key=lambda row: row[1] != 1 or row[0].position < len(row[0].prompt))
-        decodes = sum(request.position >= len(request.prompt) for request, _ in order)
+        decodes = sum(count == 1 and request.position >= len(request.prompt) for request, count in order)
         admissions = tuple(
             Admission(r.slot, np.array(r.prompt, np.int32), r.blocks, len(r.prompt), r.params) for r, _ in order if r.position == 0
         )
@@ -60,15 +80,28 @@ class Driver:
         samples = np.array([r.position + count >= len(r.prompt) for r, count in order])
         slots = np.array([r.slot for r, _ in order], np.int32)
         sampling = [r.params for (r, _), sampled in zip(order, samples, strict=True) if sampled]
-        wanted = functools.reduce(operator.or_, map(needs, sampling), 0)
-        num_logprobs = np.array([params.logprobs for params in sampling], np.int32) if wanted & LOGPROBS else None
-        plan = StepPlan(
-            self._steps, admissions, _EMPTY, _EMPTY, _EMPTY, slots, starts, counts, samples, decodes, wanted, num_logprobs
+        masked = np.array([params.structured is not None for params in sampling], bool)
+        plain_needs, masked_needs = (
+            functools.reduce(operator.or_, (needs(p) for p, m in zip(sampling, masked, strict=True) if m == one), 0)
+            for one in (False, True)
         )
-        self._flying.append((self._device.dispatch(plan), [r for (r, _), s in zip(order, samples, strict=True) if s]))
+        wanted = plain_needs | masked_needs
+        num_logprobs = np.array([params.logprobs for params in sampling], np.int32) if wanted & LOGPROBS else None
+        masked_rows = np.flatnonzero(masked).astype(np.int32) if masked.any() else None
+        plan = StepPlan(
+            self._steps, admissions, _EMPTY, _EMPTY, _EMPTY, slots, starts, counts, samples, decodes,
+            plain_needs, num_logprobs, masked_rows, masked_needs, extensions,
+        )  # fmt: skip
+        sampled = [r for (r, _), s in zip(order, samples, strict=True) if s]
+        handle = self._device.forward(plan)
+        self._flying.append((handle, [r for r, m in zip(sampled, masked, strict=True) if not m]))
         self._steps += 1
         for request, count in order:
             request.position += count
+        if masked_rows is not None:
+            constrained = [r for r, m in zip(sampled, masked, strict=True) if m]
+            bits = pack_bits([allowed_at(r.position, self._vocab_size) for r in constrained], self._vocab_size)
+            self._flying.append((self._device.sample(handle, bits), constrained))
         while len(self._flying) >= self._depth:
             self.collect()
 
@@ -82,6 +115,7 @@ class Driver:
             request.failed |= row in result.failed_rows
             if row in result.logprobs:
                 request.logprobs.append(result.logprobs[row].logprob)
+                request.candidates.append(result.logprobs[row])
 
     def finish(self) -> None:
         """Takes in everything in flight, and gives back no blocks."""

@@ -45,7 +45,7 @@ class Broken:
         threading.Thread(target=time.sleep, args=(1000,), name="compiler").start()
         return Capacity(num_blocks=8, block_size=16, max_model_len=64, vocab_size=100, description="broken")
 
-    def dispatch(self, plan):
+    def forward(self, plan):
         if plan.step_id == 1:
             time.sleep(1000)
 

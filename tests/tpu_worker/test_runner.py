@@ -127,11 +127,11 @@ def test_a_resumed_request_goes_on_with_the_same_tokens(loaded: tuple[JaxDevice,
         0,
         needs(params),
     )
-    handles = [device.dispatch(plan)]
+    handles = [device.forward(plan)]
     for i in range(10):
         ones = np.ones(1, np.int32)
         plan = StepPlan(i + 1, (), EMPTY, EMPTY, EMPTY, slot, ones * (start + i), ones, np.array([True]), 1, needs(params))
-        handles.append(device.dispatch(plan))
+        handles.append(device.forward(plan))
     assert [int(device.collect(handle).token_ids[0]) for handle in handles] == whole.tokens[9:]
 
 
@@ -141,10 +141,10 @@ def test_block_tables_grow_by_deltas(loaded: tuple[JaxDevice, Capacity]) -> None
     device = loaded[0]
     admission = Admission(2, np.array(PROMPTS[1], np.int32), np.array([33], np.int32), 2, params)
     slot, one = np.array([2], np.int32), np.ones(1, np.int32)
-    handles = [device.dispatch(StepPlan(0, (admission,), EMPTY, EMPTY, EMPTY, slot, one * 0, one * 2, np.array([True]), 0))]
+    handles = [device.forward(StepPlan(0, (admission,), EMPTY, EMPTY, EMPTY, slot, one * 0, one * 2, np.array([True]), 0))]
     for position in range(2, 41):
         grown = (slot, one * (position // BLOCK_SIZE), one * (70 - position)) if position % BLOCK_SIZE == 0 else (EMPTY,) * 3
-        handles.append(device.dispatch(StepPlan(position, (), *grown, slot, one * position, one, np.array([True]), 1)))
+        handles.append(device.forward(StepPlan(position, (), *grown, slot, one * position, one, np.array([True]), 1)))
     assert [int(device.collect(handle).token_ids[0]) for handle in handles] == whole.tokens
 
 
@@ -168,7 +168,7 @@ def test_rows_that_do_not_sample_yield_nothing(device: JaxDevice) -> None:
         np.array([False]),
         0,
     )
-    result = device.collect(device.dispatch(plan))
+    result = device.collect(device.forward(plan))
     assert len(result.token_ids) == 0 and not result.logprobs
 
 
@@ -182,7 +182,7 @@ def test_logprobs_only_where_asked(device: JaxDevice) -> None:
     three = np.full(3, 3, np.int32)
     wanted = np.array([params.logprobs for _, params in rows], np.int32)
     plan = StepPlan(0, admissions, EMPTY, EMPTY, EMPTY, slots, three * 0, three, np.ones(3, bool), 0, LOGPROBS, wanted)
-    result = device.collect(device.dispatch(plan))
+    result = device.collect(device.forward(plan))
     assert set(result.logprobs) == {1, 2}
     best = result.logprobs[1]
     ids, values = unpack_int32(best.token_ids_i32), unpack_float32(best.logprobs_f32)

@@ -83,7 +83,7 @@ def test_a_wrong_position_shows() -> None:
 
 def test_time_adds_up_and_steps_queue() -> None:
     sim = device(SimulatedTimes(prefill_us_per_token=1000, decode_us=5000, decode_us_per_seq=1000))
-    first, second = sim.dispatch(prefill(list(range(8)), [0, 1, 2, 3])), sim.dispatch(decode((0, 8)))
+    first, second = sim.forward(prefill(list(range(8)), [0, 1, 2, 3])), sim.forward(decode((0, 8)))
     assert first.finished_ns - first.started_ns == 8_000_000
     assert second.started_ns == first.finished_ns and second.finished_ns - second.started_ns == 6_000_000
 
@@ -91,7 +91,7 @@ def test_time_adds_up_and_steps_queue() -> None:
 def test_running_takes_no_processor_time() -> None:
     sim = device(SimulatedTimes(decode_us=200_000))
     sim.execute(prefill([1, 2], [0]))
-    handle = sim.dispatch(decode((0, 2)))
+    handle = sim.forward(decode((0, 2)))
     before = time.thread_time()
     result = sim.collect(handle)
     assert time.monotonic_ns() >= handle.finished_ns == handle.started_ns + 200_000_000
@@ -102,7 +102,7 @@ def test_running_takes_no_processor_time() -> None:
 def test_close_wakes_a_running_step() -> None:
     sim = device(SimulatedTimes(decode_us=3_600_000_000 / 4))
     sim.execute(prefill([1, 2], [0]))
-    handle = sim.dispatch(decode((0, 2)))
+    handle = sim.forward(decode((0, 2)))
     sim.close()
     assert len(sim.collect(handle).token_ids) == 1
 

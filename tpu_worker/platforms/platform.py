@@ -123,6 +123,26 @@ class Greedy(Protocol):
         ...
 
 
+class Pick(Protocol):
+    """The most likely token that a mask allows, of some rows."""
+
+    def __call__(self, logits: jax.Array, rows: jax.Array, bits: jax.Array) -> jax.Array:
+        """logits [R, V] float32, finite in these rows; rows [M] int32, indices of rows, with R or more behind the last one;
+        bits [M, ceil(V / 32)] uint32, where bit b of word w allows token 32 w + b -> [M] int32, the first of equals.
+
+        -1 where a mask allows nothing, and behind the last row.
+        """
+        ...
+
+
+class Mask(Protocol):
+    """Takes away what masks do not allow."""
+
+    def __call__(self, logits: jax.Array, rows: jax.Array, bits: jax.Array) -> jax.Array:
+        """Operands as those of `Pick` -> logits [R, V], -inf in these rows where a token is not allowed."""
+        ...
+
+
 class RowsAreStable(Protocol):
     """Whether a row of a product has the same bits whatever rows stand beside it, and however many."""
 
@@ -143,6 +163,8 @@ class Products:
     linear: Linear
     lookup: Lookup
     greedy: Greedy
+    pick: Pick
+    mask: Mask
     rows_are_stable: RowsAreStable
 
 

@@ -33,6 +33,8 @@ def make_products(quantization: Quantization) -> Products:
         linear=products.linear,
         lookup=lookup,
         greedy=products.greedy,
+        pick=products.pick,
+        mask=products.mask,
         rows_are_stable=lambda *_: True,
     )
 

@@ -173,3 +173,18 @@ def greedy(logits: jax.Array, num_rows: jax.Array) -> jax.Array:
         logits, jnp.reshape(num_rows, (1,)).astype(jnp.int32)
     )
     return tokens
+
+
+def pick(logits: jax.Array, rows: jax.Array, bits: jax.Array) -> jax.Array:
+    """`platform.Pick`."""
+    build.library("matmul")
+    tokens: jax.Array = jax.ffi.ffi_call("twodeep_pick", jax.ShapeDtypeStruct(rows.shape, jnp.int32))(logits, rows, bits)
+    return tokens
+
+
+def mask(logits: jax.Array, rows: jax.Array, bits: jax.Array) -> jax.Array:
+    """`platform.Mask`."""
+    build.library("matmul")
+    shape = jax.ShapeDtypeStruct(logits.shape, logits.dtype)
+    masked: jax.Array = jax.ffi.ffi_call("twodeep_mask", shape, input_output_aliases={0: 0})(logits, rows, bits)
+    return masked

@@ -15,6 +15,8 @@ PRODUCTS = Products(
     linear=products.linear,
     lookup=lookup,
     greedy=products.greedy,
+    pick=products.pick,
+    mask=products.mask,
     rows_are_stable=lambda *_: False,  # nobody says so of an accelerator's products, and to measure it takes long there
 )
 

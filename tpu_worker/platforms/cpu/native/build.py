@@ -32,7 +32,7 @@ SOURCES = Path(__file__).parent
 # Of each library, which is a .cc file, the custom calls.
 LIBRARIES: Mapping[str, Sequence[str]] = MappingProxyType(
     {
-        "matmul": ("twodeep_linear", "twodeep_greedy"),
+        "matmul": ("twodeep_linear", "twodeep_greedy", "twodeep_pick", "twodeep_mask"),
         "blocks": ("twodeep_linear_blocks",),
         "attention": ("twodeep_attend", "twodeep_reserve"),
     }

@@ -1,5 +1,6 @@
 // XLA custom calls for matrix products with bf16 weights and for the largest of a row of logits, and the packing of such weights.
 #include "linear.h"
+#include "masked.h"
 #include "narrow.h"
 
 namespace twodeep {
@@ -80,6 +81,10 @@ void pack(const S* weight, int n, int k, bool gated, Narrow* panels) {
 extern "C" XLA_FFI_Error* twodeep_linear(XLA_FFI_CallFrame* frame) { return twodeep::handle(frame, twodeep::linear_narrow); }
 
 extern "C" XLA_FFI_Error* twodeep_greedy(XLA_FFI_CallFrame* frame) { return twodeep::handle(frame, twodeep::greedy); }
+
+extern "C" XLA_FFI_Error* twodeep_pick(XLA_FFI_CallFrame* frame) { return twodeep::handle(frame, twodeep::pick); }
+
+extern "C" XLA_FFI_Error* twodeep_mask(XLA_FFI_CallFrame* frame) { return twodeep::handle(frame, twodeep::mask); }
 
 extern "C" int twodeep_panel_columns() { return 2 * twodeep::kLanes; }
 
