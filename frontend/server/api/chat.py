@@ -9,7 +9,7 @@ from frontend.server.api import body, jobs, logprobs
 from frontend.server.api.answers import Answer, respond
 from frontend.server.api.errors import ApiError
 from frontend.server.api.schemas import CHAT_DECODER, ChatRequest, refuse_unsupported
-from frontend.server.generation import TextEngine, TokenLogprob
+from frontend.server.generation import TextEngine, TextGeneration, TokenLogprob
 from frontend.server.text.tokenizer import Tokenizer
 
 _json = msgspec.json.encode
@@ -20,19 +20,27 @@ async def chat_completions(request: Request) -> ASGIApp:
     engine: TextEngine = request.app.state.engine
     asked = await body.read(request, CHAT_DECODER)
     model = jobs.model_name(engine, asked.model)
+    generations = await begin(engine, asked)
+    answer = ChatAnswer(engine.tokenizer, asked, model)
+    return await respond(request, answer, generations, stream=bool(asked.stream))
+
+
+async def begin(engine: TextEngine, asked: ChatRequest) -> list[TextGeneration]:
+    """Starts the answers that a chat asks for: for every route that is a chat under another name.
+
+    Raises InvalidRequest or ApiError naming the field of ChatRequest at fault, and what the router raises.
+    """
     refuse_unsupported(asked)
     max_tokens = asked.max_tokens if asked.max_completion_tokens is None else asked.max_completion_tokens
     params = asked.sampling(max_tokens=max_tokens, logprobs=_candidates(asked))
     prompts = await engine.encode([await jobs.conversation(engine, asked)])
     try:
-        generations = jobs.submit(engine, prompts, asked, params)
+        return jobs.submit(engine, prompts, asked, params)
     except InvalidRequest as error:  # chats call two fields otherwise than completions, and so the engine, do
         names = {"logprobs": "top_logprobs"}
         if asked.max_completion_tokens is not None:
             names["max_tokens"] = "max_completion_tokens"
         raise InvalidRequest(str(error), names.get(error.param or "", error.param), error.code) from error
-    answer = ChatAnswer(engine.tokenizer, asked, model)
-    return await respond(request, answer, generations, stream=bool(asked.stream))
 
 
 def _candidates(asked: ChatRequest) -> int | None:

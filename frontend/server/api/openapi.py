@@ -73,8 +73,9 @@ def _limit(schema: Json, limits: Json) -> None:
 
 
 def _fits(keyword: str, kind: str | None) -> bool:
-    number = keyword in ("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum")
-    return kind in ("integer", "number") if number else kind == ("string" if keyword.endswith("Length") else "array")
+    if keyword.lower().endswith("imum"):
+        return kind in ("integer", "number")
+    return kind == ("string" if keyword.endswith("Length") else "array" if keyword.endswith("Items") else "object")
 
 
 def _operation(operation: Operation, path: str, schemas: dict[Any, Json]) -> Json:
