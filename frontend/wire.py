@@ -6,7 +6,7 @@ and rise. Fields are appended with defaults and never reordered; Hello and Refus
 """
 
 from collections.abc import Iterable
-from typing import Literal
+from typing import Any, Literal
 
 import msgspec
 
@@ -44,6 +44,23 @@ class TextPrompt(Message, frozen=True, tag="text"):
     add_special_tokens: bool = True
 
 
+class Tool(Message, frozen=True):
+    """A function that the model may call."""
+
+    name: str
+    description: str | None = None
+    parameters: dict[str, Any] = msgspec.field(default_factory=dict)  # a JSON schema of an object; empty: it takes none
+    strict: bool = False  # whether its arguments have to follow the schema
+
+
+class ToolCall(Message, frozen=True):
+    """A call in an answer. `arguments`: JSON as the model wrote it, an object where the model did as it was told."""
+
+    id: str
+    name: str
+    arguments: str
+
+
 class ChatTurn(Message, frozen=True):
     """One message of a conversation. `content`: a text, or the texts of its parts; None only in an answer that has none."""
 
@@ -52,6 +69,7 @@ class ChatTurn(Message, frozen=True):
     name: str | None = None
     reasoning: str | None = None  # what went before an answer
     tool_call_id: str | None = None  # whose result it is
+    tool_calls: tuple[ToolCall, ...] = ()  # of an answer
 
 
 class Conversation(Message, frozen=True, tag="conversation"):
@@ -62,6 +80,7 @@ class Conversation(Message, frozen=True, tag="conversation"):
     continue_final_message: bool = False
     add_special_tokens: bool = False  # templates write their own
     enable_thinking: bool | None = None  # None: as the template has it
+    tools: tuple[Tool, ...] = ()  # that the model is told of
 
 
 Prompt = TokenPrompt | TextPrompt | Conversation

@@ -61,8 +61,9 @@ def _turn(message: Mapping[str, object], where: str) -> ChatTurn:
         content = [_text_of(part, f"{where}.content[{index}]") for index, part in enumerate(content)]
     if not isinstance(content, str | list | None):
         raise InvalidRequest(f"{where} needs a text as its content", f"{where}.content")
-    reasoning = "reasoning_content" if message.get("reasoning") is None else "reasoning"
-    return ChatTurn(role, content, *(_optional(message, name, where) for name in ("name", reasoning, "tool_call_id")))
+    reasoning_key = "reasoning_content" if message.get("reasoning") is None else "reasoning"
+    called, reasoning, tool_call_id = (_optional(message, key, where) for key in ("name", reasoning_key, "tool_call_id"))
+    return ChatTurn(role, content, called, reasoning, tool_call_id)
 
 
 def _text_of(part: object, where: str) -> str:

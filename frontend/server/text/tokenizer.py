@@ -1,6 +1,6 @@
 """The model's tokenizer: text to token ids, and the ids that mean something to the engine."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -54,6 +54,11 @@ class Tokenizer:
     def bytes_shown(self, *, skip_special_tokens: bool) -> TokenBytes:
         """The bytes of tokens as a request wants them shown."""
         return self.bytes_without_special if skip_special_tokens else self.bytes
+
+    def bytes_showing(self, marks: Iterable[int]) -> TokenBytes:
+        """The bytes of tokens without the special ones, but for these."""
+        shown = self.special_ids.intersection(marks)
+        return TokenBytes(self._fast, hidden=self.special_ids - shown) if shown else self.bytes_without_special
 
     def encode(
         self, text: str, *, add_special_tokens: bool = True, limit: int | None = None, fence: str = "", field: str = "prompt"

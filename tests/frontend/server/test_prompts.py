@@ -61,7 +61,7 @@ def _ids(prompts: Encoder, asked: Asked) -> list[int]:
     return token_ids
 
 
-def _text(prompts: Encoder, tokenizer: Tokenizer, *turns: ChatTurn, **options: bool) -> str:
+def _text(prompts: Encoder, tokenizer: Tokenizer, *turns: ChatTurn, **options: Any) -> str:
     return tokenizer._fast.decode(_ids(prompts, Conversation(list(turns), **options)), skip_special_tokens=False)
 
 
