@@ -33,6 +33,7 @@ ROOMS: dict[str, tuple[str, ...]] = {
     # What must be so before an engine starts is looked at by the code that will need it; the three bring no library.
     "launcher": ("frontend.server.bind", "frontend.server.ipc.listener", "frontend.server.text.tokenizer_files"),
     "bench": ("frontend.client",),
+    "terminal": ("frontend.client",),
 }
 
 # what starts -> libraries that it must not wait for
@@ -56,6 +57,7 @@ BRINGS: dict[str, tuple[str, ...]] = {
     "frontend.server.__main__": ("tokenizers", "jinja2", "starlette", "httptools", "uvloop", "prometheus_client"),
     "frontend.bench.__main__": ("httptools", "uvloop"),
     "frontend.bench.trace.__main__": (),
+    "frontend.terminal.chat.__main__": ("rich",),
     "scheduler_proc.__main__": (),
     "tpu_worker.__main__": (),  # the simulated device needs no JAX
 }
