@@ -126,10 +126,11 @@ class Welcome(Message, frozen=True, tag="welcome"):
 
 
 class Accepted(Message, frozen=True, tag="accepted"):
-    """The token ids that a prompt became, before the first Delta. Not sent for prompts that came as token ids."""
+    """What a request became, before the first Delta. Not sent where a prompt came as token ids and nothing was changed."""
 
     request_id: int
-    prompt_i32: bytes
+    prompt_i32: bytes  # its token ids
+    max_tokens_clipped: int | None = None  # what was granted, where the context has no room for what was asked
 
 
 class Logprob(Message, frozen=True, gc=False):

@@ -11,6 +11,8 @@ PROTOCOL_VERSION = 1
 
 Device = Literal["auto", "cpu", "tpu", "cuda", "sim"]
 ModelFormat = Literal["gguf", "huggingface"]
+# Whether HTTP clients may set the priority of their requests: "fcfs" is first come, first served.
+SchedulingPolicy = Literal["fcfs", "priority"]
 # How weights are kept. "auto": in the blocks of few bits that the file holds, where there are kernels for them, else in bfloat16;
 # "int8": in blocks of at most eight bits, whatever the file holds; "none": in bfloat16.
 Quantization = Literal["auto", "none", "int8"]
@@ -46,6 +48,9 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
     port: int = 8000
     ipc_path: str = ""
     api_keys: tuple[str, ...] = ()
+    shared_prefix_cache: bool = False  # the holders of different keys find each other's prefixes
+    strict_max_tokens: bool = False  # more than the context has room for is refused, not clipped
+    scheduling_policy: SchedulingPolicy = "fcfs"
     frontends: int = 1  # processes that share the HTTP port
     step_timeout: float = 60.0  # seconds without progress: of a step, before its worker counts as hung, and of any main loop
     drain_timeout: float = 30.0  # seconds that running requests get after SIGTERM

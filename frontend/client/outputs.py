@@ -43,10 +43,12 @@ class RequestOutput:
     prompt_token_ids: list[int]
     outputs: list[CompletionOutput]
     num_cached_tokens: int = 0
+    max_tokens_clipped: int | None = None  # what was granted, where the context had no room for the `max_tokens` asked for
 
     def __repr__(self) -> str:
         prompt = _shortened_ids(self.prompt_token_ids) if self.prompt is None else _shortened(self.prompt)
-        return f"RequestOutput(prompt={prompt}, outputs={self.outputs!r}, {self.usage!r})"
+        clipped = "" if self.max_tokens_clipped is None else f", max_tokens_clipped={self.max_tokens_clipped}"
+        return f"RequestOutput(prompt={prompt}, outputs={self.outputs!r}, {self.usage!r}{clipped})"
 
     @property
     def text(self) -> str:

@@ -34,8 +34,8 @@ class Request(Awaited[Answer]):
         """Its number on this connection and how it stands, for people."""
         return f"{self.request_id}: {self.error or ('ended' if self.ended else 'under way')}"
 
-    def accept(self, prompt_i32: bytes) -> None:
-        """The engine took the prompt; these are its tokens."""
+    def accept(self, prompt_i32: bytes, max_tokens_clipped: int | None = None) -> None:
+        """The engine took the prompt; these are its tokens, and the limit that it set in place of a larger one."""
 
     def add(self, delta: Delta) -> None:
         """Takes in a piece of one output."""
@@ -94,8 +94,9 @@ class WholeRequest(Request[RequestOutput]):
             raise self.error
         return self._output
 
-    def accept(self, prompt_i32: bytes) -> None:
+    def accept(self, prompt_i32: bytes, max_tokens_clipped: int | None = None) -> None:
         """Part of the answer."""
+        self._output.max_tokens_clipped = max_tokens_clipped
         self._output.prompt_token_ids = unpack_int32(prompt_i32).tolist()
 
     def _take(self, delta: Delta) -> None:

@@ -164,9 +164,9 @@ class Session:
                     request.add(message)
                     if request.ended:
                         self._requests.pop(message.request_id, None)
-            case Accepted(request_id, prompt_i32):
+            case Accepted(request_id, prompt_i32, clipped):
                 if (request := self._requests.get(request_id)) is not None:
-                    request.accept(prompt_i32)
+                    request.accept(prompt_i32, clipped)
             case Refused(request_id):
                 error = _error(message)
                 if request_id == WHOLE_CONNECTION:

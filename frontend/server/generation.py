@@ -78,6 +78,11 @@ class TextGeneration:
         return self._generation.request_id
 
     @property
+    def max_tokens_clipped(self) -> int | None:
+        """How many tokens the context has room for, where more were asked for."""
+        return self._request.max_tokens_clipped
+
+    @property
     def num_prompt_tokens(self) -> int:
         """Tokens of the prompt."""
         return len(self._request.prompt)
@@ -186,6 +191,7 @@ class TextEngine:
         self.config = config
         self.router = router
         self.tokenizer = tokenizer
+        self.renderer = renderer
         self.prompts = Prompts(tokenizer, renderer)
 
     @property
@@ -202,7 +208,7 @@ class TextEngine:
 
         Raises InvalidRequest naming the field that is wrong.
         """
-        return prepare(prompt, params, self.capacity, self.tokenizer)
+        return prepare(prompt, params, self.capacity, self.tokenizer, strict_max_tokens=self.config.strict_max_tokens)
 
     def start(self, request: TextRequest, *, index: int = 0, stream: bool = True, cache_salt: str = "") -> TextGeneration:
         """Submits one output; the caller asks once per `index < params.n`. Raises what the router raises.

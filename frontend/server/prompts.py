@@ -99,14 +99,14 @@ class Prompts:
 
 def too_long(length: int, limit: int, field: str = "prompt") -> InvalidRequest:
     """A prompt that leaves no room in the context."""
-    message = f"this model's maximum context length is {limit} tokens; the prompt has {length}, and one more must fit"
+    message = f"This model's maximum context length is {limit} tokens; the prompt has {length}, and one more must fit"
     return InvalidRequest(message, field, CONTEXT_LENGTH_EXCEEDED)
 
 
 def check_number(messages: int, limit: int) -> None:
     """Raises InvalidRequest on a conversation of more messages than the context has tokens."""
     if messages > limit:
-        message = f"this model's maximum context length is {limit} tokens; the conversation has {messages} messages"
+        message = f"This model's maximum context length is {limit} tokens; the conversation has {messages} messages"
         raise InvalidRequest(message, "messages", CONTEXT_LENGTH_EXCEEDED)
 
 

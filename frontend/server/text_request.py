@@ -17,12 +17,13 @@ from protocol.params import MAX_STOP_TOKEN_IDS, EngineParams, ParameterError, Sa
 class TextRequest:
     """A prompt, what is wanted of it, and what its outputs share."""
 
-    __slots__ = ("_engine_params", "eos_ids", "params", "prompt", "stops", "token_bytes")
+    __slots__ = ("_engine_params", "eos_ids", "max_tokens_clipped", "params", "prompt", "stops", "token_bytes")
 
     def __init__(self, prompt: Int32Array, params: SamplingParams, engine_params: EngineParams, tokenizer: Tokenizer) -> None:
         """`prompt`: int32, shape [tokens]. `engine_params`: of the first output."""
         self.prompt = prompt
         self.params = params
+        self.max_tokens_clipped: int | None = None  # what was granted, where the context has no room for what was asked
         self._engine_params = engine_params
         self.eos_ids = tokenizer.special.eos_ids
         self.token_bytes = tokenizer.bytes_shown(skip_special_tokens=params.skip_special_tokens)
@@ -35,8 +36,13 @@ class TextRequest:
         return msgspec.structs.replace(self._engine_params, seed=_seed(self.params.seed, index))
 
 
-def prepare(prompt: Prompt, params: SamplingParams, capacity: EngineReady, tokenizer: Tokenizer) -> TextRequest:
-    """Raises InvalidRequest naming the field that is wrong."""
+def prepare(
+    prompt: Prompt, params: SamplingParams, capacity: EngineReady, tokenizer: Tokenizer, *, strict_max_tokens: bool = False
+) -> TextRequest:
+    """A `max_tokens` beyond the context is clipped, since agents ask for 8192 whatever the model, unless `strict_max_tokens`.
+
+    Raises InvalidRequest naming the field that is wrong.
+    """
     token_ids, field = prompt.token_ids, prompt.field
     try:
         check(params, capacity.vocab_size)
@@ -49,10 +55,11 @@ def prepare(prompt: Prompt, params: SamplingParams, capacity: EngineReady, token
         raise too_long(length, capacity.max_model_len, field)
     if token_ids.min() < 0 or token_ids.max() >= capacity.vocab_size:
         raise InvalidRequest(f"the prompt holds token ids outside the vocabulary of {capacity.vocab_size}", field)
-    if params.max_tokens is not None and params.max_tokens > room:
+    clips = params.max_tokens is not None and params.max_tokens > room
+    if clips and strict_max_tokens:
         message = (
-            f"max_tokens is {params.max_tokens}, but this model's maximum context length is {capacity.max_model_len} tokens "
-            f"and the prompt of {length} leaves room for {room}"
+            f"This model's maximum context length is {capacity.max_model_len} tokens; the prompt of {length} leaves room for {room}"
+            f", less than max_tokens, {params.max_tokens}"
         )
         raise InvalidRequest(message, "max_tokens", CONTEXT_LENGTH_EXCEEDED)
     if params.min_tokens > room:
@@ -69,7 +76,7 @@ def prepare(prompt: Prompt, params: SamplingParams, capacity: EngineReady, token
         raise InvalidRequest(message, "stop_token_ids")
     rules = resolve_rules(params, list(stop_ids), capacity.vocab_size, tokenizer)
     resolved = EngineParams(
-        max_tokens=room if params.max_tokens is None else params.max_tokens,
+        max_tokens=room if clips or params.max_tokens is None else params.max_tokens,
         min_tokens=params.min_tokens,
         temperature=params.temperature,
         top_p=params.top_p,
@@ -86,7 +93,9 @@ def prepare(prompt: Prompt, params: SamplingParams, capacity: EngineReady, token
         allowed_bits=rules.allowed_bits,
         bad_words=rules.bad_words,
     )
-    return TextRequest(token_ids, params, resolved, tokenizer)
+    request = TextRequest(token_ids, params, resolved, tokenizer)
+    request.max_tokens_clipped = room if clips else None
+    return request
 
 
 def _seed(seed: int | None, index: int) -> int:

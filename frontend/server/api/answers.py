@@ -112,4 +112,6 @@ async def respond(request: Request, answer: Answer, generations: Sequence[TextGe
         outputs = await unless_gone(request.receive, jobs.collect(generations))
     finally:
         jobs.cancel(generations)
-    return Response(answer.whole(generations, outputs), media_type="application/json")
+    response = Response(answer.whole(generations, outputs), media_type="application/json")
+    response.raw_headers += jobs.notes(generations)
+    return response

@@ -24,7 +24,7 @@ def create_app(engine: TextEngine, config: EngineConfig) -> Starlette:
             Route("/openapi.json", description.show_document),
             Route("/docs", description.show_page),
         ],
-        middleware=[Middleware(Guard, api_keys=config.api_keys)],
+        middleware=[Middleware(Guard, api_keys=config.api_keys, shares_prefixes=config.shared_prefix_cache)],
         exception_handlers=dict.fromkeys((*EXPECTED, Exception), show_error),
     )
     app.router.redirect_slashes = False  # paths come without one; a redirect would name the host that the client made up

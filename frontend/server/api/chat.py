@@ -20,22 +20,23 @@ async def chat_completions(request: Request) -> ASGIApp:
     engine: TextEngine = request.app.state.engine
     asked = await body.read(request, CHAT_DECODER)
     model = jobs.model_name(engine, asked.model)
-    generations = await begin(engine, asked)
+    generations = await begin(request, asked)
     answer = ChatAnswer(engine.tokenizer, asked, model)
     return await respond(request, answer, generations, stream=bool(asked.stream))
 
 
-async def begin(engine: TextEngine, asked: ChatRequest) -> list[TextGeneration]:
-    """Starts the answers that a chat asks for: for every route that is a chat under another name.
+async def begin(request: Request, asked: ChatRequest) -> list[TextGeneration]:
+    """Starts the answers of a chat, for every route that is a chat under another name. `request` tells who asks.
 
     Raises InvalidRequest or ApiError naming the field of ChatRequest at fault, and what the router raises.
     """
+    engine: TextEngine = request.app.state.engine
     refuse_unsupported(asked)
     max_tokens = asked.max_tokens if asked.max_completion_tokens is None else asked.max_completion_tokens
     params = asked.sampling(max_tokens=max_tokens, logprobs=_candidates(asked))
     prompts = await engine.encode([await jobs.conversation(engine, asked)])
     try:
-        return jobs.submit(engine, prompts, asked, params)
+        return jobs.submit(request, prompts, asked, params)
     except InvalidRequest as error:  # chats call two fields otherwise than completions, and so the engine, do
         names = {"logprobs": "top_logprobs"}
         if asked.max_completion_tokens is not None:

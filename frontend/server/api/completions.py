@@ -28,7 +28,7 @@ async def completions(request: Request) -> ASGIApp:
     _check(asked)
     params = asked.sampling(max_tokens=asked.max_tokens, logprobs=asked.logprobs)
     prompts = await engine.encode(_asked(asked, engine.capacity.max_model_len))
-    generations = jobs.submit(engine, prompts, asked, params)
+    generations = jobs.submit(request, prompts, asked, params)
     answer = CompletionAnswer(engine.tokenizer, asked, model, prompts)
     return await respond(request, answer, generations, stream=bool(asked.stream))
 

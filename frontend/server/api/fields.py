@@ -26,7 +26,9 @@ FIELDS: dict[str, dict[str, Any]] = {
     "model": _field("A name that the model is served under. Without one: the first."),
     "messages": _field("The conversation, in the order in which it was held.", minItems=1),
     "prompt": _field("A text, several, a list of token ids, or several such lists.", minItems=1, minLength=1),
-    "max_tokens": _field("The most tokens to generate. Without it: to the end of the context.", minimum=1, maximum=_INT32),
+    "max_tokens": _field(
+        "The most tokens to generate. Without it: to the end of the context, which also clips it.", minimum=1, maximum=_INT32
+    ),
     "max_completion_tokens": _field("OpenAI's newer name of max_tokens, and stronger than that.", minimum=1, maximum=_INT32),
     "min_tokens": _field("No token that ends an answer is taken before so many. At most max_tokens.", minimum=0, maximum=_INT32),
     "temperature": _field("Below 0.00001 the most likely token is taken.", minimum=0, maximum=100),
@@ -52,7 +54,7 @@ FIELDS: dict[str, dict[str, Any]] = {
     "logit_bias": _field("Added to the logits of tokens, by their ids; -100 rules one out.", maxProperties=MAX_LOGIT_BIAS),
     "allowed_token_ids": _field("All other tokens are ruled out.", minItems=1),
     "bad_words": _field("Texts that the answer does not hold.", maxItems=MAX_BAD_WORDS),
-    "priority": _field("Lower runs first.", minimum=-(2**31), maximum=_INT32),
+    "priority": _field("Lower runs first, where the operator allows it.", minimum=-(2**31), maximum=_INT32),
     "cache_salt": _field("Only requests with the same salt share what the prefix cache holds."),
     "add_special_tokens": _field("The tokenizer puts its own tokens around the text. True for prompts, false for conversations."),
     "return_token_ids": _field("The answer lists the tokens of prompt and answer."),

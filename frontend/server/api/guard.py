@@ -1,5 +1,6 @@
 """What stands before every route: the API key, the request id that clients follow a request by, and one spelling of paths."""
 
+import hashlib
 import hmac
 from collections.abc import Sequence
 
@@ -22,10 +23,10 @@ _NO_KEY = ApiError(
 class Guard:
     """ASGI middleware."""
 
-    def __init__(self, app: ASGIApp, api_keys: Sequence[str]) -> None:
-        """`api_keys` empty: any key, or none, is good."""
+    def __init__(self, app: ASGIApp, api_keys: Sequence[str], *, shares_prefixes: bool = False) -> None:
+        """`api_keys` empty: any key, or none, is good. `shares_prefixes`: a prefix that came with one key is found with another."""
         self._app = app
-        self._keys = [key.encode() for key in api_keys]
+        self._keys = [(key.encode(), "" if shares_prefixes else _salt(key)) for key in api_keys]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answers 401 itself, or lets the application answer."""
@@ -41,19 +42,28 @@ class Guard:
                 request_id = value
         if request_id and len(request_id) <= _LONGEST_ID and request_id.isascii() and request_id.decode().isprintable():
             send = _echoing(send, request_id)
-        if self._keys and not self._is_open(scope) and not self._knows(authorization):
-            await _NO_KEY.response()(scope, receive, send)
-            return
+        if self._keys and not self._is_open(scope):
+            salt = self._salt_of(authorization)
+            if salt is None:
+                await _NO_KEY.response()(scope, receive, send)
+                return
+            scope.setdefault("state", {})["cache_salt"] = salt
         await self._app(scope, receive, send)
 
     def _is_open(self, scope: Scope) -> bool:
         return scope["path"] in _OPEN or scope["method"] == "OPTIONS"  # which browsers ask without a key, and which tells nothing
 
-    def _knows(self, authorization: bytes) -> bool:
+    def _salt_of(self, authorization: bytes) -> str | None:
+        """What keeps the prefixes of this key's holder apart from those of others; None: it is no key of ours."""
         scheme, _, key = authorization.partition(b" ")
         # Each key is compared, so that the time tells nothing about which one is close.
-        matches = [hmac.compare_digest(key.strip(), known) for known in self._keys]
-        return scheme.lower() == b"bearer" and any(matches)
+        matches = [salt for known, salt in self._keys if hmac.compare_digest(key.strip(), known)]
+        return matches[0] if matches and scheme.lower() == b"bearer" else None
+
+
+def _salt(key: str) -> str:
+    """The same in every frontend, and nothing that leads back to the key."""
+    return hashlib.blake2b(key.encode(), digest_size=16, person=b"prefix cache").hexdigest()
 
 
 def _echoing(send: Send, request_id: bytes) -> Send:

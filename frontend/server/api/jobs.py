@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 import msgspec
+from starlette.requests import Request as HttpRequest
 
 from frontend.errors import InvalidRequest
 from frontend.server.api import schemas
@@ -57,22 +58,36 @@ async def conversation(engine: TextEngine, asked: ChatRequest | TokenizeRequest)
     return await off_loop(10 * pieces, lambda: schemas.conversation(asked))  # a piece takes as long as ten characters
 
 
-def submit(engine: TextEngine, prompts: Sequence[Prompt], asked: GenerationRequest, params: SamplingParams) -> list[TextGeneration]:
+def submit(
+    request: HttpRequest, prompts: Sequence[Prompt], asked: GenerationRequest, params: SamplingParams
+) -> list[TextGeneration]:
     """Starts `n` outputs of each prompt, in order: all of them, or none and InvalidRequest or what the router raises."""
+    engine: TextEngine = request.app.state.engine
     if not prompts:
         raise InvalidRequest("there is no prompt", "prompt")
+    if params.priority and engine.config.scheduling_policy != "priority":
+        text = "priority is for engines that were started with --scheduling-policy priority"
+        raise InvalidRequest(text, "priority", "unsupported_parameter")
+    # The key's own salt has a fixed length, so that no other key's with some text behind it is the same.
+    salt = getattr(request.state, "cache_salt", "") + (asked.cache_salt or "")
     requests = [engine.prepare(prompt, params) for prompt in prompts]
     if len(prompts) * params.n > MAX_OUTPUTS:
         raise InvalidRequest(f"{len(prompts)} prompts with n = {params.n} make more than {MAX_OUTPUTS} outputs", "n")
     started: list[TextGeneration] = []
     try:
-        for request in requests:
+        for prepared in requests:
             for index in range(params.n):
-                started.append(engine.start(request, index=index, stream=bool(asked.stream), cache_salt=asked.cache_salt or ""))
+                started.append(engine.start(prepared, index=index, stream=bool(asked.stream), cache_salt=salt))
     except BaseException:
         cancel(started)
         raise
     return started
+
+
+def notes(generations: Sequence[TextGeneration]) -> list[tuple[bytes, bytes]]:
+    """Headers of an answer that say what was done otherwise than asked."""
+    granted = [generation.max_tokens_clipped for generation in generations if generation.max_tokens_clipped is not None]
+    return [(b"x-max-tokens-clipped", b"%d" % min(granted))] if granted else []
 
 
 def cancel(generations: Sequence[TextGeneration]) -> None:

@@ -8,7 +8,7 @@ from typing import Any, Protocol, TypeVar
 from starlette.types import Receive, Scope, Send
 
 from frontend.server.api.errors import EXPECTED, ApiError, ClientGone, from_engine
-from frontend.server.api.jobs import fail_on_error
+from frontend.server.api.jobs import fail_on_error, notes
 from frontend.server.generation import TextDelta, TextGeneration
 
 _LOG = logging.getLogger(__name__)
@@ -56,7 +56,7 @@ class EventStream:
                 generation.cancel()
 
     async def _write(self, send: Send) -> None:
-        await send({"type": "http.response.start", "status": 200, "headers": _HEADERS})
+        await send({"type": "http.response.start", "status": 200, "headers": _HEADERS + notes(self._generations)})
         events = self._events
         try:
             if data := events.begin():

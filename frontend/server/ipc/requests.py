@@ -110,8 +110,8 @@ class Requests:
             if self._running.pop(request_id, None) is not None:
                 self._say(refused(request_id, error))
             return
-        if not isinstance(submit.prompt, TokenPrompt):
-            self._say(Accepted(request_id, pack_int32(prompt.token_ids)))
+        if not isinstance(submit.prompt, TokenPrompt) or request.max_tokens_clipped is not None:
+            self._say(Accepted(request_id, pack_int32(prompt.token_ids), request.max_tokens_clipped))
         self._running[request_id] = list(generations)
         for index, generation in enumerate(generations):
             self.start(request_id, self._deliver(submit, index, generation))

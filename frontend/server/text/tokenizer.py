@@ -69,7 +69,7 @@ class Tokenizer:
         Raises InvalidRequest on text that no tokenizer can take: too long for `limit`, or with lone surrogates.
         """
         if limit is not None and len(text) > limit * _LONGEST_TOKEN:
-            message = f"this model's maximum context length is {limit} tokens; the prompt's {len(text)} characters cannot fit"
+            message = f"This model's maximum context length is {limit} tokens; the prompt's {len(text)} characters cannot fit"
             raise InvalidRequest(message, field, CONTEXT_LENGTH_EXCEEDED)
         try:
             if not fence:

@@ -314,3 +314,11 @@ def test_an_engine_that_does_not_read_before_it_is_read_gets_its_way(face: str, 
         with connect(face, tmp_path / "api.sock") as client:
             assert client.submit([1] * (1 << 20)).result().text == ending.text
         serving.result()
+
+
+def test_a_limit_beyond_the_context_is_clipped_and_said(client: Client) -> None:
+    context = 8192
+    (output,) = client.generate([5] * (context - 3), max_tokens=context, ignore_eos=True)
+    assert (len(output.token_ids), output.max_tokens_clipped) == (3, 3)
+    assert "max_tokens_clipped=3" in repr(output)
+    assert client.submit("A text", SHORT).result(timeout=30).max_tokens_clipped is None

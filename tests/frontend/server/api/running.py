@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+import httpx
+import msgspec
 import uvloop
 
 from frontend.server.api.app import create_app
@@ -83,6 +85,27 @@ def running_engine(config: EngineConfig, limits: Limits | None = None) -> Iterat
             for link, process in children:
                 link.close()  # a child ends when its launcher does
                 process.wait(timeout=20)
+
+
+@contextmanager
+def another_front(running: RunningEngine, **changes: Any) -> Iterator[httpx.Client]:
+    """A client of a second HTTP server before the same engine, configured otherwise."""
+    engine, listener = running.engine, bind_http("127.0.0.1", 0)
+    config = msgspec.structs.replace(engine.config, **changes)
+
+    async def start() -> HttpServer:
+        front = TextEngine(config, engine.router, engine.tokenizer, engine.renderer)
+        server = HttpServer(create_app(front, config), listener)
+        await server.start()
+        return server
+
+    server = running.run(start())
+    try:
+        with httpx.Client(base_url=f"http://127.0.0.1:{listener.getsockname()[1]}", timeout=60) as client:
+            yield client
+    finally:
+        running.run(server.finish())
+        listener.close()
 
 
 def _start(role: Any, run_dir: str, config: EngineConfig) -> tuple[socket.socket, "subprocess.Popen[bytes]"]:
