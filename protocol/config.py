@@ -69,7 +69,7 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
 class ChildSpec(msgspec.Struct, frozen=True, kw_only=True):
     """What the launcher tells one child at birth, as the first frame of its supervision link."""
 
-    role: Literal["frontend", "scheduler", "worker"]
+    role: Literal["frontend", "scheduler", "worker", "grammar"]
     index: int  # which worker or frontend; 0 for the others
     epoch: int  # rises with each replacement of this child
     run_dir: str  # private directory (mode 0700) that holds the sockets

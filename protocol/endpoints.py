@@ -7,12 +7,18 @@ from pathlib import Path
 SCHEDULER_INBOX = "scheduler.sock"  # frontends -> scheduler
 GRAMMAR_INBOX = "grammar.sock"  # scheduler -> grammar process
 GRAMMAR_OUTBOX = "grammar-out.sock"  # grammar process -> scheduler
+GRAMMAR_QUESTIONS = "grammar-ask.sock"  # frontends -> grammar process
 LONGEST_SOCKET_PATH = 107  # bytes in sockaddr_un.sun_path, less the terminator
 
 
 def frontend_inbox(index: int) -> str:
     """File name of the socket that carries the scheduler's messages to frontend `index`."""
     return f"frontend{index}.sock"
+
+
+def grammar_answers(index: int) -> str:
+    """File name of the socket that carries the grammar process's answers to frontend `index`."""
+    return f"grammar{index}.sock"
 
 
 def worker_inbox(index: int) -> str:

@@ -101,6 +101,7 @@ class GrammarChecked(Message, frozen=True, tag="checked"):
 
     query_id: int
     error: str = ""  # for the client; empty: it can
+    busy: bool = False  # there was no time to find out: it may go better later
 
 
 FrontendToGrammar = CheckGrammar

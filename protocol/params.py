@@ -15,6 +15,7 @@ MAX_BAD_WORD_CHARACTERS = 4096  # of all of them
 BANNED = -100.0  # the logit_bias that rules a token out; what is added to the others is at most as far from zero
 MAX_CHOICES = 128  # `n`: each choice is a request of its own, so it is bounded before anything is allocated
 SEED_LIMIT = 2**63
+MAX_GRAMMAR_CHARACTERS = 1 << 18  # of a schema, expression or grammar; ten thousand values of an enumeration need half of that
 # Below this a temperature means greedy, as in vLLM: logits divided by less leave the range of float32, and another token than the
 # most likely one would be drawn only where the two are as good as equal.
 MIN_TEMPERATURE = 1e-5
@@ -27,6 +28,7 @@ class Grammar(msgspec.Struct, frozen=True, array_like=True):
 
     kind: Literal["json_object", "json_schema", "regex", "choice", "lark", "gbnf", "structural_tag"]
     text: str = ""  # the schema, structural tag or list of choices as JSON; the expression; the grammar
+    min_tokens: int = 0  # before which no end of sequence is sampled where the output may go on
 
 
 class SamplingParams(
@@ -157,6 +159,9 @@ def check(params: SamplingParams, vocab_size: int) -> None:
     if not all(map(str.strip, params.bad_words)):
         raise ParameterError("bad_words", "bad_words: a string of nothing but spaces is no word")
     _between("priority", params.priority, -(2**31), 2**31 - 1)
+    if params.structured is not None and (size := len(params.structured.text)) > MAX_GRAMMAR_CHARACTERS:
+        message = f"structured: at most {MAX_GRAMMAR_CHARACTERS} characters of a grammar, not {size}"
+        raise ParameterError("structured_outputs", message)
 
 
 def _check_texts(name: str, texts: list[str], most: int, characters: int) -> None:

@@ -21,6 +21,7 @@ HOMES = {
     "httptools": ("frontend",),
     "prometheus_client": ("frontend/server/api",),
     "jinja2": ("frontend/server/text",),  # templates come with models, so one place sandboxes them
+    "llguidance": ("scheduler_proc/grammar",),
     "tokenizers": ("frontend/server/text",),
     # pickle runs what it reads; the others bring gigabytes or are what this engine stands in for
     **dict.fromkeys(("pickle", "dill", "cloudpickle", "marshal", "shelve", "torch", "transformers", "vllm"), ()),

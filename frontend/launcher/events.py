@@ -6,7 +6,7 @@ from typing import Literal, TypeAlias
 
 from protocol.messages import ChildToLauncher, LauncherToChild, Progress
 
-Role: TypeAlias = Literal["frontend", "scheduler", "worker"]
+Role: TypeAlias = Literal["frontend", "scheduler", "worker", "grammar"]
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -22,6 +22,7 @@ class Child:
 
 FRONTEND = Child("frontend")  # the first, and mostly the only one
 SCHEDULER = Child("scheduler")
+GRAMMAR = Child("grammar")
 
 
 # events

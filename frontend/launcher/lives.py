@@ -3,7 +3,7 @@
 import signal
 from collections.abc import Iterator
 
-from frontend.launcher.events import SCHEDULER, Child, Command, Signal, Spawn
+from frontend.launcher.events import GRAMMAR, SCHEDULER, Child, Command, Signal, Spawn
 from frontend.launcher.incarnation import Incarnation
 from frontend.launcher.liveness import Liveness
 from frontend.launcher.restart import RestartPolicy
@@ -15,7 +15,10 @@ class Lives:
     def __init__(self, workers: int, frontends: int, restart_delay: float, commands: list[Command]) -> None:
         self.workers = {Child("worker", index): RestartPolicy(restart_delay) for index in range(workers)}
         self.frontends = {Child("frontend", index): RestartPolicy(restart_delay) for index in range(frontends)}
-        self._replaced = self.workers | (self.frontends if frontends > 1 else {})  # the engine does not outlive an only frontend
+        self.grammar = RestartPolicy(restart_delay)
+        self._replaced = self.workers | {GRAMMAR: self.grammar}
+        if frontends > 1:  # the engine does not outlive an only frontend
+            self._replaced |= self.frontends
         self._latest: dict[Child, Incarnation] = {}
         self._commands = commands
 
@@ -31,6 +34,11 @@ class Lives:
         life = self._latest.get(child)
         return life if life is not None and life.epoch == epoch and life.alive else None
 
+    def is_ready(self, child: Child) -> bool:
+        """Whether it lives and reads what it is told."""
+        life = self._latest.get(child)
+        return life is not None and life.serves
+
     def num_serving(self) -> int:
         """Workers that do their work."""
         return sum(self._latest[worker].serves for worker in self.workers)
@@ -39,6 +47,11 @@ class Lives:
         """Every child at once, those that are slowest to start first."""
         for child in (*self.workers, SCHEDULER, *self.frontends):
             self._spawn(child, now)
+
+    def begin_grammar(self, now: float) -> None:
+        """The grammar process, which a start does not wait for: it reads what the frontend leaves for it."""
+        if GRAMMAR not in self._latest:
+            self._spawn(GRAMMAR, now)
 
     def kill(self, life: Incarnation, reason: str) -> None:
         """Ends a process, once. The first reason stands."""
@@ -79,7 +92,7 @@ class Lives:
             assert life.alive or life.kill_at is None, "a dead child waits to be killed"
         for child, restart in self._replaced.items():
             if child in self._latest:
-                replaced = workers_replaced if child.role == "worker" else frontends_replaced
+                replaced = frontends_replaced if child.role == "frontend" else workers_replaced
                 expected = replaced and not self._latest[child].alive
                 assert (restart.due is not None) == expected, "a child is started that should not be, or is not that should"
 

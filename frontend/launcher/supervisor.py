@@ -1,15 +1,17 @@
 """What the launcher decides: events in, commands out. No processes, no sockets, no clock in here.
 
-Start: every child at once; the engine is ready when its frontends say so. A worker that dies after that is replaced, for as long as
-one can be kept alive, and so is a frontend while another serves; the death of the scheduler or the last frontend, and any failure
-before ready, ends the engine. A child that does not get on is killed, which is a death like any other. A stop drains the frontends,
-then the scheduler, then the workers; a second request stops all of them at once.
+Start: every child at once, but for the grammar process, which is started when the engine is ready, as it is when its frontends say
+so. A worker that dies after that is replaced, for as long as one can be kept alive, and so is a frontend while another serves, and
+the grammar process always; the death of the scheduler or the last frontend, and any failure before ready, ends the engine. A child
+that does not get on is killed, which is a death like any other. A stop drains the frontends, then the scheduler, then the others; a
+second request stops all of them at once.
 """
 
 import signal
 
 from frontend.launcher.events import (
     FRONTEND,
+    GRAMMAR,
     SCHEDULER,
     Announce,
     Begin,
@@ -113,6 +115,7 @@ class Supervisor:
                 elif self.phase is Phase.STARTING and all(self._lives[child].ready for child in self._lives.frontends):
                     self.phase = Phase.SERVING
                     self._out.append(Announce(self._facts))
+                    self._lives.begin_grammar(now)
             case Failed(exit_code, text):
                 life.failed = message
                 if self.phase is Phase.STARTING or (self.phase.in_service and self._is_vital(life.child)):
@@ -151,6 +154,8 @@ class Supervisor:
             self._worker_lost(life, returncode, now)
         elif life.child.role == "frontend" and self.phase.in_service and not self._is_vital(life.child):
             self._frontend_lost(life, returncode, now)
+        elif life.child == GRAMMAR and self.phase < Phase.DRAINING_WORKERS:
+            self._grammar_lost(life, returncode, now)
         elif self.phase < Phase.DRAINING_FRONTEND:
             self._fail(life.exit_code(returncode), obituary, now)
         elif self.phase is Phase.DRAINING_FRONTEND and (life.child == SCHEDULER or returncode != 0):
@@ -181,7 +186,7 @@ class Supervisor:
     def _is_vital(self, child: Child) -> bool:
         """Whether the engine ends with it. A frontend is not while another serves or, in a drain, still has requests to finish."""
         if child.role != "frontend" or not self.phase.in_service:
-            return child.role != "worker"
+            return child.role not in ("worker", "grammar")
         others = (self._lives[other] for other in self._lives.frontends if other != child)
         return not any(other.serves for other in others)
 
@@ -196,6 +201,17 @@ class Supervisor:
         elif returncode != 0:
             self.exit_code = self.exit_code or life.exit_code(returncode)
             self._out.append(Say(f"{obituary} while the engine drained; the others go on"))
+
+    def _grammar_lost(self, life: Incarnation, returncode: int, now: float) -> None:
+        """Structured outputs wait for its successor, and nothing else does."""
+        obituary = life.obituary(returncode)
+        if self.phase.in_service:
+            delay = self._lives.grammar.died(now, was_ready=life.ready)
+            again = "starting it again" + (f" in {delay:g} s" if delay else "")
+            self._out.append(Say(f"{obituary}; structured outputs wait; {again}"))
+            self._lives.tick(now)
+        elif returncode != 0 and not life.killed_for:
+            self._out.append(Say(f"{obituary} after the last request had ended"))
 
     def _tell_status(self) -> None:
         if self.phase is Phase.SERVING:
@@ -224,7 +240,7 @@ class Supervisor:
         if self.phase is Phase.DRAINING_FRONTEND and child.role == "frontend":
             self._lives.settle()
             self.phase, self._deadline = Phase.DRAINING_SCHEDULER, now + EXIT_GRACE
-            self._out.append(Send(SCHEDULER, Drain()))
+            self._out += [Send(other, Drain()) for other in (SCHEDULER, GRAMMAR) if self._lives.is_ready(other)]
         elif self.phase is Phase.DRAINING_SCHEDULER and child == SCHEDULER:
             self.phase, self._deadline = Phase.DRAINING_WORKERS, now + EXIT_GRACE
             for life in self._lives.alive():

@@ -11,6 +11,8 @@ from typing import TypeAlias
 
 import msgspec
 
+from frontend.errors import InvalidRequest
+from frontend.server.grammars import Grammars
 from frontend.server.prompts import Asked, Prompt, Prompts
 from frontend.server.router import Generation, Router, TokenDelta
 from frontend.server.text.output import OutputText, TokenText
@@ -187,8 +189,17 @@ def _finite(logprob: float) -> float:
 class TextEngine:
     """The engine as its interfaces use it. `router` is started: the model's limits are known."""
 
-    def __init__(self, config: EngineConfig, router: Router, tokenizer: Tokenizer, renderer: Renderer) -> None:
+    def __init__(
+        self,
+        config: EngineConfig,
+        router: Router,
+        tokenizer: Tokenizer,
+        renderer: Renderer,
+        grammars: Grammars | None = None,
+    ) -> None:
+        """`grammars`: None where no grammar process runs, so that no output can be made to follow one."""
         self.config = config
+        self._grammars = grammars
         self.router = router
         self.tokenizer = tokenizer
         self.renderer = renderer
@@ -199,15 +210,25 @@ class TextEngine:
         """Live workers and the model's limits."""
         return self.router.capacity
 
-    async def encode(self, asked: Sequence[Asked]) -> list[Prompt]:
-        """Token ids of each prompt. Raises InvalidRequest on what is no prompt, or cannot fit."""
-        return await self.prompts.encode(asked, self.capacity.max_model_len)
+    async def encode(self, asked: Sequence[Asked], params: SamplingParams | None = None) -> list[Prompt]:
+        """Token ids of each prompt. `params`: of the outputs, where there will be any: a grammar is checked meanwhile.
+
+        Raises InvalidRequest on what is no prompt, or cannot fit, and what `Grammars.check` raises.
+        """
+        prompts = await self.prompts.encode(asked, self.capacity.max_model_len)
+        if params is not None and params.structured is not None:
+            if self._grammars is None:
+                raise InvalidRequest("structured output is not supported here", "structured_outputs", "unsupported_parameter")
+            await self._grammars.check(params.structured)
+        return prompts
 
     def prepare(self, prompt: Prompt, params: SamplingParams) -> TextRequest:
-        """Checks a request against the model, once for all of its outputs, and fills every default.
+        """Checks a request against the model, once for all of its outputs, and fills every default. `encode` saw `params` before.
 
         Raises InvalidRequest naming the field that is wrong.
         """
+        grammar = params.structured
+        assert grammar is None or (self._grammars is not None and self._grammars.has_passed(grammar)), "encode comes first"
         return prepare(prompt, params, self.capacity, self.tokenizer, strict_max_tokens=self.config.strict_max_tokens)
 
     def start(self, request: TextRequest, *, index: int = 0, stream: bool = True, cache_salt: str = "") -> TextGeneration:

@@ -10,6 +10,7 @@ from frontend.errors import ShuttingDown
 from frontend.server.api.app import create_app
 from frontend.server.bind import bind_http
 from frontend.server.generation import TextEngine
+from frontend.server.grammars import Grammars
 from frontend.server.http.server import HttpServer
 from frontend.server.ipc.server import IpcServer
 from frontend.server.router import Router
@@ -19,6 +20,7 @@ from protocol.clock import now_ns
 from protocol.config import ChildSpec
 from protocol.messages import Drain, LauncherToChild, Progress, Pulse, Ready, Stop
 from protocol.supervision import SupervisionLink
+from protocol.vocabulary import write_vocabulary
 
 
 class FrontendProcess:
@@ -45,6 +47,7 @@ class FrontendProcess:
         loop.add_reader(self._launcher.fileno(), self._on_launcher)
         loop.add_signal_handler(signal.SIGTERM, self._stop.set)
         self._beat()
+        grammars = Grammars(config, self._spec.run_dir, index=self._spec.index, epoch=self._spec.epoch)
         listener = bind_http(config.host, config.port, shared=config.frontends > 1)
         # A path has one listener: the first frontend's. A successor takes the place of a dead one.
         ipc = IpcServer(Path(config.ipc_path)) if self._spec.index == 0 else None
@@ -54,9 +57,11 @@ class FrontendProcess:
             self._launcher.send(Progress("loading the tokenizer", 0, 1))
             tokenizer = load_tokenizer(config)
             self._renderer = Renderer(tokenizer.chat_template, tokenizer.special.texts)
-            if not await self._unless(self._stop, asyncio.gather(self._renderer.start(), router.start())):
+            vocabulary = asyncio.to_thread(lambda: write_vocabulary(self._spec.run_dir, tokenizer.vocabulary()))
+            if not await self._unless(self._stop, asyncio.gather(self._renderer.start(), router.start(), vocabulary)):
                 return
-            engine = TextEngine(config, router, tokenizer, self._renderer)
+            grammars.start()
+            engine = TextEngine(config, router, tokenizer, self._renderer, grammars)
             http = HttpServer(create_app(engine, config), listener)
             await http.start()
             if ipc is not None:
@@ -67,6 +72,7 @@ class FrontendProcess:
             await self._end(http, ipc)
         finally:
             router.close()
+            grammars.close()
             if self._renderer is not None:
                 await self._renderer.close()
             if ipc is not None:

@@ -11,7 +11,7 @@ from frontend.server.text.stops import StopPatterns
 from frontend.server.text.tokenizer import Tokenizer
 from protocol.codec import Int32Array
 from protocol.messages import EngineReady
-from protocol.params import MAX_STOP_TOKEN_IDS, EngineParams, ParameterError, SamplingParams, check
+from protocol.params import MAX_STOP_TOKEN_IDS, EngineParams, Grammar, ParameterError, SamplingParams, check
 
 
 class TextRequest:
@@ -77,7 +77,7 @@ def prepare(
     rules = resolve_rules(params, list(stop_ids), capacity.vocab_size, tokenizer)
     resolved = EngineParams(
         max_tokens=room if clips or params.max_tokens is None else params.max_tokens,
-        min_tokens=params.min_tokens,
+        min_tokens=0 if params.structured is not None else params.min_tokens,
         temperature=params.temperature,
         top_p=params.top_p,
         top_k=max(params.top_k, 0),
@@ -88,7 +88,7 @@ def prepare(
         frequency_penalty=params.frequency_penalty,
         logprobs=-1 if params.logprobs is None else params.logprobs,
         stop_token_ids=tuple(stop_ids),
-        structured=params.structured,
+        structured=_followed(params),
         logit_bias=rules.logit_bias,
         allowed_bits=rules.allowed_bits,
         bad_words=rules.bad_words,
@@ -96,6 +96,13 @@ def prepare(
     request = TextRequest(token_ids, params, resolved, tokenizer)
     request.max_tokens_clipped = room if clips else None
     return request
+
+
+def _followed(params: SamplingParams) -> Grammar | None:
+    """The grammar, with a minimum that gives way where nothing but the end is left: only whoever follows it knows where that is."""
+    if params.structured is None:
+        return None
+    return Grammar(params.structured.kind, params.structured.text, params.min_tokens)
 
 
 def _seed(seed: int | None, index: int) -> int:

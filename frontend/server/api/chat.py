@@ -34,7 +34,7 @@ async def begin(request: Request, asked: ChatRequest) -> list[TextGeneration]:
     refuse_unsupported(asked)
     max_tokens = asked.max_tokens if asked.max_completion_tokens is None else asked.max_completion_tokens
     params = asked.sampling(max_tokens=max_tokens, logprobs=_candidates(asked))
-    prompts = await engine.encode([await jobs.conversation(engine, asked)])
+    prompts = await jobs.encode(engine, [await jobs.conversation(engine, asked)], asked, params)
     try:
         return jobs.submit(request, prompts, asked, params)
     except InvalidRequest as error:  # chats call two fields otherwise than completions, and so the engine, do

@@ -27,7 +27,7 @@ async def completions(request: Request) -> ASGIApp:
     model = jobs.model_name(engine, asked.model)
     _check(asked)
     params = asked.sampling(max_tokens=asked.max_tokens, logprobs=asked.logprobs)
-    prompts = await engine.encode(_asked(asked, engine.capacity.max_model_len))
+    prompts = await jobs.encode(engine, _asked(asked, engine.capacity.max_model_len), asked, params)
     generations = jobs.submit(request, prompts, asked, params)
     answer = CompletionAnswer(engine.tokenizer, asked, model, prompts)
     return await respond(request, answer, generations, stream=bool(asked.stream))

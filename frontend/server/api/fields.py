@@ -54,6 +54,18 @@ FIELDS: dict[str, dict[str, Any]] = {
     "logit_bias": _field("Added to the logits of tokens, by their ids; -100 rules one out.", maxProperties=MAX_LOGIT_BIAS),
     "allowed_token_ids": _field("All other tokens are ruled out.", minItems=1),
     "bad_words": _field("Texts that the answer does not hold.", maxItems=MAX_BAD_WORDS),
+    "response_format": _field(
+        "What the answer must be: {'type': 'json_object'}, {'type': 'json_schema', 'json_schema': {'name': …, 'schema': …}}, "
+        "{'type': 'structural_tag', …}, or {'type': 'text'}."
+    ),
+    "structured_outputs": _field(
+        "What the answer must be, by one of the keys json (a schema), regex, choice (a list of texts), grammar (Lark or GBNF), "
+        "json_object, structural_tag."
+    ),
+    "guided_json": _field("A JSON schema that the answer must fit. vLLM's older name of structured_outputs.json."),
+    "guided_regex": _field("A regular expression that must match the whole answer."),
+    "guided_choice": _field("Texts of which the answer must be one."),
+    "guided_grammar": _field("A grammar that the answer must follow, in Lark or GBNF."),
     "priority": _field("Lower runs first, where the operator allows it.", minimum=-(2**31), maximum=_INT32),
     "cache_salt": _field("Only requests with the same salt share what the prefix cache holds."),
     "add_special_tokens": _field("The tokenizer puts its own tokens around the text. True for prompts, false for conversations."),

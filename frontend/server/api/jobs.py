@@ -10,7 +10,7 @@ from frontend.server.api import schemas
 from frontend.server.api.errors import ApiError
 from frontend.server.api.schemas import ChatRequest, GenerationRequest, TokenizeRequest
 from frontend.server.generation import TextDelta, TextEngine, TextGeneration, TokenLogprob
-from frontend.server.prompts import Prompt, check_number, off_loop
+from frontend.server.prompts import Asked, Prompt, check_number, off_loop
 from frontend.wire import Conversation
 from protocol.messages import FinishReason
 from protocol.params import SamplingParams
@@ -56,6 +56,17 @@ async def conversation(engine: TextEngine, asked: ChatRequest | TokenizeRequest)
     check_number(len(messages), engine.capacity.max_model_len)  # before anything is made of them
     pieces = sum([len(message.content) if isinstance(message.content, list) else 1 for message in messages])
     return await off_loop(10 * pieces, lambda: schemas.conversation(asked))  # a piece takes as long as ten characters
+
+
+async def encode(engine: TextEngine, wanted: Sequence[Asked], asked: GenerationRequest, params: SamplingParams) -> list[Prompt]:
+    """`TextEngine.encode`, with what is wrong about a grammar under the name of the field that it came in."""
+    try:
+        return await engine.encode(wanted, params)
+    except InvalidRequest as error:
+        _, field = asked.grammar()
+        if error.param != "structured_outputs" or not field:
+            raise
+        raise InvalidRequest(f"{field}: {error}", field, error.code) from error
 
 
 def submit(

@@ -8,15 +8,15 @@ from typing import ClassVar
 import msgspec
 
 from frontend import messages
+from frontend.server.api import structured
 from frontend.server.api.errors import ApiError, from_decoding
 from frontend.wire import ChatTurn, Conversation
-from protocol.params import SamplingParams
+from protocol.params import Grammar, SamplingParams
 
 _ABSENT = msgspec.Raw(b"")
 
 # Neutral values of fields that are not supported, besides null, false, "", [] and {}.
 _NEUTRAL: dict[str, tuple[object, ...]] = {
-    "response_format": ({"type": "text"},),
     "tool_choice": ("none", "auto"),
     "function_call": ("none", "auto"),
     "modalities": (["text"],),
@@ -61,26 +61,22 @@ class GenerationRequest(msgspec.Struct, frozen=True, kw_only=True):
     stream: bool | None = None
     stream_options: StreamOptions | None = None
 
-    prompt_logprobs: msgspec.Raw = _ABSENT
-    truncate_prompt_tokens: msgspec.Raw = _ABSENT
+    # read by `frontend.server.api.structured`
     response_format: msgspec.Raw = _ABSENT
     structured_outputs: msgspec.Raw = _ABSENT
     guided_json: msgspec.Raw = _ABSENT
     guided_regex: msgspec.Raw = _ABSENT
     guided_choice: msgspec.Raw = _ABSENT
     guided_grammar: msgspec.Raw = _ABSENT
+
+    prompt_logprobs: msgspec.Raw = _ABSENT
+    truncate_prompt_tokens: msgspec.Raw = _ABSENT
     use_beam_search: msgspec.Raw = _ABSENT
     length_penalty: msgspec.Raw = _ABSENT
 
     unsupported: ClassVar[tuple[str, ...]] = (
         "prompt_logprobs",
         "truncate_prompt_tokens",
-        "response_format",
-        "structured_outputs",
-        "guided_json",
-        "guided_regex",
-        "guided_choice",
-        "guided_grammar",
         "use_beam_search",
         "length_penalty",
     )
@@ -94,7 +90,12 @@ class GenerationRequest(msgspec.Struct, frozen=True, kw_only=True):
         """The engine's parameters; what is null here takes its default there. Not yet checked for range."""
         stop = [self.stop] if isinstance(self.stop, str) else self.stop
         given = {name: value for name in _SAMPLING_FIELDS if (value := getattr(self, name)) is not None}
-        return SamplingParams(max_tokens=max_tokens, logprobs=logprobs, stop=stop or [], **given)
+        grammar, _ = self.grammar()
+        return SamplingParams(max_tokens=max_tokens, logprobs=logprobs, stop=stop or [], structured=grammar, **given)
+
+    def grammar(self) -> tuple[Grammar | None, str]:
+        """What the output must be, and the field that says so. Raises InvalidRequest or ApiError naming the field that is wrong."""
+        return structured.grammar_of({name: getattr(self, name) for name in structured.FIELDS})
 
 
 _SAMPLING_FIELDS = tuple(

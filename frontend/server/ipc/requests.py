@@ -84,8 +84,12 @@ class Requests:
             while self._intake:
                 submit = self._intake.popleft()
                 try:
-                    if submit.request_id in self._running:  # else cancelled meanwhile
+                    if submit.request_id not in self._running:  # cancelled meanwhile
+                        continue
+                    if submit.params.structured is None:
                         await self._submit(submit)
+                    else:  # what comes behind it need not wait while its grammar is checked
+                        self.start(submit.request_id, self._submit(submit))
                 except Exception as error:  # noqa: BLE001 - whatever it is concerns one request, and those behind it go on
                     self._fail(submit.request_id, error)
                 if now() - began > _INTAKE_SECONDS:
@@ -98,7 +102,7 @@ class Requests:
         request_id, params = submit.request_id, submit.params
         generations: list[TextGeneration] = []
         try:
-            (prompt,) = await self._engine.encode([submit.prompt])
+            (prompt,) = await self._engine.encode([submit.prompt], params)
             if request_id not in self._running:  # cancelled while a long text was tokenized
                 return
             request = self._engine.prepare(prompt, params)  # checks `n` before anything is made `n` times

@@ -16,6 +16,7 @@ from frontend.server.text.tokenizer_files import chat_template, gguf_template, r
 from protocol.config import EngineConfig
 from protocol.errors import ModelError
 from protocol.gguf_header import Value, read_gguf_header
+from protocol.vocabulary import Vocabulary
 
 # No token of a known vocabulary is longer (the longest are runs of spaces): a text that exceeds it per token of context cannot fit.
 _LONGEST_TOKEN = 256
@@ -44,12 +45,17 @@ class Tokenizer:
         self.bytes = TokenBytes(fast)  # every token, special ones by their names
         self.bytes_without_special = TokenBytes(fast, hidden=self.special_ids)
         ends = special.eos_ids if special.bos_id is None else (*special.eos_ids, special.bos_id)
-        self.control = ControlTokens(fast, self.special_ids.union(ends))
+        self._control_ids = self.special_ids.union(ends)
+        self.control = ControlTokens(fast, self._control_ids)
 
     @property
     def vocab_size(self) -> int:
         """Number of token ids that have a text."""
         return self._fast.get_vocab_size(with_added_tokens=True)
+
+    def vocabulary(self) -> Vocabulary:
+        """What others need to know of its tokens."""
+        return Vocabulary(self._fast.to_str(), self.special.eos_ids, tuple(sorted(self._control_ids)))
 
     def bytes_shown(self, *, skip_special_tokens: bool) -> TokenBytes:
         """The bytes of tokens as a request wants them shown."""

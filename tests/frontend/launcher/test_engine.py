@@ -6,6 +6,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -35,6 +36,13 @@ def wait_ready(process: subprocess.Popen[str]) -> None:
     assert line.endswith("model m  workers 1  device none  depth 2  KV cache 1,234 tokens\n")
 
 
+def wait_for(path: Path) -> None:
+    deadline = time.monotonic() + TIMEOUT
+    while not path.exists():
+        assert time.monotonic() < deadline, f"{path} never came"
+        time.sleep(0.01)
+
+
 def read_until(process: subprocess.Popen[str], text: str) -> str:
     assert process.stderr is not None
     seen = ""
@@ -48,9 +56,10 @@ def read_until(process: subprocess.Popen[str], text: str) -> str:
 def test_ready_then_sigterm_ends_all_in_order_and_leaves_nothing(tmp_path: Path) -> None:
     with launched("good", tmp_path, workers=2) as process:
         wait_ready(process)
-        children = psutil.Process(process.pid).children()
-        assert sorted(child.name() for child in children) == ["tiny", "tiny", "tiny-0", "tiny-1"]
         (run_dir,) = tmp_path.glob("twodeep-*")
+        wait_for(run_dir / "grammar0.epoch0")  # is started when the engine is ready
+        children = psutil.Process(process.pid).children()
+        assert sorted(child.name() for child in children) == ["tiny", "tiny", "tiny", "tiny-0", "tiny-1"]
         assert run_dir.stat().st_mode & 0o777 == 0o700
         process.send_signal(signal.SIGTERM)
         _, errors = process.communicate(timeout=TIMEOUT)

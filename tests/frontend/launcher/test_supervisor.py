@@ -9,6 +9,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from frontend.launcher.events import (
     FRONTEND,
+    GRAMMAR,
     SCHEDULER,
     Announce,
     Begin,
@@ -57,7 +58,8 @@ def serving(workers: int = 2, drain_timeout: float = 30.0, frontends: int = 1) -
     for index in range(1, frontends):
         assert commands == [Show(FRONTEND if index == 1 else Child("frontend", index - 1), None)], "not before all are there"
         commands = supervisor.handle(Said(Child("frontend", index), 0, Ready({"model": "not shown"})), 2.0)
-    assert Announce({"model": "m"}) in commands
+    assert commands[-2:] == [Announce({"model": "m"}), Spawn(GRAMMAR, 0)], "no start waits for it"
+    supervisor.handle(Said(GRAMMAR, 0, Ready()), 3.0)
     return supervisor
 
 
@@ -211,10 +213,32 @@ def test_the_death_of_scheduler_or_frontend_ends_the_engine() -> None:
         supervisor = serving()
         commands = supervisor.handle(Exited(child, 0, -signal.SIGSEGV), 5.0)
         assert "SIGSEGV" in texts(commands)
-        assert {command.child for command in commands if isinstance(command, Signal)} == {SCHEDULER, W0, W1} - {child}
+        assert {command.child for command in commands if isinstance(command, Signal)} == {SCHEDULER, GRAMMAR, W0, W1} - {child}
         told = [command.message for command in commands if isinstance(command, Send)]
         assert told == ([] if child == FRONTEND else [Stop("the engine failed before the answer was complete", STOP_WORDS)])
         assert supervisor.exit_code == ExitCode.CRASHED
+
+
+def test_a_grammar_process_that_dies_or_is_stuck_is_replaced_however_often() -> None:
+    supervisor = serving(workers=1)
+    for epoch in range(2 * DEATHS_IN_WINDOW):
+        commands = supervisor.handle(Exited(GRAMMAR, epoch, -signal.SIGKILL), 10.0 + 100.0 * epoch)
+        assert "structured outputs wait" in texts(commands)
+        if Spawn(GRAMMAR, epoch + 1) not in commands:
+            deadline = supervisor.next_deadline()
+            assert deadline is not None
+            assert supervisor.handle(Tick(), deadline) == [Spawn(GRAMMAR, epoch + 1)]
+    supervisor.validate()
+    epoch = 2 * DEATHS_IN_WINDOW
+    supervisor.handle(Said(GRAMMAR, epoch, Ready()), 2000.0)
+    assert supervisor.handle(Said(GRAMMAR, epoch, Failed(1, "no memory")), 2001.0) == []
+    assert supervisor.handle(Tick(), 2001.0 + TERM_GRACE) == [Signal(GRAMMAR, signal.SIGKILL)]
+    assert supervisor.handle(Exited(GRAMMAR, epoch, -9), 2010.0)[-1] == Spawn(GRAMMAR, epoch + 1)
+    supervisor.handle(Said(GRAMMAR, epoch + 1, Ready()), 2011.0)
+    late = 2011.0 + LIMITS.silence(ready=True) + 1.0
+    pulse(supervisor, late, W0, SCHEDULER, FRONTEND)
+    assert look(supervisor, late) == [Signal(GRAMMAR, signal.SIGKILL)]
+    assert supervisor.exit_code == ExitCode.OK
 
 
 def look(supervisor: Supervisor, now: float, *stopped: Child) -> list[Command]:
@@ -257,7 +281,7 @@ def test_a_worker_may_be_silent_as_long_as_a_step_may_take() -> None:
 def test_a_scheduler_or_frontend_that_is_stopped_or_silent_ends_the_engine(child: Child) -> None:
     for stopped, limit, why in ((True, 10.0, "it was stopped by a signal for 10 s"), (False, 60.0, "it made no progress for 60 s")):
         supervisor = serving(workers=1)
-        others = {W0, SCHEDULER, FRONTEND} - {child}
+        others = {W0, SCHEDULER, FRONTEND, GRAMMAR} - {child}
         pulse(supervisor, 5.0, child, *others)
         look(supervisor, 5.0)
         pulse(supervisor, 4.9 + limit, *others)
@@ -299,6 +323,7 @@ def test_when_a_stop_is_under_way_its_own_limits_hold() -> None:
     supervisor = serving(workers=1)
     supervisor.handle(StopRequested(), 10.0)
     supervisor.handle(Exited(FRONTEND, 0, 0), 11.0)
+    supervisor.handle(Exited(GRAMMAR, 0, 0), 11.5)
     assert look(supervisor, 1000.0) == []
     assert look(supervisor, 1001.0, W0) == [Signal(W0, signal.SIGKILL)]  # it could not leave when it is asked to
     supervisor.handle(Exited(W0, 0, -9), 1001.1)
@@ -311,7 +336,8 @@ def test_a_stop_drains_in_order_and_exits_0() -> None:
     assert [command for command in commands if isinstance(command, Send)] == [Send(FRONTEND, Drain(LAST_WORDS))]
     assert Stopping() in commands
     assert supervisor.next_deadline() == 10.0 + 30.0 + LAST_WORDS + DRAIN_MARGIN
-    assert supervisor.handle(Exited(FRONTEND, 0, 0), 12.0) == [Send(SCHEDULER, Drain())]
+    assert supervisor.handle(Exited(FRONTEND, 0, 0), 12.0) == [Send(SCHEDULER, Drain()), Send(GRAMMAR, Drain())]
+    assert supervisor.handle(Exited(GRAMMAR, 0, 0), 12.2) == []
     assert supervisor.handle(Exited(W1, 0, 0), 12.5) == []
     assert supervisor.handle(Exited(SCHEDULER, 0, 0), 13.0) == [Send(W0, Drain())]
     assert supervisor.handle(Exited(W0, 0, 0), 14.0) == [Exit(ExitCode.OK)]
@@ -332,6 +358,7 @@ def test_a_worker_still_starting_at_the_end_of_a_drain_is_killed_and_the_stop_is
     supervisor.handle(Exited(W0, 0, -9), 9.0)
     supervisor.handle(StopRequested(), 10.0)
     supervisor.handle(Exited(FRONTEND, 0, 0), 11.0)
+    supervisor.handle(Exited(GRAMMAR, 0, 0), 11.5)
     assert supervisor.handle(Exited(SCHEDULER, 0, 0), 12.0) == [Signal(W0, signal.SIGKILL)]
     assert supervisor.handle(Exited(W0, 1, -9), 12.1) == [Exit(ExitCode.OK)]
 
@@ -341,10 +368,15 @@ def test_a_second_signal_stops_at_once_and_a_third_kills() -> None:
     supervisor.handle(StopRequested(), 10.0)
     reason = "the engine was stopped before the answer was complete"
     killed = [Signal(child, signal.SIGKILL) for child in (W0, SCHEDULER)]
-    assert supervisor.handle(StopRequested(), 11.0) == [*killed, Send(FRONTEND, Stop(reason, STOP_WORDS))]
+    assert supervisor.handle(StopRequested(), 11.0) == [
+        *killed,
+        Send(FRONTEND, Stop(reason, STOP_WORDS)),
+        Signal(GRAMMAR, signal.SIGKILL),
+    ]
     assert supervisor.next_deadline() == 11.0 + STOP_GRACE
     supervisor.handle(Exited(W0, 0, -9), 11.1)
-    assert supervisor.handle(StopRequested(), 11.2) == [Signal(child, signal.SIGKILL) for child in (SCHEDULER, FRONTEND)]
+    assert supervisor.handle(StopRequested(), 11.2) == [Signal(child, signal.SIGKILL) for child in (SCHEDULER, FRONTEND, GRAMMAR)]
+    supervisor.handle(Exited(GRAMMAR, 0, -9), 11.25)
     supervisor.handle(Exited(SCHEDULER, 0, -9), 11.3)
     assert supervisor.handle(Exited(FRONTEND, 0, -9), 11.3) == [Exit(ExitCode.OK)]
 
@@ -366,6 +398,7 @@ def test_once_every_request_has_ended_nothing_makes_the_exit_unclean() -> None:
     commands = supervisor.handle(Tick(), 11.0 + EXIT_GRACE)
     assert "killed, since they did not leave within 5 s: worker 0, scheduler" in texts(commands)
     supervisor.handle(Exited(W0, 0, -9), 17.0)
+    supervisor.handle(Exited(GRAMMAR, 0, -9), 17.0)
     assert supervisor.handle(Exited(SCHEDULER, 0, -9), 17.0) == [Exit(ExitCode.OK)]
 
 
@@ -373,7 +406,7 @@ def test_a_fatal_cause_keeps_its_code_when_a_stop_signal_follows() -> None:
     supervisor = serving(workers=1)
     supervisor.handle(Said(SCHEDULER, 0, Failed(ExitCode.PROTOCOL, "lost count")), 5.0)
     supervisor.handle(StopRequested(), 5.1)
-    for child in (W0, SCHEDULER, FRONTEND):
+    for child in (W0, SCHEDULER, GRAMMAR, FRONTEND):
         commands = supervisor.handle(Exited(child, 0, 0), 5.5)
     assert commands == [Exit(ExitCode.PROTOCOL)]
 
@@ -422,7 +455,7 @@ def test_all_frontends_drain_and_the_scheduler_follows_the_last() -> None:
     commands = supervisor.handle(StopRequested(), 10.0)
     assert commands[-2:] == [Send(FRONTEND, Drain(LAST_WORDS)), Send(F1, Drain(LAST_WORDS))]
     supervisor.handle(Exited(FRONTEND, 0, 0), 11.0)
-    assert supervisor.handle(Exited(F1, 0, 0), 12.0) == [Send(SCHEDULER, Drain())]
+    assert supervisor.handle(Exited(F1, 0, 0), 12.0) == [Send(SCHEDULER, Drain()), Send(GRAMMAR, Drain())]
 
 
 def test_a_frontend_that_crashes_in_a_drain_takes_nothing_from_the_others_but_the_exit_is_not_clean() -> None:
@@ -432,7 +465,7 @@ def test_a_frontend_that_crashes_in_a_drain_takes_nothing_from_the_others_but_th
     assert Send(SCHEDULER, FrontendLost(1, 0)) in commands
     assert "while the engine drained; the others go on" in texts(commands)
     assert not any(isinstance(command, Spawn) for command in commands)
-    assert supervisor.handle(Exited(FRONTEND, 0, 0), 12.0) == [Send(SCHEDULER, Drain())]
+    assert supervisor.handle(Exited(FRONTEND, 0, 0), 12.0) == [Send(SCHEDULER, Drain()), Send(GRAMMAR, Drain())]
     assert supervisor.exit_code == ExitCode.CRASHED
 
 
@@ -443,7 +476,7 @@ def test_a_frontend_that_waits_for_its_restart_is_not_started_in_a_drain() -> No
     assert supervisor.next_deadline() is not None
     supervisor.handle(StopRequested(), 10.2)
     assert supervisor.handle(Tick(), 12.0) == []
-    assert supervisor.handle(Exited(FRONTEND, 0, 0), 12.0) == [Send(SCHEDULER, Drain())]
+    assert supervisor.handle(Exited(FRONTEND, 0, 0), 12.0) == [Send(SCHEDULER, Drain()), Send(GRAMMAR, Drain())]
 
 
 class Lives(RuleBasedStateMachine):
@@ -466,7 +499,9 @@ class Lives(RuleBasedStateMachine):
                 case Spawn(child, epoch):
                     assert self.exit_code is None
                     assert child not in self.alive, "two incarnations at once"
-                    assert epoch == 0 or (child, epoch - 1) in self.lost, "restarted before the scheduler knew of the death"
+                    assert epoch == 0 or child == GRAMMAR or (child, epoch - 1) in self.lost, (
+                        "restarted before the scheduler knew of the death"
+                    )
                     self.alive[child] = epoch
                     self.sent.pop(child, None)
                 case Send(_, WorkerLost(index, epoch)):

@@ -24,7 +24,9 @@ def main() -> int:
     frontend = good if behaviour == "cannot-boot" else program
     if behaviour == "no-program":
         program = (str(Path(__file__).with_name("no-such-program")),)
-    return Engine(config, StopSignals(), programs={"frontend": frontend, "scheduler": good, "worker": program}).run()
+    return Engine(
+        config, StopSignals(), programs={"frontend": frontend, "scheduler": good, "worker": program, "grammar": good}
+    ).run()
 
 
 if __name__ == "__main__":

@@ -1,0 +1,114 @@
+"""Whether grammars can be followed, asked of a helper process and remembered."""
+
+import os
+import socket
+import subprocess
+import sys
+from collections import OrderedDict, deque
+
+from protocol.clock import now
+from protocol.codec import encode
+from protocol.errors import EngineError
+from protocol.params import Grammar
+from scheduler_proc.grammar.pipe import Pipe
+from scheduler_proc.grammar.verdict import RESULTS, Job, Verdict
+
+_IN_ALL = 1.8  # seconds that a client waits: within two it has its answer
+_CPU = 1.0  # seconds of processor time for a grammar; a schema of a thousand properties takes a fifth of one
+_LEAST = 0.2  # seconds: with less time left, a grammar is not even tried
+_PATIENT = 30.0  # seconds, and …
+_PATIENT_CPU = 2.0  # … more of both where a request was accepted already: what was followed before must be followed again
+_AT_ONCE = 8  # grammars that are tried at a time: a hog has to share with others, and these are short as a rule
+_MOST_WAITING = 256
+_CACHE_CHARACTERS = 8 << 20  # of grammars and their sources
+_MARGIN = 10.0  # seconds behind a limit of its own after which the helper itself must be stuck
+_BUSY = Verdict(error="too many grammars are being compiled: try again later", busy=True)
+
+
+class Checker:
+    """Owns the helper process. Grammars that are asked for again while they are tried are tried once."""
+
+    def __init__(self, run_dir: str, vocab_size: int) -> None:
+        """Raises OSError when no process can be started."""
+        self._known: OrderedDict[Grammar, Verdict] = OrderedDict()  # the oldest first
+        self._known_characters = 0
+        self._waiting: deque[tuple[Grammar, float, bool]] = deque()  # with the time to be done by
+        self._running: dict[int, tuple[Grammar, float, bool]] = {}
+        self._asked: set[Grammar] = set()  # waiting or running
+        self._count = 0
+        self._results: list[tuple[Grammar, Verdict]] = []
+        ours, theirs = socket.socketpair()
+        with theirs:
+            self._process = subprocess.Popen(
+                [sys.executable, "-P", "-m", "scheduler_proc.grammar.helper", str(theirs.fileno()), run_dir, str(vocab_size)],
+                stdin=subprocess.DEVNULL,
+                pass_fds=(theirs.fileno(),),
+                env=os.environ | {"OPENBLAS_NUM_THREADS": "1"},  # a fork is a whole copy of one thread only
+            )
+        self._pipe = Pipe(ours)
+
+    def fileno(self) -> int:
+        """Readable when `receive` has something to do."""
+        return self._pipe.fileno()
+
+    def ask(self, grammar: Grammar, *, patient: bool = False) -> Verdict | None:
+        """The verdict where it is known; None: it will be among what `receive` returns. `patient`: the request was accepted."""
+        if (verdict := self._known.get(grammar)) is not None:
+            self._known.move_to_end(grammar)
+            return verdict
+        if grammar in self._asked:
+            return None
+        if len(self._waiting) >= _MOST_WAITING and not patient:
+            return _BUSY
+        self._asked.add(grammar)
+        self._waiting.append((grammar, now() + (_PATIENT if patient else _IN_ALL), patient))
+        self._feed()
+        return None
+
+    def receive(self) -> list[tuple[Grammar, Verdict]]:
+        """The verdicts that are here by now. To be called from time to time, too.
+
+        Raises EngineError when the helper is gone: whoever starts this process anew starts another.
+        """
+        time = now()
+        for frame in self._pipe.receive():
+            result = RESULTS.decode(frame)
+            if (entry := self._running.pop(result.number, None)) is not None:
+                self._conclude(entry[0], result.verdict)
+        if self._pipe.closed or any(until + _MARGIN < time for _, until, _ in self._running.values()):
+            raise EngineError(f"the process that tries grammars is gone or stuck (exit code {self._process.poll()})")
+        if any(until - _LEAST < time for _, until, _ in self._waiting):
+            late = [entry for entry in self._waiting if entry[1] - _LEAST < time]
+            self._waiting = deque(entry for entry in self._waiting if entry[1] - _LEAST >= time)
+            for grammar, _, _ in late:
+                self._conclude(grammar, _BUSY)
+        self._feed()
+        self._pipe.flush()
+        results, self._results = self._results, []
+        return results
+
+    def close(self) -> None:
+        """Ends the helper."""
+        self._process.kill()
+        self._process.wait()
+        self._pipe.close()
+
+    def _feed(self) -> None:
+        while self._waiting and len(self._running) < _AT_ONCE:
+            grammar, until, patient = self._waiting.popleft()
+            self._count += 1
+            self._running[self._count] = grammar, until, patient
+            self._pipe.send(encode(Job(self._count, grammar, until - now(), _PATIENT_CPU if patient else _CPU)))
+
+    def _conclude(self, grammar: Grammar, verdict: Verdict) -> None:
+        self._asked.discard(grammar)
+        if not verdict.busy:
+            self._known[grammar] = verdict
+            self._known_characters += _size(grammar, verdict)
+            while self._known_characters > _CACHE_CHARACTERS:
+                self._known_characters -= _size(*self._known.popitem(last=False))
+        self._results.append((grammar, verdict))
+
+
+def _size(grammar: Grammar, verdict: Verdict) -> int:
+    return 100 + len(grammar.text) + len(verdict.source) + len(verdict.error)
