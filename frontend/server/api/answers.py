@@ -14,7 +14,7 @@ from frontend.server.api import jobs
 from frontend.server.api.errors import ApiError
 from frontend.server.api.jobs import Output
 from frontend.server.api.schemas import GenerationRequest
-from frontend.server.api.sse import EventStream, unless_gone
+from frontend.server.api.sse import Answering, EventStream, unless_gone
 from frontend.server.generation import TextDelta, TextGeneration, TokenLogprob
 
 _json = msgspec.json.encode
@@ -104,7 +104,7 @@ class Answer(ABC):
         return choice
 
 
-async def respond(request: Request, answer: Answer, generations: Sequence[TextGeneration], *, stream: bool) -> ASGIApp:
+async def respond(request: Request, answer: Answering, generations: Sequence[TextGeneration], *, stream: bool) -> ASGIApp:
     """The response that carries an answer: piece by piece, or whole; then what still runs is aborted when the client leaves."""
     if stream:
         return EventStream(generations, answer)

@@ -83,4 +83,15 @@ FIELDS: dict[str, dict[str, Any]] = {
     "logprobs": _field(
         "Log-probabilities: of completions, how many likely tokens to list, 20 at most; of chats, whether to tell any."
     ),
+    "input": _field("What was said so far: a text of the user, or items.", minItems=1, minLength=1),
+    "instructions": _field("A system message before the input."),
+    "max_output_tokens": _field("The most tokens to generate. Without it: to the end of the context.", minimum=1, maximum=_INT32),
+    "include": _field("message.output_text.logprobs asks for log-probabilities; other values are ignored."),
+    "tools": _field("Functions that the model may call."),
+    "tool_choice": _field("Whether the model calls functions, and which."),
+    "parallel_tool_calls": _field("The model may call several at once. True without it."),
+    "text": _field("What the text has to be: any, JSON, or JSON that follows a schema."),
+    "reasoning": _field("How much the model thinks."),
+    "metadata": _field("Comes back in the answer. Keys have 64 characters at most, values 512.", maxProperties=16),
+    "store": _field("Without effect: nothing is stored."),
 }

@@ -100,11 +100,11 @@ def _responses(operation: Operation, schemas: dict[Any, Json]) -> Json:
     if isinstance(operation.answer, str):
         content = {operation.answer: {"schema": {"type": "string"}}}
     else:
-        content = {"application/json": {"schema": schemas[operation.answer]}}
+        content = {} if operation.answer is None else {"application/json": {"schema": schemas[operation.answer]}}
     if operation.events is not None:
         text = "Server-sent events, where `stream` is true; each one's data is an object of the type under `x-event`."
         content["text/event-stream"] = {"schema": {"type": "string", "description": text, "x-event": schemas[operation.events]}}
-    responses: Json = {"200": {"description": "The answer.", "content": content}}
+    responses: Json = {"200": {"description": "The answer.", "content": content}} if content else {}
     for status in sorted({*operation.errors, *(() if operation.is_open else (401,))}):
         kind = schemas[operation.answer] if operation.is_open and status == 503 else schemas[operation.error]
         responses[str(status)] = {"description": HTTPStatus(status).phrase, "content": {"application/json": {"schema": kind}}}

@@ -12,6 +12,9 @@ from frontend.server.api import schemas, service, shapes, tokens
 from frontend.server.api.chat import chat_completions
 from frontend.server.api.completions import completions
 from frontend.server.api.metrics import MetricsRoute
+from frontend.server.api.responses.objects import ResponseEvent, ResponseObject
+from frontend.server.api.responses.request import ResponsesRequest
+from frontend.server.api.responses.route import responses, stored_response
 from frontend.server.generation import TextEngine
 
 Handler = Callable[[Request], Awaitable[ASGIApp]]
@@ -24,12 +27,12 @@ _ENGINE = (429, 500, 503)  # and of those that ask the engine
 class Operation:
     """One method of one path."""
 
-    method: Literal["GET", "POST"] = "GET"
+    method: Literal["GET", "POST", "DELETE"] = "GET"
     path: str
     handler: Handler
     group: str
     summary: str
-    answer: type[msgspec.Struct] | str  # its type; or, where it is not JSON, its media type
+    answer: type[msgspec.Struct] | str | None  # its type; or, where it is not JSON, its media type; None: errors only
     body: type[msgspec.Struct] | None = None
     events: type[msgspec.Struct] | Any = None  # the type of each event, where `stream` asks for them
     error: type[msgspec.Struct] = shapes.ErrorAnswer
@@ -61,6 +64,29 @@ def operations(engine: TextEngine) -> list[Operation]:
             answer=shapes.Completion,
             events=shapes.Completion,
             errors=(*_BODY, *_ENGINE),
+        ),
+        Operation(
+            method="POST",
+            path="/v1/responses",
+            handler=responses,
+            group="Generation",
+            summary="The assistant's answer to a conversation, in OpenAI's newer form. Nothing is stored.",
+            body=ResponsesRequest,
+            answer=ResponseObject,
+            events=ResponseEvent,
+            errors=(*_BODY, *_ENGINE),
+        ),
+        *(
+            Operation(
+                method=method,
+                path="/v1/responses/{name}",
+                handler=stored_response,
+                group="Generation",
+                summary="A response that was stored: there is none.",
+                answer=None,
+                errors=(404,),
+            )
+            for method in ("GET", "DELETE")
         ),
         Operation(
             path="/v1/models",

@@ -3,7 +3,7 @@
 Unknown fields are ignored, as clients send many; known ones that ask for what the engine cannot do are refused.
 """
 
-from typing import ClassVar
+from typing import ClassVar, Protocol
 
 import msgspec
 
@@ -246,7 +246,13 @@ def conversation(asked: ChatRequest | TokenizeRequest) -> Conversation:
     )
 
 
-def refuse_unsupported(request: CompletionRequest | ChatRequest | TokenizeRequest) -> None:
+class KnowsUnsupported(Protocol):
+    """A body with fields that are only there to be refused."""
+
+    unsupported: ClassVar[tuple[str, ...]]
+
+
+def refuse_unsupported(request: KnowsUnsupported) -> None:
     """Raises ApiError naming the first field that asks for what the engine cannot do."""
     for name in request.unsupported:
         if asks_for_something(name, getattr(request, name)):

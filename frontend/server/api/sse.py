@@ -8,7 +8,7 @@ from typing import Any, Protocol, TypeVar
 from starlette.types import Receive, Scope, Send
 
 from frontend.server.api.errors import EXPECTED, ApiError, ClientGone, from_engine
-from frontend.server.api.jobs import fail_on_error, notes
+from frontend.server.api.jobs import Output, fail_on_error, notes
 from frontend.server.generation import TextDelta, TextGeneration
 
 _LOG = logging.getLogger(__name__)
@@ -36,6 +36,13 @@ class Events(Protocol):
 
     def fail(self, error: ApiError) -> bytes:
         """Instead of what is left: the status is sent, so the stream itself has to tell."""
+
+
+class Answering(Events, Protocol):
+    """The answer to one request in the format of its route, as a stream or whole."""
+
+    def whole(self, generations: Sequence[TextGeneration], outputs: Sequence[Output]) -> bytes:
+        """The JSON of the answer to a request that does not stream."""
 
 
 class EventStream:
