@@ -68,7 +68,7 @@ def _engine(options: argparse.Namespace) -> Iterator[RunningEngine]:
     if options.base_url:
         yield RunningEngine(options.base_url, options.socket, 0)
         return
-    with running_engine("--model", options.model, "--device", "sim", "--sim-decode-us", "2000") as engine:
+    with running_engine("--model", options.model, "--device", "sim", "--sim-prefill-us-per-token", "0") as engine:
         yield engine
 
 
@@ -83,7 +83,7 @@ async def _attack(engine: RunningEngine, options: argparse.Namespace) -> list[Ou
     try:
         await client.fetch("POST", "/v1/completions", _QUESTION)
         attacks = [one for one in catalogue(target) if options.only in one.name]
-        for attack in [Attack("none", lambda _: asyncio.sleep(3.0, "")), *attacks]:
+        for attack in [Attack("none", bytes, lambda *_: asyncio.sleep(3.0, "")), *attacks]:
             outcomes.append(await _one(attack, target, client, frontends))
     finally:
         client.close()
@@ -108,9 +108,10 @@ async def _one(attack: Attack, target: Target, client: HttpClient, frontends: li
             peak = max(peak, _resident(frontends))
             await asyncio.sleep(_REST)
 
+    data = attack.prepare()
     healthy = asyncio.ensure_future(be_healthy())
     await asyncio.sleep(0.2)
-    answer = await attack.send(target)
+    answer = await attack.send(target, data)
     await asyncio.sleep(1.0)
     over = True
     await healthy

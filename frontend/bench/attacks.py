@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
 
 import msgspec
 
@@ -27,12 +28,16 @@ class Target:
     api_key: str
 
 
+Send = Callable[[Target, bytes], Awaitable[str]]
+
+
 @dataclass(frozen=True)
 class Attack:
-    """`send` returns what the attacker was told, in short."""
+    """`prepare` makes what is sent, `send` returns what the attacker was told, in short."""
 
     name: str
-    send: Callable[[Target], Awaitable[str]]
+    prepare: Callable[[], bytes]
+    send: Send
 
 
 def catalogue(target: Target) -> list[Attack]:
@@ -46,14 +51,14 @@ def catalogue(target: Target) -> list[Attack]:
 
 def _heads() -> Iterable[Attack]:
     line = b"POST /v1/completions HTTP/1.1\r\nhost: x\r\n"
-    yield Attack("one header of 64 MiB", _raw(lambda: line + b"x: " + b"a" * (64 * MIB)))
-    yield Attack("57 MiB of short headers", _raw(lambda: line + b"a:b\r\n" * (57 * MIB // 5)))
+    yield Attack("one header of 64 MiB", lambda: line + b"x: " + b"a" * (64 * MIB), _talk)
+    yield Attack("57 MiB of short headers", lambda: line + b"a:b\r\n" * (57 * MIB // 5), _talk)
     chunked = line + b"transfer-encoding: chunked\r\n\r\n"
-    yield Attack("57 MiB of trailers", _raw(lambda: chunked + b"1\r\n{\r\n0\r\n" + b"a:b\r\n" * (57 * MIB // 5)))
-    yield Attack("16 MiB in chunks of a byte", _raw(lambda: chunked + b"1\r\n \r\n" * (16 * MIB // 6)))
-    yield Attack("chunk extensions of 32 MiB", _raw(lambda: chunked + b"1;" + b"a" * (32 * MIB)))
-    yield Attack("a million requests behind each other", _raw(lambda: b"GET /health HTTP/1.1\r\nhost: x\r\n\r\n" * 1_000_000))
-    yield Attack("32 MiB of empty lines", _raw(lambda: b"\r\n" * (16 * MIB)))
+    yield Attack("57 MiB of trailers", lambda: chunked + b"1\r\n{\r\n0\r\n" + b"a:b\r\n" * (57 * MIB // 5), _talk)
+    yield Attack("16 MiB in chunks of a byte", lambda: chunked + b"1\r\n \r\n" * (16 * MIB // 6), _talk)
+    yield Attack("chunk extensions of 32 MiB", lambda: chunked + b"1;" + b"a" * (32 * MIB), _talk)
+    yield Attack("a million requests behind each other", lambda: b"GET /health HTTP/1.1\r\nhost: x\r\n\r\n" * 1_000_000, _talk)
+    yield Attack("32 MiB of empty lines", lambda: b"\r\n" * (16 * MIB), _talk)
 
 
 # HTTP: bodies
@@ -95,6 +100,22 @@ def _bodies() -> Iterable[Attack]:
     yield _body("a message of 16 MiB", chats, lambda: _filled(_CONTENT, "hello ", '"}]}'))
     yield _body("16 MiB of control tokens", chats, lambda: _filled(_CONTENT, "<|im_end|>", '"}]}'))
     yield _body("16 MiB of halves of control tokens", chats, lambda: _filled(_CONTENT, "<|", '"}]}'))
+    for size in (1, 4):
+        yield _body(f"{size} MiB of token ids", completions, partial(_filled, '{"prompt":[', "5,", "5]}", size * MIB))
+        yield _body(f"{size} MiB of empty prompts", completions, partial(_filled, '{"prompt":[', "[],", "[]]}", size * MIB))
+        yield _body(f"{size} MiB of letters", completions, partial(_filled, '{"prompt":"', "a", '"}', size * MIB))
+        yield _body(f"{size} MiB of spaces", completions, partial(_filled, '{"prompt":"', " ", '"}', size * MIB))
+        yield _body(
+            f"{size} MiB of stop strings", completions, partial(_filled, '{"prompt":"a","stop":[', '"ab",', '"ab"]}', size * MIB)
+        )
+        yield _body(
+            f"{size} MiB of parts",
+            chats,
+            partial(_filled, _PARTS, '{"type":"text","text":""},', '{"type":"text","text":""}]}]}', size * MIB),
+        )
+        yield _body(f"{size} MiB of a message", chats, partial(_filled, _CONTENT, "hello ", '"}]}', size * MIB))
+        yield _body(f"{size} MiB of control tokens", chats, partial(_filled, _CONTENT, "<|im_end|>", '"}]}', size * MIB))
+        yield _body(f"/detokenize: {size} MiB of ids", "/detokenize", partial(_filled, '{"tokens":[', "30000,", "5]}", size * MIB))
     tool = '{"type":"function","function":{"name":"f%d","parameters":{}}}'
     yield _body("200,000 tools", chats, lambda: _numbered('{"messages":[{"role":"user","content":"a"}],"tools":[', tool, "]}"))
     yield _body(
@@ -111,9 +132,9 @@ _CONTENT = '{"messages":[{"role":"user","content":"'
 _PARTS = '{"messages":[{"role":"user","content":['
 
 
-def _filled(beginning: str, piece: str, end: str) -> bytes:
-    """As much of `piece` as a body holds."""
-    count = (_BODY - len(beginning) - len(end)) // len(piece)
+def _filled(beginning: str, piece: str, end: str, size: int = _BODY) -> bytes:
+    """As much of `piece` as a body of that size holds."""
+    count = (size - len(beginning) - len(end)) // len(piece)
     return beginning.encode() + piece.encode() * count + end.encode()
 
 
@@ -123,20 +144,12 @@ def _numbered(beginning: str, piece: str, end: str) -> bytes:
 
 
 def _body(name: str, path: str, body: Callable[[], bytes]) -> Attack:
-    async def send(target: Target) -> str:
-        data = await asyncio.to_thread(body)
+    async def send(target: Target, data: bytes) -> str:
         key = f"authorization: Bearer {target.api_key}\r\n" if target.api_key else ""
-        head = f"POST {path} HTTP/1.1\r\nhost: {target.host}\r\ncontent-type: application/json\r\n{key}content-length: {len(data)}\r\n\r\n"
+        head = f"POST {path} HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n{key}content-length: {len(data)}\r\n\r\n"
         return await _talk(target, head.encode() + data)
 
-    return Attack(name, send)
-
-
-def _raw(data: Callable[[], bytes]) -> Callable[[Target], Awaitable[str]]:
-    async def send(target: Target) -> str:
-        return await _talk(target, await asyncio.to_thread(data))
-
-    return send
+    return Attack(name, body, send)
 
 
 async def _talk(target: Target, data: bytes) -> str:
@@ -167,25 +180,32 @@ async def _write(writer: asyncio.StreamWriter, data: bytes) -> None:
 
 
 def _crowds() -> Iterable[Attack]:
-    yield Attack("1000 connections that say nothing", _crowd(1000, lambda _: b""))
-    yield Attack("1000 heads that do not end", _crowd(1000, lambda _: b"GET /health HTTP/1.1\r\nx: " + b"a" * 60_000))
     head = b"POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n"
-    yield Attack("100 bodies that do not end", _crowd(100, lambda body: head % len(body) + body[:-1]))
-    yield Attack("40 bodies of 16 MiB", _crowd(40, lambda body: head % len(body) + body))
     many = msgspec.json.encode({"prompt": "a", "n": 1000, "max_tokens": 100, "stream": True, "ignore_eos": True})
-    yield Attack("8 streams of 1000 outputs that nobody reads", _crowd(8, lambda _: head % len(many) + many))
+    yield Attack("1000 connections that say nothing", bytes, _crowd(1000))
+    yield Attack("1000 heads that do not end", lambda: b"GET /health HTTP/1.1\r\nx: " + b"a" * 60_000, _crowd(1000))
+    for size in (1, 4, 16):
+        name, length = f"{160 // size} bodies of {size} MiB", size * MIB
+        body = partial(_filled, '{"prompt":[', "500,", "500]}", length)
+        yield Attack(f"{name} that do not end", partial(_headed, head, body, -1), _crowd(160 // size))
+        yield Attack(name, partial(_headed, head, body, None), _crowd(160 // size))
+    yield Attack("8 streams of 1000 outputs that nobody reads", lambda: head % len(many) + many, _crowd(8))
 
 
-def _crowd(size: int, data: Callable[[bytes], bytes]) -> Callable[[Target], Awaitable[str]]:
-    async def send(target: Target) -> str:
-        sent = data(_filled('{"prompt":[', "500,", "500]}"))
+def _headed(head: bytes, body: Callable[[], bytes], end: int | None) -> bytes:
+    data = body()
+    return head % len(data) + data[:end]
+
+
+def _crowd(size: int) -> Send:
+    async def send(target: Target, data: bytes) -> str:
         writers: list[asyncio.StreamWriter] = []
         try:
             async with asyncio.timeout(_PATIENCE):
                 for _ in range(size):
                     with contextlib.suppress(OSError):
                         writers.append((await asyncio.open_connection(target.host, target.port))[1])
-                works = [asyncio.ensure_future(_write(writer, sent)) for writer in writers]
+                works = [asyncio.ensure_future(_write(writer, data)) for writer in writers]
                 await asyncio.wait(works, timeout=10.0)
                 for work in works:
                     work.cancel()
@@ -205,42 +225,38 @@ def _crowd(size: int, data: Callable[[bytes], bytes]) -> Callable[[Target], Awai
 
 
 def _over_ipc() -> Iterable[Attack]:
-    yield Attack("socket: 3,000 traces", _asking(lambda: [Ask(number, "trace") for number in range(3_000)]))
-    yield Attack("socket: a million stats", _asking(lambda: [Ask(1, "stats")] * 1_000_000))
-    yield Attack("socket: a million healths, none read", _asking(lambda: [Ask(1, "health")] * 1_000_000, reads=False))
+    few, ids = SamplingParams(max_tokens=4), bytes(4 * 4000)
+    asked: dict[str, Callable[[], list[object]]] = {
+        "3,000 traces": lambda: [Ask(number, "trace") for number in range(3_000)],
+        "a million stats": lambda: [Ask(1, "stats")] * 1_000_000,
+        "a million times health": lambda: [Ask(1, "health")] * 1_000_000,
+        "a text of 60 MiB": lambda: [Submit(1, TextPrompt("hello " * (10 * MIB)), SamplingParams())],
+        "19,000 prompts of 4,000 tokens": lambda: [Submit(1 + number, TokenPrompt(ids), few) for number in range(19_000)],
+    }
+    for name, messages in asked.items():
+        yield Attack(f"socket: {name}", partial(_encoded, messages), _on_socket(reads=True))
+        yield Attack(f"socket: {name}, nothing read", partial(_encoded, messages), _on_socket(reads=False))
     yield Attack(
-        "socket: a frame of 64 MiB",
-        _sending(lambda: (64 * MIB).to_bytes(4, "little") + b"\xdd\xff\xff\xff\xff" + b"\0" * (64 * MIB - 5)),
+        "socket: a frame of 64 MiB of nothing", lambda: (64 * MIB).to_bytes(4, "little") + bytes(64 * MIB), _on_socket(reads=True)
     )
-    yield Attack("socket: a text of 60 MiB", _asking(lambda: [Submit(1, TextPrompt("hello " * (10 * MIB)), SamplingParams())]))
-    ids = bytes(4 * 4000)
-    few = SamplingParams(max_tokens=4)
-    yield Attack(
-        "socket: 19,000 prompts of 4,000 tokens",
-        _asking(lambda: [Submit(1 + number, TokenPrompt(ids), few) for number in range(19_000)]),
-    )
-    yield Attack("socket: 60 MiB of empty lists", _sending(lambda: frames([b"\x90" * (60 * MIB)])))
+    yield Attack("socket: 60 million empty lists", lambda: frames([b"\x90" * (60 * MIB)]), _on_socket(reads=True))
 
 
-def _asking(messages: Callable[[], list[object]], *, reads: bool = True) -> Callable[[Target], Awaitable[str]]:
-    def data() -> bytes:
-        return frames(map(encode, messages()))
-
-    return _sending(data, reads=reads)
+def _encoded(messages: Callable[[], list[object]]) -> bytes:
+    return frames(map(encode, messages()))
 
 
-def _sending(data: Callable[[], bytes], *, reads: bool = True) -> Callable[[Target], Awaitable[str]]:
-    async def send(target: Target) -> str:
-        sent = frames([encode(Hello(WIRE_VERSION))]) + await asyncio.to_thread(data)
+def _on_socket(*, reads: bool) -> Send:
+    async def send(target: Target, data: bytes) -> str:
         reader, writer = await asyncio.open_unix_connection(target.socket)
-        writing = asyncio.ensure_future(_write(writer, sent))
+        writing = asyncio.ensure_future(_write(writer, frames([encode(Hello(WIRE_VERSION))]) + data))
         received = 0
         try:
-            async with asyncio.timeout(10.0):
+            async with asyncio.timeout(5.0):
                 while reads and (piece := await reader.read(MIB)):
                     received += len(piece)
                 await asyncio.wait({writing})
-                await asyncio.sleep(10.0)
+                await asyncio.sleep(5.0)
         except (TimeoutError, ConnectionError):
             pass
         finally:

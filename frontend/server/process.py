@@ -11,6 +11,7 @@ from frontend.server.api.app import create_app
 from frontend.server.bind import bind_http
 from frontend.server.generation import TextEngine
 from frontend.server.grammars import Grammars
+from frontend.server.http.limits import Limits, body_limit
 from frontend.server.http.server import HttpServer
 from frontend.server.ipc.server import IpcServer
 from frontend.server.router import Router
@@ -62,7 +63,7 @@ class FrontendProcess:
                 return
             grammars.start()
             engine = TextEngine(config, router, tokenizer, self._renderer, grammars)
-            http = HttpServer(create_app(engine, config), listener)
+            http = HttpServer(create_app(engine, config), listener, Limits(body=body_limit(router.capacity.max_model_len)))
             await http.start()
             if ipc is not None:
                 await ipc.start(engine)

@@ -10,7 +10,7 @@ import numpy as np
 from frontend.errors import CONTEXT_LENGTH_EXCEEDED, InvalidRequest
 from frontend.server.text.conversation import templated
 from frontend.server.text.rendering.renderer import Renderer, render_job
-from frontend.server.text.tokenizer import Tokenizer
+from frontend.server.text.tokenizer import Tokenizer, check_characters
 from frontend.wire import ChatTurn, Conversation, TextPrompt, TokenPrompt
 from protocol.codec import Int32Array, unpack_int32
 from protocol.errors import ProtocolError
@@ -92,6 +92,7 @@ class Prompts:
 
     async def _rendered(self, asked: Conversation, limit: int) -> _RenderedPrompt:
         check_number(len(asked.turns), limit)
+        check_characters(sum(map(_content_size, asked.turns)), limit, "messages")
         job, fence = await off_loop(_size(asked), lambda: self.job_now(asked))
         # Templates write their own special tokens.
         return _RenderedPrompt(await self._renderer.render(job), fence, asked.add_special_tokens)
@@ -128,6 +129,10 @@ def _size(asked: Asked | _RenderedPrompt) -> int:
         case list():
             return len(asked) // 2  # about 50 ns each
     return 0
+
+
+def _content_size(turn: ChatTurn) -> int:
+    return sum(map(len, turn.content)) if isinstance(turn.content, list) else len(turn.content or "")
 
 
 def _turn_size(turn: ChatTurn) -> int:

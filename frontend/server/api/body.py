@@ -1,13 +1,22 @@
-"""Reading a request's body: declared as JSON, then decoded, with errors that say what is wrong. Its size is the server's matter."""
+"""Reading a request's body: declared as JSON, then decoded, with errors that say what is wrong. Its size is the server's matter.
 
+What it is made of is looked at here: a body of many small things is much more work, and takes much more memory, than one long text.
+"""
+
+import asyncio
 from typing import TypeVar
 
 import msgspec
 from starlette.requests import Request
 
 from frontend.server.api.errors import ApiError, from_decoding
+from frontend.server.api.structure import parts
 
 Body = TypeVar("Body")
+
+_LARGE = 256 << 10  # bytes; below, any body is decoded in a few milliseconds
+_PARTS = 100_000  # arrays, objects and members of any body, and …
+_PARTS_PER_TOKEN = 4  # … more where the context is long: a message is an object with two or three members, and takes some tokens
 
 _FORM = "application/x-www-form-urlencoded"
 
@@ -18,8 +27,14 @@ async def read(request: Request, decoder: msgspec.json.Decoder[Body]) -> Body:
     pieces = [piece async for piece in request.stream() if piece]
     if not pieces:
         raise ApiError(400, "the body is empty: send the request as JSON", code="empty_body")
+    data = pieces[0] if len(pieces) == 1 else b"".join(pieces)
+    if len(data) > _LARGE:
+        most = _PARTS + _PARTS_PER_TOKEN * request.app.state.engine.capacity.max_model_len
+        if (found := await asyncio.to_thread(parts, data)) > most:
+            message = f"the body has {found} arrays, objects and members of objects; at most {most} are taken"
+            raise ApiError(400, message, code="too_many_parts")
     try:
-        return decoder.decode(pieces[0] if len(pieces) == 1 else b"".join(pieces))
+        return decoder.decode(data)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise from_decoding(error) from error
 

@@ -14,6 +14,7 @@ from frontend.wire import ChatTurn, Conversation
 from protocol.params import Grammar, SamplingParams
 
 _ABSENT = msgspec.Raw(b"")
+_LONGEST_NEUTRAL = 1000  # bytes; what is longer is not decoded only to see whether it is empty
 
 # Neutral values of fields that are not supported, besides null, false, "", [] and {}.
 _NEUTRAL: dict[str, tuple[object, ...]] = {
@@ -264,6 +265,8 @@ def asks_for_something(name: str, raw: msgspec.Raw) -> bool:
     data = bytes(raw)
     if not data:
         return False
+    if len(data) > _LONGEST_NEUTRAL:
+        return True
     try:
         value = msgspec.json.decode(data)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:

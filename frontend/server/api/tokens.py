@@ -4,7 +4,7 @@ import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
 
-from frontend.errors import InvalidRequest
+from frontend.errors import CONTEXT_LENGTH_EXCEEDED, InvalidRequest
 from frontend.server.api import body, jobs
 from frontend.server.api.errors import ApiError
 from frontend.server.api.schemas import DETOKENIZE_DECODER, TOKENIZE_DECODER, refuse_unsupported
@@ -39,7 +39,10 @@ async def detokenize(request: Request) -> Response:
     engine = _engine(request)
     asked = await body.read(request, DETOKENIZE_DECODER)
     jobs.model_name(engine, asked.model)
-    size = engine.capacity.vocab_size
+    size, limit = engine.capacity.vocab_size, engine.capacity.max_model_len
+    if len(asked.tokens) > limit:
+        message = f"This model's maximum context length is {limit} tokens; tokens has {len(asked.tokens)}"
+        raise InvalidRequest(message, "tokens", CONTEXT_LENGTH_EXCEEDED)
 
     def text() -> str:
         if any(not 0 <= token_id < size for token_id in asked.tokens):

@@ -16,7 +16,10 @@ from frontend.server.http.exchange import Exchange, whole_answer
 from frontend.server.http.host import Host
 from frontend.server.http.intake import Intake
 
-_MOST_PIECES = 100  # of pending bytes, parsed before others get their turn: a millisecond, however small the chunks of a body
+# Of the work on pending bytes, done before others get their turn: a millisecond or two, however small the chunks of a body. A piece
+# is ten, each chunk in it is one.
+_MOST_WORK = 1000
+_PIECE_WORK = 10
 _FIRST_PROBES = 2  # sent at the same distance: what the first provokes, the second meets
 
 
@@ -122,6 +125,16 @@ class Connection(asyncio.Protocol):
         """See Peer."""
         return self._host.draining or (self._ended and not self._intake)
 
+    async def turn(self, size: int) -> None:
+        """See Peer. What is small does not wait."""
+        if size > self._limits.small:
+            await self._host.turns.take(size)
+
+    def end_turn(self, size: int) -> None:
+        """See Peer."""
+        if size > self._limits.small:
+            self._host.turns.give(size)
+
     def took_body(self) -> None:
         """See Peer."""
         self._count()
@@ -161,11 +174,14 @@ class Connection(asyncio.Protocol):
     def _advance(self) -> None:
         """Takes as much of what is pending as one exchange, and one turn of the loop, may have."""
         try:
-            for _ in range(_MOST_PIECES):
+            work = 0
+            while work < _MOST_WORK:
+                work += _PIECE_WORK
                 if not self._intake or not (
                     self._take_head() if self._phase in _AT_HEAD else self._phase is _Phase.BODY and self._take_body()
                 ):
                     return
+                work += self._intake.chunks
             self._go_on_later()
         except ApiError as error:
             self._refuse(error)

@@ -38,6 +38,12 @@ class Peer(Protocol):
     def is_last(self) -> bool:
         """The connection takes no further request."""
 
+    async def turn(self, size: int) -> None:
+        """Returns when the application may work on a body of that size."""
+
+    def end_turn(self, size: int) -> None:
+        """It does no more."""
+
     def took_body(self) -> None:
         """The application has taken the body."""
 
@@ -60,6 +66,7 @@ class Exchange:
         self._over = asyncio.Event()  # the answer is complete, or nobody waits for it
         self._taken = self._started = self._chunked = self._bodiless = False
         self._unsent = b""  # the head, for a moment
+        self._in_work = 0  # bytes of a body that has its turn
         self._ahead = 0  # bytes of _PROTOCOL that a probe has sent already
         self._probes = 0
 
@@ -69,6 +76,8 @@ class Exchange:
             await app(self.head.scope, self.receive, self.send)
         except Exception as error:  # noqa: BLE001 - a fault of ours, which concerns this request
             _FAULTS.say(f"{self.head.scope['method']} {self.head.scope['path']!r} failed", error)
+        finally:
+            self._end_turn()
         if not self._over.is_set():
             self.refuse(ApiError(500, "the engine failed on this request", code="internal_error"))
 
@@ -133,13 +142,24 @@ class Exchange:
                 self._peer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
             await self._whole.wait()
             self._taken = True
+            await self._begin_turn(len(self._body))
             if not self._over.is_set():
                 body = bytes(self._body)
                 self._body = bytearray()
                 self._peer.took_body()
                 return {"type": "http.request", "body": body, "more_body": False}
+        self._end_turn()  # who waits for the client to leave has done its work on the body
         await self._over.wait()
         return {"type": "http.disconnect"}
+
+    async def _begin_turn(self, size: int) -> None:
+        await self._peer.turn(size)
+        self._in_work = size
+
+    def _end_turn(self) -> None:
+        size, self._in_work = self._in_work, 0
+        if size:
+            self._peer.end_turn(size)
 
     async def send(self, message: Message) -> None:
         """Writes the head, or a piece of the body. Without effect when nobody reads it."""
@@ -166,6 +186,7 @@ class Exchange:
     def _start(self, status: int, headers: Headers) -> None:
         scope = self.head.scope
         self._started = True
+        self._end_turn()
         self._bodiless = scope["method"] == "HEAD" or status in (204, 304)
         fields = [(b"date", self._peer.date()), *headers]
         is_old, has_length = scope["http_version"] == "1.0", any(name == b"content-length" for name, _ in fields)

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Protocol
 from frontend.server.api.errors import ApiError
 from frontend.server.http.exchange import Exchange
 from frontend.server.http.limits import Limits
+from frontend.server.http.turns import Turns
 
 if TYPE_CHECKING:
     from frontend.server.http.connection import Connection
@@ -15,6 +16,7 @@ class Host(Protocol):
 
     limits: Limits
     draining: bool
+    turns: Turns  # of the application, at working on bodies
 
     def admit(self, connection: "Connection") -> bool:
         """Counts a connection; False: it is one too many."""

@@ -36,6 +36,11 @@ class Intake:
         """The request whose head came last is here in full."""
         return self._parser.complete
 
+    @property
+    def chunks(self) -> int:
+        """That began in the last piece."""
+        return self._parser.chunks
+
     def head(self) -> Head | None:
         """The next head, if it is here in full. Raises ApiError when it is malformed or too long."""
         pending, limit = self._bytes, self._limits.head

@@ -4,9 +4,18 @@ import resource
 from dataclasses import dataclass, field
 
 MAX_BODY = 16 << 20  # bytes: the longest prompts, as lists of token ids, take a few MiB
+_BODY_BESIDES = 2 << 20  # bytes for all that is not the prompt: tools, schemas, several prompts
+_BODY_PER_TOKEN = (
+    256  # of context: a token is six bytes as a number and seldom more than ten as text, and there may be several prompts
+)
 
 _DESCRIPTORS_KEPT = 256  # for Python clients, pipes, files and the connections that are about to be turned away
 _MOST_CONNECTIONS = 16_384  # as many as the engine takes requests
+
+
+def body_limit(max_model_len: int) -> int:
+    """Bytes that a body may have where a context has that many tokens: more could not be used."""
+    return min(MAX_BODY, _BODY_BESIDES + _BODY_PER_TOKEN * max_model_len)
 
 
 def most_connections() -> int:
@@ -28,6 +37,10 @@ class Limits:
     head: int = 64 << 10  # bytes of request line, headers, chunk extensions and trailers together
     body: int = MAX_BODY
     received: int = 256 << 20  # bytes of all connections together that the application has not taken yet
+    small: int = 16 << 10  # bytes of a body that is worked on at once
+    in_work: int = (
+        32 << 20
+    )  # bytes of larger bodies that the application works on at a time: decoded, they take up to ten times that
     pipelined: int = 256 << 10  # bytes behind the request under way: one read of the event loop
     head_seconds: float = 30.0  # for a head, from the first byte, or from the connection on
     body_seconds: float = 30.0  # for a body, from its head on

@@ -13,7 +13,8 @@ _REQUEST_LINE = re.compile(rb"[A-Z-]+ +[^ \r\n]+ HTTP/1\.[01]\r\n")  # llhttp al
 _UPGRADE = re.compile(rb"\r\nupgrade:[^\r\n]*", re.IGNORECASE)
 _EMPTY_LINE = b"\r\n\r\n"
 _ONCE = frozenset({b"host", b"transfer-encoding", b"content-length"})  # two of them, and two readers may not see the same request
-_PIECE = 64 << 10  # bytes of a body that are parsed at once
+_PIECE = 64 << 10  # bytes of a body that are parsed at once, and …
+_PIECE_OF_CHUNKS = 4 << 10  # … where it comes in chunks, which may be of a byte each
 _CHUNK_LINE = 16  # bytes around a chunk that are nobody's fault: its size in digits, and two ends of lines
 
 
@@ -69,13 +70,13 @@ class RequestParser:
         across: int = (self._tail + data[: len(_EMPTY_LINE) - 1]).find(_EMPTY_LINE)
         if across >= 0:
             return across + len(_EMPTY_LINE) - len(self._tail)
-        end: int = data.find(_EMPTY_LINE, 0, _PIECE)
-        return end + len(_EMPTY_LINE) if end >= 0 else min(len(data), _PIECE)
+        end: int = data.find(_EMPTY_LINE, 0, _PIECE_OF_CHUNKS)
+        return end + len(_EMPTY_LINE) if end >= 0 else min(len(data), _PIECE_OF_CHUNKS)
 
     def body(self, data: bytes) -> bytes:
         """Takes a piece, and returns what of it is body. Raises ApiError."""
         self._body.clear()
-        self._chunks = 0
+        self.chunks = 0
         self._feed(data)
         body = b"".join(self._body)
         if self._left >= 0:
@@ -83,7 +84,7 @@ class RequestParser:
         else:
             self._tail = (self._tail + data)[-len(_EMPTY_LINE) + 1 :]
             framing = len(data) - len(body)
-            self.framing += framing - min(framing, self._chunks * _CHUNK_LINE)
+            self.framing += framing - min(framing, self.chunks * _CHUNK_LINE)
         return body
 
     # httptools' callbacks
@@ -115,7 +116,7 @@ class RequestParser:
 
     def on_chunk_header(self) -> None:
         """A chunk begins."""
-        self._chunks += 1
+        self.chunks += 1
 
     def on_body(self, body: bytes) -> None:
         """Bytes of the body."""
@@ -138,7 +139,7 @@ class RequestParser:
         self._values: dict[bytes, bytes] = {}
         self._twice = b""  # the name of a header that must not come twice, and did
         self._body: list[bytes] = []  # of this piece
-        self._chunks = 0  # of this piece
+        self.chunks = 0  # that began in this piece
 
     def _feed(self, data: bytes) -> None:
         try:

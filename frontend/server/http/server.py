@@ -15,6 +15,7 @@ from frontend.server.http.connection import Connection
 from frontend.server.http.exchange import Exchange
 from frontend.server.http.limits import Limits
 from frontend.server.http.occasional import OccasionalLog
+from frontend.server.http.turns import Turns
 from protocol.clock import now
 
 _REFUSALS = OccasionalLog(logging.getLogger(__name__), logging.WARNING)
@@ -29,6 +30,7 @@ class HttpServer:
         self.app = app
         self.limits = limits or Limits()
         self.draining = False
+        self.turns = Turns(self.limits.in_work)
         self.held = 0  # bytes received that the application has not taken
         self.connections: set[Connection] = set()
         self._idle: dict[Connection, None] = {}  # the one that is idle longest first

@@ -74,9 +74,8 @@ class Tokenizer:
 
         Raises InvalidRequest on text that no tokenizer can take: too long for `limit`, or with lone surrogates.
         """
-        if limit is not None and len(text) > limit * _LONGEST_TOKEN:
-            message = f"This model's maximum context length is {limit} tokens; the prompt's {len(text)} characters cannot fit"
-            raise InvalidRequest(message, field, CONTEXT_LENGTH_EXCEEDED)
+        if limit is not None:
+            check_characters(len(text), limit, field)
         try:
             if not fence:
                 return self._fast.encode(text, add_special_tokens=add_special_tokens).ids
@@ -108,6 +107,13 @@ class Tokenizer:
             return data.decode()
         except UnicodeDecodeError:
             return "bytes:" + "".join(f"\\x{byte:02x}" for byte in data)
+
+
+def check_characters(characters: int, limit: int, field: str) -> None:
+    """Raises InvalidRequest when a text of that length fits no context of `limit` tokens, whatever its tokens are."""
+    if characters > limit * _LONGEST_TOKEN:
+        message = f"This model's maximum context length is {limit} tokens; the prompt's {characters} characters cannot fit"
+        raise InvalidRequest(message, field, CONTEXT_LENGTH_EXCEEDED)
 
 
 def load_tokenizer(config: EngineConfig) -> Tokenizer:

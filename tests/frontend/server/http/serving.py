@@ -17,10 +17,12 @@ from frontend.server.http.server import HttpServer
 
 
 class Application:
-    """ASGI: says what it got under /echo, in pieces under /stream when told, and nothing until told under /hold."""
+    """ASGI: says what it got under /echo, in pieces under /stream when told, and nothing until told under /hold, or under /work,
+    where it does not look whether the client is still there."""
 
     def __init__(self) -> None:
         self.running = self.most_running = 0
+        self.working = 0  # under /work
         self.started: list[str] = []
         self.gone: list[str] = []  # paths whose client left before the answer
         self.go = asyncio.Event()
@@ -58,6 +60,10 @@ class Application:
         if message["type"] == "http.disconnect":
             self.gone.append(path)
             return
+        if path == "/work":
+            self.working += 1
+            self._note()
+            await self.go.wait()
         if path == "/stream":
             await send({"type": "http.response.start", "status": 200, "headers": []})
             await send({"type": "http.response.body", "body": b"first", "more_body": True})

@@ -86,6 +86,14 @@ def test_a_body_that_is_much_work_leaves_others_their_turns() -> None:
             turns += 1
         assert (await answer).body == b"POST /echo %d" % len(body)
         assert turns > (1 << 15) / 100
+        body, turns = b"x", 0
+        client.send(post_chunks("/echo", *[body] * 20_000))  # or each chunk is of a byte
+        answer = asyncio.ensure_future(client.answer())
+        while not answer.done():
+            await asyncio.sleep(0)
+            turns += 1
+        assert (await answer).body == b"POST /echo 20000"
+        assert turns > 20_000 / 2000
 
     on_server(test)
 
