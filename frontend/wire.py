@@ -12,7 +12,7 @@ import msgspec
 
 from protocol.codec import Decoder
 from protocol.errors import ProtocolError
-from protocol.messages import EngineStats, FinishReason, Message, TraceRecords
+from protocol.messages import EngineStats, FinishReason, Message, Story, TraceRecords
 from protocol.params import SamplingParams
 
 WIRE_VERSION = 1
@@ -106,7 +106,8 @@ class Ask(Message, frozen=True, tag="ask"):
     """A question about the engine, answered by the report of that name."""
 
     request_id: int
-    what: Literal["health", "stats", "trace"]
+    what: Literal["health", "stats", "trace", "story"]
+    subject: str = ""  # of a story: the request's number, or what its client called it; empty: the latest requests
 
 
 ClientMessage = Hello | Submit | Cancel | Ask
@@ -205,7 +206,14 @@ class TraceReport(Message, frozen=True, tag="trace_report"):
     answered_i64: bytes  # rows (worker, step id, nanoseconds): when the tokens of a step reached the frontend
 
 
-ServerMessage = Welcome | Accepted | Delta | Refused | HealthReport | StatsReport | TraceReport
+class StoryReport(Message, frozen=True, tag="story_report"):
+    """Answers Ask("story")."""
+
+    request_id: int
+    stories: tuple[Story, ...]  # of the latest requests that the subject may mean, oldest first
+
+
+ServerMessage = Welcome | Accepted | Delta | Refused | HealthReport | StatsReport | TraceReport | StoryReport
 SERVER_MESSAGES: Decoder[list[ServerMessage]] = Decoder(list[ServerMessage])
 
 

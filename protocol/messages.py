@@ -40,6 +40,7 @@ class AddRequest(Message, frozen=True, tag="add"):
     priority: int = 0  # lower runs first
     stream: bool = True  # False: the tokens come once, in `Finished`; not for requests that ask for log-probabilities
     cache_salt: str = ""  # requests share prefix-cache blocks only with the same salt
+    name: str = ""  # what its client calls it, for people: an HTTP answer's x-request-id; several requests may share one
 
 
 class AbortRequest(Message, frozen=True, tag="abort"):
@@ -60,11 +61,15 @@ class GetTrace(Message, frozen=True, tag="trace"):
     query_id: int
 
 
+ANY_REQUEST = -1  # no request has this number
+
+
 class GetStory(Message, frozen=True, tag="story"):
-    """Asks how a request came to stand where it stands, as one Story."""
+    """Asks how a request came to stand where it stands, as one Story: that of this number, or the latest of this name."""
 
     query_id: int
-    request_id: int
+    request_id: int  # ANY_REQUEST: that of the name; without a name, the latest of all
+    name: str = ""
 
 
 class FrontendJoined(Message, frozen=True, tag="joined"):
@@ -138,6 +143,7 @@ class WorkerStats(Message, frozen=True):
     blocks_free: int
     steps: int
     in_flight: int
+    device_busy_ns: int = 0  # time that the device took for the steps of this incarnation
 
 
 class EngineStats(Message, frozen=True, tag="stats"):
@@ -147,6 +153,7 @@ class EngineStats(Message, frozen=True, tag="stats"):
     waiting: int
     workers: tuple[WorkerStats, ...]
     counters: dict[str, int]  # requests, tokens, preemptions, prefix cache queries and hits, refused frames by cause, …
+    now_ns: int = 0  # when they were so, on the one clock
 
 
 class TraceRecords(Message, frozen=True, tag="trace"):
@@ -170,9 +177,12 @@ class Story(Message, frozen=True, tag="story"):
     """Answers GetStory."""
 
     query_id: int
-    request_id: int
+    request_id: int  # ANY_REQUEST: none was found
     moves: tuple[Move, ...]  # oldest first, as far back as the scheduler remembers
     now: str  # where it stands and what it waits for, for people
+    name: str = ""  # what its client calls it
+    request_ids: tuple[int, ...] = ()  # all of the name that was asked for, oldest first; the latest of all, if it was empty
+    now_ns: int = 0  # when this was told, on the clock of the moves
 
 
 SchedulerToFrontend = EngineReady | TokenBatch | EngineStats | TraceRecords | Pulse | Story

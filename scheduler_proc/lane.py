@@ -47,6 +47,8 @@ class Lane:
         self._headroom = Headroom(self.pool, ready.block_size, prefix_caching=prefix_caching)
         self.in_flight: deque[InFlightStep] = deque()
         self.progress_ns = 0  # when the worker answered last, or got work after a rest; on the clock that limits are kept by
+        self.device_busy_ns = 0  # time that the device took for the steps that were answered
+        self._device_ended_ns = 0  # when it had done the latest of them
         num_slots = min(ready.max_num_seqs, token_budget)  # every decoding slot takes one token of each step's budget
         max_blocks = -(-ready.max_model_len // ready.block_size)
         self.requests: list[Request | None] = [None] * num_slots
@@ -71,6 +73,11 @@ class Lane:
         self.released: list[int] = []  # these and the next two wait for the next step's message
         self.joins: list[int] = []
         self.leaves: list[int] = []
+
+    def count_device_time(self, started_ns: int, finished_ns: int) -> None:
+        """A step ran on the device. One that is said to have begun before the step ahead of it was done began then."""
+        self.device_busy_ns += max(0, finished_ns - max(started_ns, self._device_ended_ns))
+        self._device_ended_ns = max(self._device_ended_ns, finished_ns)
 
     @property
     def num_running(self) -> int:

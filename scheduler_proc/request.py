@@ -51,6 +51,7 @@ class Request:
     order: int  # arrival number: earlier first within a priority
     stream: bool
     cache_salt: str
+    name: str = ""  # what its client calls it
     state: RequestState = RequestState.NEW
     worker: int = NOWHERE  # of the slot that it holds
     slot: int = NOWHERE
@@ -104,4 +105,5 @@ def from_message(message: AddRequest, order: int) -> Request:
         order=order,
         stream=message.stream,
         cache_salt=message.cache_salt,
+        name=message.name,
     )

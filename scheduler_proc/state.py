@@ -9,6 +9,7 @@ from protocol.config import EngineConfig
 from protocol.credit import Verdict
 from protocol.errors import ProtocolError
 from protocol.messages import (
+    ANY_REQUEST,
     AbortRequest,
     AddRequest,
     EngineStats,
@@ -37,6 +38,7 @@ from scheduler_proc.explain import explain
 from scheduler_proc.fleet import Fleet
 from scheduler_proc.frontends import Frontends
 from scheduler_proc.lane import Lane
+from scheduler_proc.names import MOST_OF_ONE_NAME
 from scheduler_proc.plan import plan_step
 from scheduler_proc.probation import Culprit, in_flight_requests
 from scheduler_proc.request import NOWHERE, Request, RequestState, from_message
@@ -101,7 +103,7 @@ class SchedulerState:
 
     def stats(self, query_id: int = 0) -> EngineStats:
         """The queue, the workers and all counters, as they are now."""
-        return engine_stats(query_id, self.lanes, self._config.workers, len(self.admission), self.counters)
+        return engine_stats(query_id, self.lanes, self._config.workers, len(self.admission), self.counters, self.story.now_ns)
 
     def _on_add(self, message: AddRequest) -> None:
         if message.request_id in self.requests:
@@ -146,9 +148,18 @@ class SchedulerState:
                 return self.stats(query_id)
             case GetTrace(query_id):
                 return TraceRecords(query_id, COLUMNS, self.trace.rows().astype("<i8").tobytes())
-            case GetStory(query_id, request_id):
-                now = explain(self.requests.get(request_id), self.lanes, self.admission)
-                return Story(query_id, request_id, self.story.of(request_id), now)
+            case GetStory():
+                return self._tell(query)
+
+    def _tell(self, query: GetStory) -> Story:
+        story, request_id = self.story, query.request_id
+        found: tuple[int, ...] = (request_id,)
+        if request_id == ANY_REQUEST:
+            found = story.names.find(query.name) if query.name else story.latest(MOST_OF_ONE_NAME)
+            request_id = found[-1] if found else ANY_REQUEST
+        now = explain(self.requests.get(request_id), self.lanes, self.admission)
+        name, now_ns = story.names.of(request_id), story.now_ns
+        return Story(query.query_id, request_id, story.of(request_id), now, name, request_ids=found, now_ns=now_ns)
 
     def _on_worker(self, worker: int, message: WorkerToScheduler, now_ns: int) -> None:
         match message:
@@ -189,6 +200,7 @@ class SchedulerState:
             return
         lane.progress_ns = self._clock.now_ns
         self.trace.record(worker, step, output, now_ns)
+        lane.count_device_time(*output.times_ns[3:5])
         self.counters["steps"] += 1
         if step.chunks:
             self.counters["prefill_tokens"] += step.num_prefill_tokens

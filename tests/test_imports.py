@@ -59,6 +59,8 @@ BRINGS: dict[str, tuple[str, ...]] = {
     "frontend.bench.__main__": ("httptools", "uvloop"),
     "frontend.bench.trace.__main__": (),
     "frontend.terminal.chat.__main__": ("rich",),
+    "frontend.terminal.story": (),
+    "frontend.terminal.top.__main__": ("rich",),
     "scheduler_proc.__main__": (),
     "tpu_worker.__main__": (),  # the simulated device needs no JAX
 }

@@ -13,6 +13,7 @@ from frontend.client.outputs import CompletionOutput, RequestOutput, Usage
 from frontend.errors import DeadlineExceeded, EngineUnavailable, InvalidRequest, Overloaded, RequestLost
 from frontend.wire import Delta, Health, Logprob
 from protocol.errors import EngineError
+from protocol.messages import Move, Story
 from protocol.params import SamplingParams
 
 __all__ = [
@@ -29,10 +30,12 @@ __all__ = [
     "Health",
     "InvalidRequest",
     "Logprob",
+    "Move",
     "Overloaded",
     "RequestLost",
     "RequestOutput",
     "SamplingParams",
+    "Story",
     "Stream",
     "Usage",
 ]

@@ -14,7 +14,7 @@ from frontend.client.session import CONNECT_SECONDS, QUESTION_SECONDS, Session
 from frontend.client.steps import Steps
 from frontend.errors import InvalidRequest
 from frontend.wire import Delta, Health
-from protocol.messages import EngineStats
+from protocol.messages import EngineStats, Story
 from protocol.params import SamplingParams
 
 
@@ -223,3 +223,9 @@ class AsyncClient:
     async def trace(self) -> Steps:
         """The latest steps of all workers, with the time of every stage."""
         return await self._pipe.finish(self._session.trace(), QUESTION_SECONDS)
+
+    async def story(self, request: int | str = "") -> tuple[Story, ...]:
+        """How requests came to stand where they stand, oldest first: those that the engine numbered so, or whose HTTP answer had
+        this id or x-request-id; with nothing given, the latest. Empty: none that the engine remembers is called so.
+        """
+        return await self._pipe.finish(self._session.story(str(request)), QUESTION_SECONDS)

@@ -69,7 +69,7 @@ def checked(params: SamplingParams | None, vocab_size: int) -> SamplingParams:
         check(same, vocab_size)
     except ParameterError as error:
         raise InvalidRequest(str(error), error.param) from error
-    texts = {name: [_sendable(text, f"{name}[{index}]") for index, text in enumerate(getattr(same, name))] for name in _TEXTS}
+    texts = {name: [sendable(text, f"{name}[{index}]") for index, text in enumerate(getattr(same, name))] for name in _TEXTS}
     return msgspec.structs.replace(same, **texts)
 
 
@@ -77,7 +77,7 @@ def checked_salt(cache_salt: str) -> str:
     """A salt that can be sent."""
     if not isinstance(cache_salt, str):
         raise InvalidRequest(f"cache_salt must be a text, not {type(cache_salt).__name__}", "cache_salt")
-    return _sendable(cache_salt, "cache_salt")
+    return sendable(cache_salt, "cache_salt")
 
 
 def _converted(name: str, kind: object, value: object) -> Any:
@@ -90,7 +90,7 @@ def _converted(name: str, kind: object, value: object) -> Any:
         raise InvalidRequest(f"{param}: {reason}", param) from error
 
 
-def _sendable(text: str, param: str) -> str:
+def sendable(text: str, param: str) -> str:
     """A plain string of what UTF-8 can say, from one of any kind."""
     try:
         text.encode()

@@ -7,7 +7,7 @@ from typing import Literal, TypeVar
 
 from frontend.client.batch import Batch
 from frontend.client.discovery import cannot_connect, find_socket
-from frontend.client.parameters import checked, checked_salt
+from frontend.client.parameters import checked, checked_salt, sendable
 from frontend.client.prompts import Prompt, Prompts, pair, to_wire
 from frontend.client.reply import Reply
 from frontend.client.requests import StreamedRequest, WholeRequest
@@ -30,6 +30,7 @@ from frontend.wire import (
     Refused,
     ServerMessage,
     StatsReport,
+    StoryReport,
     Submit,
     TraceReport,
     Welcome,
@@ -38,16 +39,16 @@ from frontend.wire import (
 from frontend.wire import Prompt as WirePrompt
 from protocol.codec import encode
 from protocol.errors import EngineError, ProtocolError
-from protocol.messages import EngineStats
+from protocol.messages import EngineStats, Story
 from protocol.params import SamplingParams
 
 CONNECT_SECONDS = 60.0  # an engine that compiles for the first time takes so long
 QUESTION_SECONDS = 30.0  # an engine that is alive answers in milliseconds
 
 AnyRequest = WholeRequest | StreamedRequest
-AnyQuestion = Reply[Health] | Reply[EngineStats] | Reply[Steps]
+AnyQuestion = Reply[Health] | Reply[EngineStats] | Reply[Steps] | Reply[tuple[Story, ...]]
 KindOfRequest = TypeVar("KindOfRequest", WholeRequest, StreamedRequest)
-Answer = TypeVar("Answer", Health, EngineStats, Steps)
+Answer = TypeVar("Answer", Health, EngineStats, Steps, tuple[Story, ...])
 
 
 class Session:
@@ -111,6 +112,10 @@ class Session:
     def trace(self) -> Reply[Steps]:
         """The latest steps."""
         return self._ask("trace", Steps)
+
+    def story(self, request: str) -> Reply[tuple[Story, ...]]:
+        """How requests came to stand where they stand."""
+        return self._ask("story", tuple, sendable(request, "request"))
 
     # for the faces
 
@@ -177,6 +182,8 @@ class Session:
                 self._on_report(request_id, report)
             case TraceReport(request_id):
                 self._on_report(request_id, read_steps(message))
+            case StoryReport(request_id, stories):
+                self._on_report(request_id, stories)
             case Welcome():
                 self.greeting.take(message)
 
@@ -202,17 +209,17 @@ class Session:
             self._outgoing.append(encode(Cancel(request_id)))
             request.fail(RequestLost("the request was cancelled"))
 
-    def _on_report(self, request_id: int, report: Health | EngineStats | Steps) -> None:
+    def _on_report(self, request_id: int, report: Health | EngineStats | Steps | tuple[Story, ...]) -> None:
         if (question := self._questions.pop(request_id, None)) is not None:
             question.take(report)
 
-    def _ask(self, what: Literal["health", "stats", "trace"], kind: type[Answer]) -> Reply[Answer]:
+    def _ask(self, what: Literal["health", "stats", "trace", "story"], kind: type[Answer], subject: str = "") -> Reply[Answer]:
         self._check()
         request_id = next(self._ids)
         overdue = f"the engine at {self.path} did not answer"
         question = Reply(kind, overdue, lambda: self._questions.pop(request_id, None))
         self._questions[request_id] = question
-        self._outgoing.append(encode(Ask(request_id, what)))
+        self._outgoing.append(encode(Ask(request_id, what, subject)))
         return question
 
     @property

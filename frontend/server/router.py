@@ -8,6 +8,7 @@ import numpy as np
 
 from frontend.errors import EngineUnavailable, Overloaded, ShuttingDown
 from frontend.server.measures import Measures, Timeline
+from frontend.server.visit import current
 from protocol.channel import Receiver, Sender
 from protocol.clock import ChargedClock, now_ns
 from protocol.codec import Int32Array, Int64Array, pack_int32, unpack_int32, unpack_uint64
@@ -230,6 +231,9 @@ class Router:
         if self.is_full:
             raise Overloaded(f"{_MOST_REQUESTS // self._config.frontends} requests are under way: try again later")
         generation = Generation(self, next(self._ids), Timeline(len(token_ids), params.max_tokens, now_ns()))
+        visit = current()
+        if visit is not None:
+            visit.outputs.append(generation.timeline)
         self._outbox.send(
             AddRequest(
                 request_id=generation.request_id,
@@ -239,6 +243,7 @@ class Router:
                 priority=priority,
                 stream=stream,
                 cache_salt=cache_salt,
+                name=visit.name if visit is not None else "",
             )
         )
         self._generations[generation.request_id] = generation
@@ -263,9 +268,11 @@ class Router:
         assert isinstance(answer, TraceRecords)
         return answer
 
-    async def story(self, request_id: int) -> Story:
-        """How a request, by the number that the engine gave it, came to stand where it stands. Raises what `stats` raises."""
-        answer = await self._ask(lambda query_id: GetStory(query_id, request_id))
+    async def story(self, request_id: int, name: str = "") -> Story:
+        """How a request came to stand where it stands. `request_id`: ANY_REQUEST for the latest of this name, or, without one,
+        of all. Raises what `stats` raises.
+        """
+        answer = await self._ask(lambda query_id: GetStory(query_id, request_id, name))
         assert isinstance(answer, Story)
         return answer
 

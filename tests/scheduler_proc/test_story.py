@@ -2,10 +2,11 @@
 
 from collections import Counter
 
+import msgspec
 import numpy as np
 import pytest
 
-from protocol.messages import GetStory, Story
+from protocol.messages import ANY_REQUEST, GetStory, Story
 from protocol.params import EngineParams
 from scheduler_proc.breaches import Breach, Breaches
 from scheduler_proc.events import ToFrontend
@@ -14,11 +15,11 @@ from scheduler_proc.story import StoryRing
 from tests.scheduler_proc.world import World
 
 
-def told(world: World, request_id: int) -> Story:
+def told(world: World, request_id: int, name: str = "") -> Story:
     world.now += 1000
-    for command in world.state.handle([GetStory(5, request_id)], world.now):
+    for command in world.state.handle([GetStory(5, request_id, name)], world.now):
         if isinstance(command, ToFrontend) and isinstance(command.message, Story):
-            assert (command.message.query_id, command.message.request_id) == (5, request_id)
+            assert command.message.query_id == 5 and request_id in (ANY_REQUEST, command.message.request_id)
             return command.message
     raise AssertionError("no story was told")
 
@@ -109,6 +110,48 @@ def test_settling_says_how_many_tokens_are_in_flight() -> None:
     assert told(world, 1).now == "settling: 2 tokens of before its preemption are in flight"
     world.drain()
     world.check()
+
+
+def test_a_story_is_found_by_what_its_client_calls_it() -> None:
+    world = World(slots=4)
+    for request_id, name in ((1, "mine"), (2, ""), (3, "mine"), (4, "other")):
+        world.feed(msgspec.structs.replace(world.message(request_id, range(5), max_tokens=2), name=name))
+
+    def found(name: str) -> tuple[int, tuple[int, ...], str]:
+        story = told(world, ANY_REQUEST, name)
+        return story.request_id, story.request_ids, story.name
+
+    assert found("mine") == (3, (1, 3), "mine")
+    assert found("nobody") == (ANY_REQUEST, (), "")
+    assert found("") == (4, (1, 2, 3, 4), "other")
+    world.drain()
+    assert found("mine") == (3, (1, 3), "mine"), "ended requests are still told of"
+    world.check()
+
+
+def test_no_story_before_the_first_request() -> None:
+    world = World()
+    story = told(world, ANY_REQUEST)
+    assert (story.moves, story.request_ids) == ((), ())
+
+
+def test_who_has_stood_still_for_longest_is_forgotten_first() -> None:
+    ring = StoryRing(Breaches(Counter(), strict=True), capacity=4)
+    first, second = request(), request()
+    second.request_id = 2
+    for one, state in ((first, "WAITING"), (second, "WAITING"), (first, "PREFILLING"), (first, "DECODING"), (first, "FINISHED")):
+        ring.move(one, RequestState[state], "cause")
+    assert ring.of(2) == () and len(ring.of(1)) == 4
+    assert ring.latest(5) == (1,)
+
+
+def test_the_device_is_busy_with_one_step_at_a_time() -> None:
+    world = World()
+    world.add(0, range(5), max_tokens=2)
+    lane = world.state.lanes[0]
+    for started_ns, finished_ns in ((10, 30), (20, 50), (60, 70)):  # the second was dispatched while the first ran
+        lane.count_device_time(started_ns, finished_ns)
+    assert lane.device_busy_ns == 20 + 20 + 10
 
 
 def test_the_ring_is_bounded() -> None:

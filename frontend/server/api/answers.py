@@ -1,6 +1,5 @@
 """Writes the JSON of one request's answer, whole or in chunks."""
 
-import secrets
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -16,6 +15,7 @@ from frontend.server.api.jobs import Output
 from frontend.server.api.schemas import GenerationRequest
 from frontend.server.api.sse import Answering, EventStream, unless_gone
 from frontend.server.generation import TextDelta, TextGeneration, TokenLogprob
+from frontend.server.visit import current_name
 
 _json = msgspec.json.encode
 _DONE = b"data: [DONE]\n\n"
@@ -29,7 +29,7 @@ class Answer(ABC):
 
     def __init__(self, asked: GenerationRequest, *, id_prefix: str, kind: str, model: str) -> None:
         # The wall clock: this is for people, and nothing is computed from it.
-        self._head = {"id": f"{id_prefix}-{secrets.token_hex(12)}", "object": kind, "created": int(time.time()), "model": model}
+        self._head = {"id": f"{id_prefix}-{current_name()}", "object": kind, "created": int(time.time()), "model": model}
         self._open = _json(self._head)[:-1] + b',"choices":[{"index":'
         self._n = asked.choices
         self._token_ids = asked.return_token_ids is True

@@ -7,11 +7,11 @@ from collections.abc import Sequence
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from frontend.server.api.errors import ApiError
+from frontend.server.visit import Visit, begin, is_name, new_name
 
 _OPEN = frozenset(
     {"/health", "/ready", "/ping", "/version", "/metrics", "/openapi.json", "/docs"}
 )  # all else needs a key where keys are set
-_LONGEST_ID = 256
 _NO_KEY = ApiError(
     401,
     "no valid API key: send it as 'Authorization: Bearer KEY'",
@@ -40,8 +40,9 @@ class Guard:
                 authorization = value
             elif name == b"x-request-id":
                 request_id = value
-        if request_id and len(request_id) <= _LONGEST_ID and request_id.isascii() and request_id.decode().isprintable():
-            send = _echoing(send, request_id)
+        name = request_id.decode() if is_name(request_id) else new_name()
+        begin(Visit(name))
+        send = _naming(send, name.encode())
         if self._keys and not self._is_open(scope):
             salt = self._salt_of(authorization)
             if salt is None:
@@ -66,10 +67,10 @@ def _salt(key: str) -> str:
     return hashlib.blake2b(key.encode(), digest_size=16, person=b"prefix cache").hexdigest()
 
 
-def _echoing(send: Send, request_id: bytes) -> Send:
-    async def echo(message: Message) -> None:
+def _naming(send: Send, request_id: bytes) -> Send:
+    async def name(message: Message) -> None:
         if message["type"] == "http.response.start":
             message["headers"] = [*message["headers"], (b"x-request-id", request_id)]
         await send(message)
 
-    return echo
+    return name

@@ -65,6 +65,14 @@ class EngineCollector(Collector):
         for worker in alive:
             info.add_metric((self._model, str(worker.worker), block_size, str(worker.blocks), caches), 1)
         yield info
+        busy = CounterMetricFamily(
+            "twodeep:device_busy_seconds",
+            "Device time of all steps; 1 - rate: the idle share.",
+            labels=_LABELS,
+        )
+        for worker in alive:
+            busy.add_metric((self._model, str(worker.worker)), worker.device_busy_ns * 1e-9)
+        yield busy
         in_flight = {str(worker.worker): worker.in_flight for worker in alive}
         yield self._gauge("twodeep:steps_in_flight", "Steps sent to a worker and not answered.", in_flight)
         yield self._gauge("twodeep:workers_alive", "Workers that serve.", {_SCHEDULER: engine.capacity.workers})

@@ -5,8 +5,9 @@ from collections.abc import Callable
 import msgspec
 
 from frontend.server.generation import TextEngine
+from frontend.server.ipc.stories import Stories
 from frontend.server.shared import Shared
-from frontend.wire import Ask, Health, StatsReport, TraceReport
+from frontend.wire import Ask, Health, StatsReport, StoryReport, TraceReport
 from protocol.messages import TraceRecords
 
 
@@ -19,11 +20,14 @@ class Reports:
         self._counters = counters
         self._stats = Shared(engine.router.stats)
         self._trace = Shared(self._find_trace)
+        self._stories = Stories(engine.router)
 
-    async def answer(self, ask: Ask) -> StatsReport | TraceReport:
+    async def answer(self, ask: Ask) -> StatsReport | TraceReport | StoryReport:
         """The answer to a question that takes the scheduler to answer. Raises why it has none."""
         if ask.what == "trace":
             return TraceReport(ask.request_id, *await self._trace.get())
+        if ask.what == "story":
+            return StoryReport(ask.request_id, await self._stories.find(ask.subject))
         stats = await self._stats.get()
         return StatsReport(ask.request_id, msgspec.structs.replace(stats, counters=stats.counters | self._counters()))
 

@@ -219,6 +219,17 @@ def test_overload_says_when_to_come_back(client: Client, monkeypatch: pytest.Mon
     assert refused.value.retry_after > 0
 
 
+def test_stories(client: Client) -> None:
+    client.generate("tell", SamplingParams(max_tokens=2, n=2), progress=False)
+    latest = client.story()
+    assert [move.after for move in latest[-1].moves] == ["waiting", "prefilling", "decoding", "finished"]
+    assert latest[-1].now_ns >= latest[-1].moves[-1].at_ns
+    (same,) = client.story(latest[-1].request_id)
+    assert same.moves == latest[-1].moves
+    for nobody in ("nobody", "9" * 18, "0" * 400 + "1", "chatcmpl-", "\0", 0, -1):
+        assert client.story(nobody) == ()
+
+
 def test_health_statistics_and_trace(client: Client) -> None:
     health = client.health()
     assert (health.status, health.workers, health.workers_wanted, health.model) == ("ok", 1, 1, "demo")
