@@ -19,4 +19,5 @@ class Cohort:
     first_stop: Int32Array  # [R], one stop id of each, or -1
     more_stops: BoolArray | None  # [R], who has others; None: nobody
     streamed: BoolArray | None  # [R], who wants each token at once; None: everybody
+    constrained: Int32Array | None  # rows whose tokens wait for masks; None: nobody's do
     quiet_steps: int = 0  # steps that can be planned before one of these needs a block or has its last token scheduled

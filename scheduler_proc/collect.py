@@ -9,6 +9,7 @@ from protocol.codec import BoolArray, Int32Array, UInt64Array, unpack_int32
 from protocol.errors import ProtocolError
 from protocol.messages import Finished, FinishReason, ModelRunnerOutput, TopLogprobs
 from scheduler_proc.cohort import Cohort
+from scheduler_proc.forced import take_runs
 from scheduler_proc.in_flight import InFlightStep
 from scheduler_proc.lane import Lane
 from scheduler_proc.request import Request, RequestState
@@ -16,6 +17,7 @@ from scheduler_proc.request import Request, RequestState
 _EMPTY = np.empty(0, np.int32)
 _EMPTY_IDS = np.empty(0, np.uint64)
 _NOT_FINITE = "the model's output was not finite"
+_NOT_ALLOWED = "no token was left that the grammar and the request's other parameters permit, or the model's output was not finite"
 _NONE_LEFT = "no token was left that allowed_token_ids, bad_words and logit_bias permit, or the model's output was not finite"
 
 
@@ -29,18 +31,30 @@ class Outcome:
     logprobs: dict[int, TopLogprobs] = field(default_factory=dict)
     begun: list[Request] = field(default_factory=list)  # whose first token this is
     num_tokens: int = 0  # believed tokens, streamed or not
+    num_forced: int = 0  # of these, tokens that a grammar forced and that were not sampled
     num_discarded: int = 0  # tokens of requests that had ended before that position
 
 
+def nothing_yet() -> Outcome:
+    """An outcome to add to."""
+    return Outcome(_EMPTY_IDS, _EMPTY)
+
+
 def collect_step(lane: Lane, output: ModelRunnerOutput) -> tuple[InFlightStep, Outcome]:
-    """Applies the answer to the lane's oldest step in flight. The ledger must have judged it EXPECTED.
+    """Applies the answer to the lane's oldest step in flight, or to a part of it. The ledger must have judged it EXPECTED.
 
     Raises ProtocolError when the answer does not fit the step.
     """
-    step = lane.in_flight[0]
+    step, rest = lane.in_flight[0], None
+    _check_part(step, output)
+    if output.more:
+        step, rest = step.split()
     token_ids, failed_rows = _unpack(lane, step, output)
-    lane.in_flight.popleft()
-    lane.ledger.answer()
+    if rest is not None:
+        lane.in_flight[0] = rest
+    else:
+        lane.in_flight.popleft()
+        lane.ledger.answer()
     if failed_rows or step.releases != lane.releases:
         alive = lane.tenancy[step.slots] == step.tenancies
         if failed_rows or not alive.all():
@@ -48,12 +62,30 @@ def collect_step(lane: Lane, output: ModelRunnerOutput) -> tuple[InFlightStep, O
     # Every decode row ends a position further than the step before, so it fills a block only when it ends on a boundary.
     if step.cohort is None or not (step.ends % lane.block_size).all():
         _commit(lane, step.slots, step.ends)
-    cohort = step.cohort or lane.gather(step.sampled_slots)
+    cohort = lane.gather(step.sampled_slots) if step.cohort is None else step.cohort
     outcome = Outcome(_EMPTY_IDS, _EMPTY, logprobs={int(cohort.request_ids[e.row]): e.logprobs for e in output.logprobs})
     if step.chunks:
         _begin(lane, (lane.requests[slot] for slot in step.sampled_slots[step.num_decodes :].tolist()), outcome)
     _believe(lane, cohort, token_ids, outcome)
     return step, outcome
+
+
+def believe_forced(lane: Lane, slot: int, outcome: Outcome) -> None:
+    """Takes in the forced tokens of this slot's request that are known, now that all before them are."""
+    request = lane.requests[slot]
+    assert request is not None
+    length = int(lane.known[slot])
+    token_ids = take_runs(request, length)
+    if not len(token_ids):
+        return
+    lane.tokens[slot, length : length + len(token_ids)] = token_ids
+    lane.known[slot] = length = length + len(token_ids)
+    _note_tokens(lane, request, token_ids, length, outcome)
+    outcome.num_forced += len(token_ids)
+    last = int(token_ids[-1])
+    if request.stops_at(last, length) or length >= request.target:
+        _end(lane, request, outcome, "stop" if request.stops_at(last, length) else "length", lane.tokens[slot, :length])
+        lane.release(slot)
 
 
 def finished_message(request: Request, reason: FinishReason, tokens: Int32Array, message: str = "") -> Finished:
@@ -69,6 +101,18 @@ def finished_message(request: Request, reason: FinishReason, tokens: Int32Array,
         queue_ns=request.queue_ns,
         prefill_ns=request.prefill_ns,
     )
+
+
+def _check_part(step: InFlightStep, output: ModelRunnerOutput) -> None:
+    """Raises ProtocolError when an answer is of other rows than those that are due."""
+    if step.masked is None:
+        fits = not output.more and not output.rows_i32
+    else:
+        in_two = step.whole is None and step.num_tokens > len(step.masked)
+        due = step.answered_first if in_two else step.masked
+        fits = output.more == in_two and np.array_equal(unpack_int32(output.rows_i32), due)
+    if not fits:
+        raise ProtocolError(f"the answer to step {step.step_id} is of rows that are not due")
 
 
 def _unpack(lane: Lane, step: InFlightStep, output: ModelRunnerOutput) -> tuple[Int32Array, list[int]]:
@@ -113,11 +157,26 @@ def _believe(lane: Lane, cohort: Cohort, token_ids: Int32Array, outcome: Outcome
         outcome.request_ids, outcome.token_ids = cohort.request_ids, token_ids
     elif cohort.streamed.any():
         outcome.request_ids, outcome.token_ids = cohort.request_ids[cohort.streamed], token_ids[cohort.streamed]
+    if cohort.constrained is not None:
+        rows = cohort.constrained
+        positions = lengths[rows] - 1 - lane.num_prompt[slots[rows]]
+        lane.constraints.advance(cohort.request_ids[rows], positions, token_ids[rows])
     candidates = (token_ids == cohort.first_stop) | (lengths >= cohort.target)
     if cohort.more_stops is not None:
         candidates |= cohort.more_stops
-    if not candidates.any():
-        return
+    if candidates.any():
+        _end_candidates(lane, slots, lengths, token_ids, candidates, outcome)
+    if cohort.constrained is not None:
+        for slot in slots[cohort.constrained].tolist():
+            request = lane.requests[slot]
+            if request is not None and request.runs:
+                believe_forced(lane, slot, outcome)
+
+
+def _end_candidates(
+    lane: Lane, slots: Int32Array, lengths: Int32Array, token_ids: Int32Array, candidates: BoolArray, outcome: Outcome
+) -> None:
+    """Ends the requests whose last token came, which are some of the candidates."""
     for row in np.flatnonzero(candidates).tolist():
         slot, length = int(slots[row]), int(lengths[row])
         request = lane.requests[slot]
@@ -137,7 +196,7 @@ def _collect_some(
     failed[sampled[failed_rows]] = True
     good = alive & ~failed
     _commit(lane, step.slots[good], step.ends[good])
-    outcome = Outcome(_EMPTY_IDS, _EMPTY)
+    outcome = nothing_yet()
     holders = [lane.holder(int(step.slots[row]), int(step.tenancies[row])) for row in sampled.tolist()]
     for entry in output.logprobs:
         holder = holders[entry.row]
@@ -177,12 +236,13 @@ def _settle(lane: Lane, request: Request | None, token_id: int, failed: bool, ou
         _end(lane, request, outcome, "error", request.tokens, _why_failed(request))
         return
     _begin(lane, (request,), outcome)
-    request.append(token_id)
-    outcome.num_tokens += 1
-    if request.stream:
-        outcome.request_ids = np.append(outcome.request_ids, np.uint64(request.request_id))
-        outcome.token_ids = np.append(outcome.token_ids, np.int32(token_id))
-    if request.stops_at(token_id, len(request.tokens)):
+    token_ids = np.array([token_id], np.int32)
+    if request.runs and not request.stops_at(token_id, len(request.tokens) + 1):
+        token_ids = np.concatenate([token_ids, take_runs(request, len(request.tokens) + 1)])
+    request.append(token_ids)
+    _note_tokens(lane, request, token_ids, len(request.tokens), outcome)
+    outcome.num_forced += len(token_ids) - 1
+    if request.stops_at(int(token_ids[-1]), len(request.tokens)):
         _end(lane, request, outcome, "stop", request.tokens)
     elif len(request.tokens) >= request.target:
         _end(lane, request, outcome, "length", request.tokens)
@@ -190,7 +250,21 @@ def _settle(lane: Lane, request: Request | None, token_id: int, failed: bool, ou
         lane.story.move(request, RequestState.WAITING, "its tokens in flight are here")
 
 
+def _note_tokens(lane: Lane, request: Request, token_ids: Int32Array, length: int, outcome: Outcome) -> None:
+    """Notes new tokens of one request, with which it is `length` tokens long."""
+    request_ids = np.full(len(token_ids), request.request_id, np.uint64)
+    outcome.num_tokens += len(token_ids)
+    if request.stream:
+        outcome.request_ids = np.concatenate([outcome.request_ids, request_ids])
+        outcome.token_ids = np.concatenate([outcome.token_ids, token_ids])
+    if request.params.structured is not None:
+        first = length - len(token_ids) - request.num_prompt_tokens
+        lane.constraints.advance(request_ids, np.arange(first, first + len(token_ids), dtype=np.int32), token_ids)
+
+
 def _why_failed(request: Request) -> str:
+    if request.params.structured is not None:
+        return _NOT_ALLOWED
     return _NONE_LEFT if request.params.has_rules else _NOT_FINITE
 
 

@@ -2,11 +2,13 @@
 
 from dataclasses import dataclass
 
+from protocol.grammar_messages import GrammarToScheduler, SchedulerToGrammar
 from protocol.messages import (
     FrontendLost,
     FrontendToScheduler,
     SchedulerOutput,
     SchedulerToFrontend,
+    StepMasks,
     WorkerHung,
     WorkerLost,
     WorkerToScheduler,
@@ -22,7 +24,7 @@ class FromWorker:
     message: WorkerToScheduler
 
 
-Event = FrontendToScheduler | FromWorker | WorkerLost | FrontendLost
+Event = FrontendToScheduler | FromWorker | WorkerLost | FrontendLost | GrammarToScheduler
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +34,21 @@ class ToWorker:
     worker: int
     message: SchedulerOutput
     step: InFlightStep
+
+
+@dataclass(frozen=True, slots=True)
+class MasksToWorker:
+    """Command: send these masks, of rows that the grammar process does not serve."""
+
+    worker: int
+    message: StepMasks
+
+
+@dataclass(frozen=True, slots=True)
+class ToGrammar:
+    """Command: send this message to the grammar process."""
+
+    message: SchedulerToGrammar
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,4 +66,4 @@ class ToLauncher:
     message: WorkerHung
 
 
-Command = ToWorker | ToFrontend | ToLauncher
+Command = ToWorker | MasksToWorker | ToGrammar | ToFrontend | ToLauncher

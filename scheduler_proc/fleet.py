@@ -5,6 +5,7 @@ import msgspec
 from protocol.config import PROTOCOL_VERSION, EngineConfig
 from protocol.credit import Verdict
 from protocol.messages import EngineReady, WorkerReady
+from scheduler_proc.constraints import Constraints
 from scheduler_proc.lane import Lane
 from scheduler_proc.story import StoryRing
 
@@ -12,9 +13,10 @@ from scheduler_proc.story import StoryRing
 class Fleet:
     """Which incarnation of each worker is believed. The requests of a lane that leaves are its caller's business."""
 
-    def __init__(self, config: EngineConfig, story: StoryRing) -> None:
+    def __init__(self, config: EngineConfig, story: StoryRing, constraints: Constraints) -> None:
         self._config = config
         self._story = story
+        self._constraints = constraints
         self.lanes: dict[int, Lane] = {}  # by worker
         self._retired: dict[int, int] = {}  # worker -> its newest epoch that ended, or is given up and awaits its replacement
         self._complete = False  # every worker has joined once
@@ -36,6 +38,7 @@ class Fleet:
             token_budget=self._config.max_num_batched_tokens,
             prefix_caching=self._config.enable_prefix_caching,
             story=self._story,
+            constraints=self._constraints,
         )
 
     def retire(self, worker: int, epoch: int) -> Lane | None:

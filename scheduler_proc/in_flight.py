@@ -1,10 +1,13 @@
 """What a step in flight will answer: enough to match each value to its request by (step, slot, tenancy), come what may."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain, repeat
 
+import numpy as np
+
 from protocol.codec import BoolArray, Int32Array, Int64Array
+from protocol.grammar_messages import WantMasks
 from scheduler_proc.cohort import Cohort
 
 
@@ -17,16 +20,49 @@ class InFlightStep:
     tenancies: Int64Array  # [R], of the slots' holders when the step was planned
     ends: Int32Array  # [R], positions below this one have their keys and values when the step has run
     samples: BoolArray  # [R]
-    num_decodes: int  # rows of one position each; prompt chunks follow
-    chunks: list[int]  # positions of each prompt chunk
+    num_decodes: int  # rows of one position each; chunks follow
+    chunks: list[int]  # positions of each chunk
     scheduled_ns: int
     sent_ns: int = 0
     cohort: Cohort | None = None  # of all rows, when they are the decode set and no more
     releases: int = 0  # of the lane, when the step was planned: the same number later means that nobody left since
+    masked: Int32Array | None = None  # [M] indices among the rows that sample: those that wait for masks; None: none does
+    wants: WantMasks | None = None  # what was asked of the grammar process
+    waits_since_ns: int = 0  # when the worker first said that masks are missing; 0: it did not
+    whole: "InFlightStep | None" = None  # the step as it was planned, where this is what is left of it
+
+    def split(self) -> "tuple[InFlightStep, InFlightStep]":
+        """What needs no mask, and is answered first, and the rest of the step."""
+        assert self.masked is not None
+        sampling = self.samples.nonzero()[0]
+        first = np.zeros(len(self.slots), bool)
+        first[np.delete(sampling, self.masked)] = True
+        return self._part(first, None), self._part(~first, self.masked)
+
+    def _part(self, rows: BoolArray, masked: Int32Array | None) -> "InFlightStep":
+        num_decodes = int(np.count_nonzero(rows[: self.num_decodes]))
+        return replace(
+            self,
+            slots=self.slots[rows],
+            tenancies=self.tenancies[rows],
+            ends=self.ends[rows],
+            samples=self.samples[rows],
+            num_decodes=num_decodes,
+            chunks=[count for count, kept in zip(self.chunks, rows[self.num_decodes :].tolist(), strict=True) if kept],
+            cohort=None,
+            masked=masked,
+            whole=self.whole or self,
+        )
+
+    @property
+    def answered_first(self) -> Int32Array:
+        """Indices among the rows that sample: of those that need no mask, in a step of which some do."""
+        assert self.masked is not None
+        return np.delete(np.arange(self.num_tokens, dtype=np.int32), self.masked)
 
     @property
     def num_prefill_tokens(self) -> int:
-        """Of all prompt chunks."""
+        """Of all chunks."""
         return sum(self.chunks)
 
     def rows(self) -> Iterator[tuple[int, int, int, int]]:

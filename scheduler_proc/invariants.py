@@ -21,6 +21,8 @@ def validate(state: SchedulerState) -> None:
         _validate_request(state, request, runs=request.request_id in running)
     admission = state.admission
     must(len(state.requests) == len(running) + len(admission), "requests", "a request runs or waits that is not known")
+    followed = state.constraints.followed
+    must(all(request_id in state.requests for request_id in followed), "constraints", "a request that has ended is followed")
     suspects = admission.probation.suspects
     must(all(request_id in state.requests for request_id in suspects), "suspects", "a request that has ended is a suspect")
     if state.idle:
@@ -30,6 +32,7 @@ def validate(state: SchedulerState) -> None:
 def validate_idle(state: SchedulerState) -> None:
     """Raises Breach when something is left of the requests that ran, while none does. Costs next to nothing: somebody may come."""
     must(not len(state.admission) and not len(state.admission.probation.suspects), "idle", "somebody waits whom nobody knows")
+    must(not state.constraints.followed, "idle", "the grammar process follows somebody who has ended")
     for lane in state.lanes.values():
         must(
             len(set(lane.free_slots)) == len(lane.free_slots) == len(lane.requests), "idle", "slots are missing while nothing runs"
@@ -71,8 +74,19 @@ def _validate_lane(lane: Lane) -> None:
     named = lane.committed_blocks[slots] * lane.block_size
     must((named <= np.minimum(known, scheduled)).all(), "names", "a block is named before its tokens are known and planned")
     lane.prefilling.validate()
+    constrained = sum(bool(lane.constrained[slot]) for slot in taken)
+    must(lane.num_constrained == constrained == lane.constrained.sum(), "constraints", "constrained slots are miscounted")
+    must(set(lane.forced) <= set(taken), "forced", "a slot without a holder has tokens forced on it")
     for slot in taken:
         expected = lane.tokens_in_flight(slot)
+        request = lane.requests[slot]
+        assert request is not None
+        forced = sum(len(run.token_ids) for run in request.runs if run.computed)
         placeholders = int(lane.scheduled[slot]) + 1 - int(lane.known[slot]) if slot not in lane.prefilling else 0
-        must(placeholders == expected, "placeholders", f"slot {slot} counts {placeholders} placeholders, {expected} are in flight")
+        must(
+            placeholders - forced == expected,
+            "placeholders",
+            f"slot {slot} counts {placeholders} placeholders, {forced} of them forced, and {expected} are in flight",
+        )
+        must(all(run.start > lane.known[slot] for run in request.runs), "forced", f"slot {slot} does not believe what is known")
     must(all(request.in_flight > 0 for request in lane.detached.values()), "placeholders", "a settled request is detached")

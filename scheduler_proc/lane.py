@@ -18,11 +18,12 @@ from protocol.credit import CreditLedger
 from protocol.messages import WorkerReady
 from scheduler_proc.blocks import BlockPool
 from scheduler_proc.cohort import Cohort
+from scheduler_proc.constraints import Constraints
 from scheduler_proc.headroom import Headroom
 from scheduler_proc.in_flight import InFlightStep
 from scheduler_proc.prefill import PrefillQueue
 from scheduler_proc.prefix_cache import extend_hashes
-from scheduler_proc.request import NOWHERE, Request, RequestState
+from scheduler_proc.request import NOWHERE, Request, RequestState, Run
 from scheduler_proc.story import StoryRing
 
 _NO_STOP = -1  # no token has this id
@@ -32,7 +33,16 @@ _EMPTY = np.empty(0, np.int32)
 class Lane:
     """State of one incarnation of a worker."""
 
-    def __init__(self, ready: WorkerReady, *, queue_depth: int, token_budget: int, prefix_caching: bool, story: StoryRing) -> None:
+    def __init__(
+        self,
+        ready: WorkerReady,
+        *,
+        queue_depth: int,
+        token_budget: int,
+        prefix_caching: bool,
+        story: StoryRing,
+        constraints: Constraints,
+    ) -> None:
         self.worker = ready.worker
         self.device = ready.device
         self.block_size = ready.block_size
@@ -42,6 +52,7 @@ class Lane:
         self.saturating_tokens = ready.saturating_tokens or token_budget
         self.prefix_caching = prefix_caching
         self.story = story
+        self.constraints = constraints
         self.ledger = CreditLedger(queue_depth, ready.epoch)
         self.pool = BlockPool(ready.num_blocks)
         self._headroom = Headroom(self.pool, ready.block_size, prefix_caching=prefix_caching)
@@ -66,6 +77,10 @@ class Lane:
         self.stream = np.zeros(num_slots, bool)
         self.first_stop = np.full(num_slots, _NO_STOP, np.int32)
         self.more_stops = np.zeros(num_slots, bool)  # has stop ids beyond the first
+        self.num_prompt = np.zeros(num_slots, np.int32)
+        self.constrained = np.zeros(num_slots, bool)  # its tokens wait for masks
+        self.num_constrained = 0  # slots: mostly there are none, and then nobody need look
+        self.forced: dict[int, Run] = {}  # slot -> tokens that its grammar forces, which no step computes yet
         self.decoding = _EMPTY  # slots of the standing decode set, in row order; replaced, never changed in place
         self._cohort = self.gather(_EMPTY)
         self.prefilling = PrefillQueue()
@@ -112,7 +127,12 @@ class Lane:
             self.first_stop[slots],
             more_stops if more_stops.any() else None,
             None if streamed.all() else streamed,
+            self._constrained_rows(slots),
         )
+
+    def _constrained_rows(self, slots: Int32Array) -> Int32Array | None:
+        rows = np.flatnonzero(self.constrained[slots]) if self.num_constrained else _EMPTY
+        return rows.astype(np.int32) if len(rows) else None
 
     def running(self) -> Iterator[tuple[int, Request]]:
         """Each slot that is taken, with its request."""
@@ -154,6 +174,11 @@ class Lane:
         self.stream[slot] = request.stream
         self.first_stop[slot] = stop_ids[0] if stop_ids else _NO_STOP
         self.more_stops[slot] = len(stop_ids) > 1
+        self.num_prompt[slot] = request.num_prompt_tokens
+        self.constrained[slot] = request.params.structured is not None
+        if self.constrained[slot]:
+            self.num_constrained += 1
+            self.constraints.follow(request, request.tokens)
         self.prefilling.add(slot, request.rank, length)
 
     def release(self, slot: int) -> None:
@@ -166,6 +191,9 @@ class Lane:
         self.releases += 1
         self.pool.release(self.blocks_of(slot))
         self.num_blocks[slot] = 0
+        self.num_constrained -= bool(self.constrained[slot])
+        self.constrained[slot] = False
+        self.forced.pop(slot, None)
         self.free_slots.append(slot)
         if slot in self.decoding:
             self.decoding = self.decoding[self.decoding != slot]
@@ -178,6 +206,19 @@ class Lane:
         if slot in self.leaves:
             self.leaves.remove(slot)
 
+    def stop_decoding(self, slot: int) -> None:
+        """Everything that this slot's request may generate is scheduled, or known."""
+        if slot in self.joins:
+            self.joins.remove(slot)
+        else:
+            self.leaves.append(slot)
+            self.decoding = self.decoding[self.decoding != slot]
+
+    def add_blocks(self, slots: Int32Array) -> None:
+        """Gives each of these slots, all different, one more block. So many must be free."""
+        self.block_table[slots, self.num_blocks[slots]] = self.pool.allocate(len(slots))
+        self.num_blocks[slots] += 1
+
     def preempt(self, slot: int, cause: str) -> Request:
         """Releases the slot of a request that will go on later. `cause`: for its story.
 
@@ -189,7 +230,9 @@ class Lane:
         tenancy = int(self.tenancy[slot])
         request.tokens = self.tokens[slot, : self.known[slot]].copy()
         request.in_flight = self.tokens_in_flight(slot)
-        if request.in_flight:
+        if not request.in_flight:
+            request.runs.clear()  # the worker is no more
+        else:
             self.detached[slot, tenancy] = request
         self.release(slot)
         self.story.move(request, RequestState.SETTLING if request.in_flight else RequestState.WAITING, cause)
@@ -204,6 +247,7 @@ class Lane:
         settled = [request for request in self.detached.values() if not request.finished]
         for request in settled:
             request.in_flight = 0
+            request.runs.clear()
             self.story.move(request, RequestState.WAITING, cause)
         self.detached.clear()
         return settled + [self.preempt(slot, cause) for slot, _ in list(self.running())]

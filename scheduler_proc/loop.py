@@ -4,12 +4,15 @@ from protocol.channel import Poller, Receiver, Sender
 from protocol.clock import now_ns
 from protocol.config import ChildSpec
 from protocol.endpoints import (
+    GRAMMAR_INBOX,
+    GRAMMAR_OUTBOX,
     SCHEDULER_INBOX,
     frontend_inbox,
     ipc_address,
     worker_inbox,
     worker_outbox,
 )
+from protocol.grammar_messages import GRAMMAR_TO_SCHEDULER, GrammarToScheduler
 from protocol.messages import (
     FRONTEND_TO_SCHEDULER,
     WORKER_TO_SCHEDULER,
@@ -25,7 +28,7 @@ from protocol.messages import (
 from protocol.pulse import Metronome
 from protocol.supervision import SupervisionLink
 from scheduler_proc.breaches import Breach
-from scheduler_proc.events import Command, Event, FromWorker, ToFrontend, ToLauncher, ToWorker
+from scheduler_proc.events import Command, Event, FromWorker, MasksToWorker, ToFrontend, ToGrammar, ToLauncher, ToWorker
 from scheduler_proc.invariants import validate_idle
 from scheduler_proc.state import SchedulerState
 
@@ -43,6 +46,10 @@ class SchedulerLoop:
         self._to_frontends = [
             Sender(ipc_address(directory, frontend_inbox(index)), bind=False) for index in range(config.frontends)
         ]
+        self._from_grammar: Receiver[GrammarToScheduler] = Receiver(
+            ipc_address(directory, GRAMMAR_OUTBOX), GRAMMAR_TO_SCHEDULER, bind=True
+        )
+        self._to_grammar = Sender(ipc_address(directory, GRAMMAR_INBOX), bind=False)
         self._from_workers: list[Receiver[WorkerToScheduler]] = []
         self._to_workers: list[Sender] = []
         for index in range(config.workers):
@@ -51,6 +58,7 @@ class SchedulerLoop:
         self._poller = Poller()
         self._poller.watch(launcher.fileno())
         self._poller.watch(self._from_frontend)
+        self._poller.watch(self._from_grammar)
         for receiver in self._from_workers:
             self._poller.watch(receiver)
         self._tick = config.pulse_interval
@@ -84,9 +92,10 @@ class SchedulerLoop:
     def close(self) -> None:
         """Closes every socket."""
         self._from_frontend.close()
+        self._from_grammar.close()
         for receiver in self._from_workers:
             receiver.close()
-        for sender in (*self._to_frontends, *self._to_workers):
+        for sender in (*self._to_frontends, self._to_grammar, *self._to_workers):
             sender.close()
 
     def _validate(self) -> None:
@@ -116,12 +125,17 @@ class SchedulerLoop:
         if self._from_frontend in ready:
             while (message := self._from_frontend.receive()) is not None:
                 events.append(message)
+        if self._from_grammar in ready:
+            while (word := self._from_grammar.receive()) is not None:
+                events.append(word)
         for worker, receiver in enumerate(self._from_workers):
             if receiver in ready:
                 while (answer := receiver.receive()) is not None:
                     events.append(FromWorker(worker, answer))
-        self._state.counters["malformed_frames"] = self._from_frontend.malformed + sum(
-            receiver.malformed for receiver in self._from_workers
+        self._state.counters["malformed_frames"] = (
+            self._from_frontend.malformed
+            + self._from_grammar.malformed
+            + sum(receiver.malformed for receiver in self._from_workers)
         )
         return events
 
@@ -131,6 +145,10 @@ class SchedulerLoop:
                 case ToWorker(worker, message, step):
                     self._to_workers[worker].send(message)
                     step.sent_ns = now_ns()
+                case MasksToWorker(worker, masks):
+                    self._to_workers[worker].send(masks)
+                case ToGrammar(word):
+                    self._to_grammar.send(word)
                 case ToFrontend(reply, frontend):
                     self._to_frontends[frontend].send(reply)
                 case ToLauncher(report):

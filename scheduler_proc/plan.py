@@ -4,9 +4,11 @@ from collections.abc import Callable
 
 import numpy as np
 
-from protocol.codec import Int32Array, pack_int32
+from protocol.codec import Int32Array, pack_int32, pack_uint64
+from protocol.grammar_messages import WantMasks
 from protocol.messages import NewRequest, SchedulerOutput
 from scheduler_proc.cohort import Cohort
+from scheduler_proc.forced import Chunk, choose_chunks, plan_chunks
 from scheduler_proc.in_flight import InFlightStep
 from scheduler_proc.lane import Lane
 from scheduler_proc.policy import choose_victim
@@ -16,10 +18,13 @@ from scheduler_proc.sharing import leader_of, start
 _NOBODY = np.empty(0, np.int32)
 
 
-def plan_step(lane: Lane, now_ns: int, on_preempt: Callable[[int], None]) -> SchedulerOutput | None:
+def plan_step(
+    lane: Lane, now_ns: int, on_preempt: Callable[[int], None], on_known: Callable[[int], None]
+) -> SchedulerOutput | None:
     """The next step of this lane, or None when it has no credit or no work.
 
-    `on_preempt(slot)` takes the request out of its slot and puts it back in line.
+    `on_preempt(slot)` takes the request out of its slot and puts it back in line; `on_known(slot)` takes in the forced tokens of a
+    request that are known with this step.
     """
     if lane.ledger.available < 1 or not lane.has_work:
         return None
@@ -30,10 +35,17 @@ def plan_step(lane: Lane, now_ns: int, on_preempt: Callable[[int], None]) -> Sch
     if joins:
         joins = [slot for slot in joins if slot in lane.decoding]  # growth may have preempted some
     leaves, lane.leaves = lane.leaves, []
+    forced: list[Chunk] = []
+    if lane.forced:
+        forced, grown = choose_chunks(lane, growing, lane.token_budget - len(lane.decoding))
+        growing = np.concatenate([growing, np.array(grown, np.int32)])
+        _leave_for_chunks(lane, [chunk.slot for chunk in forced], joins, leaves)
     cohort = lane.cohort
     new: list[NewRequest] = []
-    chunks = _choose_chunks(lane, len(cohort.slots), new) if len(lane.prefilling) else {}
-    prefill_slots, prefill_counts = list(chunks), list(chunks.values())
+    num_tokens = len(cohort.slots) + sum(chunk.count for chunk in forced)
+    chunks = _choose_chunks(lane, num_tokens, new) if len(lane.prefilling) else {}
+    prefill_slots = [chunk.slot for chunk in forced] + list(chunks)
+    prefill_counts = [chunk.count for chunk in forced] + list(chunks.values())
     if not len(cohort.slots) and not prefill_slots:
         lane.leaves = leaves
         return None
@@ -49,8 +61,11 @@ def plan_step(lane: Lane, now_ns: int, on_preempt: Callable[[int], None]) -> Sch
         cohort=None if prefill_slots else cohort,
         releases=lane.releases,
     )
+    known = plan_chunks(lane, forced) if forced else ()
     if prefill_slots:
-        _add_chunks(lane, step, prefill_slots, prefill_counts)
+        _add_chunks(lane, step, prefill_slots, chunks)
+    if lane.num_constrained:
+        _want_masks(lane, step)
     lane.in_flight.append(step)
     output = SchedulerOutput(
         epoch=lane.ledger.epoch,
@@ -65,8 +80,12 @@ def plan_step(lane: Lane, now_ns: int, on_preempt: Callable[[int], None]) -> Sch
         prefill_counts_i32=pack_int32(prefill_counts) if prefill_slots else b"",
         num_decodes=step.num_decodes,
         scheduled_ns=now_ns,
+        extended_i32=pack_int32([chunk.slot for chunk in forced]) if forced else b"",
+        extensions_i32=pack_int32(np.concatenate([chunk.token_ids for chunk in forced])) if forced else b"",
     )
     lane.released = []
+    for slot in known:
+        on_known(slot)
     return output
 
 
@@ -79,9 +98,19 @@ def _grow(lane: Lane, on_preempt: Callable[[int], None]) -> Int32Array:
             break
         on_preempt(choose_victim(lane.running()))
     if len(growing):
-        lane.block_table[growing, lane.num_blocks[growing]] = lane.pool.allocate(len(growing))
-        lane.num_blocks[growing] += 1
+        lane.add_blocks(growing)
     return growing
+
+
+def _leave_for_chunks(lane: Lane, slots: list[int], joins: list[int], leaves: list[int]) -> None:
+    """Takes slots that compute a chunk out of the decode set, for this step. `joins` and `leaves`: of its message."""
+    for slot in slots:
+        if slot in joins:
+            joins.remove(slot)
+        else:
+            leaves.append(slot)
+    if slots:
+        lane.decoding = lane.decoding[~np.isin(lane.decoding, slots)]
 
 
 def _choose_chunks(lane: Lane, num_tokens: int, new: list[NewRequest]) -> dict[int, int]:
@@ -121,13 +150,30 @@ def _advance_prefill(lane: Lane, slot: int, count: int) -> bool:
     return True
 
 
-def _add_chunks(lane: Lane, step: InFlightStep, prefill_slots: list[int], prefill_counts: list[int]) -> None:
-    """Puts the rows of the prompt chunks behind the decode rows."""
-    sampled = [_advance_prefill(lane, slot, count) for slot, count in zip(prefill_slots, prefill_counts, strict=True)]
-    step.slots = np.concatenate([step.slots, np.array(prefill_slots, np.int32)])
+def _add_chunks(lane: Lane, step: InFlightStep, slots: list[int], prompts: dict[int, int]) -> None:
+    """Puts the rows of chunks behind the decode rows. `slots`: of all chunks; prompts: sizes of those that are of prompts. The
+    others are forced, planned already, and sample."""
+    sampled = [slot not in prompts or _advance_prefill(lane, slot, prompts[slot]) for slot in slots]
+    step.slots = np.concatenate([step.slots, np.array(slots, np.int32)])
     step.tenancies = lane.tenancy[step.slots]
     step.samples = np.concatenate([step.samples, np.array(sampled, bool)])
     step.ends = lane.scheduled[step.slots]
+
+
+def _want_masks(lane: Lane, step: InFlightStep) -> None:
+    """Asks for the masks of the rows that cannot be sampled without."""
+    slots = step.sampled_slots
+    rows = step.cohort.constrained if step.cohort is not None else lane.gather(slots).constrained
+    if rows is None:
+        return
+    ends = step.ends if step.cohort is not None else step.ends[step.samples]
+    slots = slots[rows]
+    positions = ends[rows] - lane.num_prompt[slots]
+    step.masked = rows
+    step.wants = WantMasks(
+        lane.worker, lane.ledger.epoch, step.step_id, pack_int32(rows), pack_uint64(lane.request_id[slots]), pack_int32(positions)
+    )
+    lane.constraints.want(step.wants)
 
 
 def _advance_decodes(lane: Lane, cohort: Cohort) -> Int32Array:

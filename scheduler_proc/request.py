@@ -34,6 +34,20 @@ TRANSITIONS: dict[RequestState, tuple[RequestState, ...]] = {
 }
 
 
+@dataclass(frozen=True, slots=True)
+class Run:
+    """Tokens that a grammar forces, at positions that no step samples."""
+
+    start: int  # position of the first
+    token_ids: Int32Array
+    computed: bool = False  # a step in flight computes them; else they are the end of the output
+
+    @property
+    def end(self) -> int:
+        """The position behind the last."""
+        return self.start + len(self.token_ids)
+
+
 @dataclass(slots=True, eq=False)
 class Request:
     """A request while the scheduler knows it.
@@ -62,6 +76,7 @@ class Request:
     admitted_ns: int = 0  # when it got its first slot
     begun_ns: int = 0  # when its first token was here
     block_hashes: list[bytes] = field(default_factory=list)  # chain over the full blocks of the known tokens, as far as needed
+    runs: list[Run] = field(default_factory=list)  # forced tokens that are known as soon as those before them are; rising
     in_flight: int = 0  # sampled tokens still to come from before its preemption; it is admitted again when they are here
 
     @property
@@ -84,9 +99,9 @@ class Request:
         """Whether it has ended."""
         return self.state is RequestState.FINISHED
 
-    def append(self, token_id: int) -> None:
-        """Adds a token that arrived while the request holds no slot."""
-        self.tokens = np.append(self.tokens, np.int32(token_id))
+    def append(self, token_ids: Int32Array) -> None:
+        """Adds tokens that became known while the request holds no slot."""
+        self.tokens = np.concatenate([self.tokens, token_ids])
 
     def stops_at(self, token_id: int, length: int) -> bool:
         """Whether this token, which makes the request `length` tokens long, is a stop id that counts."""

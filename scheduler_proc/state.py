@@ -4,10 +4,14 @@ import logging
 from collections import Counter
 from collections.abc import Iterable
 
+import numpy as np
+
 from protocol.clock import ChargedClock
-from protocol.config import EngineConfig
+from protocol.codec import Int32Array, unpack_int32, unpack_uint64
+from protocol.config import PROTOCOL_VERSION, EngineConfig
 from protocol.credit import Verdict
 from protocol.errors import ProtocolError
+from protocol.grammar_messages import ConstraintFailed, Forced, GrammarReady, GrammarToScheduler
 from protocol.messages import (
     ANY_REQUEST,
     AbortRequest,
@@ -19,7 +23,9 @@ from protocol.messages import (
     GetStats,
     GetStory,
     GetTrace,
+    MasksMissing,
     ModelRunnerOutput,
+    StepMasks,
     Story,
     TokenBatch,
     TraceRecords,
@@ -32,11 +38,14 @@ from protocol.messages import (
 from protocol.request_ids import frontend_of
 from scheduler_proc.admission import Admission
 from scheduler_proc.breaches import Breaches
-from scheduler_proc.collect import Outcome, collect_step, finished_message
-from scheduler_proc.events import Command, Event, FromWorker, ToFrontend, ToLauncher, ToWorker
+from scheduler_proc.collect import Outcome, believe_forced, collect_step, finished_message, nothing_yet
+from scheduler_proc.constraints import Constraints, everything_allowed
+from scheduler_proc.events import Command, Event, FromWorker, MasksToWorker, ToFrontend, ToGrammar, ToLauncher, ToWorker
 from scheduler_proc.explain import explain
 from scheduler_proc.fleet import Fleet
+from scheduler_proc.forced import note_forced
 from scheduler_proc.frontends import Frontends
+from scheduler_proc.in_flight import InFlightStep
 from scheduler_proc.lane import Lane
 from scheduler_proc.names import MOST_OF_ONE_NAME
 from scheduler_proc.plan import plan_step
@@ -60,7 +69,8 @@ class SchedulerState:
         self.breaches = Breaches(self.counters, strict=strict)
         self.story = StoryRing(self.breaches)
         self.trace = TraceRing()
-        self.fleet = Fleet(config, self.story)
+        self.constraints = Constraints()
+        self.fleet = Fleet(config, self.story, self.constraints)
         self.lanes = self.fleet.lanes  # live workers
         self.requests: dict[int, Request] = {}  # by id, until they end
         self.frontends = Frontends(config.frontends)
@@ -85,6 +95,8 @@ class SchedulerState:
                     self._on_worker_lost(event)
                 case GetStats() | GetTrace() | GetStory():
                     self._commands.append(ToFrontend(self._answer(event), frontend_of(event.query_id)))
+                case GrammarReady() | Forced() | ConstraintFailed():
+                    self._on_grammar(event)
                 case FrontendJoined():
                     self._on_frontend_joined(event)
                 case FrontendLost(frontend, epoch):
@@ -93,6 +105,7 @@ class SchedulerState:
         self.admission.admit(self._clock.now_ns)
         for lane in self.lanes.values():
             self._plan(lane, now_ns)
+        self._commands.extend(map(ToGrammar, self.constraints.take()))
         commands, self._commands = self._commands, []
         return commands
 
@@ -126,6 +139,7 @@ class SchedulerState:
             return  # it ended while the abort was on its way
         self.counters["finished_abort"] += 1
         self.admission.leave(request)
+        self.constraints.forget(request_id)
         if request.slot != NOWHERE:
             self.lanes[request.worker].release(request.slot)
         self.story.move(request, RequestState.FINISHED, "aborted")
@@ -167,6 +181,8 @@ class SchedulerState:
                 self._on_worker_ready(message)
             case ModelRunnerOutput():
                 self._on_output(worker, message, now_ns)
+            case MasksMissing():
+                self._on_masks_missing(worker, message)
             case WorkerFailed(epoch, text):
                 if worker in self.lanes and self.lanes[worker].ledger.epoch == epoch:
                     self._give_up(self.lanes[worker], text)
@@ -199,37 +215,116 @@ class SchedulerState:
             self._give_up(lane, str(error))
             return
         lane.progress_ns = self._clock.now_ns
-        self.trace.record(worker, step, output, now_ns)
-        lane.count_device_time(*output.times_ns[3:5])
-        self.counters["steps"] += 1
-        if step.chunks:
-            self.counters["prefill_tokens"] += step.num_prefill_tokens
-        if output.failed_programs:
-            self.counters["failed_programs"] += output.failed_programs
-        self.counters["generation_tokens"] += outcome.num_tokens
-        self.counters["discarded_tokens"] += outcome.num_discarded
+        if not output.more:
+            self._count_step(worker, step, output, now_ns)
         if outcome.begun and self._config.enable_prefix_caching:
             self.counters["prefix_cache_queries"] += sum(request.num_prompt_tokens for request in outcome.begun)
             self.counters["prefix_cache_hits"] += sum(request.num_cached_tokens for request in outcome.begun)
+        self._publish(lane, output.step_id, outcome)
+
+    def _count_step(self, worker: int, step: InFlightStep, output: ModelRunnerOutput, now_ns: int) -> None:
+        self.trace.record(worker, step, output, now_ns)
+        self.lanes[worker].count_device_time(*output.times_ns[3:5])
+        self.counters["steps"] += 1
+        if chunks := (step.whole or step).chunks:
+            self.counters["prefill_tokens"] += sum(chunks)
+        if output.failed_programs:
+            self.counters["failed_programs"] += output.failed_programs
+
+    def _publish(self, lane: Lane, step_id: int, outcome: Outcome) -> None:
+        """Counts what became known and tells the frontend."""
+        self.counters["generation_tokens"] += outcome.num_tokens
+        self.counters["discarded_tokens"] += outcome.num_discarded
+        if outcome.num_forced:
+            self.counters["forced_tokens"] += outcome.num_forced
         for finished in outcome.finished:
             self._forget(finished)
         self.admission.probation.clear(lane)
         if len(outcome.token_ids) or outcome.finished:
-            self._commands.extend(self.frontends.tokens(_token_batch(worker, output.step_id, outcome)))
+            self._commands.extend(self.frontends.tokens(_token_batch(lane.worker, step_id, outcome)))
+
+    def _on_grammar(self, message: GrammarToScheduler) -> None:
+        match message:
+            case GrammarReady():
+                self._on_grammar_ready(message)
+            case Forced(request_id, position, token_ids_i32):
+                request = self.requests.get(request_id)
+                if request is not None and request.slot != NOWHERE:
+                    lane = self.lanes[request.worker]
+                    if note_forced(lane, request, position, unpack_int32(token_ids_i32)):
+                        self._tell_forced(lane, request.slot)
+            case ConstraintFailed(request_id, text):
+                if (request := self.requests.get(request_id)) is not None:
+                    self._end_early(request, text)
+
+    def _on_grammar_ready(self, ready: GrammarReady) -> None:
+        """A grammar process begins, perhaps in another's place: it hears of everything that its predecessor knew."""
+        if ready.version != PROTOCOL_VERSION or not self.constraints.welcomes(ready):
+            self.counters["refused_grammar_hello"] += 1
+            return
+        for request in self.constraints.followed.values():
+            self.constraints.tell(request, self._known_tokens(request))
+        for lane in self.lanes.values():
+            for step in lane.in_flight:
+                if step.wants is not None:
+                    self.constraints.want(step.wants)
+
+    def _on_masks_missing(self, worker: int, missing: MasksMissing) -> None:
+        """The device is not to blame for the time that a step waits for its masks. But it does not wait for ever."""
+        lane = self.lanes.get(worker)
+        verdict = lane.ledger.judge(missing.epoch, missing.step_id) if lane is not None else Verdict.WRONG_EPOCH
+        if lane is None or verdict is not Verdict.EXPECTED:
+            return  # they came meanwhile
+        lane.progress_ns = self._clock.now_ns
+        step = lane.in_flight[0]
+        step.waits_since_ns = step.waits_since_ns or self._clock.now_ns
+        if self._clock.now_ns - step.waits_since_ns < self._config.step_timeout * 1e9 or step.wants is None:
+            return
+        self.counters["masks_given_up"] += 1
+        missed = np.isin(unpack_int32(step.wants.rows_i32), rows := unpack_int32(missing.rows_i32))
+        for request_id in unpack_uint64(step.wants.request_ids_u64)[missed].tolist():
+            if (request := self.requests.get(request_id)) is not None:
+                self._end_early(request, f"its grammar was not worked out within {self._config.step_timeout:g} s")
+        bits = everything_allowed(len(rows), lane.vocab_size)
+        self._commands.append(MasksToWorker(worker, StepMasks(missing.epoch, missing.step_id, missing.rows_i32, bits)))
+
+    def _known_tokens(self, request: Request) -> Int32Array:
+        if request.slot == NOWHERE:
+            return request.tokens
+        lane = self.lanes[request.worker]
+        return lane.tokens[request.slot, : lane.known[request.slot]]
+
+    def _end_early(self, request: Request, text: str, worker: int = 0) -> None:
+        """Ends a request, wherever it stands, with an error. `worker`: whom the frontend hears it from."""
+        finished = finished_message(request, "error", self._known_tokens(request), text)
+        if request.slot != NOWHERE:
+            self.lanes[request.worker].release(request.slot)
+        self.story.move(request, RequestState.FINISHED, text)
+        self._forget(finished)
+        self._commands.extend(self.frontends.tokens(TokenBatch(worker, -1, b"", b"", (finished,))))
 
     def _forget(self, finished: Finished) -> None:
         self.counters[f"finished_{finished.reason}"] += 1
         self.admission.leave(self.requests.pop(finished.request_id))
+        self.constraints.forget(finished.request_id)
 
     def _plan(self, lane: Lane, now_ns: int) -> None:
         def on_preempt(slot: int) -> None:
             self.admission.enqueue((lane.preempt(slot, f"worker {lane.worker} ran out of KV blocks"),))
             self.counters["preemptions"] += 1
 
+        def on_known(slot: int) -> None:
+            self._tell_forced(lane, slot)
+
         if not lane.in_flight:
             lane.progress_ns = self._clock.now_ns
-        while (output := plan_step(lane, now_ns, on_preempt)) is not None:
+        while (output := plan_step(lane, now_ns, on_preempt, on_known)) is not None:
             self._commands.append(ToWorker(lane.worker, output, lane.in_flight[-1]))
+
+    def _tell_forced(self, lane: Lane, slot: int) -> None:
+        outcome = nothing_yet()
+        believe_forced(lane, slot, outcome)
+        self._publish(lane, -1, outcome)
 
     def _find_hung(self) -> None:
         for lane in self.fleet.hung(self._clock.now_ns):
@@ -267,10 +362,7 @@ class SchedulerState:
         """Ends the request whose doing it is that workers die."""
         _LOG.error("%s", culprit.text)
         self.counters["culprits"] += 1
-        self.story.move(culprit.request, RequestState.FINISHED, culprit.text)
-        finished = finished_message(culprit.request, "error", culprit.request.tokens, culprit.text)
-        self._forget(finished)
-        self._commands.extend(self.frontends.tokens(TokenBatch(worker, -1, b"", b"", (finished,))))
+        self._end_early(culprit.request, culprit.text, worker)
 
     def _announce(self) -> None:
         if (capacity := self.fleet.announcement()) is not None:

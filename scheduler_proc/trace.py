@@ -33,12 +33,13 @@ class TraceRing:
         self._count = 0
 
     def record(self, worker: int, step: InFlightStep, output: ModelRunnerOutput, answered_ns: int) -> None:
-        """Adds one step."""
+        """Adds one step, with its last answer."""
+        planned = step.whole or step
         self._rows[self._count % len(self._rows)] = (
             worker,
             step.step_id,
-            step.num_decodes,
-            step.num_prefill_tokens,
+            planned.num_decodes,
+            planned.num_prefill_tokens,
             step.scheduled_ns,
             step.sent_ns,
             *output.times_ns,

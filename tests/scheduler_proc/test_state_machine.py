@@ -6,6 +6,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from protocol.codec import pack_int32
 from protocol.messages import ModelRunnerOutput
+from protocol.params import Grammar
 from scheduler_proc.events import FromWorker
 from tests.scheduler_proc.world import VOCAB, World
 
@@ -20,7 +21,9 @@ class SchedulerMachine(RuleBasedStateMachine):
         depth=st.integers(1, 4), blocks=st.sampled_from([16, 20, 64]), budget=st.sampled_from([4, 9, 32]), cache=st.booleans()
     )
     def start(self, depth: int, blocks: int, budget: int, cache: bool) -> None:
-        self.world = World(depth=depth, workers=2, blocks=blocks, budget=budget, prefix_caching=cache, max_model_len=40)
+        self.world = World(
+            depth=depth, workers=2, blocks=blocks, budget=budget, prefix_caching=cache, max_model_len=40, pieces=cache
+        )
         self.epochs = [0, 0]
 
     @rule(
@@ -31,13 +34,16 @@ class SchedulerMachine(RuleBasedStateMachine):
         min_tokens=st.integers(0, 3),
         priority=st.integers(0, 2),
         stream=st.booleans(),
+        grammar=st.none() | st.integers(0, 9),
     )
     def add(
-        self, prompt: list[int], max_tokens: int, seed: int, stops: list[int], min_tokens: int, priority: int, stream: bool
-    ) -> None:
+        self, prompt: list[int], max_tokens: int, seed: int, stops: list[int], min_tokens: int, priority: int, stream: bool,
+        grammar: int | None,
+    ) -> None:  # fmt: skip
         self.world.add(
             len(self.world.sent), prompt, priority=priority, stream=stream,
             max_tokens=max_tokens, seed=seed, stop_token_ids=tuple(stops), min_tokens=min_tokens,
+            structured=None if grammar is None else Grammar("regex", str(grammar)),
         )  # fmt: skip
 
     @rule(prompt=st.lists(_TOKENS, min_size=4, max_size=36), count=st.integers(2, 6), max_tokens=st.integers(1, 8))
@@ -69,6 +75,23 @@ class SchedulerMachine(RuleBasedStateMachine):
             if worker in self.world.workers and self.world.workers[worker].outbox:
                 self.world.answer(worker)
 
+    @rule(messages=st.integers(1, 20))
+    def run_grammar(self, messages: int) -> None:
+        self.world.run_grammar(messages)
+
+    @rule(messages=st.integers(1, 20))
+    def hear_grammar(self, messages: int) -> None:
+        self.world.hear_grammar(messages)
+
+    @rule()
+    def replace_grammar(self) -> None:
+        self.world.replace_grammar()
+
+    @precondition(lambda self: self.world.sent)
+    @rule(data=st.data())
+    def fail_grammar(self, data: st.DataObject) -> None:
+        self.world.fail_grammar(data.draw(st.sampled_from(sorted(self.world.sent))))
+
     @rule(worker=_WORKERS)
     def replace_worker(self, worker: int) -> None:
         late = self.world.workers[worker].outbox if worker in self.world.workers else ()
@@ -96,8 +119,7 @@ class SchedulerMachine(RuleBasedStateMachine):
     @invariant()
     def pipes_hold_at_most_the_depth(self) -> None:
         for index, worker in self.world.workers.items():
-            assert len(worker.inbox) + len(worker.outbox) == self.world.state.lanes[index].ledger.in_flight
-            assert len(worker.inbox) + len(worker.outbox) <= self.world.config.queue_depth
+            assert worker.unanswered == self.world.state.lanes[index].ledger.in_flight <= self.world.config.queue_depth
 
     def teardown(self) -> None:
         if hasattr(self, "world"):

@@ -9,28 +9,35 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 import numpy as np
+from msgspec.structs import replace
 
 from protocol.codec import pack_int32, unpack_int32, unpack_uint64
-from protocol.config import PROTOCOL_VERSION, EngineConfig
+from protocol.config import PROTOCOL_VERSION, EngineConfig, SimulatedTimes
 from protocol.messages import (
     AbortRequest,
     AddRequest,
     Finished,
+    MasksMissing,
     ModelRunnerOutput,
     SchedulerOutput,
+    StepMasks,
     TokenBatch,
     WorkerHung,
     WorkerLost,
     WorkerReady,
 )
-from protocol.params import EngineParams
+from protocol.params import EngineParams, Grammar
 from protocol.request_ids import frontend_of
-from scheduler_proc.events import Event, FromWorker, ToFrontend, ToLauncher, ToWorker
+from scheduler_proc.events import Event, FromWorker, MasksToWorker, ToFrontend, ToGrammar, ToLauncher, ToWorker
 from scheduler_proc.invariants import validate
 from scheduler_proc.probation import in_flight_requests
 from scheduler_proc.state import SchedulerState
+from tests.scheduler_proc.grammars import SimulatedGrammar, allowed_after
+from tpu_worker.collector import Part
+from tpu_worker.masks import Masks
 from tpu_worker.simulator import SimulatedDevice, simulated_token
 from tpu_worker.slots import Slots
+from tpu_worker.steps import Steps
 
 VOCAB = 50  # small, so that stop ids and repeated prefixes happen
 
@@ -54,14 +61,23 @@ class Sent:
         """The output and finish reason that follow from prompt and parameters alone."""
         context, target = list(self.prompt), min(len(self.prompt) + self.params.max_tokens, self.max_model_len)
         while True:
-            token = simulated_token(context, self.params.seed, VOCAB)
-            while token in self.params.stop_token_ids and len(context) < len(self.prompt) + self.params.min_tokens:
-                token = (token + 1) % VOCAB
-            context.append(token)
-            if token in self.params.stop_token_ids:
+            context.append(self._next(context))
+            token = context[-1]
+            if token in self.params.stop_token_ids and len(context) - len(self.prompt) > self.params.min_tokens:
                 return context[len(self.prompt) :], "stop"
             if len(context) >= target:
                 return context[len(self.prompt) :], "length"
+
+    def _next(self, context: list[int]) -> int:
+        params, output = self.params, context[len(self.prompt) :]
+        early = params.stop_token_ids if len(output) < params.min_tokens else ()
+        if params.structured is not None:
+            allowed = allowed_after(params.structured.text, output, VOCAB)
+            return simulated_token(context, params.seed, VOCAB, [token for token in allowed if token not in early] or allowed)
+        token = simulated_token(context, params.seed, VOCAB)
+        while token in early:
+            token = (token + 1) % VOCAB
+        return token
 
 
 class SimulatedWorker:
@@ -71,8 +87,11 @@ class SimulatedWorker:
         self, config: EngineConfig, index: int, epoch: int, max_model_len: int, num_blocks: int, saturating_tokens: int = 0
     ) -> None:
         self.index, self.epoch = index, epoch
-        self.slots = Slots(config.max_num_seqs)
         self.device = SimulatedDevice(config, vocab_size=VOCAB, max_model_len=max_model_len)
+        self._dispatched: list[Part | MasksMissing] = []
+        masks = Masks(epoch, VOCAB, config.max_num_seqs, config.queue_depth)
+        self.steps = Steps(epoch, Slots(config.max_num_seqs), masks, self.device, self._dispatched.append)
+        self.held = 0  # steps that were taken out of the inbox and are not answered to their end
         capacity = self.device.load(lambda *_: None)
         self.inbox: deque[SchedulerOutput] = deque()
         self.outbox: deque[ModelRunnerOutput] = deque()
@@ -93,8 +112,26 @@ class SimulatedWorker:
         """Runs the oldest step that was received."""
         message = self.inbox.popleft()
         assert message.epoch == self.epoch
-        token_ids = self.device.execute(self.slots.apply(message))
-        self.outbox.append(ModelRunnerOutput(self.epoch, message.step_id, pack_int32(token_ids)))
+        self.held += 1
+        self.take_in(message)
+
+    def take_in(self, message: SchedulerOutput | StepMasks) -> None:
+        """A message comes; whatever can run with it runs, and is answered."""
+        self.steps.take_in(message)
+        for part in self._dispatched:
+            assert isinstance(part, Part)
+            tokens = self.device.collect(part.handle).token_ids
+            if part.more and not len(tokens):
+                continue
+            self.held -= not part.more
+            rows = b"" if part.rows is None else pack_int32(part.rows)
+            self.outbox.append(ModelRunnerOutput(self.epoch, part.step_id, pack_int32(tokens), rows_i32=rows, more=part.more))
+        self._dispatched.clear()
+
+    @property
+    def unanswered(self) -> int:
+        """Steps that are here, or whose last answer is."""
+        return len(self.inbox) + self.held + sum(not output.more for output in self.outbox)
 
 
 class World:
@@ -103,7 +140,7 @@ class World:
     def __init__(
         self, *, depth: int = 2, workers: int = 1, slots: int = 4, blocks: int = 64, block_size: int = 4, budget: int = 16,
         max_model_len: int = 64, prefix_caching: bool = True, validate_every: int = 1, saturating_tokens: int = 0,
-        strict: bool = True, frontends: int = 1,
+        strict: bool = True, frontends: int = 1, forces: bool = True, pieces: bool = False,
     ) -> None:  # fmt: skip
         self.max_model_len, self.blocks, self.saturating_tokens = max_model_len, blocks, saturating_tokens
         self.config = EngineConfig(
@@ -119,7 +156,10 @@ class World:
             kv_cache_memory=blocks * block_size * 8,
             enable_prefix_caching=prefix_caching,
             frontends=frontends,
+            simulated=SimulatedTimes(0, 0, 0),
         )
+        self.grammar = SimulatedGrammar(0, VOCAB, forces, deque())
+        self._pieces = pieces
         self.now, self._events, self._validate_every = 0, 0, validate_every
         self.state = SchedulerState(self.config, strict=strict)
         self.workers: dict[int, SimulatedWorker] = {}
@@ -129,6 +169,7 @@ class World:
         self.poison: dict[int, int] = {}  # request id -> a step that computes its tokens up to this length kills the worker
         self.poison_returncode = -signal.SIGSEGV
         self.deaths = 0
+        self.without_grammar: set[int] = set()  # requests that the grammar process gave up
         self.first_tokens: list[int] = []  # requests in the order of their first token
         for index in range(workers):
             self.join(index, epoch=0)
@@ -144,6 +185,10 @@ class World:
                     self._receive(batch, frontend)
                 case ToLauncher(report):
                     self.hung.append(report)
+                case ToGrammar(word):
+                    self.grammar.inbox.append(word)
+                case MasksToWorker(worker, masks):
+                    self.workers[worker].take_in(masks)
         self._events += 1
         if self._events % self._validate_every == 0:
             validate(self.state)
@@ -154,6 +199,24 @@ class World:
         while self.now < end:
             self.now = min(end, self.now + int(self.config.pulse_interval * 1e9))
             self.feed()
+
+    def hear_grammar(self, count: int = 10**9) -> None:
+        """The scheduler reads what the grammar process said, and the workers the masks that it sent."""
+        for _ in range(min(count, len(self.grammar.outbox))):
+            self.feed(self.grammar.outbox.popleft())
+        masks, self.grammar.masks[:] = self.grammar.masks[:count], self.grammar.masks[count:]
+        for worker, message in masks:
+            if worker in self.workers:
+                self.workers[worker].take_in(message)
+
+    def run_grammar(self, count: int = 10**9) -> None:
+        """The grammar process reads messages; nobody has heard yet what it says."""
+        for _ in range(min(count, len(self.grammar.inbox))):
+            self.grammar.take_in(self._pieces)
+
+    def replace_grammar(self) -> None:
+        """The grammar process dies, and another one begins, which finds what its predecessor did not read."""
+        self.grammar = SimulatedGrammar(self.grammar.epoch + 1, VOCAB, self.grammar.forces, self.grammar.inbox)
 
     def join(self, index: int, epoch: int) -> None:
         """A worker process starts."""
@@ -170,9 +233,13 @@ class World:
 
     def turn(self, index: int) -> None:
         """A worker runs its oldest step, unless that kills it, and its oldest answer is read."""
+        self.run_grammar()
+        self.hear_grammar()
+        if index not in self.workers:
+            return
         worker, lane = self.workers[index], self.state.lanes[index]
         if worker.inbox:
-            step = lane.in_flight[len(worker.outbox)]
+            step = lane.in_flight[len(lane.in_flight) - len(worker.inbox)]
             for slot, tenancy, _, end in step.rows():
                 request = lane.holder(slot, tenancy)
                 if request is not None and end >= self.poison.get(request.request_id, end + 1):
@@ -213,6 +280,11 @@ class World:
             request_id, pack_int32(tokens), len(tokens), self.sent[request_id].params, priority=priority, stream=stream
         )
 
+    def fail_grammar(self, request_id: int) -> None:
+        """The grammar process cannot follow a request any more."""
+        if self.grammar.fail(request_id):
+            self.without_grammar.add(request_id)
+
     def abort(self, request_id: int) -> None:
         """The client leaves."""
         self.sent[request_id].aborted = True
@@ -225,16 +297,20 @@ class World:
     def fail_row(self, index: int) -> None:
         """The oldest step of a worker runs and is answered; the logits of its first sampling row were not finite."""
         worker, step = self.workers[index], self.state.lanes[index].in_flight[0]
-        if not worker.outbox:
+        if not worker.outbox and worker.inbox:
             worker.run_step()
+        if not worker.outbox:
+            return  # it waits for masks
         output = worker.outbox.popleft()
+        if output.more:
+            step, _ = step.split()
         failed = (0,) if step.num_tokens else ()
         for slot, tenancy in zip(step.sampled_slots[:1].tolist(), step.sampled_tenancies[:1].tolist(), strict=True):
             lane = self.state.lanes[index]
             request = lane.requests[slot] if lane.tenancy[slot] == tenancy else lane.detached.get((slot, tenancy))
             if request is not None:
                 self.sent[request.request_id].failed = True
-        self.feed(FromWorker(index, ModelRunnerOutput(output.epoch, output.step_id, output.token_ids_i32, pack_int32(failed))))
+        self.feed(FromWorker(index, replace(output, failed_rows_i32=pack_int32(failed))))
 
     def drain(self, limit: int = 100_000, *, validated: bool = True) -> None:
         """Runs and answers everything."""
@@ -242,6 +318,8 @@ class World:
         for _ in range(limit):
             if self.state.idle:
                 return
+            self.run_grammar()
+            self.hear_grammar()
             for index, worker in list(self.workers.items()):
                 if worker.inbox:
                     worker.run_step()
@@ -257,6 +335,9 @@ class World:
                 assert sent.tokens == tokens[: len(sent.tokens)], f"request {request_id}: wrong tokens before its end"
                 continue
             assert sent.end is not None, f"request {request_id} never ended"
+            if sent.end.reason == "error" and request_id in self.without_grammar:
+                assert sent.tokens == tokens[: len(sent.tokens)], f"request {request_id}: wrong tokens before its grammar failed"
+                continue
             if sent.end.reason == "error":
                 assert sent.deaths > 1 or self.hung, f"request {request_id} failed for nothing"
                 assert f"request {request_id} " in sent.end.message
@@ -270,12 +351,17 @@ class World:
         told = {*unpack_uint64(batch.request_ids_u64).tolist(), *(finished.request_id for finished in batch.finished)}
         told |= batch.logprobs.keys() | batch.num_cached_tokens.keys()
         assert {frontend_of(request_id) for request_id in told} == {frontend}, "a frontend is told of another's requests"
+        begun: set[int] = set()  # with this batch, which may bring several tokens of a request
         for request_id, token in zip(
             unpack_uint64(batch.request_ids_u64).tolist(), unpack_int32(batch.token_ids_i32).tolist(), strict=True
         ):
             sent = self.sent[request_id]
             assert sent.end is None and sent.stream, "a token came after the end"
             assert not sent.aborted, "a token came after the abort was taken in"
+            if request_id in begun:
+                sent.tokens.append(token)
+                continue
+            begun |= {request_id} & batch.num_cached_tokens.keys()
             assert (sent.num_cached_tokens is None) == (request_id in batch.num_cached_tokens), "told with the first token, once"
             if sent.num_cached_tokens is None:
                 self.first_tokens.append(request_id)
@@ -291,8 +377,13 @@ class World:
                 sent.tokens = unpack_int32(finished.token_ids_i32).tolist()
 
 
-def random_requests(count: int, seed: int, max_model_len: int) -> list[tuple[list[int], dict[str, object]]]:
-    """Prompts and parameters of mixed lengths, many with common prefixes, greedy and seeded, some with stop ids."""
+def random_requests(
+    count: int, seed: int, max_model_len: int, structured: float = 0.0
+) -> list[tuple[list[int], dict[str, object]]]:
+    """Prompts and parameters of mixed lengths, many with common prefixes, greedy and seeded, some with stop ids.
+
+    `structured`: the share of those with a grammar.
+    """
     rng = np.random.default_rng(seed)
     stems = [rng.integers(0, VOCAB, max_model_len).tolist() for _ in range(4)]
     requests = []
@@ -307,5 +398,7 @@ def random_requests(count: int, seed: int, max_model_len: int) -> list[tuple[lis
         if rng.random() < 0.5:
             params["stop_token_ids"] = tuple(rng.integers(0, VOCAB, int(rng.integers(1, 5))).tolist())
             params["min_tokens"] = int(rng.integers(0, 4))
+        if rng.random() < structured:
+            params["structured"] = Grammar("regex", str(rng.integers(0, 100)))
         requests.append((prompt, params))
     return requests
