@@ -6,13 +6,11 @@ from contextlib import contextmanager
 from typing import Any
 
 import msgspec
-from starlette.requests import Request
 
 from frontend.errors import InvalidRequest
-from frontend.server.api import chat
 from frontend.server.api.errors import ApiError, from_decoding
 from frontend.server.api.schemas import CHAT_DECODER, ChatRequest
-from frontend.server.generation import TextEngine, TextGeneration
+from frontend.server.generation import TextEngine
 from frontend.server.prompts import check_number, off_loop
 
 _MESSAGE = re.compile(r"messages\[(\d{1,9})\]")
@@ -22,14 +20,13 @@ _PIECE = 20  # characters whose tokenization takes as long as an item takes here
 Names = Sequence[tuple[str, str]]  # (a pattern of the beginning of a chat's path, what clients call that)
 
 
-async def begin(
-    http: Request, make: Callable[[], tuple[dict[str, Any], list[str]]], count: int, names: Names
-) -> tuple[ChatRequest, list[TextGeneration]]:
-    """Starts the chat whose body `make` makes, together with the place in the client's body that each message came from.
+async def body_of(
+    engine: TextEngine, make: Callable[[], tuple[dict[str, Any], list[str]]], count: int, origins: list[str]
+) -> ChatRequest:
+    """The chat whose body `make` makes, together with the place in the client's body that each message came from.
 
-    `count`: of the items that it is made of. Raises what `chat.begin` raises, in the client's words.
+    `count`: of the items that it is made of. `origins`: where these places are kept. Raises what is wrong in the words of a chat.
     """
-    origins: list[str] = []
 
     def asked() -> ChatRequest:
         body, places = make()
@@ -39,16 +36,14 @@ async def begin(
         except msgspec.ValidationError as error:
             raise from_decoding(error) from error
 
-    with _renaming(names, origins):
-        engine: TextEngine = http.app.state.engine
-        check_number(count, engine.capacity.max_model_len)  # before anything is made of them
-        chat_request = await off_loop(_PIECE * count, asked)
-        return chat_request, await chat.begin(http, chat_request)
+    check_number(count, engine.capacity.max_model_len)  # before anything is made of them
+    return await off_loop(_PIECE * count, asked)
 
 
 @contextmanager
-def _renaming(names: Names, origins: Sequence[str]) -> Iterator[None]:
-    """Errors about a field of the chat become errors about what it was made of."""
+def renaming(names: Names) -> Iterator[list[str]]:
+    """Errors about a chat become errors about what it was made of. Yields the places of its messages, to be filled in."""
+    origins: list[str] = []
 
     def renamed(text: str) -> str:
         text = _MESSAGE.sub(lambda match: origins[int(match[1])] if int(match[1]) < len(origins) else match[0], text)
@@ -57,7 +52,7 @@ def _renaming(names: Names, origins: Sequence[str]) -> Iterator[None]:
         return text
 
     try:
-        yield
+        yield origins
     except InvalidRequest as error:
         raise InvalidRequest(renamed(str(error)), error.param and renamed(error.param), error.code) from error
     except ApiError as error:

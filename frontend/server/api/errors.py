@@ -19,6 +19,15 @@ from frontend.errors import (
 
 _PATH = re.compile(r" - at `\$\.?(.*)`$")
 _TYPES = {400: "invalid_request_error", 401: "authentication_error", 404: "invalid_request_error", 405: "invalid_request_error"}
+_ANTHROPIC_TYPES = {
+    401: "authentication_error",
+    403: "permission_error",
+    404: "not_found_error",
+    413: "request_too_large",
+    429: "rate_limit_error",
+    503: "overloaded_error",
+    504: "timeout_error",
+}
 
 _RESTART_SECONDS = 10  # what a successor takes to start
 
@@ -46,15 +55,19 @@ class ApiError(Exception):
         self.code = code
         self.headers = headers
 
-    def body(self) -> bytes:
-        """The JSON body, which is also what a stream shows when it fails half-way."""
+    def body(self, *, anthropic: bool = False) -> bytes:
+        """The JSON body, which is also what a stream shows when it fails half-way. `anthropic`: in that format, not OpenAI's."""
+        if anthropic:
+            kind = _ANTHROPIC_TYPES.get(self.status, "invalid_request_error" if self.status < 500 else "api_error")
+            return msgspec.json.encode({"type": "error", "error": {"type": kind, "message": self.message}})
         kind = _TYPES.get(self.status, "invalid_request_error" if self.status < 500 else "server_error")
         fields = {"message": self.message, "type": kind, "param": self.param, "code": self.code}
         return msgspec.json.encode({"error": fields})
 
-    def response(self) -> Response:
-        """The whole answer."""
-        return Response(self.body(), self.status, self.headers, media_type="application/json")
+    def response(self, path: str = "") -> Response:
+        """The whole answer, in the format of the route at `path`."""
+        body = self.body(anthropic=f"{path}/".startswith("/v1/messages/"))
+        return Response(body, self.status, self.headers, media_type="application/json")
 
 
 # Named one by one: what is left, `Exception`, is a fault of ours, which the server also logs.
@@ -109,10 +122,10 @@ def from_decoding(error: Exception) -> ApiError:
 
 async def show_error(request: Request, error: Exception) -> Response:
     """Exception handler for every error that a route raises."""
+    method, path = request.method, request.scope["path"]  # the scope's: a URL would bring in the Host header
     if not isinstance(error, HTTPException):
-        return from_engine(error).response()
-    # The routing's own: no such path, or not with this method. The path is the scope's: a URL would bring in the Host header.
-    method, path = request.method, request.scope["path"]
+        return from_engine(error).response(path)
+    # The routing's own: no such path, or not with this method.
     if method == "OPTIONS" and path == "*":  # the server as a whole
         return Response(None, 204, {"allow": "GET, HEAD, OPTIONS, POST"})
     if error.status_code == 405:
@@ -121,6 +134,7 @@ async def show_error(request: Request, error: Exception) -> Response:
         if method == "OPTIONS":
             return Response(None, 204, headers)
         message = f"{method[:50]} {path[:200]}: not with this method, but with {headers['allow']}"
-        return ApiError(405, message, code="method_not_allowed", headers=headers).response()
+        return ApiError(405, message, code="method_not_allowed", headers=headers).response(path)
     code = "not_found" if error.status_code == 404 else None
-    return ApiError(error.status_code, f"{method[:50]} {path[:200]}: {error.detail}", code=code, headers=error.headers).response()
+    message = f"{method[:50]} {path[:200]}: {error.detail}"
+    return ApiError(error.status_code, message, code=code, headers=error.headers).response(path)

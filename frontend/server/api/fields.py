@@ -94,4 +94,8 @@ FIELDS: dict[str, dict[str, Any]] = {
     "reasoning": _field("How much the model thinks."),
     "metadata": _field("Comes back in the answer. Keys have 64 characters at most, values 512.", maxProperties=16),
     "store": _field("Without effect: nothing is stored."),
+    "system": _field("What the model is told before the conversation."),
+    "stop_sequences": _field("Texts that end the answer; 1 to 1024 characters each, 4096 together.", maxItems=MAX_STOP_STRINGS),
+    "thinking": _field("Whether the model thinks before it answers. A budget is ignored."),
+    "output_config": _field("A JSON schema that the answer follows, and how much the model thinks."),
 }

@@ -14,7 +14,7 @@ _OPEN = frozenset(
 )  # all else needs a key where keys are set
 _NO_KEY = ApiError(
     401,
-    "no valid API key: send it as 'Authorization: Bearer KEY'",
+    "no valid API key: send it as 'Authorization: Bearer KEY', or as 'x-api-key: KEY'",
     code="invalid_api_key",
     headers={"www-authenticate": "Bearer"},
 )
@@ -34,19 +34,21 @@ class Guard:
             await self._app(scope, receive, send)
             return
         scope["path"] = scope["path"].rstrip("/") or "/"  # clients add slashes to base addresses: /v1/models/ is /v1/models
-        authorization = request_id = b""
+        authorization = own_key = request_id = b""
         for name, value in scope["headers"]:
             if name == b"authorization":
                 authorization = value
+            elif name == b"x-api-key":  # Anthropic's clients
+                own_key = b"Bearer " + value
             elif name == b"x-request-id":
                 request_id = value
         name = request_id.decode() if is_name(request_id) else new_name()
         begin(Visit(name))
         send = _naming(send, name.encode())
         if self._keys and not self._is_open(scope):
-            salt = self._salt_of(authorization)
+            salt = self._salt_of(authorization or own_key)
             if salt is None:
-                await _NO_KEY.response()(scope, receive, send)
+                await _NO_KEY.response(scope["path"])(scope, receive, send)
                 return
             scope.setdefault("state", {})["cache_salt"] = salt
         await self._app(scope, receive, send)

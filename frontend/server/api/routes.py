@@ -9,6 +9,9 @@ from starlette.requests import Request
 from starlette.types import ASGIApp
 
 from frontend.server.api import schemas, service, shapes, tokens
+from frontend.server.api.anthropic.objects import AnthropicErrorAnswer, MessageAnswer, MessageEvent, TokenCount
+from frontend.server.api.anthropic.request import CountRequest, MessagesRequest
+from frontend.server.api.anthropic.route import count_tokens, messages
 from frontend.server.api.chat import chat_completions
 from frontend.server.api.completions import completions
 from frontend.server.api.metrics import MetricsRoute
@@ -75,6 +78,29 @@ def operations(engine: TextEngine) -> list[Operation]:
             answer=ResponseObject,
             events=ResponseEvent,
             errors=(*_BODY, *_ENGINE),
+        ),
+        Operation(
+            method="POST",
+            path="/v1/messages",
+            handler=messages,
+            group="Generation",
+            summary="The assistant's next message, as Anthropic's clients ask for it.",
+            body=MessagesRequest,
+            answer=MessageAnswer,
+            events=MessageEvent,
+            error=AnthropicErrorAnswer,
+            errors=(*_BODY, *_ENGINE),
+        ),
+        Operation(
+            method="POST",
+            path="/v1/messages/count_tokens",
+            handler=count_tokens,
+            group="Generation",
+            summary="How many tokens such a conversation has.",
+            body=CountRequest,
+            answer=TokenCount,
+            error=AnthropicErrorAnswer,
+            errors=_BODY,
         ),
         *(
             Operation(

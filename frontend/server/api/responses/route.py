@@ -8,7 +8,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import ASGIApp
 
-from frontend.server.api import as_chat, body, jobs
+from frontend.server.api import as_chat, body, chat, jobs
 from frontend.server.api.answers import respond
 from frontend.server.api.errors import ApiError
 from frontend.server.api.responses.objects import ResponseObject
@@ -16,7 +16,6 @@ from frontend.server.api.responses.request import NAMES, ResponsesRequest, TextF
 from frontend.server.api.responses.writer import ResponseWriter
 from frontend.server.api.schemas import refuse_unsupported
 from frontend.server.generation import TextEngine
-from frontend.server.text.tools.events import Content, Event
 
 _DECODER = msgspec.json.Decoder(ResponsesRequest)
 
@@ -29,17 +28,12 @@ async def responses(request: Request) -> ASGIApp:
     refuse_unsupported(asked)
     check(asked)
     items = 1 if isinstance(asked.input, str) else sum(_size(item.content) + _size(item.output) for item in asked.input)
-    _, generations = await as_chat.begin(request, lambda: chat_body(asked), items, NAMES)
+    with as_chat.renaming(NAMES) as origins:
+        wanted = await as_chat.body_of(engine, lambda: chat_body(asked), items, origins)
+        generations = await chat.begin(request, wanted)
     shown = engine.tokenizer.bytes_shown(skip_special_tokens=asked.skip_special_tokens is not False)
-    writer = ResponseWriter(_response(asked, model), _Plain(), engine.tokenizer, shown, tells_logprobs=asked.wants_logprobs)
+    writer = ResponseWriter(_response(asked, model), engine.tokenizer, shown, tells_logprobs=asked.wants_logprobs)
     return await respond(request, writer, generations, stream=bool(asked.stream))
-
-
-class _Plain:
-    """All of an output is its text."""
-
-    def feed(self, text: str, final: bool = False) -> list[Event]:
-        return [Content(text)] if text else []
 
 
 def _size(content: object) -> int:

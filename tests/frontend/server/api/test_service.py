@@ -92,6 +92,13 @@ def test_without_a_known_key_nothing_opens(guarded: TestClient, header: str | No
         assert response.json()["error"]["code"] == "invalid_api_key"
 
 
+def test_a_wrong_key_of_the_other_header_opens_nothing(guarded: TestClient) -> None:
+    for headers in ({"x-api-key": "wrong"}, {"x-api-key": "Bearer first"}, {"x-api-key": "first", "authorization": "Bearer wrong"}):
+        assert guarded.get("/v1/models", headers=headers).status_code == 401
+    error = guarded.post("/v1/messages", headers={"x-api-key": "wrong"}).json()
+    assert (error["type"], error["error"]["type"]) == ("error", "authentication_error")
+
+
 def test_what_can_be_done_is_told_without_a_key(guarded: TestClient) -> None:
     assert guarded.options("/v1/models").status_code != 401
 
@@ -99,5 +106,6 @@ def test_what_can_be_done_is_told_without_a_key(guarded: TestClient) -> None:
 def test_each_key_opens_and_health_needs_none(guarded: TestClient) -> None:
     for key in ("first", "second"):
         assert guarded.get("/v1/models", headers={"authorization": f"Bearer {key}"}).text == "in"
+        assert guarded.get("/v1/models", headers={"x-api-key": key}).text == "in"
     assert guarded.get("/health").text == "in"
     assert guarded.get("/health/").text == "in"
