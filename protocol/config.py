@@ -48,6 +48,10 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
     port: int = 8000
     ipc_path: str = ""
     api_keys: tuple[str, ...] = ()
+    allowed_origins: tuple[str, ...] = ()  # web pages that may read answers (CORS), as browsers write them; * for all
+    allow_credentials: bool = False  # of browsers, from these pages
+    allowed_hosts: tuple[str, ...] = ()  # Host headers besides local ones, for which an engine on loopback answers; * for all
+    stream_keep_alive: float = 15.0  # seconds of silence in a stream before a comment; 0: none
     shared_prefix_cache: bool = False  # the holders of different keys find each other's prefixes
     strict_max_tokens: bool = False  # more than the context has room for is refused, not clipped
     scheduling_policy: SchedulingPolicy = "fcfs"

@@ -31,8 +31,13 @@ HOMES = {
 ROOMS: dict[str, tuple[str, ...]] = {
     "server": (),
     "client": (),
-    # What must be so before an engine starts is looked at by the code that will need it; the three bring no library.
-    "launcher": ("frontend.server.bind", "frontend.server.ipc.listener", "frontend.server.text.tokenizer_files"),
+    # What must be so before an engine starts is looked at by the code that will need it; the four bring no library.
+    "launcher": (
+        "frontend.server.bind",
+        "frontend.server.host_names",
+        "frontend.server.ipc.listener",
+        "frontend.server.text.tokenizer_files",
+    ),
     "bench": ("frontend.client",),
     "terminal": ("frontend.client",),
 }

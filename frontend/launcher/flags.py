@@ -8,12 +8,13 @@ from typing import NoReturn
 
 import msgspec
 
-from frontend.launcher.values import Parser, choice, integer, number, power_of_two, shown, size, text
+from frontend.launcher.values import Parser, choice, host, integer, number, origin, power_of_two, shown, size, text
 from protocol.config import EngineConfig, SimulatedTimes
 from protocol.errors import ConfigError
 from protocol.request_ids import MAX_FRONTENDS
 
 _MILLION = 1 << 20  # a bound against slips of the keyboard: no model or batch comes near
+_MOST_VALUES = 64  # of one flag: they travel to the children in one packet
 _LARGEST_FILE = 1 << 20  # bytes of a --config file
 _SECONDS = number(0.01, 86400.0, "seconds")
 _MICROSECONDS = number(0.0, 1e9, "microseconds")
@@ -74,6 +75,16 @@ FLAGS = (
     Flag("frontends", "serving", "processes that share the HTTP port and the work of text", integer(1, MAX_FRONTENDS), "M"),
     Flag("ipc", "serving", "socket for the Python client ($ENGINE_SOCKET, or in the user's runtime directory)", text, "PATH"),
     Flag("api-key-file", "serving", "file with one accepted API key per line", text, "FILE"),
+    Flag("allowed-origins", "serving", "web pages that may read answers (CORS); * for all", origin, "ORIGIN", many=True),
+    Flag("allow-credentials", "serving", "let browsers send cookies from these pages, for a proxy that asks for them (off)"),
+    Flag("allowed-hosts", "serving", "names that are answered to besides local ones; * for all", host, "HOST", many=True),
+    Flag(
+        "stream-keep-alive",
+        "serving",
+        "seconds of silence before a comment goes into a stream; 0: never",
+        number(0.0, 3600.0, "seconds"),
+        "S",
+    ),
     Flag("shared-prefix-cache", "serving", "let the holders of different API keys find each other's prefixes in the cache (off)"),
     Flag("strict-max-tokens", "serving", "refuse a max_tokens beyond the context, as OpenAI does, instead of clipping it (off)"),
     Flag("drain-timeout", "serving", "seconds that running requests get after SIGTERM", number(0.0, 86400.0, "seconds"), "S"),
@@ -155,9 +166,19 @@ def _check(flag: Flag, raw: object, where: str) -> object:
             raise ConfigError(f"{where} {shown(repr(raw))}: true or false is wanted")
         return raw
     if flag.many:
-        items = raw if isinstance(raw, list) else [raw]
+        items = [part for item in (raw if isinstance(raw, list) else [raw]) for part in _spread(item)]
+        if len(items) > _MOST_VALUES:
+            raise ConfigError(f"{where}: at most {_MOST_VALUES} values are possible")
         return tuple(_check_one(flag.parse, item, where) for item in items)
     return _check_one(flag.parse, raw, where)
+
+
+def _spread(item: object) -> list[object]:
+    """The values of a list in JSON, which is how some tools write several; anything else is one."""
+    try:
+        return list(msgspec.json.decode(item, type=list[str])) if isinstance(item, str) and item.startswith('["') else [item]
+    except (msgspec.DecodeError, UnicodeEncodeError):
+        return [item]
 
 
 def _check_one(parse: Parser, raw: object, where: str) -> object:

@@ -54,6 +54,8 @@ def _without_model(values: dict[str, object], environ: Mapping[str, str]) -> tup
         if values.setdefault("queue_depth", depth) != depth:
             flag = "--async-scheduling" if asynchronous else "--no-async-scheduling"
             raise ConfigError(f"{flag} means --queue-depth {depth}, but --queue-depth is {values['queue_depth']}: give one of them")
+    if values.get("allow_credentials") and "*" in cast("tuple[str, ...]", values.get("allowed_origins", ())):
+        raise ConfigError("--allow-credentials: pages of every origin (*) cannot have that: name the --allowed-origins")
     if key_file := cast("str | None", values.pop("api_key_file", None)):
         values["api_keys"] = _read_keys(key_file)
     values["ipc_path"] = check_socket(cast("str | None", values.pop("ipc", None)), environ)

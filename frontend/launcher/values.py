@@ -5,12 +5,16 @@ import re
 from collections.abc import Callable
 from typing import TypeAlias
 
+from frontend.server.host_names import parse_host
+
 Parser: TypeAlias = Callable[[str], object]
 
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12, "KI": 2**10, "MI": 2**20, "GI": 2**30, "TI": 2**40}
 _LARGEST_SIZE = 1 << 60  # bytes
 _LONGEST_TEXT = 4096  # characters: as long as a path can be
 _LONGEST_SHOWN = 200  # characters of a bad value that are repeated
+_LONGEST_NAME = 300  # characters of an origin or host: a domain has at most 253
+_ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://[^/\s?#@]+")
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT]I?)?B?", re.IGNORECASE)
 
 
@@ -74,6 +78,22 @@ def choice(*allowed: str) -> Parser:
         return text
 
     return parse
+
+
+def origin(text: str) -> str:
+    """An origin as browsers write it, or *."""
+    value = text.strip().rstrip("/").lower()
+    if value != "*" and not (_ORIGIN.fullmatch(value) and len(value) <= _LONGEST_NAME):
+        raise ValueError("an origin is wanted, such as https://chat.example.com or http://localhost:3000, or * for all")
+    return value
+
+
+def host(text: str) -> str:
+    """A Host header: a name or address, with or without a port; *.DOMAIN; or *."""
+    value = text.strip().lower()
+    if value != "*" and (parse_host(value.removeprefix("*.")) is None or len(value) > _LONGEST_NAME):
+        raise ValueError("a host is wanted, such as engine.example.com, 10.0.0.5:8000, [::1] or *.example.com, or * for all")
+    return value
 
 
 def text(value: str) -> str:

@@ -1,17 +1,19 @@
-"""What stands before every route: the API key, the request id that clients follow a request by, and one spelling of paths."""
+"""What stands before every route: the host, the origin, the API key, and one spelling of paths."""
 
 import hashlib
 import hmac
 from collections.abc import Sequence
 
+from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from frontend.server.api.errors import ApiError
-from frontend.server.visit import Visit, begin, is_name, new_name
+from frontend.server.api.hosts import Hosts
+from frontend.server.api.origins import HeaderList, Origins
+from frontend.server.visit import Visit, begin, new_name
 
-_OPEN = frozenset(
-    {"/health", "/ready", "/ping", "/version", "/metrics", "/openapi.json", "/docs"}
-)  # all else needs a key where keys are set
+# All else needs a key where keys are set.
+_OPEN = frozenset({"/health", "/ready", "/ping", "/version", "/metrics", "/openapi.json", "/docs"})
 _NO_KEY = ApiError(
     401,
     "no valid API key: send it as 'Authorization: Bearer KEY', or as 'x-api-key: KEY'",
@@ -21,47 +23,67 @@ _NO_KEY = ApiError(
 
 
 class Guard:
-    """ASGI middleware."""
+    """ASGI middleware, around all others: whatever the application answers goes through here."""
 
-    def __init__(self, app: ASGIApp, api_keys: Sequence[str], *, shares_prefixes: bool = False) -> None:
-        """`api_keys` empty: any key, or none, is good. `shares_prefixes`: a prefix that came with one key is found with another."""
+    def __init__(
+        self,
+        app: ASGIApp,
+        api_keys: Sequence[str] = (),
+        *,
+        shares_prefixes: bool = False,
+        hosts: Hosts | None = None,
+        origins: Origins | None = None,
+    ) -> None:
+        """`api_keys` empty: any key, or none, is good. `shares_prefixes`: a prefix that came with one key is found with another.
+        `hosts` None: any. `origins` None: no pages but its own.
+        """
         self._app = app
         self._keys = [(key.encode(), "" if shares_prefixes else _salt(key)) for key in api_keys]
+        self._hosts = hosts or Hosts("0.0.0.0")
+        self._origins = origins or Origins(())
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answers 401 itself, or lets the application answer."""
+        """Answers itself, or lets the application answer."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
         scope["path"] = scope["path"].rstrip("/") or "/"  # clients add slashes to base addresses: /v1/models/ is /v1/models
-        authorization = own_key = request_id = b""
+        begin(Visit(scope.get("request_id") or new_name()))
+        authorization = own_key = origin = b""
+        host: bytes | None = None
         for name, value in scope["headers"]:
             if name == b"authorization":
                 authorization = value
             elif name == b"x-api-key":  # Anthropic's clients
                 own_key = b"Bearer " + value
-            elif name == b"x-request-id":
-                request_id = value
-        name = request_id.decode() if is_name(request_id) else new_name()
-        begin(Visit(name))
-        send = _naming(send, name.encode())
-        if self._keys and not self._is_open(scope):
-            salt = self._salt_of(authorization or own_key)
-            if salt is None:
-                await _NO_KEY.response(scope["path"])(scope, receive, send)
-                return
-            scope.setdefault("state", {})["cache_salt"] = salt
-        await self._app(scope, receive, send)
+            elif name == b"host":
+                host = value
+            elif name == b"origin":
+                origin = value
+        answer = self._app
+        try:
+            self._hosts.check(host)
+            if self._origins:
+                send = _adding(send, self._origins.headers(origin))
+                if origin and scope["method"] == "OPTIONS" and "access-control-request-method" in (headers := Headers(scope=scope)):
+                    answer = self._origins.preflight(headers)
+            if self._keys and not self._is_open(scope):
+                scope.setdefault("state", {})["cache_salt"] = self._salt_of(authorization or own_key)
+        except ApiError as error:
+            answer = error.response(scope["path"])
+        await answer(scope, receive, send)
 
     def _is_open(self, scope: Scope) -> bool:
         return scope["path"] in _OPEN or scope["method"] == "OPTIONS"  # which browsers ask without a key, and which tells nothing
 
-    def _salt_of(self, authorization: bytes) -> str | None:
-        """What keeps the prefixes of this key's holder apart from those of others; None: it is no key of ours."""
+    def _salt_of(self, authorization: bytes) -> str:
+        """What keeps the prefixes of this key's holder apart from those of others. Raises ApiError for a key that is none."""
         scheme, _, key = authorization.partition(b" ")
         # Each key is compared, so that the time tells nothing about which one is close.
         matches = [salt for known, salt in self._keys if hmac.compare_digest(key.strip(), known)]
-        return matches[0] if matches and scheme.lower() == b"bearer" else None
+        if not matches or scheme.lower() != b"bearer":
+            raise _NO_KEY
+        return matches[0]
 
 
 def _salt(key: str) -> str:
@@ -69,10 +91,10 @@ def _salt(key: str) -> str:
     return hashlib.blake2b(key.encode(), digest_size=16, person=b"prefix cache").hexdigest()
 
 
-def _naming(send: Send, request_id: bytes) -> Send:
-    async def name(message: Message) -> None:
+def _adding(send: Send, headers: HeaderList) -> Send:
+    async def add(message: Message) -> None:
         if message["type"] == "http.response.start":
-            message["headers"] = [*message["headers"], (b"x-request-id", request_id)]
+            message["headers"] = [*message["headers"], *headers]
         await send(message)
 
-    return name
+    return add

@@ -9,6 +9,7 @@ from starlette.types import Receive, Scope, Send
 
 from frontend.server.api.errors import EXPECTED, ApiError, ClientGone, from_engine
 from frontend.server.api.jobs import Output, fail_on_error, notes
+from frontend.server.api.keep_alive import KeepAlive
 from frontend.server.generation import TextDelta, TextGeneration
 
 _LOG = logging.getLogger(__name__)
@@ -54,24 +55,26 @@ class EventStream:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Streams until every generation has ended or the client leaves."""
+        interval: float = scope["app"].state.engine.config.stream_keep_alive
         try:
-            await unless_gone(receive, self._write(send))
+            await unless_gone(receive, self._write(send, interval))
         except ClientGone:
             pass
         finally:
             for generation in self._generations:
                 generation.cancel()
 
-    async def _write(self, send: Send) -> None:
+    async def _write(self, send: Send, interval: float) -> None:
         await send({"type": "http.response.start", "status": 200, "headers": _HEADERS + notes(self._generations)})
         events = self._events
         try:
             if data := events.begin():
                 await send({"type": "http.response.body", "body": data, "more_body": True})
-            async for index, generation, delta in interleave(self._generations):
-                fail_on_error(delta)
-                if data := events.add(index, generation, delta):
-                    await send({"type": "http.response.body", "body": data, "more_body": True})
+            async with KeepAlive(send, interval) as stream:
+                async for index, generation, delta in interleave(self._generations):
+                    fail_on_error(delta)
+                    if data := events.add(index, generation, delta):
+                        await stream.write(data)
             end = events.end(self._generations)
         except EXPECTED as error:
             end = events.fail(from_engine(error))

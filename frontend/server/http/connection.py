@@ -15,6 +15,7 @@ from frontend.server.http import http2
 from frontend.server.http.exchange import Exchange, whole_answer
 from frontend.server.http.host import Host
 from frontend.server.http.intake import Intake
+from frontend.server.visit import new_name
 
 # Of the work on pending bytes, done before others get their turn: a millisecond or two, however small the chunks of a body. A piece
 # is ten, each chunk in it is one.
@@ -282,7 +283,8 @@ class Connection(asyncio.Protocol):
         if self._exchange is not None:
             self._exchange.refuse(error)
         else:
-            self.write(http2.refusal(error.body()) if self._intake.wants_http2 else whole_answer(error, self.date()))
+            name, body = new_name().encode(), error.body()
+            self.write(http2.refusal(body, name) if self._intake.wants_http2 else whole_answer(error, self.date(), name))
             self._linger()
         self._count()
 

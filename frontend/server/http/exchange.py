@@ -75,7 +75,8 @@ class Exchange:
         try:
             await app(self.head.scope, self.receive, self.send)
         except Exception as error:  # noqa: BLE001 - a fault of ours, which concerns this request
-            _FAULTS.say(f"{self.head.scope['method']} {self.head.scope['path']!r} failed", error)
+            scope, name = self.head.scope, self.head.request_id.decode()
+            _FAULTS.say(f"{scope['method']} {scope['path']!r} failed (request id {name})", error)
         finally:
             self._end_turn()
         if not self._over.is_set():
@@ -188,7 +189,7 @@ class Exchange:
         self._started = True
         self._end_turn()
         self._bodiless = scope["method"] == "HEAD" or status in (204, 304)
-        fields = [(b"date", self._peer.date()), *headers]
+        fields = [(b"date", self._peer.date()), (b"x-request-id", self.head.request_id), *headers]
         is_old, has_length = scope["http_version"] == "1.0", any(name == b"content-length" for name, _ in fields)
         if not self._whole.is_set() or self._peer.is_last():
             self.keep_alive = False
@@ -216,10 +217,11 @@ class Exchange:
         self._peer.answered()
 
 
-def whole_answer(error: ApiError, date: bytes) -> bytes:
+def whole_answer(error: ApiError, date: bytes, request_id: bytes) -> bytes:
     """The last answer of a connection, to what came before any request was understood."""
     body = error.body()
-    return _whole_head(error.status, [(b"date", date), *_error_fields(error, body), (b"connection", b"close")]) + body
+    own = [(b"date", date), (b"x-request-id", request_id), (b"connection", b"close")]
+    return _whole_head(error.status, own + _error_fields(error, body)) + body
 
 
 def _whole_head(status: int, fields: Headers) -> bytes:

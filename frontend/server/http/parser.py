@@ -8,6 +8,7 @@ import httptools
 from starlette.types import Scope
 
 from frontend.server.api.errors import ApiError
+from frontend.server.visit import is_name, new_name
 
 _REQUEST_LINE = re.compile(rb"[A-Z-]+ +[^ \r\n]+ HTTP/1\.[01]\r\n")  # llhttp also takes HTTP/0.9, RTSP and ICE
 _UPGRADE = re.compile(rb"\r\nupgrade:[^\r\n]*", re.IGNORECASE)
@@ -27,6 +28,7 @@ class Head:
     chunked: bool
     keep_alive: bool  # the client would send another request behind this one
     expects_continue: bool
+    request_id: bytes  # the client's own, or ours
 
 
 class RequestParser:
@@ -60,7 +62,10 @@ class RequestParser:
         length = int(values.get(b"content-length", b"0"))  # llhttp has seen to it that these are digits, and only once
         self._left = length if coding is None else -1
         expects_continue = values.get(b"expect", b"").lower() == b"100-continue" and scope["http_version"] == "1.1"
-        return Head(scope, length, coding is not None, self._keep_alive, expects_continue)
+        given = values.get(b"x-request-id", b"")
+        name = given if is_name(given) else new_name().encode()
+        scope["request_id"] = name.decode()
+        return Head(scope, length, coding is not None, self._keep_alive, expects_continue, name)
 
     def piece(self, data: bytearray) -> int:
         """How many of these bytes, which come behind what was taken, to take next: none of them the next request's."""

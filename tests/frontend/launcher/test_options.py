@@ -43,6 +43,44 @@ def test_defaults_are_those_of_the_configuration(gguf: str, tmp_path: Path) -> N
     assert read(gguf) == wanted
 
 
+def test_who_may_ask_is_read_as_browsers_and_clients_write_it(gguf: str) -> None:
+    assert (read(gguf).allowed_origins, read(gguf).allowed_hosts) == ((), ())
+    config = read(gguf, "--allowed-origins", "HTTPS://Chat.Example.com/", "http://localhost:3000", "app://obsidian.md")
+    assert config.allowed_origins == ("https://chat.example.com", "http://localhost:3000", "app://obsidian.md")
+    assert read(gguf, "--allowed-origins", '["http://a.example", "http://b.example"]').allowed_origins == (
+        "http://a.example",
+        "http://b.example",
+    )
+    config = read(gguf, "--allowed-hosts", "Engine.Example.com", "[::1]:8000", "*.lan", "--allow-credentials")
+    assert config.allowed_hosts == ("engine.example.com", "[::1]:8000", "*.lan")
+    config = read(gguf, "--scheduling-policy", "priority", "--stream-keep-alive", "0", "--strict-max-tokens", "--frontends", "3")
+    assert (config.scheduling_policy, config.stream_keep_alive, config.strict_max_tokens, config.frontends) == (
+        "priority",
+        0,
+        True,
+        3,
+    )
+
+
+@pytest.mark.parametrize(
+    ("flags", "text"),
+    [
+        (["--allowed-origins", "chat.example.com"], "an origin is wanted"),
+        (["--allowed-origins", "https://a.example/path"], "an origin is wanted"),
+        (["--allowed-origins", "https://user@a.example"], "an origin is wanted"),
+        (["--allowed-origins", "*", "--allow-credentials"], "name the --allowed-origins"),
+        (["--allowed-origins", *["https://a.example"] * 65], "at most 64 values"),
+        (["--allowed-hosts", "http://a.example"], "a host is wanted"),
+        (["--allowed-hosts", "a.example:99999999"], "a host is wanted"),
+        (["--frontends", "65"], "from 1 to 64"),
+        (["--stream-keep-alive", "-1"], "seconds from 0 to 3600"),
+    ],
+)
+def test_who_may_ask_is_checked(gguf: str, flags: list[str], text: str) -> None:
+    with pytest.raises(ConfigError, match=text):
+        read(gguf, *flags)
+
+
 def test_every_flag_reaches_its_field(gguf: str, tmp_path: Path) -> None:
     keys = tmp_path / "keys"
     keys.write_text("alpha\n\n  beta \nalpha\n")

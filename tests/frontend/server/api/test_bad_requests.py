@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from frontend.server.http.limits import MAX_BODY
-from tests.frontend.server.api.running import RunningEngine
+from tests.frontend.server.api.running import RunningEngine, another_front
 
 _ASK: dict[str, Any] = {"model": "demo", "prompt": "Hello", "max_tokens": 2}
 _HI = [{"role": "user", "content": "Hi"}]
@@ -157,6 +157,12 @@ def test_json_by_any_of_its_names(http: httpx.Client, kind: str) -> None:
     assert http.post("/v1/completions", content=json.dumps(_ASK), headers=headers).status_code == 200
 
 
+def _exchange(address: httpx.URL, request: str) -> bytes:
+    with socket.create_connection((address.host, address.port or 80), timeout=20) as connection:
+        connection.sendall(request.encode("latin-1"))
+        return b"".join(iter(lambda: connection.recv(65536), b""))
+
+
 @pytest.mark.parametrize(
     ("line", "status"),
     [
@@ -175,11 +181,10 @@ def test_json_by_any_of_its_names(http: httpx.Client, kind: str) -> None:
 )
 @pytest.mark.parametrize("host", ["[", "a b", "\xff", "elsewhere:99999", ""])
 def test_odd_targets_and_hosts(running: RunningEngine, caplog: pytest.LogCaptureFixture, line: str, status: int, host: str) -> None:
-    url = urlsplit(running.url)
-    assert url.hostname is not None
-    with socket.create_connection((url.hostname, url.port), timeout=20) as connection:
-        connection.sendall(f"{line} HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n".encode("latin-1"))
-        data = b"".join(iter(lambda: connection.recv(65536), b""))
+    with another_front(running, allowed_hosts=("*",)) as anyone:
+        data = _exchange(anyone.base_url, f"{line} HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n")
+    on_loopback = _exchange(httpx.URL(running.url), f"{line} HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n")
+    assert on_loopback.startswith(b"HTTP/1.1 421 ")
     assert data.startswith(b"HTTP/1.1 %d " % status)
     assert b"set-cookie" not in data.partition(b"\r\n\r\n")[0].lower()
     assert not [record for record in caplog.records if record.exc_info]
