@@ -143,6 +143,15 @@ class Logprob(Message, frozen=True, gc=False):
     top: list[tuple[int, float]]  # (token id, log-probability), falling
 
 
+class PromptScored(Message, frozen=True, tag="prompt_scored"):
+    """Log-probabilities of the tokens of a prompt but the first, where asked; before the first Delta."""
+
+    request_id: int
+    candidates: int  # of the most likely tokens, how many come with each
+    logprobs_f32: bytes  # [tokens - 1, 1 + candidates]: of the token, then of the candidates in falling order
+    ranks_i32: bytes  # [tokens - 1, 1 + candidates]: rank of the token from 1, then the ids of the candidates
+
+
 class Delta(Message, frozen=True, tag="delta", gc=False):
     """What came of one output since its last Delta. The one with a finish reason is the last."""
 
@@ -213,7 +222,7 @@ class StoryReport(Message, frozen=True, tag="story_report"):
     stories: tuple[Story, ...]  # of the latest requests that the subject may mean, oldest first
 
 
-ServerMessage = Welcome | Accepted | Delta | Refused | HealthReport | StatsReport | TraceReport | StoryReport
+ServerMessage = Welcome | Accepted | PromptScored | Delta | Refused | HealthReport | StatsReport | TraceReport | StoryReport
 SERVER_MESSAGES: Decoder[list[ServerMessage]] = Decoder(list[ServerMessage])
 
 

@@ -107,6 +107,14 @@ class TopLogprobs(Message, frozen=True):
     logprobs_f32: bytes
 
 
+class PromptScores(Message, frozen=True):
+    """Log-probabilities of some tokens of a prompt, each given the tokens before it, and of the most likely candidates there."""
+
+    start: int  # position of the first token, at least 1
+    logprobs_f32: bytes  # [tokens, 1 + candidates]: the token's own, then those of the candidates in falling order
+    ranks_i32: bytes  # [tokens, 1 + candidates]: rank of the token from 1, then the ids of the candidates
+
+
 class Finished(Message, frozen=True):
     """The end of one request. `token_ids_i32` holds the whole output when the request asked not to stream."""
 
@@ -131,6 +139,7 @@ class TokenBatch(Message, frozen=True, tag="tokens"):
     logprobs: dict[int, TopLogprobs] = {}  # request id -> of its token in this batch, where the request asked
     num_cached_tokens: dict[int, int] = {}  # request id -> prompt tokens that the prefix cache held; with its first token
     queue_ns: dict[int, int] = {}  # request id -> from its arrival at the scheduler to its first slot; with its first token
+    prompt_scores: dict[int, PromptScores] = {}  # request id -> what this step computed of them; before its first token
 
 
 class WorkerStats(Message, frozen=True):
@@ -201,6 +210,7 @@ class NewRequest(Message, frozen=True):
     num_computed: int  # leading tokens whose keys and values the blocks already hold (prefix cache)
     block_ids_i32: bytes
     params: EngineParams
+    scores: bool = False  # the tokens of its prompt are to be scored, from where it begins to compute
 
 
 class SchedulerOutput(Message, frozen=True, tag="step"):
@@ -243,7 +253,13 @@ class StepMasks(Message, frozen=True, tag="masks"):
     bits: bytes  # [rows, ceil(V / 32)] little-endian uint32: bit b of word w is token 32 w + b
 
 
-SchedulerToWorker = SchedulerOutput | StepMasks
+class PrepareScores(Message, frozen=True, tag="prepare_scores"):
+    """Asks a worker to compile, while it serves, what steps with prompts to be scored need. Answered by ScoresReady."""
+
+    epoch: int
+
+
+SchedulerToWorker = SchedulerOutput | PrepareScores | StepMasks
 SCHEDULER_TO_WORKER: Decoder[SchedulerToWorker] = Decoder(SchedulerToWorker)  # the grammar process writes to the same pipe
 
 
@@ -263,6 +279,7 @@ class WorkerReady(Message, frozen=True, tag="ready"):
     vocab_size: int
     device: str
     saturating_tokens: int = 0  # tokens of a step that keep its arithmetic busy: more take in proportion longer; 0: not known
+    scores_ready: bool = False  # it need not be asked to prepare for the scoring of prompts
 
 
 class RowLogprobs(Message, frozen=True):
@@ -288,6 +305,7 @@ class ModelRunnerOutput(Message, frozen=True, tag="output"):
     failed_programs: int = 0  # that the worker could not compile while it served, since its answer before
     rows_i32: bytes = b""  # of a part: indices among the rows that sample
     more: bool = False  # the rows that wait for masks are still to come
+    prompt_scores: dict[int, PromptScores] = {}  # by row of the step, sampled or not
 
 
 class MasksMissing(Message, frozen=True, tag="missing"):
@@ -299,6 +317,13 @@ class MasksMissing(Message, frozen=True, tag="missing"):
     rows_i32: bytes  # indices among the rows that sample
 
 
+class ScoresReady(Message, frozen=True, tag="scores"):
+    """Answers PrepareScores: steps may score prompts from now on, or cannot."""
+
+    epoch: int
+    error: str = ""
+
+
 class WorkerFailed(Message, frozen=True, tag="failed"):
     """The last word of a worker that cannot go on: the device died, or the two sides disagree about the batch."""
 
@@ -306,7 +331,7 @@ class WorkerFailed(Message, frozen=True, tag="failed"):
     message: str
 
 
-WorkerToScheduler = WorkerReady | ModelRunnerOutput | WorkerFailed | MasksMissing
+WorkerToScheduler = WorkerReady | ScoresReady | ModelRunnerOutput | WorkerFailed | MasksMissing
 WORKER_TO_SCHEDULER: Decoder[WorkerToScheduler] = Decoder(WorkerToScheduler)
 
 

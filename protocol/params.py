@@ -37,7 +37,8 @@ class SamplingParams(
     """Sampling parameters with vLLM's names and meanings.
 
     `max_tokens=None` generates to the end of the answer or of the context. A `temperature` below 1e-5 is greedy. `top_k=0`
-    and `-1` switch top-k off. `logprobs=k` returns the log-probability of each chosen token and of the k most likely ones.
+    and `-1` switch top-k off. `logprobs=k` returns the log-probability of each chosen token and of the k most likely ones,
+    `prompt_logprobs=k` those of each token of the prompt but the first; with it, `max_tokens` may be 0.
 
     `logit_bias` adds to the logits of tokens, -100 rules one out. `allowed_token_ids` rules out all others. No output contains
     one of `bad_words`: the last token of one is ruled out where the output ends with those before it.
@@ -66,6 +67,7 @@ class SamplingParams(
     logit_bias: dict[int, float] = {}
     allowed_token_ids: list[int] | None = None
     bad_words: list[str] = []
+    prompt_logprobs: int | None = None
 
 
 class EngineParams(msgspec.Struct, frozen=True, array_like=True):
@@ -92,6 +94,7 @@ class EngineParams(msgspec.Struct, frozen=True, array_like=True):
     logit_bias: dict[int, float] = {}
     allowed_bits: bytes = b""
     bad_words: tuple[tuple[int, ...], ...] = ()  # as tokens, none empty
+    prompt_logprobs: int = -1  # as `logprobs`, for the tokens of the prompt
 
     @property
     def is_greedy(self) -> bool:
@@ -121,7 +124,7 @@ def check(params: SamplingParams, vocab_size: int) -> None:
     """Raises ParameterError, naming the field, when a value is out of range."""
     _between("n", params.n, 1, MAX_CHOICES)
     if params.max_tokens is not None:
-        _between("max_tokens", params.max_tokens, 1, 2**31 - 1)
+        _between("max_tokens", params.max_tokens, 1 if params.prompt_logprobs is None else 0, 2**31 - 1)
     _between("min_tokens", params.min_tokens, 0, params.max_tokens if params.max_tokens is not None else 2**31 - 1)
     _between("temperature", params.temperature, 0.0, 100.0)
     if not 0.0 < params.top_p <= 1.0:
@@ -133,8 +136,9 @@ def check(params: SamplingParams, vocab_size: int) -> None:
     _between("repetition_penalty", params.repetition_penalty, MIN_REPETITION_PENALTY, MAX_REPETITION_PENALTY)
     _between("presence_penalty", params.presence_penalty, -2.0, 2.0)
     _between("frequency_penalty", params.frequency_penalty, -2.0, 2.0)
-    if params.logprobs is not None:
-        _between("logprobs", params.logprobs, 0, MAX_LOGPROBS)
+    for name, count in (("logprobs", params.logprobs), ("prompt_logprobs", params.prompt_logprobs)):
+        if count is not None:
+            _between(name, count, 0, MAX_LOGPROBS)
     _check_texts("stop", params.stop, MAX_STOP_STRINGS, MAX_STOP_CHARACTERS)
     if len(params.stop_token_ids) > MAX_STOP_TOKEN_IDS:
         raise ParameterError(

@@ -7,7 +7,7 @@ import numpy as np
 
 from protocol.codec import BoolArray, Int32Array, UInt64Array, unpack_int32
 from protocol.errors import ProtocolError
-from protocol.messages import Finished, FinishReason, ModelRunnerOutput, TopLogprobs
+from protocol.messages import Finished, FinishReason, ModelRunnerOutput, PromptScores, TopLogprobs
 from scheduler_proc.cohort import Cohort
 from scheduler_proc.forced import take_runs
 from scheduler_proc.in_flight import InFlightStep
@@ -29,6 +29,7 @@ class Outcome:
     token_ids: Int32Array  # [streamed tokens]
     finished: list[Finished] = field(default_factory=list)
     logprobs: dict[int, TopLogprobs] = field(default_factory=dict)
+    prompt_scores: dict[int, PromptScores] = field(default_factory=dict)
     begun: list[Request] = field(default_factory=list)  # whose first token this is
     num_tokens: int = 0  # believed tokens, streamed or not
     num_forced: int = 0  # of these, tokens that a grammar forced and that were not sampled
@@ -47,6 +48,7 @@ def collect_step(lane: Lane, output: ModelRunnerOutput) -> tuple[InFlightStep, O
     """
     step, rest = lane.in_flight[0], None
     _check_part(step, output)
+    scores = _take_scores(lane, step, output)
     if output.more:
         step, rest = step.split()
     token_ids, failed_rows = _unpack(lane, step, output)
@@ -58,12 +60,15 @@ def collect_step(lane: Lane, output: ModelRunnerOutput) -> tuple[InFlightStep, O
     if failed_rows or step.releases != lane.releases:
         alive = lane.tenancy[step.slots] == step.tenancies
         if failed_rows or not alive.all():
-            return step, _collect_some(lane, step, output, alive, token_ids, failed_rows)
+            outcome = _collect_some(lane, step, output, alive, token_ids, failed_rows)
+            outcome.prompt_scores = scores
+            return step, outcome
     # Every decode row ends a position further than the step before, so it fills a block only when it ends on a boundary.
     if step.cohort is None or not (step.ends % lane.block_size).all():
         _commit(lane, step.slots, step.ends)
     cohort = lane.gather(step.sampled_slots) if step.cohort is None else step.cohort
-    outcome = Outcome(_EMPTY_IDS, _EMPTY, logprobs={int(cohort.request_ids[e.row]): e.logprobs for e in output.logprobs})
+    logprobs = {int(cohort.request_ids[entry.row]): entry.logprobs for entry in output.logprobs}
+    outcome = Outcome(_EMPTY_IDS, _EMPTY, logprobs=logprobs, prompt_scores=scores)
     if step.chunks:
         _begin(lane, (lane.requests[slot] for slot in step.sampled_slots[step.num_decodes :].tolist()), outcome)
     _believe(lane, cohort, token_ids, outcome)
@@ -127,6 +132,22 @@ def _unpack(lane: Lane, step: InFlightStep, output: ModelRunnerOutput) -> tuple[
     if not in_vocabulary.all() and not in_vocabulary[np.setdiff1d(np.arange(len(token_ids)), failed_rows)].all():
         raise ProtocolError(f"the answer to step {step.step_id} has token ids outside the vocabulary of {lane.vocab_size}")
     return token_ids, failed_rows
+
+
+def _take_scores(lane: Lane, step: InFlightStep, output: ModelRunnerOutput) -> dict[int, PromptScores]:
+    """By request, the scores of prompts whose requests want them still; of one that gave way they are computed again."""
+    if not output.prompt_scores:
+        return {}
+    if not all(0 <= row < len((step.whole or step).slots) for row in output.prompt_scores):
+        raise ProtocolError(f"the answer to step {step.step_id} scores rows that the step does not have")
+    taken, whole = {}, step.whole or step
+    for row, scores in output.prompt_scores.items():
+        request = lane.holder(int(whole.slots[row]), int(whole.tenancies[row]))
+        if request is not None and not request.finished:
+            taken[request.request_id] = scores
+            count = len(scores.ranks_i32) // (4 * (1 + request.params.prompt_logprobs))
+            request.num_scored = max(request.num_scored, scores.start + count)
+    return taken
 
 
 def _commit(lane: Lane, slots: Int32Array, ends: Int32Array) -> None:

@@ -6,6 +6,7 @@ from protocol.grammar_messages import GrammarToScheduler, SchedulerToGrammar
 from protocol.messages import (
     FrontendLost,
     FrontendToScheduler,
+    PrepareScores,
     SchedulerOutput,
     SchedulerToFrontend,
     StepMasks,
@@ -52,6 +53,14 @@ class ToGrammar:
 
 
 @dataclass(frozen=True, slots=True)
+class Prepare:
+    """Command: send this message to a worker."""
+
+    worker: int
+    message: PrepareScores
+
+
+@dataclass(frozen=True, slots=True)
 class ToFrontend:
     """Command: send this message to a frontend."""
 
@@ -66,4 +75,4 @@ class ToLauncher:
     message: WorkerHung
 
 
-Command = ToWorker | MasksToWorker | ToGrammar | ToFrontend | ToLauncher
+Command = ToWorker | MasksToWorker | Prepare | ToGrammar | ToFrontend | ToLauncher

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 
 from scheduler_proc.admission import Admission
-from scheduler_proc.lane import Lane
+from scheduler_proc.lane import Lane, Scores
 from scheduler_proc.request import Request, RequestState
 
 
@@ -21,6 +21,8 @@ def explain(request: Request | None, lanes: Mapping[int, Lane], admission: Admis
             return _why_waiting(request, lanes, admission)
     lane, slot = lanes[request.worker], request.slot
     where = f"{request.state.value} on worker {lane.worker} in slot {slot}"
+    if request.state is RequestState.PREFILLING and request.needs_scores and lane.scores is not Scores.READY:
+        return f"{where}: the worker compiles what scores prompts"
     if request.state is RequestState.PREFILLING:
         return f"{where}: {lane.scheduled[slot]} of {lane.known[slot]} tokens are planned"
     return f"{where}: {lane.known[slot] - request.num_prompt_tokens} tokens are here, it ends at {_most_tokens(request)}"

@@ -37,7 +37,8 @@ class Frontends:
     def _split(self, batch: TokenBatch) -> Iterator[ToFrontend]:
         request_ids, token_ids = unpack_uint64(batch.request_ids_u64), unpack_int32(batch.token_ids_i32)
         owners = (request_ids >> np.uint64(FRONTEND_SHIFT)).astype(np.int32)
-        concerned = {*owners.tolist(), *(frontend_of(finished.request_id) for finished in batch.finished)}
+        others = (*(finished.request_id for finished in batch.finished), *batch.prompt_scores)
+        concerned = {*owners.tolist(), *map(frontend_of, others)}
         for frontend in sorted(concerned):
             mine = owners == frontend
             part = msgspec.structs.replace(
@@ -47,6 +48,7 @@ class Frontends:
                 finished=tuple(finished for finished in batch.finished if frontend_of(finished.request_id) == frontend),
                 logprobs={key: value for key, value in batch.logprobs.items() if frontend_of(key) == frontend},
                 num_cached_tokens={key: value for key, value in batch.num_cached_tokens.items() if frontend_of(key) == frontend},
+                prompt_scores={key: value for key, value in batch.prompt_scores.items() if frontend_of(key) == frontend},
                 queue_ns={key: value for key, value in batch.queue_ns.items() if frontend_of(key) == frontend},
             )
             yield ToFrontend(part, frontend)

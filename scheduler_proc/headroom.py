@@ -52,7 +52,7 @@ class Headroom:
         return self._short(request, self.cached_blocks(request), alone)
 
     def cached_blocks(self, request: Request) -> list[int]:
-        """Blocks of the longest cached prefix. The last known token is always computed again: its row samples the next one."""
+        """Blocks of the longest cached prefix, as far as the request may share them."""
         if not self._prefix_caching:
             return []
         usable = self._usable(request)
@@ -66,7 +66,7 @@ class Headroom:
         return blocks
 
     def _usable(self, request: Request) -> int:
-        return (len(request.tokens) - 1) // self._block_size
+        return request.shareable_blocks(self._block_size)
 
     def _short(self, request: Request, cached: list[int], alone: bool) -> int:
         needed = -(-len(request.tokens) // self._block_size) - len(cached) + self._pool.idle_among(cached)

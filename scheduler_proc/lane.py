@@ -10,6 +10,7 @@ A token that is scheduled and not known is a placeholder: it counts for blocks, 
 
 from collections import deque
 from collections.abc import Iterator
+from enum import Enum
 
 import numpy as np
 
@@ -28,6 +29,15 @@ from scheduler_proc.story import StoryRing
 
 _NO_STOP = -1  # no token has this id
 _EMPTY = np.empty(0, np.int32)
+
+
+class Scores(Enum):
+    """Whether the worker's steps can score prompts."""
+
+    UNPREPARED = "unprepared"
+    WANTED = "wanted"  # by a request that waits for it
+    ASKED = "asked"  # the worker prepares
+    READY = "ready"
 
 
 class Lane:
@@ -51,6 +61,7 @@ class Lane:
         self.token_budget = token_budget  # tokens a step may compute
         self.saturating_tokens = ready.saturating_tokens or token_budget
         self.prefix_caching = prefix_caching
+        self.scores = Scores.READY if ready.scores_ready else Scores.UNPREPARED
         self.story = story
         self.constraints = constraints
         self.ledger = CreditLedger(queue_depth, ready.epoch)

@@ -28,7 +28,7 @@ from protocol.messages import (
 from protocol.pulse import Metronome
 from protocol.supervision import SupervisionLink
 from scheduler_proc.breaches import Breach
-from scheduler_proc.events import Command, Event, FromWorker, MasksToWorker, ToFrontend, ToGrammar, ToLauncher, ToWorker
+from scheduler_proc.events import Command, Event, FromWorker, MasksToWorker, Prepare, ToFrontend, ToGrammar, ToLauncher, ToWorker
 from scheduler_proc.invariants import validate_idle
 from scheduler_proc.state import SchedulerState
 
@@ -149,6 +149,8 @@ class SchedulerLoop:
                     self._to_workers[worker].send(masks)
                 case ToGrammar(word):
                     self._to_grammar.send(word)
+                case Prepare(worker, order):
+                    self._to_workers[worker].send(order)
                 case ToFrontend(reply, frontend):
                     self._to_frontends[frontend].send(reply)
                 case ToLauncher(report):

@@ -13,7 +13,7 @@ from scheduler_proc.in_flight import InFlightStep
 from scheduler_proc.lane import Lane
 from scheduler_proc.policy import choose_victim
 from scheduler_proc.request import RequestState
-from scheduler_proc.sharing import leader_of, start
+from scheduler_proc.sharing import leader_of, must_wait_for_scores, start
 
 _NOBODY = np.empty(0, np.int32)
 
@@ -124,7 +124,7 @@ def _choose_chunks(lane: Lane, num_tokens: int, new: list[NewRequest]) -> dict[i
         if num_tokens >= lane.token_budget or (chunks and num_tokens >= lane.saturating_tokens):
             break
         slot = leader_of(lane, follower)
-        if slot in chunks:
+        if slot in chunks or must_wait_for_scores(lane, slot):
             continue
         if not lane.prefilling.has_started(slot):
             new.append(start(lane, slot))

@@ -75,6 +75,7 @@ class Request:
     arrived_ns: int = 0  # on the one clock, as the two below; 0: not yet
     admitted_ns: int = 0  # when it got its first slot
     begun_ns: int = 0  # when its first token was here
+    num_scored: int = 1  # leading tokens of the prompt whose scores were sent, where asked; the first has none
     block_hashes: list[bytes] = field(default_factory=list)  # chain over the full blocks of the known tokens, as far as needed
     runs: list[Run] = field(default_factory=list)  # forced tokens that are known as soon as those before them are; rising
     in_flight: int = 0  # sampled tokens still to come from before its preemption; it is admitted again when they are here
@@ -93,6 +94,16 @@ class Request:
     def prefill_ns(self) -> int:
         """From its first slot to its first token."""
         return max(0, self.begun_ns - self.admitted_ns)
+
+    @property
+    def needs_scores(self) -> bool:
+        """Whether log-probabilities of its prompt are still to be computed."""
+        return self.params.prompt_logprobs >= 0 and self.num_scored < self.num_prompt_tokens
+
+    def shareable_blocks(self, block_size: int) -> int:
+        """How many leading blocks it need not compute if others have. The last known token is always computed: its row samples the
+        next one. So is every token that predicts one whose score is wanted."""
+        return ((self.num_scored if self.needs_scores else len(self.tokens)) - 1) // block_size
 
     @property
     def finished(self) -> bool:

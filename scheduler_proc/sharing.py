@@ -6,7 +6,7 @@ whoever reads the block in a later step finds it written, whatever becomes of th
 
 from protocol.codec import pack_int32
 from protocol.messages import NewRequest
-from scheduler_proc.lane import Lane
+from scheduler_proc.lane import Lane, Scores
 from scheduler_proc.prefix_cache import extend_hashes
 from scheduler_proc.request import Request
 
@@ -17,7 +17,7 @@ def leader_of(lane: Lane, slot: int) -> int:
         return slot
     request = lane.requests[slot]
     assert request is not None
-    shareable = (int(lane.known[slot]) - 1) // lane.block_size  # the last known token is computed by each: its row samples
+    shareable = request.shareable_blocks(lane.block_size)
     if shareable and (leader := lane.prefilling.computing(request.block_hashes[shareable - 1])) is not None:
         return leader
     _adopt_blocks(lane, slot, request, shareable)
@@ -37,6 +37,17 @@ def _adopt_blocks(lane: Lane, slot: int, request: Request, shareable: int) -> No
     if index > first:
         lane.committed_blocks[slot] = index
         lane.scheduled[slot] = index * lane.block_size
+
+
+def must_wait_for_scores(lane: Lane, slot: int) -> bool:
+    """Whether the worker cannot yet score the prompt of this slot, and notes that it should."""
+    request = lane.requests[slot]
+    assert request is not None
+    if lane.scores is Scores.READY or not request.needs_scores:
+        return False
+    if lane.scores is Scores.UNPREPARED:
+        lane.scores = Scores.WANTED
+    return True
 
 
 def start(lane: Lane, slot: int) -> NewRequest:
@@ -60,4 +71,5 @@ def start(lane: Lane, slot: int) -> NewRequest:
         num_computed=computed,
         block_ids_i32=pack_int32(lane.blocks_of(slot)),
         params=request.params,
+        scores=request.needs_scores,
     )

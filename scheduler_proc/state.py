@@ -25,6 +25,8 @@ from protocol.messages import (
     GetTrace,
     MasksMissing,
     ModelRunnerOutput,
+    PrepareScores,
+    ScoresReady,
     StepMasks,
     Story,
     TokenBatch,
@@ -40,13 +42,13 @@ from scheduler_proc.admission import Admission
 from scheduler_proc.breaches import Breaches
 from scheduler_proc.collect import Outcome, believe_forced, collect_step, finished_message, nothing_yet
 from scheduler_proc.constraints import Constraints, everything_allowed
-from scheduler_proc.events import Command, Event, FromWorker, MasksToWorker, ToFrontend, ToGrammar, ToLauncher, ToWorker
+from scheduler_proc.events import Command, Event, FromWorker, MasksToWorker, Prepare, ToFrontend, ToGrammar, ToLauncher, ToWorker
 from scheduler_proc.explain import explain
 from scheduler_proc.fleet import Fleet
 from scheduler_proc.forced import note_forced
 from scheduler_proc.frontends import Frontends
 from scheduler_proc.in_flight import InFlightStep
-from scheduler_proc.lane import Lane
+from scheduler_proc.lane import Lane, Scores
 from scheduler_proc.names import MOST_OF_ONE_NAME
 from scheduler_proc.plan import plan_step
 from scheduler_proc.probation import Culprit, in_flight_requests
@@ -183,6 +185,8 @@ class SchedulerState:
                 self._on_output(worker, message, now_ns)
             case MasksMissing():
                 self._on_masks_missing(worker, message)
+            case ScoresReady():
+                self._on_scores_ready(worker, message)
             case WorkerFailed(epoch, text):
                 if worker in self.lanes and self.lanes[worker].ledger.epoch == epoch:
                     self._give_up(self.lanes[worker], text)
@@ -196,6 +200,17 @@ class SchedulerState:
         self._retire(ready.worker, ready.epoch - 1, "was replaced", own_fault=False)
         self.fleet.join(ready)
         self._announce()
+
+    def _on_scores_ready(self, worker: int, ready: ScoresReady) -> None:
+        lane = self.lanes.get(worker)
+        if lane is None or lane.ledger.epoch != ready.epoch:
+            self.counters[f"refused_{Verdict.WRONG_EPOCH.value}"] += 1
+            return
+        lane.scores = Scores.UNPREPARED if ready.error else Scores.READY
+        if ready.error:
+            for _, request in list(lane.running()):
+                if request.needs_scores:
+                    self._end_early(request, f"prompts cannot be scored: {ready.error}", worker)
 
     def _on_worker_lost(self, lost: WorkerLost) -> None:
         own_fault = None if not lost.returncode else bool(lost.killed_for) or by_own_fault(lost.returncode)
@@ -240,7 +255,7 @@ class SchedulerState:
         for finished in outcome.finished:
             self._forget(finished)
         self.admission.probation.clear(lane)
-        if len(outcome.token_ids) or outcome.finished:
+        if len(outcome.token_ids) or outcome.finished or outcome.prompt_scores:
             self._commands.extend(self.frontends.tokens(_token_batch(lane.worker, step_id, outcome)))
 
     def _on_grammar(self, message: GrammarToScheduler) -> None:
@@ -320,6 +335,9 @@ class SchedulerState:
             lane.progress_ns = self._clock.now_ns
         while (output := plan_step(lane, now_ns, on_preempt, on_known)) is not None:
             self._commands.append(ToWorker(lane.worker, output, lane.in_flight[-1]))
+        if lane.scores is Scores.WANTED:
+            lane.scores = Scores.ASKED
+            self._commands.append(Prepare(lane.worker, PrepareScores(lane.ledger.epoch)))
 
     def _tell_forced(self, lane: Lane, slot: int) -> None:
         outcome = nothing_yet()
@@ -355,14 +373,10 @@ class SchedulerState:
             requests += self.admission.probation.line  # those that are cleared leave it
         self.admission.enqueue(requests)
         if culprit is not None:
-            self._fail(culprit, worker)
+            _LOG.error("%s", culprit.text)
+            self.counters["culprits"] += 1
+            self._end_early(culprit.request, culprit.text, worker)
         return True
-
-    def _fail(self, culprit: Culprit, worker: int) -> None:
-        """Ends the request whose doing it is that workers die."""
-        _LOG.error("%s", culprit.text)
-        self.counters["culprits"] += 1
-        self._end_early(culprit.request, culprit.text, worker)
 
     def _announce(self) -> None:
         if (capacity := self.fleet.announcement()) is not None:
@@ -377,6 +391,7 @@ def _token_batch(worker: int, step_id: int, outcome: Outcome) -> TokenBatch:
         token_ids_i32=outcome.token_ids.astype("<i4").tobytes(),
         finished=tuple(outcome.finished),
         logprobs=outcome.logprobs,
+        prompt_scores=outcome.prompt_scores,
         num_cached_tokens={request.request_id: request.num_cached_tokens for request in outcome.begun if request.stream},
         queue_ns={request.request_id: request.queue_ns for request in outcome.begun if request.stream},
     )

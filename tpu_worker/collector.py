@@ -8,7 +8,16 @@ from protocol.channel import Sender
 from protocol.clock import now_ns
 from protocol.codec import Int32Array, pack_int32
 from protocol.errors import ExitCode, describe
-from protocol.messages import Failed, LauncherToChild, MasksMissing, ModelRunnerOutput, RowLogprobs, WorkerFailed
+from protocol.messages import (
+    Failed,
+    LauncherToChild,
+    MasksMissing,
+    ModelRunnerOutput,
+    PromptScores,
+    RowLogprobs,
+    ScoresReady,
+    WorkerFailed,
+)
 from protocol.supervision import SupervisionLink, leave
 from tpu_worker.device import Device
 
@@ -41,18 +50,20 @@ class Collector:
         self._outbox = outbox
         self._launcher = launcher
         self._epoch = epoch
-        self._parts: queue.SimpleQueue[Part | MasksMissing] = queue.SimpleQueue()  # bounded by the credits of the scheduler
+        # Bounded by the credits of the scheduler.
+        self._parts: queue.SimpleQueue[Part | MasksMissing | ScoresReady] = queue.SimpleQueue()
+        self._scores: dict[int, PromptScores] = {}  # of the step whose tokens are still to come
         threading.Thread(target=self._run, name="collector", daemon=True).start()  # ends with the process
 
-    def put(self, part: Part | MasksMissing) -> None:
+    def put(self, part: Part | MasksMissing | ScoresReady) -> None:
         """Hands over what is on the device; it is answered in this order. What misses masks is told when all before it is done."""
         self._parts.put(part)
 
     def _run(self) -> None:
         while True:
             match self._parts.get():
-                case MasksMissing() as missing:
-                    self._outbox.send(missing)
+                case MasksMissing() | ScoresReady() as report:
+                    self._outbox.send(report)
                 case Part() as part:
                     try:
                         self._answer(part)
@@ -68,8 +79,10 @@ class Collector:
 
     def _answer(self, part: Part) -> None:
         result = self._device.collect(part.handle)
-        if part.more and not len(result.token_ids):
-            return  # every row waits for a mask
+        scores, self._scores = self._scores | result.prompt_scores, {}
+        if part.more and not len(result.token_ids):  # every row waits for a mask
+            self._scores = scores
+            return
         self._outbox.send(
             ModelRunnerOutput(
                 epoch=self._epoch,
@@ -88,5 +101,6 @@ class Collector:
                 failed_programs=result.failed_programs,
                 rows_i32=b"" if part.rows is None else pack_int32(part.rows),
                 more=part.more,
+                prompt_scores=scores,
             )
         )

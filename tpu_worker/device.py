@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from protocol.codec import BoolArray, Int32Array, UInt32Array
-from protocol.messages import TopLogprobs
+from protocol.messages import PromptScores, TopLogprobs
 from protocol.params import EngineParams
 
 ReportProgress = Callable[[str, int, int], None]  # phase, done, total
@@ -32,6 +32,16 @@ class Extension:
     slot: int
     position: int  # of the first
     token_ids: Int32Array  # [known tokens]
+
+
+@dataclass(frozen=True, slots=True)
+class ScoredRow:
+    """Tokens of a prompt whose log-probabilities a row's chunk tells: each is predicted at the position before it."""
+
+    row: int  # of the step
+    start: int  # position of the first
+    count: int
+    candidates: int  # how many of the most likely tokens are wanted beside each
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +69,7 @@ class StepPlan:
     masked_rows: Int32Array | None = None  # [M] indices among the rows that sample, rising: those that wait for masks; None: none
     masked_needs: int = 0  # of these
     extensions: tuple[Extension, ...] = ()
+    scored: tuple[ScoredRow, ...] = ()  # by row, rising
 
     @property
     def num_tokens(self) -> int:
@@ -89,6 +100,7 @@ class StepResult:
     started_ns: int = 0  # when the device began and ended the step, as well as the host can tell
     finished_ns: int = 0
     failed_programs: int = 0  # that could not be compiled, since the step before
+    prompt_scores: dict[int, PromptScores] = field(default_factory=dict)  # by row of the step, of those that are scored
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,6 +113,7 @@ class Capacity:
     vocab_size: int
     description: str  # for people: "cpu (2 threads)", "TPU v6e x4"
     saturating_tokens: int = 0  # tokens of a step from which on its time grows in proportion; 0: not known
+    scores_ready: bool = False  # `prepare_scores` need not be called
 
 
 class Device(Protocol):
@@ -128,6 +141,11 @@ class Device(Protocol):
 
     def collect(self, handle: object) -> StepResult:
         """Waits until what this handle stands for is done, and returns what it sampled."""
+        ...
+
+    def prepare_scores(self, ready: Callable[[str], None]) -> None:
+        """Makes ready for steps whose rows are scored, without waiting for it. Calls `ready` on any thread: with an empty text, or
+        why it cannot."""
         ...
 
     def close(self) -> None:

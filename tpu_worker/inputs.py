@@ -46,7 +46,7 @@ class StepInputs(NamedTuple):
     token_ids: jax.Array  # [T] int32
     prepared: Prepared  # of the platform's attention
     num_tokens: jax.Array  # [] int32: how many there are before the padding
-    sampled: jax.Array  # [R] int32: the tokens whose logits are wanted …
+    sampled: jax.Array  # [R] int32: the tokens that are wanted behind the last layer …
     num_sampled: jax.Array  # [] int32: … and how many of these are before the padding
 
 

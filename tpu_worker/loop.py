@@ -78,6 +78,7 @@ class WorkerLoop:
                 vocab_size=capacity.vocab_size,
                 device=capacity.description,
                 saturating_tokens=capacity.saturating_tokens,
+                scores_ready=capacity.scores_ready,
             )
         )
         self._launcher.send(Ready())

@@ -14,6 +14,7 @@ from protocol.params import MAX_LOGPROBS
 from tpu_worker.buckets import Bucket
 from tpu_worker.inputs import (
     EXTENSION_WIDTH,
+    RowInputs,
     SlotState,
     StepInputs,
     admit,
@@ -27,9 +28,11 @@ from tpu_worker.inputs import (
 from tpu_worker.mesh.layout import REPLICATED, SHARDED, Layout, spec_of
 from tpu_worker.mesh.shards import shard_platform
 from tpu_worker.models.family import Model, Weights
+from tpu_worker.platforms.metadata import AttentionMetadata
 from tpu_worker.platforms.platform import Platform
 from tpu_worker.rules import SlotRules, make_rules, set_rules
 from tpu_worker.sampler import ROW_WIDTH, Sampled, sample
+from tpu_worker.scoring import Scores, score
 from tpu_worker.stacking import Layers
 
 Shapes: TypeAlias = Any  # a pytree of jax.ShapeDtypeStruct
@@ -44,6 +47,7 @@ class DeviceState(NamedTuple):
 
 
 StepProgram: TypeAlias = Callable[[Weights, DeviceState, Int32Array], tuple[DeviceState, jax.Array, jax.Array]]
+ScoreProgram: TypeAlias = Callable[[Weights, DeviceState, Int32Array, Int32Array], tuple[DeviceState, jax.Array, jax.Array, Scores]]
 SampleProgram: TypeAlias = Callable[[SlotState, jax.Array, jax.Array, jax.Array, Int32Array], tuple[SlotState, Sampled]]
 RulesProgram: TypeAlias = Callable[[jax.Array, np.int32, Int32Array], jax.Array]
 PickProgram: TypeAlias = Callable[[SlotState, jax.Array, jax.Array, Int32Array, UInt32Array], tuple[SlotState, jax.Array]]
@@ -53,6 +57,16 @@ ExtendProgram: TypeAlias = Callable[[SlotState, Int32Array], SlotState]
 
 
 STATE: Any = DeviceState(*cast(Any, (SHARDED, REPLICATED)))  # how it is laid out
+
+
+class _Computed(NamedTuple):
+    """A step within its program, before anything is predicted."""
+
+    rows: RowInputs
+    slots: SlotState
+    meta: AttentionMetadata
+    x: jax.Array  # [R, hidden], or [T, hidden]
+    caches: Layers
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,23 +83,63 @@ class Compiler:
     def step(self, bucket: Bucket) -> StepProgram:
         """One step with greedy sampling, which is all that most need: (weights, state, `pack_step`'s array) ->
         (state, logits [R, V] float32, token ids [R] int32, -1 where the logits were not finite)."""
-        forward, spec = self.model.family.forward, self.layout.spec_of_shard(self.model.spec)
-        platform = shard_platform(self.platform) if self.layout.num_shards > 1 else self.platform
 
         def step(weights: Weights, state: DeviceState, packed: jax.Array) -> tuple[DeviceState, jax.Array, jax.Array]:
-            rows, slots = unpack_rows(packed), grow_tables(state.slots, packed)
-            token_ids, meta = gather_tokens(slots, rows, bucket.tokens)
-            last = jnp.maximum(meta.offsets[1:] - 1, 0)
-            prepared = platform.attention.prepare(meta, bucket.tokens, self.block_size)
-            inputs = StepInputs(token_ids, prepared, meta.offsets[-1], last, rows.num_rows)
-            logits, caches = forward(spec, platform, weights, state.caches, inputs)
-            logits = self.layout.gather_logits(logits, spec.vocab_size)
-            sampled = platform.products.greedy(logits, rows.num_rows)
-            return DeviceState(caches, record_tokens(slots, rows, sampled)), logits, sampled
+            computed = self._forward(bucket, weights, state, packed, everything=False)
+            return self._greedy(weights, computed, computed.x)
 
         shapes = (self.weights, self.state, self._packed_step(bucket.rows))
         program: StepProgram = self._compile(step, 1, shapes, (STATE, REPLICATED, REPLICATED))
         return program
+
+    def scorer(self, bucket: Bucket) -> ScoreProgram:
+        """A step that scores the tokens of prompts too: (weights, state, `pack_step`'s and `pack_scored`'s arrays) -> (what `step`
+        yields, and the scores)."""
+
+        def step(
+            weights: Weights, state: DeviceState, packed: jax.Array, scored: jax.Array
+        ) -> tuple[DeviceState, jax.Array, jax.Array, Scores]:
+            computed = self._forward(bucket, weights, state, packed, everything=True)
+            last = jnp.maximum(computed.meta.offsets[1:] - 1, 0)
+            after, logits, sampled = self._greedy(weights, computed, computed.x[last])
+            logits_of = functools.partial(self._logits, weights)
+            scores = score(logits_of, computed.x, computed.rows, computed.meta, state.slots.history, scored)
+            return after, logits, sampled, scores
+
+        scored = self.layout.shapes(jax.ShapeDtypeStruct((bucket.rows,), jnp.int32))
+        shapes = (self.weights, self.state, self._packed_step(bucket.rows), scored)
+        program: ScoreProgram = self._compile(step, 1, shapes, (STATE, REPLICATED, REPLICATED, REPLICATED))
+        return program
+
+    def _forward(self, bucket: Bucket, weights: Weights, state: DeviceState, packed: jax.Array, *, everything: bool) -> _Computed:
+        """Within a program: the layers of a step. `everything`: all tokens go through the last one, not only each row's last."""
+        rows, slots = unpack_rows(packed), grow_tables(state.slots, packed)
+        token_ids, meta = gather_tokens(slots, rows, bucket.tokens)
+        wanted, num_wanted = jnp.maximum(meta.offsets[1:] - 1, 0), rows.num_rows
+        if everything:
+            wanted, num_wanted = jnp.arange(bucket.tokens, dtype=jnp.int32), meta.offsets[-1]
+        prepared = self._platform_of_shard.attention.prepare(meta, bucket.tokens, self.block_size)
+        inputs = StepInputs(token_ids, prepared, meta.offsets[-1], wanted, num_wanted)
+        spec = self.layout.spec_of_shard(self.model.spec)
+        x, caches = self.model.family.forward(spec, self._platform_of_shard, weights, state.caches, inputs)
+        return _Computed(rows, slots, meta, x, caches)
+
+    def _logits(self, weights: Weights, x: jax.Array, num_rows: jax.Array) -> jax.Array:
+        """Within a program: those of x [R, hidden] over the whole vocabulary."""
+        spec = self.layout.spec_of_shard(self.model.spec)
+        logits = self.model.family.logits(spec, self._platform_of_shard, weights, x, num_rows)
+        return self.layout.gather_logits(logits, spec.vocab_size)
+
+    def _greedy(self, weights: Weights, computed: _Computed, x: jax.Array) -> tuple[DeviceState, jax.Array, jax.Array]:
+        """Within a program: the end of a step whose rows' last tokens are x [R, hidden] behind the last layer."""
+        rows = computed.rows
+        logits = self._logits(weights, x, rows.num_rows)
+        sampled = self.platform.products.greedy(logits, rows.num_rows)
+        return DeviceState(computed.caches, record_tokens(computed.slots, rows, sampled)), logits, sampled
+
+    @property
+    def _platform_of_shard(self) -> Platform:
+        return shard_platform(self.platform) if self.layout.num_shards > 1 else self.platform
 
     def sampler(self, num_rows: int) -> SampleProgram:
         """`resample` for steps of this many rows. It is a program of its own, since it takes several times longer to compile than a

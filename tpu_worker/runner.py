@@ -1,6 +1,7 @@
 """The real device: a model on a JAX platform."""
 
 import functools
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -24,6 +25,7 @@ from tpu_worker.platforms.platform import Platform
 from tpu_worker.program import STATE, AdmitProgram, Compiler, DeviceState, ExtendProgram, RulesProgram, Shapes
 from tpu_worker.rules import make_rules, pack_rules
 from tpu_worker.sampler import Sampled
+from tpu_worker.scoring import Scores, pack_scored, unpack_scores
 from tpu_worker.warmup import Programs, use_compilation_cache
 from tpu_worker.weights.load import WeightLoader, holds_blocks, open_source
 
@@ -39,6 +41,7 @@ class StepHandle:
     logits: jax.Array | None  # [R, V]; of a step whose masked rows are to be sampled
     masked: bool  # which rows it samples
     dispatched_ns: int
+    scores: Scores | None = None  # of a step that scores prompts
 
 
 class JaxDevice:
@@ -131,16 +134,30 @@ class JaxDevice:
         if plan.extensions:
             for known in pack_extensions(plan, self._config.max_num_seqs):
                 slots = self._extend(slots, known)
-        masked = plan.masked_rows is not None
-        bucket = self.programs.choose(plan.num_tokens, len(plan.slots), sampler=plan.needs != 0 or masked)
-        packed = pack_step(plan, bucket.rows, self._config.max_num_seqs)
-        self._state, logits, token_ids = self.programs.step(bucket)(self._weights, DeviceState(caches, slots), packed)
+        bucket, logits, token_ids, scores = self._step(plan, DeviceState(caches, slots))
         sampled = None
         if plan.needs:
+            packed = pack_step(plan, bucket.rows, self._config.max_num_seqs)
             slots, sampled = self.programs.sampler(bucket)(self._state.slots, self._rules, logits, token_ids, packed)
             self._state, token_ids = self._state._replace(slots=slots), sampled.token_ids
         self._fetch(plan, token_ids, sampled)
-        return StepHandle(plan, bucket, token_ids, sampled, logits if masked else None, masked=False, dispatched_ns=now_ns())
+        masked = plan.masked_rows is not None
+        return StepHandle(plan, bucket, token_ids, sampled, logits if masked else None, False, now_ns(), scores)
+
+    def _step(self, plan: StepPlan, state: DeviceState) -> tuple[Bucket, jax.Array, jax.Array, Scores | None]:
+        """Queues the step itself."""
+        if not plan.scored:
+            sampler = plan.needs != 0 or plan.masked_rows is not None
+            bucket = self.programs.choose(plan.num_tokens, len(plan.slots), sampler=sampler)
+            packed = pack_step(plan, bucket.rows, self._config.max_num_seqs)
+            self._state, logits, token_ids = self.programs.step(bucket)(self._weights, state, packed)
+            return bucket, logits, token_ids, None
+        bucket, scorer = self.programs.scorer
+        packed = pack_step(plan, bucket.rows, self._config.max_num_seqs)
+        self._state, logits, token_ids, scores = scorer(self._weights, state, packed, pack_scored(plan, bucket.rows))
+        for array in scores:
+            self._platform.fetch(array)
+        return bucket, logits, token_ids, scores
 
     def sample(self, handle: object, bits: UInt32Array) -> StepHandle:
         """As the protocol says."""
@@ -181,7 +198,12 @@ class JaxDevice:
         failed_rows = tuple(np.flatnonzero(token_ids < 0).tolist())
         failed_programs = len(self.programs.failed) - self._told
         self._told += failed_programs
-        return StepResult(np.maximum(token_ids, 0), failed_rows, logprobs, started, self._finished_ns, failed_programs)
+        scores = {} if handle.scores is None else unpack_scores(plan, handle.scores)
+        return StepResult(np.maximum(token_ids, 0), failed_rows, logprobs, started, self._finished_ns, failed_programs, scores)
+
+    def prepare_scores(self, ready: Callable[[str], None]) -> None:
+        """As the protocol says."""
+        self.programs.prepare_scorer(ready)
 
     def _fetch(self, plan: StepPlan, token_ids: jax.Array, sampled: Sampled | None) -> None:
         if sampled is not None and plan.num_logprobs is not None:

@@ -88,7 +88,7 @@ def sample(
     nothing = jnp.zeros((logits.shape[0], 1 + MAX_LOGPROBS))
     logprobs, ranks = jax.lax.cond(
         jnp.any(wanted),
-        lambda: _logprobs(logits, token_ids),
+        lambda: logprobs_of(logits, token_ids),
         lambda: (nothing, nothing.astype(jnp.int32)),
     )
     return Sampled(token_ids, jnp.where(wanted[:, None], logprobs, 0.0), jnp.where(wanted[:, None], ranks, 0))
@@ -226,8 +226,9 @@ def _threshold(keys: jax.Array, weights: jax.Array, target: jax.Array) -> jax.Ar
     return low
 
 
-def _logprobs(logits: jax.Array, token_ids: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Log-probabilities of the model itself, before temperature, rules, penalties and filters."""
+def logprobs_of(logits: jax.Array, token_ids: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Log-probabilities of the model itself, before temperature, rules, penalties and filters: logits [R, V], token_ids [R] ->
+    `Sampled.logprobs` and `ranks`."""
     top = jnp.max(logits, axis=-1)
     log_total = top + jnp.log(jnp.sum(jnp.exp(logits - top[:, None]), axis=-1))
     chosen = jnp.take_along_axis(logits, jnp.maximum(token_ids, 0)[:, None], axis=-1)

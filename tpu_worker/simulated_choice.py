@@ -16,7 +16,7 @@ from collections.abc import Sequence, Set
 import numpy as np
 
 from protocol.codec import Int32Array, UInt32Array, pack_float32, pack_int32, unpack_bits
-from protocol.messages import TopLogprobs
+from protocol.messages import PromptScores, TopLogprobs
 from protocol.params import BANNED, EngineParams
 
 MOST_CHOICES = 16  # among the tokens that a mask allows
@@ -90,6 +90,15 @@ def first_allowed(mask: UInt32Array, vocab_size: int, out: Set[int] = frozenset(
         if len(found) >= MOST_CHOICES:
             return found[:MOST_CHOICES]
     return found
+
+
+def simulated_scores(start: int, drawn: Int32Array, token_ids: Int32Array, candidates: int, vocab_size: int) -> PromptScores:
+    """Of the tokens of a prompt at the positions from `start` on, where `drawn` were drawn; both [tokens]."""
+    ranks = np.concatenate([[0], np.arange(1, candidates + 1)])[None, :].repeat(len(drawn), 0)
+    ranks[:, 0] = (token_ids - drawn) % vocab_size + 1
+    ids = (drawn[:, None] + ranks - 1) % vocab_size
+    ids[:, 0] = ranks[:, 0]
+    return PromptScores(start, pack_float32(-_LN_2 * ranks), pack_int32(ids))
 
 
 def rank_of(drawn: int, token_id: int, vocab_size: int) -> int:

@@ -8,7 +8,7 @@ that rules tokens out or waits for masks gets instead, and log-probabilities: se
 """
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,10 +19,10 @@ from protocol.clock import now_ns
 from protocol.codec import BoolArray, Int32Array, UInt32Array, UInt64Array
 from protocol.config import EngineConfig, SimulatedTimes
 from protocol.errors import CapacityError, ConfigError
-from protocol.messages import TopLogprobs
+from protocol.messages import PromptScores, TopLogprobs
 from tpu_worker.allocation import out_of_memory
-from tpu_worker.device import Admission, Capacity, ReportProgress, StepPlan, StepResult
-from tpu_worker.simulated_choice import MOST_CHOICES, Choice, first_allowed, has_choice, simulated_logprobs
+from tpu_worker.device import Admission, Capacity, ReportProgress, ScoredRow, StepPlan, StepResult
+from tpu_worker.simulated_choice import MOST_CHOICES, Choice, first_allowed, has_choice, simulated_logprobs, simulated_scores
 
 _POISON = np.uint64(0x9E3779B97F4A7C15)  # sum of a block whose tail was overwritten: no context hashes to what it gives
 _BLOCK_SIZE = 16  # tokens
@@ -106,7 +106,7 @@ class SimulatedDevice:
     def load(self, report: ReportProgress) -> Capacity:
         """There is nothing to load."""
         report("simulating", 1, 1)
-        return Capacity(self._num_blocks, self._block_size, self._max_model_len, self._vocab_size, "sim")
+        return Capacity(self._num_blocks, self._block_size, self._max_model_len, self._vocab_size, "sim", scores_ready=True)
 
     def forward(self, plan: StepPlan) -> SimulatedStep:
         """The step begins when the one before it has ended, or now."""
@@ -132,7 +132,18 @@ class SimulatedDevice:
         failed_rows = tuple(np.flatnonzero(token_ids < 0).tolist())
         while (left := handle.finished_ns - now_ns()) > 0 and not self._closed.wait(left * 1e-9):
             pass
-        return StepResult(np.maximum(token_ids, 0), failed_rows, logprobs, handle.started_ns, handle.finished_ns)
+        return StepResult(
+            np.maximum(token_ids, 0),
+            failed_rows,
+            logprobs,
+            handle.started_ns,
+            handle.finished_ns,
+            prompt_scores={} if masked else self.score(plan),
+        )
+
+    def prepare_scores(self, ready: Callable[[str], None]) -> None:
+        """There is nothing to prepare."""
+        ready("")
 
     def close(self) -> None:
         """Wakes a sleeping `collect`."""
@@ -148,6 +159,11 @@ class SimulatedDevice:
         """The tokens of one step, for its sampling rows without a mask in their order, -1 where none is left; takes no simulated
         time."""
         return self._run(plan)[1]
+
+    def score(self, plan: StepPlan) -> dict[int, PromptScores]:
+        """The scores of prompts by the rows of a step, once `execute` has run it: against what a request with the seed 0 would
+        draw, so that the prompt alone decides."""
+        return {scored.row: self._score(int(plan.slots[scored.row]), scored) for scored in plan.scored}
 
     def execute_masked(self, plan: StepPlan, bits: UInt32Array) -> Int32Array:
         """The same for its rows with a mask, once `execute` has run it."""
@@ -236,6 +252,13 @@ class SimulatedDevice:
         whole: BoolArray = np.arange(width) < last_block[:, None]
         sums = np.where(whole, self._sums[self._tables[slots, :width], -1], np.uint64(0)).sum(axis=1, dtype=np.uint64)
         return sums + self._sums[self._tables[slots, last_block], last_offset]  # type: ignore[no-any-return]
+
+    def _score(self, slot: int, scored: ScoredRow) -> PromptScores:
+        lengths = np.arange(scored.start, scored.start + scored.count, dtype=np.int32)
+        sums = self._context_sums(np.full_like(lengths, slot), lengths)
+        hashes = _hashes(sums, self._weights[lengths], np.zeros(1, np.uint64))
+        drawn = (hashes % np.uint64(self._vocab_size)).astype(np.int32)
+        return simulated_scores(scored.start, drawn, self._history[slot, lengths], scored.candidates, self._vocab_size)
 
     def _choose(self, slots: Int32Array, lengths: Int32Array, drawn: Int32Array) -> Int32Array:
         token_ids = drawn.copy()

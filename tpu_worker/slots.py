@@ -11,7 +11,7 @@ import numpy as np
 from protocol.codec import Int32Array, unpack_int32
 from protocol.errors import ProtocolError
 from protocol.messages import NewRequest, SchedulerOutput
-from tpu_worker.device import Admission, Extension, StepPlan
+from tpu_worker.device import Admission, Extension, ScoredRow, StepPlan
 from tpu_worker.needs import LOGPROBS, needs
 
 _EMPTY = np.empty(0, np.int32)
@@ -32,6 +32,7 @@ class Slots:
         self._constrained = np.zeros(max_num_seqs, bool)  # slots whose tokens wait for masks
         self._demanding: set[int] = set()  # slots with needs or masks: mostly there are none, and then nobody need look
         self._decoding = _EMPTY  # slots, in the order of their rows
+        self._scoring: dict[int, tuple[int, int]] = {}  # slot -> where the scores of its prompt end, and how many candidates
         self._ones, self._all = np.ones(max_num_seqs, np.int32), np.ones(max_num_seqs, bool)  # counts and samples of decode rows
 
     def apply(self, output: SchedulerOutput) -> StepPlan:
@@ -63,8 +64,9 @@ class Slots:
                 extensions = self._extend(output, dict(zip(slots.tolist(), counts.tolist(), strict=True)))
             self._position[slots] += counts
             samples = self._position[slots] >= self._known[slots]
+            scored = self._scored_rows(slots, starts, counts, num_decodes) if self._scoring else ()
         else:  # the common step, and the shortest way
-            counts, samples = self._ones[:num_decodes], self._all[:num_decodes]
+            counts, samples, scored = self._ones[:num_decodes], self._all[:num_decodes], ()
             starts = self._position[slots]
             self._position[slots] += 1
         sampler = self._look_up(slots[samples]) if self._demanding else _NOTHING
@@ -81,6 +83,7 @@ class Slots:
             num_decodes,
             *sampler,
             extensions,
+            scored,
         )
 
     def _admit(self, new: NewRequest) -> Admission:
@@ -92,6 +95,9 @@ class Slots:
         self._num_logprobs[new.slot] = new.params.logprobs
         self._constrained[new.slot] = masked = new.params.structured is not None
         (self._demanding.add if wanted or masked else self._demanding.discard)(new.slot)
+        self._scoring.pop(new.slot, None)
+        if new.scores:
+            self._scoring[new.slot] = new.num_prompt_tokens, new.params.prompt_logprobs
         return Admission(new.slot, token_ids, block_ids, new.num_prompt_tokens, new.params)
 
     def _extend(self, output: SchedulerOutput, counts: dict[int, int]) -> tuple[Extension, ...]:
@@ -115,6 +121,15 @@ class Slots:
             return together, num_logprobs, None, 0
         plain, constrained = int(np.bitwise_or.reduce(wanted[~masked])), int(np.bitwise_or.reduce(wanted[masked]))
         return plain, num_logprobs, np.flatnonzero(masked).astype(np.int32), constrained
+
+    def _scored_rows(self, slots: Int32Array, starts: Int32Array, counts: Int32Array, num_decodes: int) -> tuple[ScoredRow, ...]:
+        scored = []
+        for row in range(num_decodes, len(slots)):
+            end, candidates = self._scoring.get(int(slots[row]), (0, 0))
+            start = int(starts[row]) + 1
+            if (count := min(start + int(counts[row]), end) - start) > 0:
+                scored.append(ScoredRow(row, start, count, candidates))
+        return tuple(scored)
 
     def _append_blocks(self, slots: Int32Array) -> Int32Array:
         if len(np.unique(slots)) == len(slots):

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from protocol.clock import now_ns
 from protocol.codec import Int32Array, pack_int32
 from protocol.errors import EngineError, describe
-from protocol.messages import MasksMissing, SchedulerOutput, StepMasks
+from protocol.messages import MasksMissing, PrepareScores, SchedulerOutput, SchedulerToWorker, ScoresReady, StepMasks
 from tpu_worker.collector import Part, StepTimes
 from tpu_worker.device import Device
 from tpu_worker.masks import Masks
@@ -28,7 +28,7 @@ class Steps:
     """Messages in, work for the device and the collector out. Runs on the main thread and never waits."""
 
     def __init__(
-        self, epoch: int, slots: Slots, masks: Masks, device: Device, collect: Callable[[Part | MasksMissing], None]
+        self, epoch: int, slots: Slots, masks: Masks, device: Device, collect: Callable[[Part | MasksMissing | ScoresReady], None]
     ) -> None:
         """`collect`: takes what is on the device, and what is to be told when all before it is done."""
         self._epoch = epoch
@@ -41,11 +41,13 @@ class Steps:
         self._told = -1  # the open step when `tell_missing` was called last
         self.dispatched = 0
 
-    def take_in(self, message: SchedulerOutput | StepMasks) -> None:
+    def take_in(self, message: SchedulerToWorker) -> None:
         """A message came. Raises EngineError when scheduler and worker disagree, or the device takes no step any more."""
         match message:
             case StepMasks():
                 self._masks.add(message)
+            case PrepareScores(epoch=self._epoch):
+                self._device.prepare_scores(lambda error: self._collect(ScoresReady(self._epoch, error)))
             case SchedulerOutput(epoch=self._epoch):  # else it was meant for a predecessor
                 self._waiting.append((message, now_ns()))
         while self._sample_open() and self._waiting:

@@ -2,14 +2,14 @@
 
 import logging
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import jax
 
 from protocol.errors import describe
 from tpu_worker.buckets import Bucket, by_cost, first_to_hold
 from tpu_worker.device import ReportProgress
-from tpu_worker.program import Compiler, MaskProgram, PickProgram, SampleProgram, StepProgram
+from tpu_worker.program import Compiler, MaskProgram, PickProgram, SampleProgram, ScoreProgram, StepProgram
 
 _LOG = logging.getLogger(__name__)
 
@@ -33,6 +33,7 @@ class Programs:
         self._samplers: dict[int, SampleProgram] = {}  # by number of rows, as the next two
         self._picks: dict[int, PickProgram] = {}
         self._masks: dict[int, MaskProgram] = {}
+        self._scorer: tuple[Bucket, ScoreProgram] | None = None
         self._ready: tuple[Bucket, ...] = ()  # those of which the step is compiled, the cheapest first …
         self._sampled: tuple[Bucket, ...] = ()  # … and those with a sampler for their rows; both are only ever replaced
         self._stop = threading.Event()
@@ -59,6 +60,32 @@ class Programs:
     def mask(self, bucket: Bucket) -> MaskProgram:
         """… and prepares them for the sampler where they do."""
         return self._masks[bucket.rows]
+
+    @property
+    def scorer(self) -> tuple[Bucket, ScoreProgram]:
+        """The one for all steps that score prompts, once `prepare_scorer` has said that it is ready."""
+        assert self._scorer is not None
+        return self._scorer
+
+    def prepare_scorer(self, ready: Callable[[str], None]) -> None:
+        """Compiles it on a thread of its own, while steps run, and calls `ready` there: with an empty text, or why it cannot be.
+
+        One program serves all such steps, that of the bucket that holds any: few engines are asked for it, and those that are score
+        many prompts at once.
+        """
+
+        def compile_scorer() -> None:
+            try:
+                if self._scorer is None:
+                    bucket = self._buckets[_NUM_FIRST - 1]
+                    self._scorer = bucket, self._compiler.scorer(bucket)
+                ready("")
+            except Exception as error:  # noqa: BLE001 - whatever the compiler raises concerns those alone who asked
+                _LOG.error("the program that scores prompts cannot be compiled: %s", describe(error))
+                ready(describe(error))
+
+        # Not waited for, as the other one.
+        threading.Thread(target=compile_scorer, name="scorer compiler", daemon=True).start()
 
     def compile_first(self, report: ReportProgress) -> None:
         """Compiles what must be there before steps run, one after the other: XLA uses every core for one, and two get in each

@@ -43,6 +43,7 @@ class RequestOutput:
     prompt_token_ids: list[int]
     outputs: list[CompletionOutput]
     num_cached_tokens: int = 0
+    prompt_logprobs: list[Logprob | None] | None = None  # one per token of the prompt, where asked; None: the first
     max_tokens_clipped: int | None = None  # what was granted, where the context had no room for the `max_tokens` asked for
 
     def __repr__(self) -> str:

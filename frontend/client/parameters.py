@@ -42,6 +42,7 @@ class SamplingFields(TypedDict, total=False):
     logit_bias: dict[int, float]
     allowed_token_ids: list[int] | None
     bad_words: list[str]
+    prompt_logprobs: int | None
 
 
 def merged(params: Params, fields: SamplingFields) -> Params:

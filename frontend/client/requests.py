@@ -8,8 +8,8 @@ from typing import ClassVar
 from frontend.client.awaited import Answer, Awaited
 from frontend.client.outputs import CompletionOutput, RequestOutput
 from frontend.errors import DeadlineExceeded, RequestLost
-from frontend.wire import Delta, Prompt, TextPrompt, TokenPrompt
-from protocol.codec import unpack_int32
+from frontend.wire import Delta, Logprob, Prompt, PromptScored, TextPrompt, TokenPrompt
+from protocol.codec import unpack_float32, unpack_int32
 from protocol.errors import EngineError
 
 
@@ -36,6 +36,9 @@ class Request(Awaited[Answer]):
 
     def accept(self, prompt_i32: bytes, max_tokens_clipped: int | None = None) -> None:
         """The engine took the prompt; these are its tokens, and the limit that it set in place of a larger one."""
+
+    def score(self, scored: PromptScored) -> None:
+        """Log-probabilities of the prompt came."""
 
     def add(self, delta: Delta) -> None:
         """Takes in a piece of one output."""
@@ -98,6 +101,16 @@ class WholeRequest(Request[RequestOutput]):
         """Part of the answer."""
         self._output.max_tokens_clipped = max_tokens_clipped
         self._output.prompt_token_ids = unpack_int32(prompt_i32).tolist()
+
+    def score(self, scored: PromptScored) -> None:
+        """Part of the answer."""
+        shape, best = (-1, 1 + scored.candidates), slice(1, None)
+        logprobs = unpack_float32(scored.logprobs_f32).reshape(shape).tolist()
+        ranks = unpack_int32(scored.ranks_i32).reshape(shape).tolist()
+        self._output.prompt_logprobs = [None] + [
+            Logprob(token_id, values[0], row[0], list(zip(row[best], values[best], strict=True)))
+            for token_id, row, values in zip(self._output.prompt_token_ids[1:], ranks, logprobs, strict=True)
+        ]
 
     def _take(self, delta: Delta) -> None:
         output = self._output.outputs[delta.index]

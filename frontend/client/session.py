@@ -27,6 +27,7 @@ from frontend.wire import (
     Health,
     HealthReport,
     Hello,
+    PromptScored,
     Refused,
     ServerMessage,
     StatsReport,
@@ -172,6 +173,9 @@ class Session:
             case Accepted(request_id, prompt_i32, clipped):
                 if (request := self._requests.get(request_id)) is not None:
                     request.accept(prompt_i32, clipped)
+            case PromptScored(request_id):
+                if (request := self._requests.get(request_id)) is not None:
+                    request.score(message)
             case Refused(request_id):
                 error = _error(message)
                 if request_id == WHOLE_CONNECTION:

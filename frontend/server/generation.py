@@ -13,6 +13,7 @@ import msgspec
 
 from frontend.errors import InvalidRequest
 from frontend.server.grammars import Grammars
+from frontend.server.prompt_scores import PromptLogprobs
 from frontend.server.prompts import Asked, Prompt, Prompts
 from frontend.server.router import Generation, Router, TokenDelta
 from frontend.server.text.output import OutputText, TokenText
@@ -27,7 +28,7 @@ from protocol.params import SamplingParams
 StopReason: TypeAlias = int | str | None  # the stop token id or stop string that ended a text; None: end of sequence, or no stop
 
 # JSON has no infinities: a candidate of probability zero is shown with this log-probability.
-_LOWEST_LOGPROB = -9999.0
+LOWEST_LOGPROB = -9999.0
 
 
 class TokenLogprob(msgspec.Struct, frozen=True, gc=False):
@@ -70,7 +71,7 @@ class TextGeneration:
         if params.detokenize:
             minimum, tracks = params.min_tokens, self._wants_logprobs
             self._text = OutputText(request.token_bytes, request.prompt, request.stops, min_tokens=minimum, tracks=tracks)
-        # Where log-probabilities are asked: tokens whose text is not out yet. The simulated device has no log-probabilities.
+        # Where log-probabilities are asked: tokens whose text is not out yet.
         self._held: deque[tuple[int, TopLogprobs | None]] = deque()
         self._finished = False
 
@@ -90,6 +91,11 @@ class TextGeneration:
         return len(self._request.prompt)
 
     @property
+    def prompt_logprobs(self) -> PromptLogprobs | None:
+        """Log-probabilities of the prompt's tokens, where asked: complete with the first delta."""
+        return self._request.scores
+
+    @property
     def prompt_token_ids(self) -> list[int]:
         """The prompt, for those who show it."""
         token_ids: list[int] = self._request.prompt.tolist()
@@ -107,9 +113,20 @@ class TextGeneration:
     async def __anext__(self) -> TextDelta:
         if self._finished:
             raise StopAsyncIteration
+        if self._request.scores is not None:
+            await self._request.scores.wait()  # those of the prompt go before; another output may have them computed
         delta = await self._generation.__anext__()
         self.num_cached_tokens = delta.num_cached_tokens
+        if self._request.params.max_tokens == 0:
+            return await self._nothing(delta)
         return self._token_by_token(delta) if self._one_by_one else self._whole(delta)
+
+    async def _nothing(self, delta: TokenDelta) -> TextDelta:
+        """What a request brings that wants no tokens: the engine has made one, so that there is an end."""
+        while delta.finish_reason is None:
+            delta = await self._generation.__anext__()
+        self._finished = True
+        return TextDelta("", [], [], "error" if delta.finish_reason == "error" else "length", None, delta.message)
 
     def _whole(self, delta: TokenDelta) -> TextDelta:
         token_ids, reason = delta.token_ids, delta.finish_reason
@@ -183,7 +200,7 @@ def _token_logprob(token_id: int, found: TopLogprobs, wanted: int, text: TokenTe
 
 
 def _finite(logprob: float) -> float:
-    return logprob if math.isfinite(logprob) else _LOWEST_LOGPROB
+    return logprob if math.isfinite(logprob) else LOWEST_LOGPROB
 
 
 class TextEngine:
@@ -243,5 +260,6 @@ class TextEngine:
             priority=params.priority,
             stream=stream or bool(params.stop) or params.logprobs is not None,
             cache_salt=cache_salt,
+            scores=request.scores if index == 0 else None,
         )
         return TextGeneration(generation, request)

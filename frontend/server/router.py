@@ -8,6 +8,7 @@ import numpy as np
 
 from frontend.errors import EngineUnavailable, Overloaded, ShuttingDown
 from frontend.server.measures import Measures, Timeline
+from frontend.server.prompt_scores import PromptLogprobs
 from frontend.server.visit import current
 from protocol.channel import Receiver, Sender
 from protocol.clock import ChargedClock, now_ns
@@ -69,12 +70,15 @@ class Generation:
         "_waiter",
         "num_cached_tokens",
         "request_id",
+        "scores",
         "timeline",
     )
 
-    def __init__(self, router: "Router", request_id: int, timeline: Timeline) -> None:
+    def __init__(self, router: "Router", request_id: int, timeline: Timeline, scores: PromptLogprobs | None = None) -> None:
+        """`scores`: what takes those of the prompt."""
         self.request_id = request_id
         self.timeline = timeline
+        self.scores = scores
         self.num_cached_tokens = 0  # of the prompt, known with the first token
         self._router = router
         self._token_ids: list[int] = []
@@ -110,6 +114,7 @@ class Generation:
         self._over = True
         if self._finished is None:
             self._router.abort(self, reason)
+        self._end_scores()
         self.wake()
 
     def push(self, token_id: int, logprobs: TopLogprobs | None) -> None:
@@ -121,6 +126,7 @@ class Generation:
     def finish(self, finished: Finished) -> None:
         """The router's: nothing follows."""
         self._finished = finished
+        self._end_scores()
         self.num_cached_tokens = finished.num_cached_tokens
         if finished.token_ids_i32:
             self._token_ids = unpack_int32(finished.token_ids_i32).tolist()
@@ -133,11 +139,16 @@ class Generation:
     def fail(self, error: EngineError) -> None:
         """The router's: no further tokens, and no answer."""
         self._error = error
+        self._end_scores()
 
     def wake(self) -> None:
         """The router's: lets the reader see what was pushed."""
         if self._waiter is not None and not self._waiter.done():
             self._waiter.set_result(None)
+
+    def _end_scores(self) -> None:
+        if self.scores is not None:
+            self.scores.end()
 
     def _take(self) -> TokenDelta:
         token_ids, self._token_ids = self._token_ids, []
@@ -218,9 +229,16 @@ class Router:
         return self._inbox.malformed
 
     def submit(
-        self, token_ids: Int32Array, params: EngineParams, *, priority: int = 0, stream: bool = True, cache_salt: str = ""
+        self,
+        token_ids: Int32Array,
+        params: EngineParams,
+        *,
+        priority: int = 0,
+        stream: bool = True,
+        cache_salt: str = "",
+        scores: PromptLogprobs | None = None,
     ) -> Generation:
-        """Hands a request to the scheduler. `token_ids`: int32, shape [prompt].
+        """Hands a request to the scheduler. `token_ids`: int32, shape [prompt]. `scores`: what takes those of the prompt.
 
         Raises Overloaded when too many are under way, EngineUnavailable while the scheduler is stalled, ShuttingDown while
         draining, what `fail_all` was given after it.
@@ -230,7 +248,7 @@ class Router:
         self._check_scheduler()
         if self.is_full:
             raise Overloaded(f"{_MOST_REQUESTS // self._config.frontends} requests are under way: try again later")
-        generation = Generation(self, next(self._ids), Timeline(len(token_ids), params.max_tokens, now_ns()))
+        generation = Generation(self, next(self._ids), Timeline(len(token_ids), params.max_tokens, now_ns()), scores)
         visit = current()
         if visit is not None:
             visit.outputs.append(generation.timeline)
@@ -361,6 +379,9 @@ class Router:
                 generation.num_cached_tokens = count
                 generation.timeline.queue_ns = batch.queue_ns.get(request_id, 0)
         waited: dict[int, int] = {}  # when a token before came in -> how many tokens of this batch follow one of that time
+        for request_id, scores in batch.prompt_scores.items():
+            if (generation := generations.get(request_id)) is not None and generation.scores is not None:
+                generation.scores.add(scores)
         request_ids, token_ids = unpack_uint64(batch.request_ids_u64).tolist(), unpack_int32(batch.token_ids_i32).tolist()
         for request_id, token_id in zip(request_ids, token_ids, strict=True):
             generation = generations.get(request_id)

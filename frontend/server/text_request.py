@@ -5,6 +5,7 @@ import secrets
 import msgspec
 
 from frontend.errors import CONTEXT_LENGTH_EXCEEDED, InvalidRequest
+from frontend.server.prompt_scores import PromptLogprobs
 from frontend.server.prompts import Prompt, too_long
 from frontend.server.rules import resolve_rules
 from frontend.server.text.stops import StopPatterns
@@ -17,7 +18,7 @@ from protocol.params import MAX_STOP_TOKEN_IDS, EngineParams, Grammar, Parameter
 class TextRequest:
     """A prompt, what is wanted of it, and what its outputs share."""
 
-    __slots__ = ("_engine_params", "eos_ids", "max_tokens_clipped", "params", "prompt", "stops", "token_bytes")
+    __slots__ = ("_engine_params", "eos_ids", "max_tokens_clipped", "params", "prompt", "scores", "stops", "token_bytes")
 
     def __init__(self, prompt: Int32Array, params: SamplingParams, engine_params: EngineParams, tokenizer: Tokenizer) -> None:
         """`prompt`: int32, shape [tokens]. `engine_params`: of the first output."""
@@ -25,15 +26,17 @@ class TextRequest:
         self.params = params
         self.max_tokens_clipped: int | None = None  # what was granted, where the context has no room for what was asked
         self._engine_params = engine_params
+        wanted = params.prompt_logprobs
+        self.scores = None if wanted is None else PromptLogprobs(len(prompt), wanted)
         self.eos_ids = tokenizer.special.eos_ids
         self.token_bytes = tokenizer.bytes_shown(skip_special_tokens=params.skip_special_tokens)
         self.stops = StopPatterns(params.stop, include_in_output=params.include_stop_str_in_output) if params.stop else None
 
     def engine_params(self, index: int) -> EngineParams:
-        """The engine's parameters of output `index` of the `n`: each has a seed of its own."""
+        """The engine's parameters of output `index` of the `n`: each has a seed of its own, the first scores the prompt for all."""
         if index == 0:
             return self._engine_params
-        return msgspec.structs.replace(self._engine_params, seed=_seed(self.params.seed, index))
+        return msgspec.structs.replace(self._engine_params, seed=_seed(self.params.seed, index), prompt_logprobs=-1)
 
 
 def prepare(
@@ -76,7 +79,7 @@ def prepare(
         raise InvalidRequest(message, "stop_token_ids")
     rules = resolve_rules(params, list(stop_ids), capacity.vocab_size, tokenizer)
     resolved = EngineParams(
-        max_tokens=room if clips or params.max_tokens is None else params.max_tokens,
+        max_tokens=room if clips or params.max_tokens is None else max(1, params.max_tokens),  # that one is not shown
         min_tokens=0 if params.structured is not None else params.min_tokens,
         temperature=params.temperature,
         top_p=params.top_p,
@@ -92,6 +95,7 @@ def prepare(
         logit_bias=rules.logit_bias,
         allowed_bits=rules.allowed_bits,
         bad_words=rules.bad_words,
+        prompt_logprobs=-1 if params.prompt_logprobs is None else params.prompt_logprobs,
     )
     request = TextRequest(token_ids, params, resolved, tokenizer)
     request.max_tokens_clipped = room if clips else None

@@ -8,6 +8,7 @@ from collections import deque
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
+import msgspec
 import numpy as np
 from msgspec.structs import replace
 
@@ -19,7 +20,9 @@ from protocol.messages import (
     Finished,
     MasksMissing,
     ModelRunnerOutput,
+    PromptScores,
     SchedulerOutput,
+    ScoresReady,
     StepMasks,
     TokenBatch,
     WorkerHung,
@@ -28,7 +31,7 @@ from protocol.messages import (
 )
 from protocol.params import EngineParams, Grammar
 from protocol.request_ids import frontend_of
-from scheduler_proc.events import Event, FromWorker, MasksToWorker, ToFrontend, ToGrammar, ToLauncher, ToWorker
+from scheduler_proc.events import Event, FromWorker, MasksToWorker, Prepare, ToFrontend, ToGrammar, ToLauncher, ToWorker
 from scheduler_proc.invariants import validate
 from scheduler_proc.probation import in_flight_requests
 from scheduler_proc.state import SchedulerState
@@ -55,6 +58,7 @@ class Sent:
     end: Finished | None = None
     aborted: bool = False
     deaths: int = 0  # of workers that it had rows in flight on, from whatever cause
+    scores: dict[int, tuple[int, ...]] = field(default_factory=dict)  # position of the prompt -> rank of its token, candidates
     failed: bool = False  # the device said that its logits were not finite
 
     def expected(self) -> tuple[list[int], str]:
@@ -79,18 +83,31 @@ class Sent:
             token = (token + 1) % VOCAB
         return token
 
+    def expected_scores(self) -> dict[int, tuple[int, ...]]:
+        """What follows from the prompt alone."""
+        if self.params.prompt_logprobs < 0:
+            return {}
+        drawn = [simulated_token(self.prompt[:position], 0, VOCAB) for position in range(1, len(self.prompt))]
+        around = range(self.params.prompt_logprobs)
+        return {
+            position: ((token - first) % VOCAB + 1, *((first + one) % VOCAB for one in around))
+            for position, (token, first) in enumerate(zip(self.prompt[1:], drawn, strict=True), 1)
+        }
+
 
 class SimulatedWorker:
     """One incarnation of a worker: its inbox, its device, its outbox."""
 
     def __init__(
-        self, config: EngineConfig, index: int, epoch: int, max_model_len: int, num_blocks: int, saturating_tokens: int = 0
-    ) -> None:
+        self, config: EngineConfig, index: int, epoch: int, max_model_len: int, num_blocks: int, saturating_tokens: int = 0,
+        *, scores_ready: bool = True,
+    ) -> None:  # fmt: skip
         self.index, self.epoch = index, epoch
         self.device = SimulatedDevice(config, vocab_size=VOCAB, max_model_len=max_model_len)
-        self._dispatched: list[Part | MasksMissing] = []
+        self._dispatched: list[Part | MasksMissing | ScoresReady] = []
         masks = Masks(epoch, VOCAB, config.max_num_seqs, config.queue_depth)
         self.steps = Steps(epoch, Slots(config.max_num_seqs), masks, self.device, self._dispatched.append)
+        self._scores: dict[int, PromptScores] = {}  # of a step all of whose tokens are still to come
         self.held = 0  # steps that were taken out of the inbox and are not answered to their end
         capacity = self.device.load(lambda *_: None)
         self.inbox: deque[SchedulerOutput] = deque()
@@ -106,6 +123,7 @@ class SimulatedWorker:
             vocab_size=VOCAB,
             device="sim",
             saturating_tokens=saturating_tokens,
+            scores_ready=scores_ready,
         )
 
     def run_step(self) -> None:
@@ -120,12 +138,17 @@ class SimulatedWorker:
         self.steps.take_in(message)
         for part in self._dispatched:
             assert isinstance(part, Part)
-            tokens = self.device.collect(part.handle).token_ids
+            result = self.device.collect(part.handle)
+            tokens, scores = result.token_ids, result.prompt_scores
+            assert self.ready.scores_ready or not scores, "a step scores prompts before the worker is ready for that"
             if part.more and not len(tokens):
+                self._scores = scores
                 continue
             self.held -= not part.more
             rows = b"" if part.rows is None else pack_int32(part.rows)
-            self.outbox.append(ModelRunnerOutput(self.epoch, part.step_id, pack_int32(tokens), rows_i32=rows, more=part.more))
+            output = ModelRunnerOutput(self.epoch, part.step_id, pack_int32(tokens), rows_i32=rows, more=part.more)
+            self.outbox.append(msgspec.structs.replace(output, prompt_scores=self._scores | scores))
+            self._scores = {}
         self._dispatched.clear()
 
     @property
@@ -140,9 +163,11 @@ class World:
     def __init__(
         self, *, depth: int = 2, workers: int = 1, slots: int = 4, blocks: int = 64, block_size: int = 4, budget: int = 16,
         max_model_len: int = 64, prefix_caching: bool = True, validate_every: int = 1, saturating_tokens: int = 0,
-        strict: bool = True, frontends: int = 1, forces: bool = True, pieces: bool = False,
+        strict: bool = True, frontends: int = 1, forces: bool = True, pieces: bool = False, scores_ready: bool = True,
     ) -> None:  # fmt: skip
         self.max_model_len, self.blocks, self.saturating_tokens = max_model_len, blocks, saturating_tokens
+        self.scores_ready = scores_ready
+        self.prepares: list[Prepare] = []
         self.config = EngineConfig(
             model_path="",
             model_format="gguf",
@@ -183,6 +208,8 @@ class World:
                     self.workers[worker].inbox.append(message)
                 case ToFrontend(TokenBatch() as batch, frontend):
                     self._receive(batch, frontend)
+                case Prepare() as order:
+                    self.prepares.append(order)
                 case ToLauncher(report):
                     self.hung.append(report)
                 case ToGrammar(word):
@@ -220,7 +247,9 @@ class World:
 
     def join(self, index: int, epoch: int) -> None:
         """A worker process starts."""
-        self.workers[index] = SimulatedWorker(self.config, index, epoch, self.max_model_len, self.blocks, self.saturating_tokens)
+        self.workers[index] = SimulatedWorker(
+            self.config, index, epoch, self.max_model_len, self.blocks, self.saturating_tokens, scores_ready=self.scores_ready
+        )
         self.feed(FromWorker(index, self.workers[index].ready))
 
     def lose(self, index: int, returncode: int = -9) -> None:
@@ -344,14 +373,21 @@ class World:
                 assert sent.tokens == tokens[: len(sent.tokens)], f"request {request_id}: wrong tokens before it was given up"
                 continue
             assert sent.tokens == tokens, f"request {request_id}: wrong tokens"
+            assert sent.scores == sent.expected_scores(), f"request {request_id}: wrong scores of its prompt"
             assert sent.end.reason == reason
             assert sent.end.stop_token_id == (tokens[-1] if reason == "stop" else -1)
 
     def _receive(self, batch: TokenBatch, frontend: int) -> None:
         told = {*unpack_uint64(batch.request_ids_u64).tolist(), *(finished.request_id for finished in batch.finished)}
-        told |= batch.logprobs.keys() | batch.num_cached_tokens.keys()
+        told |= batch.logprobs.keys() | batch.num_cached_tokens.keys() | batch.prompt_scores.keys()
         assert {frontend_of(request_id) for request_id in told} == {frontend}, "a frontend is told of another's requests"
         begun: set[int] = set()  # with this batch, which may bring several tokens of a request
+        for request_id, scores in batch.prompt_scores.items():
+            sent = self.sent[request_id]
+            assert sent.end is None and not sent.tokens and not sent.aborted, "scores came too late"
+            ranks = unpack_int32(scores.ranks_i32).reshape(-1, 1 + sent.params.prompt_logprobs).tolist()
+            for position, entry in enumerate(map(tuple, ranks), scores.start):
+                assert sent.scores.setdefault(position, entry) == entry, "a score changed"
         for request_id, token in zip(
             unpack_uint64(batch.request_ids_u64).tolist(), unpack_int32(batch.token_ids_i32).tolist(), strict=True
         ):
@@ -400,5 +436,7 @@ def random_requests(
             params["min_tokens"] = int(rng.integers(0, 4))
         if rng.random() < structured:
             params["structured"] = Grammar("regex", str(rng.integers(0, 100)))
+        if rng.random() < 0.2:
+            params["prompt_logprobs"] = int(rng.integers(0, 3))
         requests.append((prompt, params))
     return requests

@@ -8,10 +8,10 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from protocol.codec import Int32Array, UInt32Array
-from protocol.messages import TopLogprobs
+from protocol.codec import Float32Array, Int32Array, UInt32Array, unpack_float32
+from protocol.messages import PromptScores, TopLogprobs
 from protocol.params import EngineParams
-from tpu_worker.device import Admission, Device, Extension, StepPlan, StepResult
+from tpu_worker.device import Admission, Device, Extension, ScoredRow, StepPlan, StepResult
 from tpu_worker.needs import LOGPROBS, needs
 
 _EMPTY = np.empty(0, np.int32)
@@ -30,6 +30,13 @@ class Running:
     logprobs: list[float] = field(default_factory=list)
     candidates: list[TopLogprobs] = field(default_factory=list)
     failed: bool = False
+    scores: list[PromptScores] = field(default_factory=list)
+
+    def scored(self) -> Float32Array:
+        """Log-probabilities of the tokens of its prompt but the first, and of the candidates, [tokens - 1, 1 + candidates]."""
+        parts = [unpack_float32(part.logprobs_f32).reshape(-1, 1 + self.params.prompt_logprobs) for part in self.scores]
+        assert [part.start for part in self.scores] == [1 + sum(map(len, parts[:index])) for index in range(len(parts))]
+        return np.concatenate(parts)
 
 
 def allowed_at(position: int, vocab_size: int) -> list[int]:
@@ -48,6 +55,16 @@ def pack_bits(allowed: Sequence[Sequence[int]], vocab_size: int) -> UInt32Array:
     return np.packbits(flags, axis=1, bitorder="little").view("<u4")
 
 
+def _scored(order: Sequence[tuple[Running, int]]) -> tuple[ScoredRow, ...]:
+    """What rows of prompts, each with its count, score."""
+    wanted = []
+    for row, (request, count) in enumerate(order):
+        score = min(count, len(request.prompt) - 1 - request.position)
+        if request.params.prompt_logprobs >= 0 and score > 0:
+            wanted.append(ScoredRow(row, request.position + 1, score, request.params.prompt_logprobs))
+    return tuple(wanted)
+
+
 class Driver:
     """Plans as a scheduler would, without its freedom: every request's blocks are taken at once, far apart and out of order."""
 
@@ -57,7 +74,8 @@ class Driver:
         self._block_size = block_size
         self._depth = depth
         self._free = list(np.random.default_rng(0).permutation(num_blocks))
-        self._flying: deque[tuple[object, list[Running]]] = deque()
+        self._flying: deque[tuple[int, object, list[Running]]] = deque()
+        self._scoring: dict[int, dict[int, Running]] = {}  # step -> whom its rows score
         self._vocab_size = vocab_size
         self._steps = 0
         self.failed_programs = 0
@@ -90,25 +108,28 @@ class Driver:
         masked_rows = np.flatnonzero(masked).astype(np.int32) if masked.any() else None
         plan = StepPlan(
             self._steps, admissions, _EMPTY, _EMPTY, _EMPTY, slots, starts, counts, samples, decodes,
-            plain_needs, num_logprobs, masked_rows, masked_needs, extensions,
+            plain_needs, num_logprobs, masked_rows, masked_needs, extensions, _scored(order),
         )  # fmt: skip
+        self._scoring[self._steps] = {scored.row: order[scored.row][0] for scored in plan.scored}
         sampled = [r for (r, _), s in zip(order, samples, strict=True) if s]
         handle = self._device.forward(plan)
-        self._flying.append((handle, [r for r, m in zip(sampled, masked, strict=True) if not m]))
-        self._steps += 1
+        self._flying.append((self._steps, handle, [r for r, m in zip(sampled, masked, strict=True) if not m]))
         for request, count in order:
             request.position += count
         if masked_rows is not None:
             constrained = [r for r, m in zip(sampled, masked, strict=True) if m]
             bits = pack_bits([allowed_at(r.position, self._vocab_size) for r in constrained], self._vocab_size)
-            self._flying.append((self._device.sample(handle, bits), constrained))
+            self._flying.append((-1, self._device.sample(handle, bits), constrained))
+        self._steps += 1
         while len(self._flying) >= self._depth:
             self.collect()
 
     def collect(self) -> None:
         """Takes in the oldest step in flight."""
-        handle, sampling = self._flying.popleft()
+        step, handle, sampling = self._flying.popleft()
         result: StepResult = self._device.collect(handle)
+        for row, scores in result.prompt_scores.items():
+            self._scoring[step][row].scores.append(scores)
         self.failed_programs += result.failed_programs
         for row, (request, token) in enumerate(zip(sampling, result.token_ids.tolist(), strict=True)):
             request.tokens.append(token)

@@ -66,7 +66,8 @@ class Runner:
         offsets = jnp.concatenate([jnp.zeros(1, jnp.int32), jnp.cumsum(counts, dtype=jnp.int32)])
         prepared = self._platform.attention.prepare(AttentionMetadata(tables, starts, counts, offsets), tokens, BLOCK_SIZE)
         inputs = StepInputs(ids, prepared, offsets[-1], jnp.maximum(offsets[1:] - 1, 0), jnp.int32(rows))
-        return FAMILY.forward(SPEC, self._platform, weights, caches, inputs)
+        x, caches = FAMILY.forward(SPEC, self._platform, weights, caches, inputs)
+        return FAMILY.logits(SPEC, self._platform, weights, x, inputs.num_sampled), caches
 
     def last_logits(
         self, sequence: Int32Array, chunks: Sequence[int], tokens: int, rows: int, row: int, *, crowded: bool

@@ -204,10 +204,17 @@ def test_penalties_beyond_their_range_are_the_nearest_within() -> None:
     assert tokens[0] == tokens[1] == logits[0].argmax() and tokens[2] == tokens[3]
 
 
-def test_where_everything_is_forbidden_nothing_is_drawn() -> None:
+def test_min_tokens_gives_way_where_it_leaves_nothing() -> None:
     logits = np.full((2, VOCAB), -np.inf, np.float32)
     logits[:, [3, 4]] = 1.0
     params = [EngineParams(9, temperature=t, min_tokens=5, stop_token_ids=(3, 4)) for t in (0.0, 1.0)]
+    assert set(np.asarray(draw(logits, params, [2, 2]).token_ids).tolist()) <= {3, 4}
+
+
+def test_where_everything_is_ruled_out_nothing_is_drawn() -> None:
+    logits = np.full((2, VOCAB), -np.inf, np.float32)
+    logits[:, [3, 4]] = 1.0
+    params = [EngineParams(9, temperature=t, bad_words=((3,),), logit_bias={4: -100.0}) for t in (0.0, 1.0)]
     np.testing.assert_array_equal(draw(logits, params, [2, 2]).token_ids, [-1, -1])
 
 

@@ -4,7 +4,7 @@ import numpy as np
 
 from protocol.codec import pack_int32, unpack_int32
 from protocol.config import EngineConfig, SimulatedTimes
-from protocol.messages import MasksMissing, NewRequest, SchedulerOutput, StepMasks
+from protocol.messages import MasksMissing, NewRequest, SchedulerOutput, ScoresReady, StepMasks
 from protocol.params import EngineParams, Grammar
 from tests.tpu_worker.device_driver import pack_bits
 from tpu_worker.collector import Part
@@ -27,7 +27,7 @@ class Bench:
             simulated=SimulatedTimes(0, 0, 0),
         )  # fmt: skip
         self.device = SimulatedDevice(config, vocab_size=VOCAB, max_model_len=64)
-        self.queue: list[Part | MasksMissing] = []
+        self.queue: list[Part | MasksMissing | ScoresReady] = []
         self.steps = Steps(1, Slots(4), Masks(1, VOCAB, 4, 2), self.device, self.queue.append)
 
     def start(self) -> None:

@@ -220,7 +220,7 @@ def layer_parameters(spec: ModelSpec, index: int) -> Parameters:
 
 
 def forward(spec: ModelSpec, platform: Platform, weights: Weights, caches: Layers, inputs: StepInputs) -> tuple[jax.Array, Layers]:
-    """One step: (logits [R, V] float32 of the tokens that are sampled, caches).
+    """One step: (x [R, hidden] float32 of the tokens that are wanted, behind the last layer, caches).
 
     Once the last layer has attended, only these tokens go on. The caches given are updated and must not be used again.
     """
@@ -236,8 +236,12 @@ def forward(spec: ModelSpec, platform: Platform, weights: Weights, caches: Layer
         if index == len(spec.layers) - 1:
             x, attended, num_tokens = x[inputs.sampled], attended[inputs.sampled], inputs.num_sampled
         x = mix(mine, x, attended, num_tokens)
-    linear = platform.products.linear
-    return linear(x, weights["head"], num_rows=inputs.num_sampled, norm=weights["final_norm"], eps=spec.norm_eps), caches
+    return x, caches
+
+
+def logits(spec: ModelSpec, platform: Platform, weights: Weights, x: jax.Array, num_rows: jax.Array) -> jax.Array:
+    """Of what `forward` yields, x [R, hidden], the first num_rows [] rows: [R, V] float32."""
+    return platform.products.linear(x, weights["head"], num_rows=num_rows, norm=weights["final_norm"], eps=spec.norm_eps)
 
 
 def _attend(

@@ -23,7 +23,15 @@ class Forward(Protocol):
     def __call__(
         self, spec: ModelSpec, platform: Platform, weights: Weights, caches: Layers, inputs: StepInputs
     ) -> tuple[jax.Array, Layers]:
-        """(logits [R, V] float32 of the tokens that are sampled, caches). The caches given must not be used again."""
+        """(x [R, hidden] of the tokens that are wanted, caches). The caches given must not be used again."""
+        ...
+
+
+class Logits(Protocol):
+    """The end of a step, for the tokens of which something is predicted."""
+
+    def __call__(self, spec: ModelSpec, platform: Platform, weights: Weights, x: jax.Array, num_rows: jax.Array) -> jax.Array:
+        """[R, V] float32, of the first num_rows [] rows of what `forward` yields, x [R, hidden]."""
         ...
 
 
@@ -38,6 +46,7 @@ class Family:
     parameters: Callable[[ModelSpec], Parameters]  # those outside the layers
     layer_parameters: Callable[[ModelSpec, int], Parameters]  # those of one layer
     forward: Forward
+    logits: Logits
     gguf_names: Mapping[str, str]  # of modules, within a layer or outside of all, by their Hugging Face names
     interleaved: tuple[str, ...] = ()  # modules whose rows GGUF files hold as rotary pairs side by side, instead of halves
 

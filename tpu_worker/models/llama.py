@@ -77,5 +77,6 @@ FAMILY = Family(
     layer_parameters=decoder.layer_parameters,
     gguf_names=decoder.GGUF_NAMES,
     forward=decoder.forward,
+    logits=decoder.logits,
     interleaved=("self_attn.q_proj", "self_attn.k_proj"),
 )

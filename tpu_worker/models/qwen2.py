@@ -25,4 +25,5 @@ FAMILY = Family(
     layer_parameters=decoder.layer_parameters,
     gguf_names=decoder.GGUF_NAMES,
     forward=decoder.forward,
+    logits=decoder.logits,
 )

@@ -15,6 +15,7 @@ from frontend.server.api.jobs import Output
 from frontend.server.api.schemas import GenerationRequest
 from frontend.server.api.sse import Answering, EventStream, unless_gone
 from frontend.server.generation import TextDelta, TextGeneration, TokenLogprob
+from frontend.server.prompts import off_loop
 from frontend.server.visit import current_name
 
 _json = msgspec.json.encode
@@ -47,8 +48,12 @@ class Answer(ABC):
         """Members of a whole choice that hold its text."""
 
     @abstractmethod
-    def logprobs(self, tokens: list[TokenLogprob]) -> dict[str, object] | None:
-        """Log-probabilities in the format of the route; None where not asked."""
+    def logprobs(self, index: int, tokens: list[TokenLogprob], *, first: bool) -> dict[str, object] | None:
+        """Log-probabilities of choice `index` in the format of the route; None where not asked. `first`: they begin the choice."""
+
+    def about_prompt(self, generations: Sequence[TextGeneration]) -> dict[str, object]:
+        """Members of a whole answer that concern its prompt alone."""
+        return {}
 
     def begin(self) -> bytes:
         """See Events: nothing, since clients take the time of the first event for that of the first token."""
@@ -77,7 +82,7 @@ class Answer(ABC):
             if first:
                 content += b',"prompt_token_ids":' + _json(generation.prompt_token_ids)
             content += b',"token_ids":' + _json(delta.token_ids)
-        logprobs = self.logprobs(delta.logprobs)
+        logprobs = self.logprobs(index, delta.logprobs, first=first)
         if delta.finish_reason is None:
             end = b',"finish_reason":null}]'
         else:
@@ -89,13 +94,14 @@ class Answer(ABC):
     def whole(self, generations: Sequence[TextGeneration], outputs: Sequence[Output]) -> bytes:
         """The answer to a request that does not stream."""
         choices = [self._choice(index, generations[index], output) for index, output in enumerate(outputs)]
-        return _json({**self._head, "choices": choices, "usage": jobs.usage(generations, self._n)})
+        more = self.about_prompt(generations)
+        return _json({**self._head, "choices": choices, "usage": jobs.usage(generations, self._n), **more})
 
     def _choice(self, index: int, generation: TextGeneration, output: Output) -> dict[str, object]:
         choice = {
             "index": index,
             **self.content(index, output.text),
-            "logprobs": self.logprobs(output.logprobs),
+            "logprobs": self.logprobs(index, output.logprobs, first=True),
             "finish_reason": output.finish_reason,
             "stop_reason": output.stop_reason,
         }
@@ -112,6 +118,7 @@ async def respond(request: Request, answer: Answering, generations: Sequence[Tex
         outputs = await unless_gone(request.receive, jobs.collect(generations))
     finally:
         jobs.cancel(generations)
-    response = Response(answer.whole(generations, outputs), media_type="application/json")
+    data = await off_loop(jobs.size(outputs, generations), lambda: answer.whole(generations, outputs))
+    response = Response(data, media_type="application/json")
     response.raw_headers += jobs.notes(generations)
     return response

@@ -1,5 +1,7 @@
 """POST /v1/chat/completions."""
 
+from collections.abc import Sequence
+
 import msgspec
 from starlette.requests import Request
 from starlette.types import ASGIApp
@@ -8,6 +10,7 @@ from frontend.errors import InvalidRequest
 from frontend.server.api import body, jobs, logprobs
 from frontend.server.api.answers import Answer, respond
 from frontend.server.api.errors import ApiError
+from frontend.server.api.prompt_logprobs import as_vllm
 from frontend.server.api.schemas import CHAT_DECODER, ChatRequest, refuse_unsupported
 from frontend.server.generation import TextEngine, TextGeneration, TokenLogprob
 from frontend.server.text.tokenizer import Tokenizer
@@ -58,6 +61,7 @@ class ChatAnswer(Answer):
     def __init__(self, tokenizer: Tokenizer, asked: ChatRequest, model: str) -> None:
         kind = "chat.completion.chunk" if asked.stream else "chat.completion"
         super().__init__(asked, id_prefix="chatcmpl", kind=kind, model=model)
+        self._prompt_logprobs = asked.prompt_logprobs
         self._tokenizer = tokenizer
         self._shown = tokenizer.bytes_shown(skip_special_tokens=asked.skip_special_tokens is not False)
         self._logprobs = asked.logprobs is True
@@ -70,6 +74,14 @@ class ChatAnswer(Answer):
         """See Answer."""
         return {"message": {"role": "assistant", "content": text}}
 
-    def logprobs(self, tokens: list[TokenLogprob]) -> dict[str, object] | None:
+    def about_prompt(self, generations: Sequence[TextGeneration]) -> dict[str, object]:
+        """See Answer: log-probabilities of its tokens, where vLLM has them."""
+        scores = generations[0].prompt_logprobs
+        if self._prompt_logprobs is None or scores is None:
+            return {}
+        shown = as_vllm(self._tokenizer, generations[0].prompt_token_ids, scores, self._prompt_logprobs)
+        return {"prompt_logprobs": shown}
+
+    def logprobs(self, index: int, tokens: list[TokenLogprob], *, first: bool) -> dict[str, object] | None:
         """See Answer."""
         return logprobs.for_chats(self._tokenizer, self._shown, tokens) if self._logprobs else None

@@ -7,12 +7,14 @@ from starlette.requests import Request
 from starlette.types import ASGIApp
 
 from frontend.errors import InvalidRequest
-from frontend.server.api import body, jobs, logprobs
+from frontend.server.api import body, jobs
 from frontend.server.api.answers import Answer, respond
 from frontend.server.api.errors import ApiError
+from frontend.server.api.logprobs import for_completions
+from frontend.server.api.prompt_logprobs import as_echo, as_vllm
 from frontend.server.api.schemas import COMPLETION_DECODER, CompletionRequest, refuse_unsupported
-from frontend.server.generation import TextEngine, TokenLogprob
-from frontend.server.prompts import Asked, Prompt, too_long
+from frontend.server.generation import TextEngine, TextGeneration, TokenLogprob
+from frontend.server.prompts import Asked, too_long
 from frontend.server.text.detokenizer import decode
 from frontend.server.text.tokenizer import Tokenizer
 from frontend.wire import TextPrompt
@@ -27,9 +29,10 @@ async def completions(request: Request) -> ASGIApp:
     model = jobs.model_name(engine, asked.model)
     _check(asked)
     params = asked.sampling(max_tokens=asked.max_tokens, logprobs=asked.logprobs)
+    params = msgspec.structs.replace(params, prompt_logprobs=_scored(asked))
     prompts = await jobs.encode(engine, _asked(asked, engine.capacity.max_model_len), asked, params)
     generations = jobs.submit(request, prompts, asked, params)
-    answer = CompletionAnswer(engine.tokenizer, asked, model, prompts)
+    answer = CompletionAnswer(engine.tokenizer, asked, model, generations)
     return await respond(request, answer, generations, stream=bool(asked.stream))
 
 
@@ -37,8 +40,14 @@ def _check(asked: CompletionRequest) -> None:
     refuse_unsupported(asked)
     if asked.best_of is not None and asked.best_of != asked.choices:
         raise ApiError(400, "best_of is supported only where it equals n", param="best_of", code="unsupported_parameter")
-    if asked.echo and asked.logprobs is not None:
-        raise ApiError(400, "echo with logprobs of the prompt is not supported", param="echo", code="unsupported_parameter")
+    if asked.max_tokens == 0 and not asked.echo:
+        raise InvalidRequest("max_tokens is 0, and there is no echo: nothing would be answered", "max_tokens")
+
+
+def _scored(asked: CompletionRequest) -> int | None:
+    """How many candidates beside each token of the prompt; None: its log-probabilities are not wanted."""
+    wanted = [asked.prompt_logprobs, asked.logprobs if asked.echo else None, 0 if asked.max_tokens == 0 else None]
+    return max((count for count in wanted if count is not None), default=None)
 
 
 def _asked(asked: CompletionRequest, limit: int) -> Sequence[Asked]:
@@ -66,23 +75,22 @@ def _asked(asked: CompletionRequest, limit: int) -> Sequence[Asked]:
 class CompletionAnswer(Answer):
     """A text, behind its prompt where `echo` asks so."""
 
-    def __init__(self, tokenizer: Tokenizer, asked: CompletionRequest, model: str, prompts: Sequence[Prompt]) -> None:
+    def __init__(self, tokenizer: Tokenizer, asked: CompletionRequest, model: str, generations: Sequence[TextGeneration]) -> None:
         super().__init__(asked, id_prefix="cmpl", kind="text_completion", model=model)
         self._tokenizer = tokenizer
-        self._logprobs = asked.logprobs is not None
-        self._given = asked.prompt
-        self._prompts = prompts if asked.echo else []
+        self._asked = asked
+        self._generations = generations
         self._token_bytes = tokenizer.bytes_shown(skip_special_tokens=asked.skip_special_tokens is not False)
         self._echoes: dict[int, str] = {}  # of each prompt, made when it is first written
 
     def _echo(self, index: int) -> str:
         """What goes before the text of choice `index`."""
         number = index // self._n
-        if not self._prompts or number in self._echoes:
+        if not self._asked.echo or number in self._echoes:
             return self._echoes.get(number, "")
-        given = self._given if isinstance(self._given, str) else self._given[number]
+        given = self._asked.prompt if isinstance(self._asked.prompt, str) else self._asked.prompt[number]
         if not isinstance(given, str):  # a character that the prompt leaves open is the completion's
-            given = decode(self._token_bytes, self._prompts[number].token_ids.tolist(), final=False)
+            given = decode(self._token_bytes, self._generations[index].prompt_token_ids, final=False)
         self._echoes[number] = given
         return given
 
@@ -91,9 +99,25 @@ class CompletionAnswer(Answer):
         return b'"text":' + _json(self._echo(index) + text if first else text)
 
     def content(self, index: int, text: str) -> dict[str, object]:
-        """See Answer."""
-        return {"text": self._echo(index) + text}
+        """See Answer. Log-probabilities of the prompt are where vLLM has them."""
+        content: dict[str, object] = {"text": self._echo(index) + text}
+        scores, wanted = self._generations[index].prompt_logprobs, self._asked.prompt_logprobs
+        if scores is not None and wanted is not None:
+            content["prompt_logprobs"] = as_vllm(self._tokenizer, self._generations[index].prompt_token_ids, scores, wanted)
+        return content
 
-    def logprobs(self, tokens: list[TokenLogprob]) -> dict[str, object] | None:
-        """See Answer."""
-        return logprobs.for_completions(self._tokenizer, tokens) if self._logprobs else None
+    def logprobs(self, index: int, tokens: list[TokenLogprob], *, first: bool) -> dict[str, object] | None:
+        """See Answer. Those of an echo go before, and all offsets are from its beginning."""
+        wanted = self._asked.logprobs
+        if wanted is None:
+            return None
+        found, echo = for_completions(self._tokenizer, tokens), self._echo(index)
+        if not self._asked.echo:
+            return {**found}
+        found["text_offset"] = [len(echo) + token.text_offset for token in tokens]
+        scores = self._generations[index].prompt_logprobs
+        if not first or scores is None:
+            return {**found}
+        prompt = self._generations[index].prompt_token_ids
+        before = as_echo(self._tokenizer, self._token_bytes, prompt, scores, wanted, len(echo))
+        return {name: before[name] + found[name] for name in found}

@@ -54,6 +54,9 @@ FIELDS: dict[str, dict[str, Any]] = {
     "logit_bias": _field("Added to the logits of tokens, by their ids; -100 rules one out.", maxProperties=MAX_LOGIT_BIAS),
     "allowed_token_ids": _field("All other tokens are ruled out.", minItems=1),
     "bad_words": _field("Texts that the answer does not hold.", maxItems=MAX_BAD_WORDS),
+    "prompt_logprobs": _field(
+        "Likely tokens to list beside each token of the prompt; not in streams.", minimum=0, maximum=MAX_LOGPROBS
+    ),
     "response_format": _field(
         "What the answer must be: {'type': 'json_object'}, {'type': 'json_schema', 'json_schema': {'name': …, 'schema': …}}, "
         "{'type': 'structural_tag', …}, or {'type': 'text'}."

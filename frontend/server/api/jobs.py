@@ -11,10 +11,13 @@ from frontend.server.api.errors import ApiError
 from frontend.server.api.schemas import ChatRequest, GenerationRequest, TokenizeRequest
 from frontend.server.generation import TextDelta, TextEngine, TextGeneration, TokenLogprob
 from frontend.server.prompts import Asked, Prompt, check_number, off_loop
+from frontend.server.text_request import TextRequest
 from frontend.wire import Conversation
 from protocol.messages import FinishReason
 from protocol.params import SamplingParams
 
+MAX_SCORES = 1 << 20  # log-probabilities of prompts in one answer: some 60 MB of JSON
+MAX_STREAMED_SCORES = 10_000  # in one stream, whose events are made on the event loop: some milliseconds
 MAX_OUTPUTS = 1024  # prompts × n of one request: each is a request of the engine's own
 
 
@@ -84,6 +87,10 @@ def submit(
     requests = [engine.prepare(prompt, params) for prompt in prompts]
     if len(prompts) * params.n > MAX_OUTPUTS:
         raise InvalidRequest(f"{len(prompts)} prompts with n = {params.n} make more than {MAX_OUTPUTS} outputs", "n")
+    if params.prompt_logprobs is not None:
+        if asked.stream and asked.prompt_logprobs is not None:
+            raise InvalidRequest("prompt_logprobs come with whole answers, not with streams", "prompt_logprobs")
+        _check_scores(requests, params.n, stream=bool(asked.stream))
     started: list[TextGeneration] = []
     try:
         for prepared in requests:
@@ -93,6 +100,18 @@ def submit(
         cancel(started)
         raise
     return started
+
+
+def _check_scores(requests: Sequence[TextRequest], n: int, *, stream: bool) -> None:
+    """Raises InvalidRequest on log-probabilities of prompts that would be more than an answer may hold."""
+    entries = sum(len(request.prompt) * (1 + (request.params.prompt_logprobs or 0)) for request in requests) * n
+    most = MAX_STREAMED_SCORES if stream else MAX_SCORES
+    if entries > most:
+        text = (
+            f"log-probabilities of prompts: {entries} in one {'stream' if stream else 'answer'}, at most {most} are possible: "
+            "send fewer prompts in one request, or ask for fewer candidates"
+        )
+        raise InvalidRequest(text, "prompt_logprobs")
 
 
 def notes(generations: Sequence[TextGeneration]) -> list[tuple[bytes, bytes]]:
@@ -124,6 +143,13 @@ async def _collect(generation: TextGeneration) -> Output:
             output.finish_reason, output.stop_reason = delta.finish_reason, delta.stop_reason
     output.text = "".join(pieces)
     return output
+
+
+def size(outputs: Sequence[Output], generations: Sequence[TextGeneration]) -> int:
+    """Of a whole answer, as `off_loop` counts it: about ten characters' time for each log-probability."""
+    entries = sum(len(one.top) + 1 for output in outputs for one in output.logprobs)
+    entries += sum(scores.ranks.size for generation in generations if (scores := generation.prompt_logprobs) is not None)
+    return 10 * entries
 
 
 def fail_on_error(delta: TextDelta) -> None:

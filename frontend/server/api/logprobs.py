@@ -7,7 +7,7 @@ from frontend.server.text.token_bytes import TokenBytes
 from frontend.server.text.tokenizer import Tokenizer
 
 
-def for_completions(tokenizer: Tokenizer, tokens: Sequence[TokenLogprob]) -> dict[str, object]:
+def for_completions(tokenizer: Tokenizer, tokens: Sequence[TokenLogprob]) -> dict[str, list[object]]:
     """Parallel lists. The chosen token is among its candidates always."""
     text_of = tokenizer.text_of
     return {

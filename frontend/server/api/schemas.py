@@ -55,6 +55,7 @@ class GenerationRequest(msgspec.Struct, frozen=True, kw_only=True):
     logit_bias: dict[int, float] | None = None
     allowed_token_ids: list[int] | None = None
     bad_words: list[str] | None = None
+    prompt_logprobs: int | None = None
     priority: int | None = None
     cache_salt: str | None = None
     add_special_tokens: bool | None = None
@@ -70,13 +71,11 @@ class GenerationRequest(msgspec.Struct, frozen=True, kw_only=True):
     guided_choice: msgspec.Raw = _ABSENT
     guided_grammar: msgspec.Raw = _ABSENT
 
-    prompt_logprobs: msgspec.Raw = _ABSENT
     truncate_prompt_tokens: msgspec.Raw = _ABSENT
     use_beam_search: msgspec.Raw = _ABSENT
     length_penalty: msgspec.Raw = _ABSENT
 
     unsupported: ClassVar[tuple[str, ...]] = (
-        "prompt_logprobs",
         "truncate_prompt_tokens",
         "use_beam_search",
         "length_penalty",

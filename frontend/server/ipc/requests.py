@@ -4,11 +4,12 @@ import asyncio
 from collections import deque
 from collections.abc import Callable, Coroutine
 
+from frontend.errors import InvalidRequest
 from frontend.server.generation import TextEngine, TextGeneration
 from frontend.server.ipc.refusals import lost, refused
-from frontend.wire import WHOLE_CONNECTION, Accepted, Delta, Logprob, Refused, ServerMessage, Submit, TokenPrompt
+from frontend.wire import WHOLE_CONNECTION, Accepted, Delta, Logprob, PromptScored, Refused, ServerMessage, Submit, TokenPrompt
 from protocol.clock import now
-from protocol.codec import pack_int32
+from protocol.codec import pack_float32, pack_int32
 from protocol.errors import EngineError
 
 _MOST_REQUESTS = 20_000  # accepted or waiting to be: a little above what the engine itself takes
@@ -105,6 +106,8 @@ class Requests:
             (prompt,) = await self._engine.encode([submit.prompt], params)
             if request_id not in self._running:  # cancelled while a long text was tokenized
                 return
+            if submit.stream and params.prompt_logprobs is not None:
+                raise InvalidRequest("prompt_logprobs come with whole answers, not with streams", "prompt_logprobs")
             request = self._engine.prepare(prompt, params)  # checks `n` before anything is made `n` times
             for index in range(params.n):
                 generations.append(self._engine.start(request, index=index, stream=submit.stream, cache_salt=submit.cache_salt))
@@ -126,7 +129,12 @@ class Requests:
         texts: list[str] = []
         token_ids: list[int] = []
         logprobs: list[Logprob] = []
+        scores = generation.prompt_logprobs if index == 0 else None
         async for delta in generation:
+            if scores is not None and scores.complete:
+                found = pack_float32(scores.logprobs), pack_int32(scores.ranks)
+                self._say(PromptScored(request_id, scores.candidates, *found))
+                scores = None
             texts.append(delta.text)
             token_ids += delta.token_ids
             logprobs += [Logprob(one.token_id, one.logprob, one.rank, one.top) for one in delta.logprobs]

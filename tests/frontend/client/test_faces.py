@@ -333,3 +333,26 @@ def test_a_limit_beyond_the_context_is_clipped_and_said(client: Client) -> None:
     assert (len(output.token_ids), output.max_tokens_clipped) == (3, 3)
     assert "max_tokens_clipped=3" in repr(output)
     assert client.submit("A text", SHORT).result(timeout=30).max_tokens_clipped is None
+
+
+def test_prompts_are_scored_as_over_http(client: Client, served: Served) -> None:
+    (output,) = client.generate("One way or another", max_tokens=0, prompt_logprobs=2, n=2)
+    body = {"model": "demo", "prompt": "One way or another", "max_tokens": 1, "prompt_logprobs": 2}
+    shown = httpx.post(served.running.url + "/v1/completions", json=body).json()["choices"][0]["prompt_logprobs"]
+    assert output.prompt_logprobs is not None and output.prompt_logprobs[0] is None and len(output.prompt_logprobs) == 4
+    for token_id, found, entries in zip(output.prompt_token_ids[1:], output.prompt_logprobs[1:], shown[1:], strict=True):
+        assert found is not None and found.token_id == token_id
+        assert (found.logprob, found.rank) == (entries[str(token_id)]["logprob"], entries[str(token_id)]["rank"])
+        assert {str(other): value for other, value in found.top}.items() <= {k: e["logprob"] for k, e in entries.items()}.items()
+    assert [(one.text, one.token_ids, one.finish_reason) for one in output.outputs] == [("", [], "length")] * 2
+    with pytest.raises(InvalidRequest, match="not with streams"):
+        list(client.stream("One", prompt_logprobs=0))
+
+
+def test_tokens_are_ruled_out_and_favoured(client: Client) -> None:
+    (output,) = client.generate(
+        "One way", max_tokens=9, allowed_token_ids=[100, 101, 102], logit_bias={100: -100.0}, bad_words=["~"]
+    )
+    assert set(output.token_ids) <= {101, 102}
+    with pytest.raises(InvalidRequest, match="allowed_token_ids"):
+        client.generate("One way", allowed_token_ids=[])

@@ -51,7 +51,8 @@ def all_logits(source: WeightSource, platform: Platform, token_ids: npt.NDArray[
     def run(weights: Any, caches: Any, token_ids: jax.Array) -> tuple[jax.Array, Any]:
         prepared = platform.attention.prepare(meta, length, BLOCK_SIZE)
         inputs = StepInputs(token_ids, prepared, jnp.int32(length), jnp.arange(length), jnp.int32(length))
-        return model.family.forward(model.spec, platform, weights, caches, inputs)
+        x, caches = model.family.forward(model.spec, platform, weights, caches, inputs)
+        return model.family.logits(model.spec, platform, weights, x, inputs.num_sampled), caches
 
     logits, _ = jax.jit(run, donate_argnums=1)(weights, caches, jnp.asarray(token_ids))
     return np.asarray(logits)
