@@ -1,5 +1,6 @@
 """The web application: which route goes where."""
 
+import asyncio
 import time
 
 from starlette.applications import Starlette
@@ -30,6 +31,7 @@ def create_app(engine: TextEngine, config: EngineConfig) -> ASGIApp:
     )
     app.router.redirect_slashes = False  # paths come without one; a redirect would name the host that the client made up
     app.state.engine = engine
+    app.state.decoding = asyncio.Lock()  # of large bodies
     app.state.created = int(time.time())  # shown to people only
     return Guard(
         app,

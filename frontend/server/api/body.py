@@ -28,11 +28,18 @@ async def read(request: Request, decoder: msgspec.json.Decoder[Body]) -> Body:
     if not pieces:
         raise ApiError(400, "the body is empty: send the request as JSON", code="empty_body")
     data = pieces[0] if len(pieces) == 1 else b"".join(pieces)
-    if len(data) > _LARGE:
-        most = _PARTS + _PARTS_PER_TOKEN * request.app.state.engine.capacity.max_model_len
-        if (found := await asyncio.to_thread(parts, data)) > most:
-            message = f"the body has {found} arrays, objects and members of objects; at most {most} are taken"
-            raise ApiError(400, message, code="too_many_parts")
+    if len(data) <= _LARGE:
+        return _decoded(data, decoder)
+    most = _PARTS + _PARTS_PER_TOKEN * request.app.state.engine.capacity.max_model_len
+    if (found := await asyncio.to_thread(parts, data)) > most:
+        message = f"the body has {found} arrays, objects and members of objects; at most {most} are taken"
+        raise ApiError(400, message, code="too_many_parts")
+    async with request.app.state.decoding:  # one at a time: the decoder keeps Python's lock, so a thread would help nobody
+        await asyncio.sleep(0)  # whatever else is due goes before
+        return _decoded(data, decoder)
+
+
+def _decoded(data: bytes, decoder: msgspec.json.Decoder[Body]) -> Body:
     try:
         return decoder.decode(data)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:

@@ -17,6 +17,7 @@ from tokenizers import AddedToken, Tokenizer
 
 from frontend.errors import InvalidRequest
 from frontend.server.text.alternatives import any_of
+from frontend.server.text.encoding import token_ids
 from frontend.server.text.fences import FENCES, Messages
 
 _PRIVATE = range(0xE000, 0xF900)  # Unicode's private use area
@@ -76,13 +77,13 @@ class ControlTokens:
     def encode(self, text: str, fence: str) -> list[int]:
         """Token ids of a text that was rendered from messages with fences; nothing is added at its ends."""
         named = self._written.sub(lambda match: self._names[match[0]], text).replace(fence, "")
-        token_ids: list[int] = []
-        for twin_id in self._twin.encode(named, add_special_tokens=False).ids:
+        found: list[int] = []
+        for twin_id in token_ids(self._twin, named, add_special_tokens=False):
             if (token_id := self._ids.get(twin_id)) is not None:
-                token_ids.append(token_id)
+                found.append(token_id)
             else:
-                token_ids += self._spelled.get(twin_id, (twin_id,))
-        return token_ids
+                found += self._spelled.get(twin_id, (twin_id,))
+        return found
 
     @cached_property
     def _spelled(self) -> dict[int, list[int]]:

@@ -10,6 +10,7 @@ from tokenizers import Tokenizer as FastTokenizer
 
 from frontend.errors import CONTEXT_LENGTH_EXCEEDED, InvalidRequest
 from frontend.server.text.control_tokens import ControlTokens
+from frontend.server.text.encoding import token_ids
 from frontend.server.text.gguf_tokenizer import build_from_gguf
 from frontend.server.text.token_bytes import TokenBytes
 from frontend.server.text.tokenizer_files import chat_template, gguf_template, read_settings, tokenizer_json
@@ -78,7 +79,7 @@ class Tokenizer:
             check_characters(len(text), limit, field)
         try:
             if not fence:
-                return self._fast.encode(text, add_special_tokens=add_special_tokens).ids
+                return token_ids(self._fast, text, add_special_tokens=add_special_tokens)
             before, after = self.added_at_ends if add_special_tokens else ([], [])
             return [*before, *self.control.encode(text, fence), *after]
         except (TypeError, UnicodeEncodeError) as error:
