@@ -2,6 +2,7 @@
 
 import asyncio
 import time
+from collections.abc import Sequence
 
 from starlette.applications import Starlette
 from starlette.routing import Route
@@ -12,7 +13,7 @@ from frontend.server.api.guard import Guard
 from frontend.server.api.hosts import Hosts
 from frontend.server.api.openapi import Description
 from frontend.server.api.origins import Origins
-from frontend.server.api.routes import operations
+from frontend.server.api.routes import Handler, Operation, operations
 from frontend.server.generation import TextEngine
 from protocol.config import EngineConfig
 
@@ -23,7 +24,7 @@ def create_app(engine: TextEngine, config: EngineConfig) -> ASGIApp:
     description = Description(table)
     app = Starlette(
         routes=[
-            *(Route(operation.path, operation.handler, methods=[operation.method]) for operation in table),
+            *(Route(path, handler, methods=methods) for (path, handler), methods in _by_path(table).items()),
             Route("/openapi.json", description.show_document),
             Route("/docs", description.show_page),
         ],
@@ -40,3 +41,11 @@ def create_app(engine: TextEngine, config: EngineConfig) -> ASGIApp:
         hosts=Hosts(config.host, config.allowed_hosts),
         origins=Origins(config.allowed_origins, credentials=config.allow_credentials),
     )
+
+
+def _by_path(table: Sequence[Operation]) -> dict[tuple[str, Handler], list[str]]:
+    """The methods of each path, which its answers to other methods have to name together."""
+    methods: dict[tuple[str, Handler], list[str]] = {}
+    for operation in table:
+        methods.setdefault((operation.path, operation.handler), []).append(operation.method)
+    return methods

@@ -25,7 +25,7 @@ def _field(description: str, **limits: float) -> dict[str, Any]:
 FIELDS: dict[str, dict[str, Any]] = {
     "model": _field("A name that the model is served under. Without one: the first."),
     "messages": _field("The conversation, in the order in which it was held.", minItems=1),
-    "prompt": _field("A text, several, a list of token ids, or several such lists.", minItems=1, minLength=1),
+    "prompt": _field("A text, several, a list of token ids, or several such lists.", minItems=1),
     "max_tokens": _field(
         "The most tokens to generate. Without it: to the end of the context, which also clips it.", minimum=1, maximum=_INT32
     ),
@@ -86,7 +86,7 @@ FIELDS: dict[str, dict[str, Any]] = {
     "logprobs": _field(
         "Log-probabilities: of completions, how many likely tokens to list, 20 at most; of chats, whether to tell any."
     ),
-    "input": _field("What was said so far: a text of the user, or items.", minItems=1, minLength=1),
+    "input": _field("What was said so far: a text of the user, or items.", minItems=1),
     "instructions": _field("A system message before the input."),
     "max_output_tokens": _field("The most tokens to generate. Without it: to the end of the context.", minimum=1, maximum=_INT32),
     "include": _field("message.output_text.logprobs asks for log-probabilities; other values are ignored."),

@@ -102,8 +102,9 @@ def _responses(operation: Operation, schemas: dict[Any, Json]) -> Json:
     else:
         content = {} if operation.answer is None else {"application/json": {"schema": schemas[operation.answer]}}
     if operation.events is not None:
-        text = "Server-sent events, where `stream` is true; each one's data is an object of the type under `x-event`."
-        content["text/event-stream"] = {"schema": {"type": "string", "description": text, "x-event": schemas[operation.events]}}
+        data = {"type": "string", "contentMediaType": "application/json", "contentSchema": schemas[operation.events]}
+        event = {"type": "object", "properties": {"event": {"type": "string"}, "data": data}, "required": ["data"]}
+        content["text/event-stream"] = {"schema": {"description": "Server-sent events, where `stream` is true.", **event}}
     responses: Json = {"200": {"description": "The answer.", "content": content}} if content else {}
     for status in sorted({*operation.errors, *(() if operation.is_open else (401,))}):
         kind = schemas[operation.answer] if operation.is_open and status == 503 else schemas[operation.error]

@@ -128,7 +128,8 @@ def _range(schema: Json, suffix: str, unit: str) -> str:
 
 
 def _events(schema: Json) -> str:
-    return f": events of {_kind(schema['x-event'])}" if "x-event" in schema else ""
+    data = schema.get("properties", {}).get("data", {})
+    return f": events of {_kind(data['contentSchema'])}" if "contentSchema" in data else ""
 
 
 def _title(method: str, path: str) -> str:

@@ -33,6 +33,8 @@ def test_a_path_is_the_same_with_a_slash_and_never_redirected(http: httpx.Client
     [
         ("OPTIONS", "/v1/completions", 204, "OPTIONS, POST"),
         ("OPTIONS", "/v1/models", 204, "GET, HEAD, OPTIONS"),
+        ("OPTIONS", "/v1/responses/resp_1", 204, "DELETE, GET, HEAD, OPTIONS"),
+        ("POST", "/v1/responses/resp_1", 405, "DELETE, GET, HEAD, OPTIONS"),
         ("OPTIONS", "/v1/nothing", 404, None),
         ("DELETE", "/v1/models", 405, "GET, HEAD, OPTIONS"),
         ("GET", "/v1/chat/completions", 405, "OPTIONS, POST"),
