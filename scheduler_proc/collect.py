@@ -83,6 +83,8 @@ def believe_forced(lane: Lane, slot: int, outcome: Outcome) -> None:
     token_ids = take_runs(request, length)
     if not len(token_ids):
         return
+    if not request.runs:
+        lane.expecting.discard(slot)
     lane.tokens[slot, length : length + len(token_ids)] = token_ids
     lane.known[slot] = length = length + len(token_ids)
     _note_tokens(lane, request, token_ids, length, outcome)
@@ -187,11 +189,9 @@ def _believe(lane: Lane, cohort: Cohort, token_ids: Int32Array, outcome: Outcome
         candidates |= cohort.more_stops
     if candidates.any():
         _end_candidates(lane, slots, lengths, token_ids, candidates, outcome)
-    if cohort.constrained is not None:
-        for slot in slots[cohort.constrained].tolist():
-            request = lane.requests[slot]
-            if request is not None and request.runs:
-                believe_forced(lane, slot, outcome)
+    if lane.expecting:
+        for slot in lane.expecting.intersection(slots.tolist()):
+            believe_forced(lane, slot, outcome)
 
 
 def _end_candidates(

@@ -55,7 +55,7 @@ def note_forced(lane: Lane, request: Request, position: int, token_ids: Int32Arr
     if slot not in lane.decoding and slot not in lane.joins:
         return False  # its last token is scheduled already
     lane.stop_decoding(slot)
-    request.runs.append(run)
+    lane.expect(slot, run)
     return int(lane.known[slot]) == run.start
 
 
@@ -101,9 +101,8 @@ def plan_chunks(lane: Lane, chunks: Iterable[Chunk]) -> list[int]:
     """Counts the chunks as scheduled. Returns the slots whose known tokens reach these, so that they are known now."""
     known = []
     for chunk in chunks:
-        request, start = lane.requests[chunk.slot], int(lane.scheduled[chunk.slot])
-        assert request is not None
-        request.runs.append(Run(start + 1, chunk.token_ids, computed=True))
+        start = int(lane.scheduled[chunk.slot])
+        lane.expect(chunk.slot, Run(start + 1, chunk.token_ids, computed=True))
         lane.scheduled[chunk.slot] = end = start + chunk.count
         if end + 1 < lane.target[chunk.slot]:  # the token sampled now is not the last one
             lane.joins.append(chunk.slot)

@@ -76,6 +76,8 @@ def _validate_lane(lane: Lane) -> None:
     lane.prefilling.validate()
     constrained = sum(bool(lane.constrained[slot]) for slot in taken)
     must(lane.num_constrained == constrained == lane.constrained.sum(), "constraints", "constrained slots are miscounted")
+    expecting = {slot for slot, request in lane.running() if request.runs}
+    must(lane.expecting == expecting, "forced", "forced tokens are expected of the wrong slots")
     must(set(lane.forced) <= set(taken), "forced", "a slot without a holder has tokens forced on it")
     for slot in taken:
         expected = lane.tokens_in_flight(slot)

@@ -92,6 +92,7 @@ class Lane:
         self.constrained = np.zeros(num_slots, bool)  # its tokens wait for masks
         self.num_constrained = 0  # slots: mostly there are none, and then nobody need look
         self.forced: dict[int, Run] = {}  # slot -> tokens that its grammar forces, which no step computes yet
+        self.expecting: set[int] = set()  # slots whose requests have runs of forced tokens that will be known
         self.decoding = _EMPTY  # slots of the standing decode set, in row order; replaced, never changed in place
         self._cohort = self.gather(_EMPTY)
         self.prefilling = PrefillQueue()
@@ -205,6 +206,7 @@ class Lane:
         self.num_constrained -= bool(self.constrained[slot])
         self.constrained[slot] = False
         self.forced.pop(slot, None)
+        self.expecting.discard(slot)
         self.free_slots.append(slot)
         if slot in self.decoding:
             self.decoding = self.decoding[self.decoding != slot]
@@ -224,6 +226,13 @@ class Lane:
         else:
             self.leaves.append(slot)
             self.decoding = self.decoding[self.decoding != slot]
+
+    def expect(self, slot: int, run: Run) -> None:
+        """Forced tokens will be known when those before them are."""
+        request = self.requests[slot]
+        assert request is not None
+        request.runs.append(run)
+        self.expecting.add(slot)
 
     def add_blocks(self, slots: Int32Array) -> None:
         """Gives each of these slots, all different, one more block. So many must be free."""

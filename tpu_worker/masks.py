@@ -16,7 +16,9 @@ class Masks:
         self._max_rows = max_num_seqs
         self._ahead = queue_depth
         self._oldest = 0  # step that may still be sampled
-        self._rows: dict[int, dict[int, UInt32Array]] = {}  # step id -> row -> bits
+        self._pieces: dict[
+            int, list[tuple[Int32Array, UInt32Array]]
+        ] = {}  # step id -> rows [n], all different, and bits [n, words]
         self.refused = 0  # messages for another incarnation, or for steps that are sampled or cannot have been sent
 
     def add(self, message: StepMasks) -> None:
@@ -28,26 +30,38 @@ class Masks:
         if len(message.bits) != 4 * self._words * len(rows) or len(rows) > self._max_rows:
             raise ProtocolError(f"masks of {len(message.bits)} bytes for {len(rows)} rows of {self._words} words")
         bits = np.frombuffer(message.bits, "<u4").reshape(len(rows), self._words)
-        held = self._rows.setdefault(message.step_id, {})
-        for row, mask in zip(rows.tolist(), bits, strict=True):
-            if 0 <= row < self._max_rows:
-                held.setdefault(row, mask)
+        held = self._pieces.setdefault(message.step_id, [])
+        new = (rows >= 0) & (rows < self._max_rows)
+        if held:
+            new &= ~np.isin(rows, _rows_of(held))
+        held.append((rows, bits) if new.all() else (rows[new], bits[new]))
 
-    def missing(self, step_id: int, rows: Int32Array) -> list[int]:
+    def missing(self, step_id: int, rows: Int32Array) -> Int32Array:
         """Which of these rows of a step have no mask yet."""
-        held = self._rows.get(step_id, {})
-        return [row for row in rows.tolist() if row not in held]
+        held = self._pieces.get(step_id)
+        return np.setdiff1d(rows, _rows_of(held)) if held else rows
 
     def take(self, step_id: int, rows: Int32Array) -> UInt32Array | None:
-        """Masks [rows, words] of a step that is sampled now, or None while some are missing."""
-        held = self._rows.get(step_id)
-        if held is None or len(held) < len(rows) or self.missing(step_id, rows):
+        """Masks [rows, words] of a step that is sampled now, or None while some are missing. rows: rising."""
+        held = self._pieces.get(step_id)
+        if not held:
             return None
-        bits = np.stack([held[row] for row in rows.tolist()])
+        if len(held) == 1 and np.array_equal(held[0][0], rows):  # as a rule
+            bits = held[0][1]
+        elif len(self.missing(step_id, rows)):
+            return None
+        else:
+            known, first = np.unique(_rows_of(held), return_index=True)
+            bits = np.concatenate([piece for _, piece in held])[first[np.searchsorted(known, rows)]]
         self.sampled(step_id)
         return bits
 
     def sampled(self, step_id: int) -> None:
         """Nothing more is wanted for this step and those before it."""
         self._oldest = step_id + 1
-        self._rows = {step: rows for step, rows in self._rows.items() if step > step_id} if self._rows else self._rows
+        if self._pieces:
+            self._pieces = {step: held for step, held in self._pieces.items() if step > step_id}
+
+
+def _rows_of(pieces: list[tuple[Int32Array, UInt32Array]]) -> Int32Array:
+    return np.concatenate([rows for rows, _ in pieces])

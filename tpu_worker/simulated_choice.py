@@ -15,11 +15,12 @@ from collections.abc import Sequence, Set
 
 import numpy as np
 
-from protocol.codec import Int32Array, UInt32Array, pack_float32, pack_int32, unpack_bits
+from protocol.codec import Int32Array, UInt32Array, UInt64Array, pack_float32, pack_int32, unpack_bits
 from protocol.messages import PromptScores, TopLogprobs
 from protocol.params import BANNED, EngineParams
 
 MOST_CHOICES = 16  # among the tokens that a mask allows
+_HEAD = 8  # words of a mask that are looked at for many rows together
 _LN_2 = math.log(2.0)
 
 
@@ -99,6 +100,20 @@ def simulated_scores(start: int, drawn: Int32Array, token_ids: Int32Array, candi
     ids = (drawn[:, None] + ranks - 1) % vocab_size
     ids[:, 0] = ranks[:, 0]
     return PromptScores(start, pack_float32(-_LN_2 * ranks), pack_int32(ids))
+
+
+def pick_allowed(drawn: UInt64Array, bits: UInt32Array, vocab_size: int) -> Int32Array:
+    """The token [rows] that each number drawn picks with its mask, [rows, ceil(V / 32)]; -1 where that allows none."""
+    head = np.ascontiguousarray(bits[:, :_HEAD])
+    flags = np.unpackbits(head.view(np.uint8), axis=1, bitorder="little")[:, :vocab_size]
+    counts = np.cumsum(flags, axis=1, dtype=np.int32)
+    nth = (drawn % np.uint64(MOST_CHOICES)).astype(np.int32) + 1
+    # Where the lowest ids hold all the choices, as where text is free.
+    token_ids: Int32Array = (counts < nth[:, None]).sum(axis=1).astype(np.int32)
+    for row in np.flatnonzero(counts[:, -1] < MOST_CHOICES).tolist():
+        allowed = first_allowed(bits[row], vocab_size)
+        token_ids[row] = allowed[int(drawn[row]) % len(allowed)] if allowed else -1
+    return token_ids
 
 
 def rank_of(drawn: int, token_id: int, vocab_size: int) -> int:

@@ -22,7 +22,7 @@ from protocol.errors import CapacityError, ConfigError
 from protocol.messages import PromptScores, TopLogprobs
 from tpu_worker.allocation import out_of_memory
 from tpu_worker.device import Admission, Capacity, ReportProgress, ScoredRow, StepPlan, StepResult
-from tpu_worker.simulated_choice import MOST_CHOICES, Choice, first_allowed, has_choice, simulated_logprobs, simulated_scores
+from tpu_worker.simulated_choice import MOST_CHOICES, Choice, has_choice, pick_allowed, simulated_logprobs, simulated_scores
 
 _POISON = np.uint64(0x9E3779B97F4A7C15)  # sum of a block whose tail was overwritten: no context hashes to what it gives
 _BLOCK_SIZE = 16  # tokens
@@ -197,11 +197,11 @@ class SimulatedDevice:
         """The same for the masked rows; each counts as drawn."""
         rows = plan.rows_to_sample(masked=True)
         slots, lengths = plan.slots[rows], plan.starts[rows] + plan.counts[rows]
-        token_ids = np.empty(len(rows), np.int32)
-        for row, (drawn, mask) in enumerate(zip(self._draw(slots, lengths).tolist(), bits, strict=True)):
-            choice, history = self._choices.get(int(slots[row])), self._history[slots[row], : lengths[row]]
-            allowed = first_allowed(mask, self._vocab_size) if choice is None else choice.among(mask, history)
-            token_ids[row] = allowed[drawn % len(allowed)] if allowed else -1
+        drawn = self._draw(slots, lengths)
+        token_ids = pick_allowed(drawn, bits, self._vocab_size)
+        for row in [row for row, slot in enumerate(slots.tolist()) if slot in self._choices] if self._choices else ():
+            allowed = self._choices[int(slots[row])].among(bits[row], self._history[slots[row], : lengths[row]])
+            token_ids[row] = allowed[int(drawn[row]) % len(allowed)] if allowed else -1
         self._history[slots, lengths] = np.maximum(token_ids, 0)
         return token_ids, token_ids
 

@@ -22,6 +22,24 @@ from protocol.errors import ConfigError, EngineError, ExitCode
 
 _NICENESS = 10  # the clients stand for other machines: they must not take the engine's time
 
+# A list that goes on for longer than any output of a benchmark: keys and braces that are certain, strings, numbers and choices.
+_SCHEMA = {
+    "type": "array",
+    "minItems": 200,
+    "items": {
+        "type": "object",
+        "properties": {
+            "name": {"type": "string"},
+            "age": {"type": "integer"},
+            "role": {"enum": ["reader", "writer", "administrator"]},
+            "active": {"type": "boolean"},
+            "tags": {"type": "array", "items": {"type": "string"}, "maxItems": 4},
+        },
+        "required": ["name", "age", "role", "active", "tags"],
+        "additionalProperties": False,
+    },
+}
+
 SUMMARY = "compare queue depths on the simulated device, streaming over HTTP"
 
 
@@ -30,6 +48,7 @@ class Run(msgspec.Struct, frozen=True):
 
     concurrency: int
     depth: int
+    structured: float  # share of the requests whose output follows a JSON schema
     requests_per_second: float
     idle_share: float  # of the device, while there is work
     device_us: float  # of a step, mean
@@ -47,6 +66,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--random-output-len", type=int, default=120, metavar="TOKENS")
     parser.add_argument("--concurrency", type=int, nargs="+", default=[3, 32, 64, 256], metavar="N")
     parser.add_argument("--depths", type=int, nargs="+", default=[1, 2], metavar="D")
+    parser.add_argument(
+        "--structured",
+        type=float,
+        nargs="+",
+        default=[0.0],
+        metavar="SHARE",
+        help="of the requests, follow a JSON schema (default: 0)",
+    )
     parser.add_argument("--sim-decode-us", type=float, default=2000.0)
     parser.add_argument("--sim-decode-us-per-seq", type=float, default=0.0)
     parser.add_argument("--sim-prefill-us-per-token", type=float, default=0.0, help="0: every step takes the decode time")
@@ -58,16 +85,20 @@ def run(options: argparse.Namespace) -> int:
     """Prints a table and one line of JSON. Returns 0 when every request was answered."""
     if min(options.concurrency) < 1 or options.num_prompts < 1:
         raise ConfigError("--concurrency and --num-prompts of at least 1 are wanted")
+    if not all(0 <= share <= 1 for share in options.structured):
+        raise ConfigError("--structured is a share of the requests, between 0 and 1")
     runs = []
     for concurrency in options.concurrency:
         for depth in options.depths:
-            runs.append(_measure(options, concurrency, depth))
+            for share in options.structured:
+                runs.append(_measure(options, concurrency, depth, share))
     _print_table(runs)
-    print(msgspec.json.encode({"overlap": runs, "ratios": _ratios(runs)}).decode())
+    figures = {"overlap": runs, "ratios": _ratios(runs), "structured_ratios": _structured_ratios(runs)}
+    print(msgspec.json.encode(figures).decode())
     return ExitCode.OK
 
 
-def _measure(options: argparse.Namespace, concurrency: int, depth: int) -> Run:
+def _measure(options: argparse.Namespace, concurrency: int, depth: int, share: float) -> Run:
     flags = [
         "--model", options.model, "--device", "sim", "--workers", str(options.workers), "--queue-depth", str(depth),
         "--max-num-seqs", "256", "--max-num-batched-tokens", "512", "--no-enable-prefix-caching",
@@ -79,44 +110,49 @@ def _measure(options: argparse.Namespace, concurrency: int, depth: int) -> Run:
     with running_engine(*flags) as engine:
         began_ns = now_ns()
         with ThreadPoolExecutor(1, thread_name_prefix="clients") as clients:
-            results, seconds = clients.submit(_run_load, engine, spec, concurrency).result()
+            results, seconds = clients.submit(_run_load, engine, spec, concurrency, share).result()
         with engine.client() as client:
             steps = client.trace()
     if failed := [result.error for result in results if result.error]:
         raise EngineError(f"{len(failed)} of {count} requests failed, the first with: {failed[0]}")
-    return _figures(steps.where(steps["scheduled_ns"] > began_ns), concurrency, depth, count / seconds)
+    return _figures(steps.where(steps["scheduled_ns"] > began_ns), (concurrency, depth, share), count / seconds)
 
 
-def _run_load(engine: RunningEngine, spec: LoadSpec, concurrency: int) -> tuple[list[RequestResult], float]:
+def _run_load(engine: RunningEngine, spec: LoadSpec, concurrency: int, share: float) -> tuple[list[RequestResult], float]:
     os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICENESS)  # of this thread; the next engine must not inherit it
-    return uvloop.run(_load(engine, spec, concurrency))
+    return uvloop.run(_load(engine, spec, concurrency, share))
 
 
-async def _load(engine: RunningEngine, spec: LoadSpec, concurrency: int) -> tuple[list[RequestResult], float]:
+async def _load(engine: RunningEngine, spec: LoadSpec, concurrency: int, share: float) -> tuple[list[RequestResult], float]:
     client, gate = HttpClient(engine.base_url), asyncio.Semaphore(concurrency)
 
-    async def send(token_ids: list[int], max_tokens: int) -> RequestResult:
+    async def send(index: int, token_ids: list[int], max_tokens: int) -> RequestResult:
         fields = {"prompt": token_ids, "max_tokens": max_tokens, "ignore_eos": True, "stream": True}
+        if int((index + 1) * share) > int(index * share):  # spread evenly
+            fields["structured_outputs"] = {"json": _SCHEMA}
         async with gate:
             return await stream_completion(client, msgspec.json.encode(fields), len(token_ids), lambda _: None)
 
     try:
         began = now()
-        results = await asyncio.gather(*(send(planned.token_ids, planned.max_tokens) for planned in plan_load(spec)))
+        planned = enumerate(plan_load(spec))
+        results = await asyncio.gather(*(send(index, request.token_ids, request.max_tokens) for index, request in planned))
         return results, now() - began
     finally:
         client.close()
 
 
-def _figures(steps: Steps, concurrency: int, depth: int, rate: float) -> Run:
+def _figures(steps: Steps, load: tuple[int, int, float], rate: float) -> Run:
     # The ramps at both ends have fewer requests than the load is named after.
     lowest, highest = np.percentile(steps["started_ns"], [2, 98])
     steady = steps.where((steps["started_ns"] >= lowest) & (steps["started_ns"] <= highest))
     stages: StageTimes = stage_times(steady)
     span = float(steady["finished_ns"].max() - steady["started_ns"].min())
+    concurrency, depth, share = load
     return Run(
         concurrency=concurrency,
         depth=depth,
+        structured=share,
         requests_per_second=rate,
         idle_share=idle_share(steady),
         device_us=float((steady["finished_ns"] - steady["started_ns"]).mean()) / 1e3,
@@ -132,8 +168,21 @@ def _ratios(runs: list[Run]) -> dict[str, float]:
     """Requests per second at the greatest depth over the least, by load."""
     ratios = {}
     for concurrency in dict.fromkeys(run.concurrency for run in runs):
-        own = sorted((run for run in runs if run.concurrency == concurrency), key=lambda run: run.depth)
+        own = [run for run in runs if run.concurrency == concurrency and run.structured == runs[0].structured]
+        own.sort(key=lambda run: run.depth)
         ratios[str(concurrency)] = own[-1].requests_per_second / own[0].requests_per_second
+    return ratios
+
+
+def _structured_ratios(runs: list[Run]) -> dict[str, float]:
+    """Requests per second with each share of structured requests over those with the first share, by load."""
+    ratios = {}
+    for run in runs:
+        first = next(one for one in runs if (one.concurrency, one.depth) == (run.concurrency, run.depth))
+        if run is not first:
+            ratios[f"{run.concurrency} at depth {run.depth}, {run.structured:g}"] = (
+                run.requests_per_second / first.requests_per_second
+            )
     return ratios
 
 
@@ -141,12 +190,24 @@ def _print_table(runs: list[Run]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    columns = ("at a time", "depth", "req/s", "device idle", "device µs", "step µs", "scheduler µs", "pipe µs", "worker µs")
+    columns = (
+        "at a time",
+        "depth",
+        "structured",
+        "req/s",
+        "device idle",
+        "device µs",
+        "step µs",
+        "scheduler µs",
+        "pipe µs",
+        "worker µs",
+    )
     table = Table(*columns, title="simulated device, tokens streamed over HTTP; µs are per step")
     for run in runs:
         table.add_row(
             str(run.concurrency),
             str(run.depth),
+            f"{run.structured:g}",
             f"{run.requests_per_second:.2f}",
             f"{100 * run.idle_share:.1f} %",
             *(f"{value:.0f}" for value in (run.device_us, run.step_us, run.scheduler_us, run.pipe_us, run.worker_us)),
@@ -155,3 +216,5 @@ def _print_table(runs: list[Run]) -> None:
     console.print(table)
     for concurrency, ratio in _ratios(runs).items():
         console.print(f"{concurrency} at a time: {ratio:.2f}×")
+    for load, ratio in _structured_ratios(runs).items():
+        console.print(f"{load} structured: {100 * ratio:.1f} % of the requests/s")
