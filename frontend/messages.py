@@ -10,8 +10,6 @@ TEXT_PARTS = ("text", "input_text", "output_text")  # the types of parts that ar
 
 # Fields of a message that say something, where they hold more than a neutral value.
 UNSUPPORTED = (
-    "tool_calls",
-    "function_call",
     "refusal",
     "audio",
     "images",  # Ollama's

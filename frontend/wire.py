@@ -81,7 +81,12 @@ class Conversation(Message, frozen=True, tag="conversation"):
     add_special_tokens: bool = False  # templates write their own
     enable_thinking: bool | None = None  # None: as the template has it
     tools: tuple[Tool, ...] = ()  # that the model is told of
+    thinking: bool | None = None
+    reasoning_effort: str | None = None
 
+
+# Fields of a conversation that are variables of templates, by the same names; each template knows those of its model.
+TEMPLATE_ARGUMENTS = ("enable_thinking", "thinking", "reasoning_effort")
 
 Prompt = TokenPrompt | TextPrompt | Conversation
 

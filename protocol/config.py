@@ -47,6 +47,8 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
     host: str = "127.0.0.1"
     port: int = 8000
     ipc_path: str = ""
+    tool_call_parser: str = "auto"  # which format the model's calls of tools have
+    reasoning_parser: str = "auto"  # between which tags the model thinks; "none": thoughts are left in the text
     api_keys: tuple[str, ...] = ()
     allowed_origins: tuple[str, ...] = ()  # web pages that may read answers (CORS), as browsers write them; * for all
     allow_credentials: bool = False  # of browsers, from these pages

@@ -9,6 +9,7 @@ from typing import NoReturn
 import msgspec
 
 from frontend.launcher.values import Parser, choice, host, integer, number, origin, power_of_two, shown, size, text
+from frontend.tools import REASONING_PARSERS, TOOL_PARSERS
 from protocol.config import EngineConfig, SimulatedTimes
 from protocol.errors import ConfigError
 from protocol.request_ids import MAX_FRONTENDS
@@ -84,6 +85,21 @@ FLAGS = (
         "seconds of silence before a comment goes into a stream; 0: never",
         number(0.0, 3600.0, "seconds"),
         "S",
+    ),
+    Flag(
+        "tool-call-parser",
+        "serving",
+        "how the model writes calls of tools; auto: as its chat template tells",
+        choice("auto", *TOOL_PARSERS),
+        "NAME",
+    ),
+    Flag("enable-auto-tool-choice", "serving", "for command lines of vLLM: tools are always the model's to call, where it may"),
+    Flag(
+        "reasoning-parser",
+        "serving",
+        "how the model marks thoughts; auto: as its chat template tells; none: they are left in the text",
+        choice("auto", "none", *REASONING_PARSERS),
+        "NAME",
     ),
     Flag("shared-prefix-cache", "serving", "let the holders of different API keys find each other's prefixes in the cache (off)"),
     Flag("strict-max-tokens", "serving", "refuse a max_tokens beyond the context, as OpenAI does, instead of clipping it (off)"),

@@ -45,6 +45,7 @@ def read_options(arguments: Sequence[str], environ: Mapping[str, str] = os.envir
 def _without_model(values: dict[str, object], environ: Mapping[str, str]) -> tuple[EngineConfig, list[str]]:
     device, remark = resolve_device(cast(Device, values.pop("device", "auto")))
     remarks = [remark] if remark else []
+    values.pop("enable_auto_tool_choice", None)
     times = {key.removeprefix("sim_"): values.pop(key) for key in list(values) if key.startswith("sim_")}
     if times and device != "sim":
         remarks.append(f"--sim-{next(iter(times)).replace('_', '-')} has no effect without --device sim")

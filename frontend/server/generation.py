@@ -16,9 +16,12 @@ from frontend.server.grammars import Grammars
 from frontend.server.prompt_scores import PromptLogprobs
 from frontend.server.prompts import Asked, Prompt, Prompts
 from frontend.server.router import Generation, Router, TokenDelta
+from frontend.server.text.dialect import Dialect, Reading
 from frontend.server.text.output import OutputText, TokenText
 from frontend.server.text.rendering.renderer import Renderer
 from frontend.server.text.tokenizer import Tokenizer
+from frontend.server.text.tools.calling import Calling
+from frontend.server.text.tools.events import Event
 from frontend.server.text_request import TextRequest, prepare
 from protocol.codec import unpack_float32, unpack_int32
 from protocol.config import EngineConfig
@@ -54,6 +57,7 @@ class TextDelta(msgspec.Struct, frozen=True, gc=False):
     finish_reason: FinishReason | None = None
     stop_reason: StopReason = None
     message: str = ""  # why, when the reason is "error"
+    events: list[Event] | None = None  # what the text is made of, where it is not all content
 
 
 class TextGeneration:
@@ -71,6 +75,7 @@ class TextGeneration:
         if params.detokenize:
             minimum, tracks = params.min_tokens, self._wants_logprobs
             self._text = OutputText(request.token_bytes, request.prompt, request.stops, min_tokens=minimum, tracks=tracks)
+        self._reader = None if request.reading is None or self._text is None else request.reading.reader()
         # Where log-probabilities are asked: tokens whose text is not out yet.
         self._held: deque[tuple[int, TopLogprobs | None]] = deque()
         self._finished = False
@@ -101,6 +106,16 @@ class TextGeneration:
         token_ids: list[int] = self._request.prompt.tolist()
         return token_ids
 
+    @property
+    def calling(self) -> Calling | None:
+        """What the output may call."""
+        return None if self._request.reading is None else self._request.reading.calling
+
+    @property
+    def num_calls(self) -> int:
+        """How many calls of tools the output has so far."""
+        return 0 if self._reader is None else self._reader.num_calls
+
     def cancel(self, reason: FinishReason = "abort") -> None:
         """Aborts the request; nothing follows. Idempotent, and without effect on one that has ended. `reason`: why, in measures."""
         if not self._finished:
@@ -119,7 +134,11 @@ class TextGeneration:
         self.num_cached_tokens = delta.num_cached_tokens
         if self._request.params.max_tokens == 0:
             return await self._nothing(delta)
-        return self._token_by_token(delta) if self._one_by_one else self._whole(delta)
+        text_delta = self._token_by_token(delta) if self._one_by_one else self._whole(delta)
+        if self._reader is None:
+            return text_delta
+        events = self._reader.feed(text_delta.text, final=text_delta.finish_reason is not None)
+        return msgspec.structs.replace(text_delta, events=events)
 
     async def _nothing(self, delta: TokenDelta) -> TextDelta:
         """What a request brings that wants no tokens: the engine has made one, so that there is an end."""
@@ -220,7 +239,9 @@ class TextEngine:
         self.router = router
         self.tokenizer = tokenizer
         self.renderer = renderer
-        self.prompts = Prompts(tokenizer, renderer)
+        parsers = {"tool_parser": config.tool_call_parser, "reasoning_parser": config.reasoning_parser}
+        self.dialect = Dialect(tokenizer, takes_tools=renderer.takes_tools, **parsers)
+        self.prompts = Prompts(tokenizer, renderer, rewrites_tools=self.dialect.rewrites_tools)
 
     @property
     def capacity(self) -> EngineReady:
@@ -228,25 +249,32 @@ class TextEngine:
         return self.router.capacity
 
     async def encode(self, asked: Sequence[Asked], params: SamplingParams | None = None) -> list[Prompt]:
-        """Token ids of each prompt. `params`: of the outputs, where there will be any: a grammar is checked meanwhile.
+        """Token ids of each prompt. `params`: of the outputs, where there will be any: see `check`.
 
-        Raises InvalidRequest on what is no prompt, or cannot fit, and what `Grammars.check` raises.
+        Raises InvalidRequest on what is no prompt, or cannot fit, and what `check` raises.
         """
         prompts = await self.prompts.encode(asked, self.capacity.max_model_len)
-        if params is not None and params.structured is not None:
+        if params is not None:
+            await self.check(params)
+        return prompts
+
+    async def check(self, params: SamplingParams) -> None:
+        """Returns when the grammar of the outputs can be followed, if they have one. Raises what `Grammars.check` raises."""
+        if params.structured is not None:
             if self._grammars is None:
                 raise InvalidRequest("structured output is not supported here", "structured_outputs", "unsupported_parameter")
             await self._grammars.check(params.structured)
-        return prompts
 
-    def prepare(self, prompt: Prompt, params: SamplingParams) -> TextRequest:
-        """Checks a request against the model, once for all of its outputs, and fills every default. `encode` saw `params` before.
+    def prepare(self, prompt: Prompt, params: SamplingParams, reading: Reading | None = None) -> TextRequest:
+        """Checks a request against the model, once for all of its outputs, and fills every default. `check` saw `params` before.
+        `reading`: of chats.
 
         Raises InvalidRequest naming the field that is wrong.
         """
         grammar = params.structured
-        assert grammar is None or (self._grammars is not None and self._grammars.has_passed(grammar)), "encode comes first"
-        return prepare(prompt, params, self.capacity, self.tokenizer, strict_max_tokens=self.config.strict_max_tokens)
+        assert grammar is None or (self._grammars is not None and self._grammars.has_passed(grammar)), "check comes first"
+        strict = self.config.strict_max_tokens
+        return prepare(prompt, params, self.capacity, self.tokenizer, strict_max_tokens=strict, reading=reading)
 
     def start(self, request: TextRequest, *, index: int = 0, stream: bool = True, cache_salt: str = "") -> TextGeneration:
         """Submits one output; the caller asks once per `index < params.n`. Raises what the router raises.

@@ -8,10 +8,12 @@ from typing import TypeAlias, TypeVar
 import numpy as np
 
 from frontend.errors import CONTEXT_LENGTH_EXCEEDED, InvalidRequest
+from frontend.server.text.control_tokens import MESSAGES, TOOLS
 from frontend.server.text.conversation import templated
 from frontend.server.text.rendering.renderer import Renderer, render_job
 from frontend.server.text.tokenizer import Tokenizer, check_characters
-from frontend.wire import ChatTurn, Conversation, TextPrompt, TokenPrompt
+from frontend.server.text.tools.formats import described
+from frontend.wire import TEMPLATE_ARGUMENTS, ChatTurn, Conversation, TextPrompt, TokenPrompt
 from protocol.codec import Int32Array, unpack_int32
 from protocol.errors import ProtocolError
 
@@ -19,6 +21,7 @@ Asked: TypeAlias = TextPrompt | TokenPrompt | Conversation | list[int]
 
 # Work that takes a worker thread: 10,000 characters are about a millisecond of tokenization, which the event loop can spare.
 _OFF_LOOP = 10_000
+_TAIL = 64  # characters
 _PIECE = 100  # characters that take as long as a message or a part does by itself, in checks and template
 
 Value = TypeVar("Value")
@@ -30,6 +33,7 @@ class Prompt:
 
     token_ids: Int32Array
     field: str = "prompt"  # what its sender calls it
+    tail: str = ""  # the end of a conversation's text, which tells what its answer begins with
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,9 +48,11 @@ class _RenderedPrompt:
 class Prompts:
     """Encodes prompts for one model."""
 
-    def __init__(self, tokenizer: Tokenizer, renderer: Renderer) -> None:
+    def __init__(self, tokenizer: Tokenizer, renderer: Renderer, *, rewrites_tools: bool = True) -> None:
+        """`rewrites_tools`: see ChatTemplate."""
         self._tokenizer = tokenizer
         self._renderer = renderer
+        self._rewrites_tools = rewrites_tools
 
     async def encode(self, asked: Sequence[Asked], limit: int) -> list[Prompt]:
         """Token ids of each prompt, off the event loop where that takes long. `limit`: tokens of context.
@@ -70,7 +76,7 @@ class Prompts:
                 ids = self._tokenizer.encode(
                     text, add_special_tokens=add_special_tokens, limit=limit, fence=fence, field="messages"
                 )
-                return Prompt(_packed(ids), "messages")
+                return Prompt(_packed(ids), "messages", text[-_TAIL:])
             case _:
                 if len(asked) >= limit:
                     raise too_long(len(asked), limit)
@@ -81,12 +87,15 @@ class Prompts:
 
     def job_now(self, asked: Conversation) -> tuple[bytes, str]:
         """A conversation for the renderer, and the fence in it; thread-safe. Raises as `encode`."""
-        messages, fence = self._tokenizer.control.fence(templated(asked.turns))
+        conversation = {"messages": templated(asked.turns), "tools": described(asked.tools)}
+        fenced, fence = self._tokenizer.control.fence(conversation, {"messages": MESSAGES, "tools": TOOLS})
         job = render_job(
-            messages,
+            fenced["messages"],
+            tools=fenced["tools"],
+            rewrites_tools=self._rewrites_tools,
             add_generation_prompt=asked.add_generation_prompt,
             continue_final_message=asked.continue_final_message,
-            arguments={} if asked.enable_thinking is None else {"enable_thinking": asked.enable_thinking},
+            arguments={name: value for name in TEMPLATE_ARGUMENTS if (value := getattr(asked, name)) is not None},
         )
         return job, fence
 
@@ -125,7 +134,8 @@ def _size(asked: Asked | _RenderedPrompt) -> int:
         case TextPrompt(text) | _RenderedPrompt(text):
             return len(text)
         case Conversation(turns):
-            return _PIECE * len(turns) if _PIECE * len(turns) >= _OFF_LOOP else sum(map(_turn_size, turns))
+            size = _PIECE * (len(turns) + 10 * len(asked.tools))
+            return size if size >= _OFF_LOOP else size + sum(map(_turn_size, turns))
         case list():
             return len(asked) // 2  # about 50 ns each
     return 0
@@ -137,4 +147,5 @@ def _content_size(turn: ChatTurn) -> int:
 
 def _turn_size(turn: ChatTurn) -> int:
     parts = turn.content if isinstance(turn.content, list) else [turn.content or ""]
-    return _PIECE * (1 + len(parts)) + sum(map(len, parts)) + len(turn.name or "") + len(turn.reasoning or "")
+    texts = [*parts, turn.name or "", turn.reasoning or "", *(call.arguments for call in turn.tool_calls)]
+    return _PIECE * (1 + len(parts) + len(turn.tool_calls)) + sum(map(len, texts))

@@ -8,6 +8,7 @@ from frontend.errors import CONTEXT_LENGTH_EXCEEDED, InvalidRequest
 from frontend.server.prompt_scores import PromptLogprobs
 from frontend.server.prompts import Prompt, too_long
 from frontend.server.rules import resolve_rules
+from frontend.server.text.dialect import Reading
 from frontend.server.text.stops import StopPatterns
 from frontend.server.text.tokenizer import Tokenizer
 from protocol.codec import Int32Array
@@ -18,10 +19,27 @@ from protocol.params import MAX_STOP_TOKEN_IDS, EngineParams, Grammar, Parameter
 class TextRequest:
     """A prompt, what is wanted of it, and what its outputs share."""
 
-    __slots__ = ("_engine_params", "eos_ids", "max_tokens_clipped", "params", "prompt", "scores", "stops", "token_bytes")
+    __slots__ = (
+        "_engine_params",
+        "eos_ids",
+        "max_tokens_clipped",
+        "params",
+        "prompt",
+        "reading",
+        "scores",
+        "stops",
+        "token_bytes",
+    )
 
-    def __init__(self, prompt: Int32Array, params: SamplingParams, engine_params: EngineParams, tokenizer: Tokenizer) -> None:
-        """`prompt`: int32, shape [tokens]. `engine_params`: of the first output."""
+    def __init__(
+        self,
+        prompt: Int32Array,
+        params: SamplingParams,
+        engine_params: EngineParams,
+        tokenizer: Tokenizer,
+        reading: Reading | None = None,
+    ) -> None:
+        """`prompt`: int32, shape [tokens]. `engine_params`: of the first output. `reading`: how outputs are read, beyond text."""
         self.prompt = prompt
         self.params = params
         self.max_tokens_clipped: int | None = None  # what was granted, where the context has no room for what was asked
@@ -29,7 +47,10 @@ class TextRequest:
         wanted = params.prompt_logprobs
         self.scores = None if wanted is None else PromptLogprobs(len(prompt), wanted)
         self.eos_ids = tokenizer.special.eos_ids
+        self.reading = reading
         self.token_bytes = tokenizer.bytes_shown(skip_special_tokens=params.skip_special_tokens)
+        if reading is not None and params.skip_special_tokens:
+            self.token_bytes = reading.token_bytes
         self.stops = StopPatterns(params.stop, include_in_output=params.include_stop_str_in_output) if params.stop else None
 
     def engine_params(self, index: int) -> EngineParams:
@@ -40,7 +61,13 @@ class TextRequest:
 
 
 def prepare(
-    prompt: Prompt, params: SamplingParams, capacity: EngineReady, tokenizer: Tokenizer, *, strict_max_tokens: bool = False
+    prompt: Prompt,
+    params: SamplingParams,
+    capacity: EngineReady,
+    tokenizer: Tokenizer,
+    *,
+    strict_max_tokens: bool = False,
+    reading: Reading | None = None,
 ) -> TextRequest:
     """A `max_tokens` beyond the context is clipped, since agents ask for 8192 whatever the model, unless `strict_max_tokens`.
 
@@ -97,7 +124,7 @@ def prepare(
         bad_words=rules.bad_words,
         prompt_logprobs=-1 if params.prompt_logprobs is None else params.prompt_logprobs,
     )
-    request = TextRequest(token_ids, params, resolved, tokenizer)
+    request = TextRequest(token_ids, params, resolved, tokenizer, reading)
     request.max_tokens_clipped = room if clips else None
     return request
 

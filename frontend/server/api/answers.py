@@ -17,6 +17,7 @@ from frontend.server.api.sse import Answering, EventStream, unless_gone
 from frontend.server.generation import TextDelta, TextGeneration, TokenLogprob
 from frontend.server.prompts import off_loop
 from frontend.server.visit import current_name
+from protocol.messages import FinishReason
 
 _json = msgspec.json.encode
 _DONE = b"data: [DONE]\n\n"
@@ -40,12 +41,18 @@ class Answer(ABC):
         self._begun: set[int] = set()
 
     @abstractmethod
-    def content_chunk(self, index: int, text: str, *, first: bool) -> bytes:
-        """Members of a chunk's choice that hold its text. `first`: of this choice."""
+    def pieces(self, index: int, delta: TextDelta, *, first: bool, needed: bool) -> list[bytes]:
+        """Members of a chunk's choice that hold what a delta brings, for one chunk or several. `first`: of this choice. `needed`:
+        at least one, since there is something else to be said.
+        """
 
     @abstractmethod
-    def content(self, index: int, text: str) -> dict[str, object]:
+    def content(self, index: int, output: Output) -> dict[str, object]:
         """Members of a whole choice that hold its text."""
+
+    def finish_reason(self, generation: TextGeneration, reason: FinishReason) -> str:
+        """By the name that the route has for it."""
+        return reason
 
     @abstractmethod
     def logprobs(self, index: int, tokens: list[TokenLogprob], *, first: bool) -> dict[str, object] | None:
@@ -60,8 +67,27 @@ class Answer(ABC):
         return b""
 
     def add(self, index: int, generation: TextGeneration, delta: TextDelta) -> bytes:
-        """See Events."""
-        return b"data: " + self._chunk(index, generation, delta) + b"\n\n"
+        """See Events. Only the first of several chunks tells of tokens, and only the last one of the end."""
+        first = index not in self._begun
+        self._begun.add(index)
+        reason = None if delta.finish_reason is None else self.finish_reason(generation, delta.finish_reason)
+        logprobs = self.logprobs(index, delta.logprobs, first=first)
+        extra = b',"logprobs":' + (b"null" if logprobs is None else _json(logprobs))
+        if self._token_ids:
+            ids = b',"token_ids":' + _json(delta.token_ids)
+            extra = (b',"prompt_token_ids":' + _json(generation.prompt_token_ids) + ids if first else ids) + extra
+        needed = first or reason is not None or logprobs is not None or self._token_ids or self._continuous
+        pieces = self.pieces(index, delta, first=first, needed=needed)
+        usage = b',"usage":' + _json(jobs.usage((generation,), 1)) if self._continuous else b""
+        written = []
+        for number, piece in enumerate(pieces, 1):
+            if reason is None or number < len(pieces):
+                end = b',"finish_reason":null}]'
+            else:
+                end = b',"finish_reason":"%b","stop_reason":%b}]' % (reason.encode(), _json(delta.stop_reason))
+            written.append(b"data: %b%d,%b%b%b%b}\n\n" % (self._open, index, piece, extra, end, usage))
+            extra = b',"logprobs":null'
+        return b"".join(written)
 
     def end(self, generations: Sequence[TextGeneration]) -> bytes:
         """See Events: the usage, where the client asked for it, without choices."""
@@ -73,24 +99,6 @@ class Answer(ABC):
         """See Events."""
         return b"data: " + error.body() + b"\n\n" + _DONE
 
-    def _chunk(self, index: int, generation: TextGeneration, delta: TextDelta) -> bytes:
-        first = index not in self._begun
-        if first:
-            self._begun.add(index)
-        content = self.content_chunk(index, delta.text, first=first)
-        if self._token_ids:
-            if first:
-                content += b',"prompt_token_ids":' + _json(generation.prompt_token_ids)
-            content += b',"token_ids":' + _json(delta.token_ids)
-        logprobs = self.logprobs(index, delta.logprobs, first=first)
-        if delta.finish_reason is None:
-            end = b',"finish_reason":null}]'
-        else:
-            end = b',"finish_reason":"%b","stop_reason":%b}]' % (delta.finish_reason.encode(), _json(delta.stop_reason))
-        if self._continuous:
-            end += b',"usage":' + _json(jobs.usage((generation,), 1))
-        return b'%b%d,%b,"logprobs":%b%b}' % (self._open, index, content, b"null" if logprobs is None else _json(logprobs), end)
-
     def whole(self, generations: Sequence[TextGeneration], outputs: Sequence[Output]) -> bytes:
         """The answer to a request that does not stream."""
         choices = [self._choice(index, generations[index], output) for index, output in enumerate(outputs)]
@@ -100,9 +108,9 @@ class Answer(ABC):
     def _choice(self, index: int, generation: TextGeneration, output: Output) -> dict[str, object]:
         choice = {
             "index": index,
-            **self.content(index, output.text),
+            **self.content(index, output),
             "logprobs": self.logprobs(index, output.logprobs, first=True),
-            "finish_reason": output.finish_reason,
+            "finish_reason": self.finish_reason(generation, output.finish_reason),
             "stop_reason": output.stop_reason,
         }
         if self._token_ids:

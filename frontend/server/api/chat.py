@@ -1,5 +1,6 @@
 """POST /v1/chat/completions."""
 
+import secrets
 from collections.abc import Sequence
 
 import msgspec
@@ -10,10 +11,16 @@ from frontend.errors import InvalidRequest
 from frontend.server.api import body, jobs, logprobs
 from frontend.server.api.answers import Answer, respond
 from frontend.server.api.errors import ApiError
+from frontend.server.api.jobs import Output
 from frontend.server.api.prompt_logprobs import as_vllm
 from frontend.server.api.schemas import CHAT_DECODER, ChatRequest, refuse_unsupported
-from frontend.server.generation import TextEngine, TextGeneration, TokenLogprob
+from frontend.server.api.tools import calling_of, tools_of
+from frontend.server.generation import TextDelta, TextEngine, TextGeneration, TokenLogprob
+from frontend.server.prompts import off_loop
 from frontend.server.text.tokenizer import Tokenizer
+from frontend.server.text.tools.events import Arguments, CallBegun, CallEnded, Content, Event, Reasoning, put_together
+from frontend.wire import Tool
+from protocol.messages import FinishReason
 
 _json = msgspec.json.encode
 
@@ -37,14 +44,28 @@ async def begin(request: Request, asked: ChatRequest) -> list[TextGeneration]:
     refuse_unsupported(asked)
     max_tokens = asked.max_tokens if asked.max_completion_tokens is None else asked.max_completion_tokens
     params = asked.sampling(max_tokens=max_tokens, logprobs=_candidates(asked))
-    prompts = await jobs.encode(engine, [await jobs.conversation(engine, asked)], asked, params)
+    tools = tools_of(asked.tools, asked.functions)
+    parallel = asked.parallel_tool_calls is not False and (bool(asked.tools) or not asked.functions)
+    calling = calling_of(tools, asked.tool_choice, asked.function_call, parallel=parallel)
+    told = () if calling is None else calling.tools
+    prompts = await engine.encode([await jobs.conversation(engine, asked, told)])
+    reading = engine.dialect.reading(calling, prompts[0].tail)
+    if reading is not None:
+        structured = await off_loop(_size(tools), lambda: reading.grammar_for(params.structured))
+        params = msgspec.structs.replace(params, structured=structured)
+    await jobs.check(engine, asked, params)
     try:
-        return jobs.submit(request, prompts, asked, params)
+        return jobs.submit(request, prompts, asked, params, reading)
     except InvalidRequest as error:  # chats call two fields otherwise than completions, and so the engine, do
         names = {"logprobs": "top_logprobs"}
         if asked.max_completion_tokens is not None:
             names["max_tokens"] = "max_completion_tokens"
         raise InvalidRequest(str(error), names.get(error.param or "", error.param), error.code) from error
+
+
+def _size(tools: Sequence[Tool]) -> int:
+    """Characters that take as long as the grammar of calls."""
+    return sum(10 * len(msgspec.json.encode(tool.parameters)) for tool in tools)
 
 
 def _candidates(asked: ChatRequest) -> int | None:
@@ -65,14 +86,59 @@ class ChatAnswer(Answer):
         self._tokenizer = tokenizer
         self._shown = tokenizer.bytes_shown(skip_special_tokens=asked.skip_special_tokens is not False)
         self._logprobs = asked.logprobs is True
+        self._shows_reasoning = asked.include_reasoning is not False
+        self._legacy = not asked.tools and bool(asked.functions)
 
-    def content_chunk(self, index: int, text: str, *, first: bool) -> bytes:
+    def pieces(self, index: int, delta: TextDelta, *, first: bool, needed: bool) -> list[bytes]:
         """See Answer. The role comes with the first token: clients take the first chunk's time for that token's."""
-        return b'"delta":{%b"content":%b}' % (b'"role":"assistant",' if first else b"", _json(text))
+        if delta.events is None:
+            return [b'"delta":{%b"content":%b}' % (b'"role":"assistant",' if first else b"", _json(delta.text))]
+        members = [member for event in delta.events if (member := self._member(event))]
+        if (needed and not members) or (delta.finish_reason is not None and any(map(_is_call, members))):
+            members.append({})  # the reason comes by itself behind calls, as OpenAI's does
+        if first:
+            members[0] = {"role": "assistant", "content": None if members[0] else ""} | members[0]
+        return [b'"delta":' + _json(member) for member in members]
 
-    def content(self, index: int, text: str) -> dict[str, object]:
+    def _member(self, event: Event) -> dict[str, object]:
+        match event:
+            case Content(text):
+                return {"content": text}
+            case Reasoning(text):
+                return _reasoning(text) if self._shows_reasoning else {}
+            case CallBegun(call, name):
+                function: dict[str, object] = {"name": name, "arguments": ""}
+                if self._legacy:
+                    return {"function_call": function}
+                return {"tool_calls": [{"index": call, "id": _call_id(), "type": "function", "function": function}]}
+            case Arguments(call, text):
+                if self._legacy:
+                    return {"function_call": {"arguments": text}}
+                return {"tool_calls": [{"index": call, "function": {"arguments": text}}]}
+            case CallEnded():
+                return {}
+
+    def content(self, index: int, output: Output) -> dict[str, object]:
         """See Answer."""
-        return {"message": {"role": "assistant", "content": text}}
+        if output.events is None:
+            return {"message": {"role": "assistant", "content": output.text}}
+        told = put_together(output.events)
+        message: dict[str, object] = {"role": "assistant", "content": None if told.calls and not told.content else told.content}
+        if told.reasoning and self._shows_reasoning:
+            message |= _reasoning(told.reasoning)
+        functions = [{"name": name, "arguments": arguments} for name, arguments in told.calls]
+        if functions and self._legacy:
+            message["function_call"] = functions[0]
+        elif functions:
+            message["tool_calls"] = [{"id": _call_id(), "type": "function", "function": function} for function in functions]
+        return {"message": message}
+
+    def finish_reason(self, generation: TextGeneration, reason: FinishReason) -> str:
+        """See Answer. Who names the tool to be called knows that it was: OpenAI's reason is then "stop"."""
+        calling = generation.calling
+        if reason != "stop" or not generation.num_calls or calling is None or calling.is_named:
+            return reason
+        return "function_call" if self._legacy else "tool_calls"
 
     def about_prompt(self, generations: Sequence[TextGeneration]) -> dict[str, object]:
         """See Answer: log-probabilities of its tokens, where vLLM has them."""
@@ -85,3 +151,16 @@ class ChatAnswer(Answer):
     def logprobs(self, index: int, tokens: list[TokenLogprob], *, first: bool) -> dict[str, object] | None:
         """See Answer."""
         return logprobs.for_chats(self._tokenizer, self._shown, tokens) if self._logprobs else None
+
+
+def _is_call(member: dict[str, object]) -> bool:
+    return "tool_calls" in member or "function_call" in member
+
+
+def _reasoning(text: str) -> dict[str, object]:
+    """By DeepSeek's name and by vLLM's newer one: clients read either."""
+    return {"reasoning_content": text, "reasoning": text}
+
+
+def _call_id() -> str:
+    return f"call_{secrets.token_hex(12)}"

@@ -10,10 +10,11 @@ from frontend.errors import InvalidRequest
 from frontend.server.api import body, jobs
 from frontend.server.api.answers import Answer, respond
 from frontend.server.api.errors import ApiError
+from frontend.server.api.jobs import Output
 from frontend.server.api.logprobs import for_completions
 from frontend.server.api.prompt_logprobs import as_echo, as_vllm
 from frontend.server.api.schemas import COMPLETION_DECODER, CompletionRequest, refuse_unsupported
-from frontend.server.generation import TextEngine, TextGeneration, TokenLogprob
+from frontend.server.generation import TextDelta, TextEngine, TextGeneration, TokenLogprob
 from frontend.server.prompts import Asked, too_long
 from frontend.server.text.detokenizer import decode
 from frontend.server.text.tokenizer import Tokenizer
@@ -94,13 +95,13 @@ class CompletionAnswer(Answer):
         self._echoes[number] = given
         return given
 
-    def content_chunk(self, index: int, text: str, *, first: bool) -> bytes:
+    def pieces(self, index: int, delta: TextDelta, *, first: bool, needed: bool) -> list[bytes]:
         """See Answer."""
-        return b'"text":' + _json(self._echo(index) + text if first else text)
+        return [b'"text":' + _json(self._echo(index) + delta.text if first else delta.text)]
 
-    def content(self, index: int, text: str) -> dict[str, object]:
+    def content(self, index: int, output: Output) -> dict[str, object]:
         """See Answer. Log-probabilities of the prompt are where vLLM has them."""
-        content: dict[str, object] = {"text": self._echo(index) + text}
+        content: dict[str, object] = {"text": self._echo(index) + output.text}
         scores, wanted = self._generations[index].prompt_logprobs, self._asked.prompt_logprobs
         if scores is not None and wanted is not None:
             content["prompt_logprobs"] = as_vllm(self._tokenizer, self._generations[index].prompt_token_ids, scores, wanted)

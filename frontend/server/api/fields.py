@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from frontend.tools import MOST_TOOLS
 from protocol.params import (
     MAX_BAD_WORDS,
     MAX_CHOICES,
@@ -81,6 +82,16 @@ FIELDS: dict[str, dict[str, Any]] = {
     "add_generation_prompt": _field("The template opens an answer of the assistant. True, unless continue_final_message is."),
     "continue_final_message": _field("The last message is left open, and the answer goes on in it."),
     "chat_template_kwargs": _field("Variables of the chat template that clients may set; others are ignored."),
+    "tools": _field("Functions that the model may call, with JSON schemas of their arguments.", maxItems=MOST_TOOLS),
+    "tool_choice": _field(
+        "auto: the model decides; none; required: it calls one at least; {'type': 'function', 'function': {'name': …}}: it calls "
+        "that one; {'type': 'allowed_tools', 'allowed_tools': {'mode': auto or required, 'tools': […]}}: some of them."
+    ),
+    "parallel_tool_calls": _field("The model may call several tools at once. True without it."),
+    "functions": _field("OpenAI's older name of tools; one is called at most.", maxItems=MOST_TOOLS),
+    "function_call": _field("OpenAI's older name of tool_choice: auto, none, or {'name': …}."),
+    "include_reasoning": _field("The answer tells what the model thought before it. True without it."),
+    "reasoning_effort": _field("A variable of the chat template, such as low or high; none switches its thinking off."),
     "return_token_strs": _field("The tokens come as the vocabulary writes them, too."),
     "tokens": _field("Token ids."),
     "logprobs": _field(
@@ -90,9 +101,6 @@ FIELDS: dict[str, dict[str, Any]] = {
     "instructions": _field("A system message before the input."),
     "max_output_tokens": _field("The most tokens to generate. Without it: to the end of the context.", minimum=1, maximum=_INT32),
     "include": _field("message.output_text.logprobs asks for log-probabilities; other values are ignored."),
-    "tools": _field("Functions that the model may call."),
-    "tool_choice": _field("Whether the model calls functions, and which."),
-    "parallel_tool_calls": _field("The model may call several at once. True without it."),
     "text": _field("What the text has to be: any, JSON, or JSON that follows a schema."),
     "reasoning": _field("How much the model thinks."),
     "metadata": _field("Comes back in the answer. Keys have 64 characters at most, values 512.", maxProperties=16),

@@ -11,8 +11,10 @@ from frontend.server.api.errors import ApiError
 from frontend.server.api.schemas import ChatRequest, GenerationRequest, TokenizeRequest
 from frontend.server.generation import TextDelta, TextEngine, TextGeneration, TokenLogprob
 from frontend.server.prompts import Asked, Prompt, check_number, off_loop
+from frontend.server.text.dialect import Reading
+from frontend.server.text.tools.events import Event
 from frontend.server.text_request import TextRequest
-from frontend.wire import Conversation
+from frontend.wire import Conversation, Tool
 from protocol.messages import FinishReason
 from protocol.params import SamplingParams
 
@@ -29,6 +31,7 @@ class Output(msgspec.Struct):
     logprobs: list[TokenLogprob]
     finish_reason: FinishReason
     stop_reason: int | str | None
+    events: list[Event] | None = None  # what the text is made of, where it is not all content
 
 
 class Usage(msgspec.Struct, frozen=True, gc=False):
@@ -51,29 +54,40 @@ def model_name(engine: TextEngine, asked: str | None) -> str:
     return asked
 
 
-async def conversation(engine: TextEngine, asked: ChatRequest | TokenizeRequest) -> Conversation:
+async def conversation(engine: TextEngine, asked: ChatRequest | TokenizeRequest, tools: Sequence[Tool] = ()) -> Conversation:
     """The conversation as the engine takes it. Raises InvalidRequest on more messages than a context holds, and on what is not
     supported in one.
     """
     messages = asked.messages or []
     check_number(len(messages), engine.capacity.max_model_len)  # before anything is made of them
     pieces = sum([len(message.content) if isinstance(message.content, list) else 1 for message in messages])
-    return await off_loop(10 * pieces, lambda: schemas.conversation(asked))  # a piece takes as long as ten characters
+    return await off_loop(10 * pieces, lambda: schemas.conversation(asked, tools))  # a piece takes as long as ten characters
 
 
 async def encode(engine: TextEngine, wanted: Sequence[Asked], asked: GenerationRequest, params: SamplingParams) -> list[Prompt]:
-    """`TextEngine.encode`, with what is wrong about a grammar under the name of the field that it came in."""
+    """See `TextEngine.encode`. Raises what `check` raises."""
+    prompts = await engine.encode(wanted)
+    await check(engine, asked, params)
+    return prompts
+
+
+async def check(engine: TextEngine, asked: GenerationRequest, params: SamplingParams) -> None:
+    """`TextEngine.check`, with what is wrong about a grammar under the name of the field that it came in."""
     try:
-        return await engine.encode(wanted, params)
+        await engine.check(params)
     except InvalidRequest as error:
-        _, field = asked.grammar()
+        field = asked.grammar()[1] or ("tools" if isinstance(asked, ChatRequest) else "")
         if error.param != "structured_outputs" or not field:
             raise
         raise InvalidRequest(f"{field}: {error}", field, error.code) from error
 
 
 def submit(
-    request: HttpRequest, prompts: Sequence[Prompt], asked: GenerationRequest, params: SamplingParams
+    request: HttpRequest,
+    prompts: Sequence[Prompt],
+    asked: GenerationRequest,
+    params: SamplingParams,
+    reading: Reading | None = None,
 ) -> list[TextGeneration]:
     """Starts `n` outputs of each prompt, in order: all of them, or none and InvalidRequest or what the router raises."""
     engine: TextEngine = request.app.state.engine
@@ -84,7 +98,7 @@ def submit(
         raise InvalidRequest(text, "priority", "unsupported_parameter")
     # The key's own salt has a fixed length, so that no other key's with some text behind it is the same.
     salt = getattr(request.state, "cache_salt", "") + (asked.cache_salt or "")
-    requests = [engine.prepare(prompt, params) for prompt in prompts]
+    requests = [engine.prepare(prompt, params, reading) for prompt in prompts]
     if len(prompts) * params.n > MAX_OUTPUTS:
         raise InvalidRequest(f"{len(prompts)} prompts with n = {params.n} make more than {MAX_OUTPUTS} outputs", "n")
     if params.prompt_logprobs is not None:
@@ -137,6 +151,8 @@ async def _collect(generation: TextGeneration) -> Output:
     async for delta in generation:
         fail_on_error(delta)
         pieces.append(delta.text)
+        if delta.events is not None:
+            output.events = (output.events or []) + delta.events
         output.token_ids += delta.token_ids
         output.logprobs += delta.logprobs
         if delta.finish_reason is not None:

@@ -3,14 +3,28 @@
 Unknown fields are ignored, as clients send many; known ones that ask for what the engine cannot do are refused.
 """
 
+import re
+from collections.abc import Sequence
 from typing import ClassVar, Protocol
 
 import msgspec
+from msgspec.structs import replace
 
 from frontend import messages
+from frontend.errors import InvalidRequest
 from frontend.server.api import structured
 from frontend.server.api.errors import ApiError, from_decoding
-from frontend.wire import ChatTurn, Conversation
+from frontend.server.api.tools import (
+    CallInMessage,
+    FunctionDefinition,
+    FunctionInMessage,
+    FunctionName,
+    ToolChoice,
+    ToolDefinition,
+    as_tool,
+    calls_of,
+)
+from frontend.wire import ChatTurn, Conversation, Tool
 from protocol.params import Grammar, SamplingParams
 
 _ABSENT = msgspec.Raw(b"")
@@ -18,8 +32,6 @@ _LONGEST_NEUTRAL = 1000  # bytes; what is longer is not decoded only to see whet
 
 # Neutral values of fields that are not supported, besides null, false, "", [] and {}.
 _NEUTRAL: dict[str, tuple[object, ...]] = {
-    "tool_choice": ("none", "auto"),
-    "function_call": ("none", "auto"),
     "modalities": (["text"],),
     "length_penalty": (1, 1.0),
 }
@@ -135,8 +147,8 @@ class ChatMessage(msgspec.Struct, frozen=True):
     reasoning: str | None = None  # vLLM's name of it
     reasoning_content: str | None = None  # DeepSeek's
 
-    tool_calls: msgspec.Raw = _ABSENT
-    function_call: msgspec.Raw = _ABSENT
+    tool_calls: list[CallInMessage] | None = None
+    function_call: FunctionInMessage | None = None  # before there were tools
     refusal: msgspec.Raw = _ABSENT
     audio: msgspec.Raw = _ABSENT
     images: msgspec.Raw = _ABSENT
@@ -155,7 +167,10 @@ class ChatMessage(msgspec.Struct, frozen=True):
         else:
             content = self.content
         reasoning = self.reasoning_content if self.reasoning is None else self.reasoning
-        return ChatTurn(self.role, content, self.name, reasoning, self.tool_call_id)
+        turn = ChatTurn(self.role, content, self.name, reasoning, self.tool_call_id)
+        if self.function_call is not None or self.role == "function":
+            return as_tool(turn, self.function_call)
+        return replace(turn, tool_calls=calls_of(self.tool_calls)) if self.tool_calls else turn
 
 
 def _text_of(part: ContentPart, where: str) -> str:
@@ -168,6 +183,8 @@ class ChatArguments(msgspec.Struct, frozen=True):
     """The template variables that a client may set. Others are ignored: a template's own names are not a client's to change."""
 
     enable_thinking: bool | None = None
+    thinking: bool | None = None
+    reasoning_effort: str | None = None
 
 
 class ChatRequest(GenerationRequest, frozen=True, kw_only=True):
@@ -181,10 +198,13 @@ class ChatRequest(GenerationRequest, frozen=True, kw_only=True):
     continue_final_message: bool | None = None
     chat_template_kwargs: ChatArguments | None = None
     chat_template: msgspec.Raw = _ABSENT
-    tools: msgspec.Raw = _ABSENT
-    tool_choice: msgspec.Raw = _ABSENT
-    functions: msgspec.Raw = _ABSENT
-    function_call: msgspec.Raw = _ABSENT
+    tools: list[ToolDefinition] | None = None
+    tool_choice: str | ToolChoice | None = None
+    parallel_tool_calls: bool | None = None
+    functions: list[FunctionDefinition] | None = None  # before there were tools
+    function_call: str | FunctionName | None = None
+    include_reasoning: bool | None = None
+    reasoning_effort: str | None = None
     documents: msgspec.Raw = _ABSENT
     modalities: msgspec.Raw = _ABSENT
     audio: msgspec.Raw = _ABSENT
@@ -193,10 +213,6 @@ class ChatRequest(GenerationRequest, frozen=True, kw_only=True):
     unsupported: ClassVar[tuple[str, ...]] = (
         *GenerationRequest.unsupported,
         "chat_template",
-        "tools",
-        "tool_choice",
-        "functions",
-        "function_call",
         "documents",
         "modalities",
         "audio",
@@ -216,9 +232,9 @@ class TokenizeRequest(msgspec.Struct, frozen=True, kw_only=True):
     chat_template_kwargs: ChatArguments | None = None
     return_token_strs: bool | None = None
     chat_template: msgspec.Raw = _ABSENT
-    tools: msgspec.Raw = _ABSENT
+    tools: list[ToolDefinition] | None = None
 
-    unsupported: ClassVar[tuple[str, ...]] = ("chat_template", "tools")
+    unsupported: ClassVar[tuple[str, ...]] = ("chat_template",)
 
 
 class DetokenizeRequest(msgspec.Struct, frozen=True, kw_only=True):
@@ -234,16 +250,39 @@ TOKENIZE_DECODER = msgspec.json.Decoder(TokenizeRequest)
 DETOKENIZE_DECODER = msgspec.json.Decoder(DetokenizeRequest)
 
 
-def conversation(asked: ChatRequest | TokenizeRequest) -> Conversation:
+def conversation(asked: ChatRequest | TokenizeRequest, tools: Sequence[Tool] = ()) -> Conversation:
     """The conversation as the engine takes it. Raises InvalidRequest naming what in a message is not supported."""
+    arguments = _arguments(asked)
     continues = asked.continue_final_message is True
     return Conversation(
         [message.turn(f"messages[{index}]") for index, message in enumerate(asked.messages or ())],
         add_generation_prompt=not continues if asked.add_generation_prompt is None else asked.add_generation_prompt,
         continue_final_message=continues,
         add_special_tokens=asked.add_special_tokens is True,
-        enable_thinking=None if asked.chat_template_kwargs is None else asked.chat_template_kwargs.enable_thinking,
+        enable_thinking=arguments.enable_thinking,
+        tools=tuple(tools),
+        thinking=arguments.thinking,
+        reasoning_effort=arguments.reasoning_effort,
     )
+
+
+def _arguments(asked: ChatRequest | TokenizeRequest) -> ChatArguments:
+    """The template's variables. An effort of "none" is the switch that the model's template has."""
+    arguments = asked.chat_template_kwargs or ChatArguments()
+    effort = asked.reasoning_effort if isinstance(asked, ChatRequest) else None
+    if effort is not None and arguments.reasoning_effort is None:
+        arguments = replace(arguments, reasoning_effort=effort)
+    if arguments.reasoning_effort is None:
+        return arguments
+    if _EFFORT.fullmatch(arguments.reasoning_effort) is None:
+        raise InvalidRequest("reasoning_effort is a word such as low, medium or high", "reasoning_effort")
+    if arguments.reasoning_effort != "none":
+        return arguments
+    off = [name for name in ("enable_thinking", "thinking") if getattr(arguments, name) is None]
+    return replace(arguments, **dict.fromkeys(off, False))
+
+
+_EFFORT = re.compile(r"[a-z]{1,16}")
 
 
 class KnowsUnsupported(Protocol):

@@ -105,7 +105,9 @@ class AssistantMessage(msgspec.Struct, kw_only=True):
     role: Literal["assistant"] = "assistant"
     content: str | None = None
     reasoning_content: str | None = None
+    reasoning: str | None = None  # the same, by vLLM's newer name
     tool_calls: list[ToolCall] | None = None
+    function_call: CalledFunction | None = None  # where the request had `functions`
 
 
 class ChatChoice(msgspec.Struct, kw_only=True):

@@ -8,6 +8,7 @@ from frontend.errors import CONTEXT_LENGTH_EXCEEDED, InvalidRequest
 from frontend.server.api import body, jobs
 from frontend.server.api.errors import ApiError
 from frontend.server.api.schemas import DETOKENIZE_DECODER, TOKENIZE_DECODER, refuse_unsupported
+from frontend.server.api.tools import tools_of
 from frontend.server.generation import TextEngine
 from frontend.server.prompts import Asked, off_loop
 from frontend.server.text.detokenizer import decode
@@ -23,7 +24,7 @@ async def tokenize(request: Request) -> Response:
     refuse_unsupported(asked)
     wanted: Asked
     if asked.messages is not None:
-        wanted = await jobs.conversation(engine, asked)
+        wanted = await jobs.conversation(engine, asked, tools_of(asked.tools))
     elif asked.prompt is not None:
         wanted = TextPrompt(asked.prompt, asked.add_special_tokens is not False)
     else:

@@ -3,7 +3,7 @@
 import datetime
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NoReturn
 
 import jinja2
@@ -15,6 +15,8 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from frontend.errors import InvalidRequest
 from frontend.server.text.content_format import content_format
 from frontend.server.text.fences import FENCES, Messages
+from frontend.server.text.tools.generic import without_system, without_tools
+from frontend.server.text.tools.history import CallForm, with_calls
 from protocol.errors import ModelError
 
 # Marks where the last message ends while it is rendered to be continued; private-use characters, so no template trims them.
@@ -43,6 +45,8 @@ class ChatTemplate:
         """`source=None`: the model has none, and each `render` says so. Raises ModelError when it does not compile."""
         self._special_tokens = dict(special_tokens)
         self._template: jinja2.Template | None = None
+        self.takes_tools = False  # whether it tells the model of tools
+        self._call_form: CallForm | None = None  # how it takes calls, once somebody has asked
         if source is None:
             return
         environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols, _Generation])
@@ -50,7 +54,9 @@ class ChatTemplate:
         environment.globals.update(raise_exception=_refuse, strftime_now=_strftime_now)
         try:
             self._template = environment.from_string(source)
-            self._format = content_format(environment.parse(source))
+            tree = environment.parse(source)
+            self._format = content_format(tree)
+            self.takes_tools = any(name.name == "tools" for name in tree.find_all(nodes.Name))
         except (jinja2.TemplateError, RecursionError) as error:
             raise ModelError(f"the model's chat template does not compile: {error}") from error
 
@@ -60,10 +66,13 @@ class ChatTemplate:
         *,
         add_generation_prompt: bool = True,
         continue_final_message: bool = False,
-        arguments: Mapping[str, bool] | None = None,
+        arguments: Mapping[str, bool | str] | None = None,
+        tools: Sequence[dict[str, Any]] = (),
+        rewrites_tools: bool = False,
     ) -> str:
         """The prompt's text. `messages`: each with "role", "content" (a text, or a list of parts {"type": "text", "text": …}), and
         what a template may read besides. `continue_final_message` leaves the last message open: the model goes on in it.
+        `tools`: as OpenAI writes them. `rewrites_tools`: the template cannot tell of tools and calls, so texts of messages do.
 
         Raises InvalidRequest when there is no template, or it refuses the conversation. What a template takes of time and memory is
         not bounded here: see `rendering`.
@@ -76,10 +85,23 @@ class ChatTemplate:
             raise InvalidRequest(
                 "continue_final_message leaves the last message open; set add_generation_prompt to false", "continue_final_message"
             )
-        messages = self._format.shaped(messages)
+        if continue_final_message and messages[-1].get("tool_calls"):
+            raise InvalidRequest("a message that calls tools cannot be continued", "continue_final_message")
         context: dict[str, Any] = {**self._special_tokens, **(arguments or {})}
         context |= {"add_generation_prompt": add_generation_prompt, "tools": None, "documents": None}
-        text = self._run(self._template, context | {"messages": messages})
+        if rewrites_tools:
+            messages = without_tools(messages, tools)
+        else:
+            messages = self._with_calls(self._template, messages)
+            context["tools"] = list(tools) or None
+        try:
+            text = self._run(self._template, context | {"messages": self._format.shaped(messages)})
+        except InvalidRequest:
+            if not (rewrites_tools and tools):
+                raise
+            messages = without_system(messages)  # which this template may not know either
+            text = self._run(self._template, context | {"messages": self._format.shaped(messages)})
+        messages = self._format.shaped(messages)
         if not continue_final_message:
             return text
         # What follows the last message is what follows a mark at its end. Without it, the text ends with what the template makes of
@@ -90,6 +112,15 @@ class ChatTemplate:
         if not mark or not text.endswith(after) or before.removeprefix(opened).strip():
             raise InvalidRequest("the model's chat template cannot leave the last message open", "continue_final_message")
         return opened
+
+    def _with_calls(self, template: jinja2.Template, messages: Messages) -> Messages:
+        if not any("tool_calls" in message or "tool_call_id" in message for message in messages):
+            return messages
+        if self._call_form is None:
+            context = {**self._special_tokens, "add_generation_prompt": False, "tools": None, "documents": None}
+            shaped = self._format.shaped
+            self._call_form = CallForm.found(lambda trial: self._run(template, context | {"messages": shaped(trial)}))
+        return with_calls(messages, self._call_form)
 
     def _run(self, template: jinja2.Template, context: Mapping[str, Any]) -> str:
         pieces: list[str] = []

@@ -11,16 +11,33 @@ import re
 import secrets
 from collections.abc import Callable, Set
 from functools import cached_property, partial
-from typing import Any
+from typing import Any, TypeAlias, TypeVar
 
 from tokenizers import AddedToken, Tokenizer
 
 from frontend.errors import InvalidRequest
 from frontend.server.text.alternatives import any_of
 from frontend.server.text.encoding import token_ids
-from frontend.server.text.fences import FENCES, Messages
+from frontend.server.text.fences import FENCES
 
 _PRIVATE = range(0xE000, 0xF900)  # Unicode's private use area
+
+
+# What in a value of JSON is the server's own: "own" all, "free" nothing, "schema" the words of JSON Schema, by which a template
+# finds its way. A dictionary says it for the values of an object; its keys are the server's.
+Shape: TypeAlias = str | dict[str, Any]
+_CALLS: Shape = {"type": "own", "function": {"name": "free", "arguments": "free"}}
+MESSAGES: Shape = {"role": "own", "content": {"type": "own"}, "tool_calls": _CALLS}
+TOOLS: Shape = {"type": "own", "function": {"parameters": "schema"}}
+_WORDS = frozenset(
+    (
+        *("type", "properties", "required", "items", "enum", "const", "description", "title", "default", "format", "pattern"),
+        *("anyOf", "oneOf", "allOf", "$ref", "$defs", "definitions", "additionalProperties", "nullable", "minimum", "maximum"),
+    )
+)
+_TYPES = frozenset(("object", "string", "number", "integer", "boolean", "array", "null"))
+
+Value = TypeVar("Value")
 
 
 class ControlTokens:
@@ -54,8 +71,9 @@ class ControlTokens:
         twin_ids = {self._twin.token_to_id(name): token_id for token_id, name in names.items()}
         self._ids = {twin_id: token_id for twin_id, token_id in twin_ids.items() if twin_id is not None}  # of added tokens
 
-    def fence(self, messages: Messages) -> tuple[Messages, str]:
-        """The messages with fences, and the character that is one; "" where none was needed, as with nearly all messages.
+    def fence(self, messages: Value, shape: Shape = MESSAGES) -> tuple[Value, str]:
+        """The messages with fences, and the character that is one; "" where none was needed, as with nearly all messages. `shape`:
+        what in them is the server's own.
 
         Raises InvalidRequest when every character that could be a fence is in the messages.
         """
@@ -65,13 +83,13 @@ class ControlTokens:
             texts.append(text)
             return text
 
-        _rewritten(messages, note)
+        _rewritten(messages, note, shape)
         if not self._always and not any(map(self._is_risky, texts)):
             return messages, ""
         fence = next((fence for fence in FENCES if not any(fence in text for text in texts)), None)
         if fence is None:
             raise InvalidRequest("the messages hold texts of control tokens beside all of Unicode's noncharacters", "messages")
-        fenced: Messages = _rewritten(messages, partial(self._fenced, fence=fence))
+        fenced: Value = _rewritten(messages, partial(self._fenced, fence=fence), shape)
         return fenced, fence
 
     def encode(self, text: str, fence: str) -> list[int]:
@@ -143,18 +161,17 @@ def _renamed(token: AddedToken, name: str) -> AddedToken:
     )
 
 
-def _rewritten(value: Any, change: Callable[[str], str], depth: int = 0) -> Any:
-    """JSON's values with every string changed, but for the server's own: roles, the types of parts, and their keys."""
+def _rewritten(value: Any, change: Callable[[str], str], shape: Shape) -> Any:
+    """JSON's values with every string changed that is not the server's own."""
+    if shape == "own":
+        return value
     if isinstance(value, str):
-        return change(value)
+        return value if shape == "schema" and value in _TYPES else change(value)
     if isinstance(value, list):
-        return [_rewritten(item, change, depth) for item in value]
-    if isinstance(value, dict):
-        own = _OWN[depth] if depth < len(_OWN) else ""
-        return {
-            key if own else change(key): item if key == own else _rewritten(item, change, depth + 1) for key, item in value.items()
-        }
-    return value
-
-
-_OWN = ("role", "type")  # of messages, and of the parts of their contents
+        return [_rewritten(item, change, shape) for item in value]
+    if not isinstance(value, dict):
+        return value
+    if isinstance(shape, str):
+        words = _WORDS if shape == "schema" else ()
+        return {key if key in words else change(key): _rewritten(item, change, shape) for key, item in value.items()}
+    return {key: _rewritten(item, change, shape.get(key, "free")) for key, item in value.items()}

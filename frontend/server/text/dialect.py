@@ -2,8 +2,11 @@
 
 import json
 from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
 
-from frontend.server.text.thinking import PARSERS, Tags, ThoughtSplitter
+from frontend.errors import InvalidRequest
+from frontend.server.text.thinking import PARSERS, Tags, ThoughtSplitter, leaves_open
 from frontend.server.text.thinking import detect as detect_tags
 from frontend.server.text.token_bytes import TokenBytes
 from frontend.server.text.tokenizer import Tokenizer
@@ -11,25 +14,28 @@ from frontend.server.text.tools.calling import Calling
 from frontend.server.text.tools.events import Content, Event, Reasoning
 from frontend.server.text.tools.formats import FORMATS, GENERIC, ToolFormat
 from frontend.server.text.tools.formats import detect as detect_format
-from frontend.server.text.tools.grammars import Rules
+from frontend.server.text.tools.grammars import Rules, one_of
 from protocol.params import Grammar
 
 
 class Dialect:
     """Found once for a model; what is asked of it is asked for each request."""
 
-    def __init__(self, tokenizer: Tokenizer, tool_parser: str = "auto", reasoning_parser: str = "auto") -> None:
-        """`tool_parser`, `reasoning_parser`: names of FORMATS and PARSERS; "auto": as the model's chat template tells; "none", of
-        the second: thoughts are left in the text.
+    def __init__(
+        self, tokenizer: Tokenizer, *, takes_tools: bool, tool_parser: str = "auto", reasoning_parser: str = "auto"
+    ) -> None:
+        """`takes_tools`: whether the model's chat template does. `tool_parser`, `reasoning_parser`: names of FORMATS and PARSERS;
+        "auto": as the template tells; "none", of the second: thoughts are left in the text.
         """
         template = tokenizer.chat_template or ""
         added = {token.content: token_id for token_id, token in tokenizer.added_tokens().items()}
-        self.takes_tools = "tools" in template
         self.format: ToolFormat = GENERIC
         if tool_parser != "auto":
             self.format = FORMATS[tool_parser]
-        elif self.takes_tools:
+        elif takes_tools:
             self.format = detect_format(template, added)
+        # Whether conversations tell of tools by our own words, since the template has none for this format.
+        self.rewrites_tools = self.format is GENERIC or (not takes_tools and self.format.parser is GENERIC.parser)
         self.tags: Tags | None = None
         if reasoning_parser != "none":
             self.tags = detect_tags(template) if reasoning_parser == "auto" else PARSERS[reasoning_parser]
@@ -39,37 +45,36 @@ class Dialect:
         self._bytes = tokenizer.bytes_showing(special[text] for text in tags if text in special)
         self._bytes_with_calls = tokenizer.bytes_showing(self._tokens.values())
 
-    def token_bytes(self, calling: Calling | None) -> TokenBytes:
-        """The bytes of tokens such that a reader sees its marks, and no other special tokens."""
-        return self._bytes if calling is None else self._bytes_with_calls
+    def reading(self, calling: Calling | None, tail: str = "") -> "Reading | None":
+        """How the outputs of a request are read; None: they are nothing but text. `tail`: the end of its prompt's text."""
+        if calling is None and self.tags is None:
+            return None
+        opened = self.tags is not None and leaves_open(self.tags, tail)
+        return Reading(self, calling, self._bytes if calling is None else self._bytes_with_calls, opened)
 
-    def reader(self, calling: Calling | None, *, opened: bool = False) -> "AnswerReader":
-        """For one output. `opened`: its prompt ends with the tag that opens thoughts."""
-        return AnswerReader(self, calling, opened=opened)
-
-    def grammar_for(self, calling: Calling, *, opened: bool = False) -> Grammar | None:
-        """What the output has to be, behind the thoughts; None: anything.
+    def grammar_for(self, calling: Calling | None, answer: Grammar | None, *, opened: bool = False) -> Grammar | None:
+        """What an output has to be when its text has to be `answer`; None: anything. Thoughts may go before.
 
         Calls that are required, or of strict tools, are valid by grammar, and so are all of the generic format.
         """
-        tools = calling.callable_tools
-        wanted = calling.is_required or self.format is GENERIC or any(tool.strict for tool in tools)
-        if not wanted:
-            return None
-        return self.format.grammar_for(
-            tools,
-            is_required=calling.is_required,
-            parallel=calling.parallel and not calling.is_named,
-            tokens=self._tokens,
-            before=lambda rules: self._thoughts(rules, opened=opened),
-        )
-
-    def after_thoughts(self, grammar: Grammar, *, opened: bool = False) -> Grammar:
-        """The grammar of an answer, with thoughts before it where the model has them."""
         rules = Rules(self._tokens)
-        thoughts = self._thoughts(rules, opened=opened)
-        answer = _nested(grammar)
-        return grammar if not thoughts or answer is None else rules.grammar(thoughts + rules.rule(answer))
+        before = self._thoughts(rules, opened=opened)
+        if calling is None:
+            nested = _nested(answer) if answer is not None and before else None
+            return answer if nested is None else rules.grammar(before + rules.rule(nested))
+        tools = calling.callable_tools
+        if calling.is_required:
+            return rules.grammar(before + self.format.required(rules, tools, parallel=calling.parallel))
+        if answer is not None:
+            nested = _nested(answer)
+            if nested is None:
+                raise InvalidRequest(f"a {answer.kind} cannot be combined with tools", "tools")
+            calls = self.format.required(rules, tools, parallel=calling.parallel)
+            return rules.grammar(before + one_of([calls, rules.rule(nested)]))
+        if self.format is not GENERIC and not any(tool.strict for tool in tools):
+            return None
+        free = self.format.allowed(rules, tools, parallel=calling.parallel)
+        return None if free is None else rules.grammar(before + free)
 
     def _thoughts(self, rules: Rules, *, opened: bool) -> str:
         if self.tags is None:
@@ -88,9 +93,13 @@ def _nested(grammar: Grammar) -> str | None:
     """A grammar as the body of a rule of another; None: that cannot be."""
     match grammar.kind:
         case "json_object":
-            return '%json {"type": "object"}'
+            return _json_value({"type": "object"})
         case "json_schema":
-            return f"%json {grammar.text}"
+            try:
+                schema = json.loads(grammar.text)
+            except (ValueError, RecursionError):  # who compiles it will say so
+                return None
+            return _json_value({} if schema is True else schema) if isinstance(schema, dict) or schema is True else None
         case "choice":
             return " | ".join(json.dumps(choice, ensure_ascii=False) for choice in json.loads(grammar.text))
         case "lark":
@@ -99,13 +108,37 @@ def _nested(grammar: Grammar) -> str | None:
             return None
 
 
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """How the outputs of one request are read."""
+
+    dialect: Dialect
+    calling: Calling | None
+    token_bytes: TokenBytes  # that show the marks, and no other special tokens
+    opened: bool  # the prompt ends with the tag that opens thoughts
+
+    def grammar_for(self, answer: Grammar | None) -> Grammar | None:
+        """See Dialect."""
+        return self.dialect.grammar_for(self.calling, answer, opened=self.opened)
+
+    def reader(self) -> "AnswerReader":
+        """For one output."""
+        return AnswerReader(self.dialect, self.calling, opened=self.opened)
+
+
+def _json_value(schema: dict[str, Any]) -> str:
+    style = {"whitespace_pattern": r"( |\n[ \t]{0,40})?", "lenient": False}  # as of a schema by itself
+    return f"%json {json.dumps({**schema, 'x-guidance': style})}"
+
+
 class AnswerReader:
     """Tells the parts of one output apart, as its text grows. What it returns, put together, does not depend on how it was cut."""
 
     def __init__(self, dialect: Dialect, calling: Calling | None, *, opened: bool) -> None:
+        """`opened`: the prompt ends with the tag that opens thoughts."""
         self._thoughts = None if dialect.tags is None else ThoughtSplitter(dialect.tags, opened=opened)
         self._calls = None if calling is None else dialect.format.parser(calling.callable_tools)
-        self._single = calling is not None and (calling.is_named or not calling.parallel)
+        self._single = calling is not None and not calling.parallel
 
     @property
     def num_calls(self) -> int:

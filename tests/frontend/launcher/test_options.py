@@ -89,12 +89,14 @@ def test_every_flag_reaches_its_field(gguf: str, tmp_path: Path) -> None:
         "--block-size 32 --kv-cache-memory 2GiB --no-enable-prefix-caching --host 127.0.0.2 --served-model-name a b "
         "--step-timeout 5 --pulse-timeout 3 --boot-timeout 7 --restart-delay 2 --drain-timeout 0 --no-compilation-cache "
         f"--quantization int8 --ipc {tmp_path}/x.sock --api-key-file {keys} "
+        "--enable-auto-tool-choice --tool-call-parser mistral --reasoning-parser none "
         "--sim-decode-us 500 --sim-decode-us-per-seq 2.5 --sim-prefill-us-per-token 1"
     )
     config = read(gguf, *flags.split())
     assert (config.workers, config.tensor_parallel_size, config.queue_depth) == (3, 2, 4)
     assert (config.max_model_len, config.max_num_seqs, config.max_num_batched_tokens, config.block_size) == (800, 16, 64, 32)
     assert (config.kv_cache_memory, config.enable_prefix_caching, config.quantization) == (2 << 30, False, "int8")
+    assert (config.tool_call_parser, config.reasoning_parser) == ("mistral", "none")
     assert (config.host, config.port, config.ipc_path) == ("127.0.0.2", 0, f"{tmp_path}/x.sock")
     assert (config.served_model_names, config.api_keys) == (("a", "b"), ("alpha", "beta"))
     assert (config.step_timeout, config.drain_timeout, config.compilation_cache) == (5.0, 0.0, "")

@@ -92,7 +92,8 @@ def test_no_content_holds_a_control_token(prompts: Encoder, tokenizer: Tokenizer
         token_id for token_id in plain if token_id in tokenizer.special_ids
     ]
     text = content if isinstance(content, str) else "\n".join(content)
-    assert f"{role}\n{text}<|im_end|>\n" in tokenizer._fast.decode(ids, skip_special_tokens=False)
+    shown = f"user\n<tool_response>\n{text}\n</tool_response>" if role == "tool" else f"{role}\n{text}"
+    assert f"{shown}<|im_end|>\n" in tokenizer._fast.decode(ids, skip_special_tokens=False)
 
 
 def test_a_continued_message_may_end_in_a_control_token(prompts: Encoder, tokenizer: Tokenizer) -> None:

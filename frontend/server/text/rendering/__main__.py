@@ -71,7 +71,8 @@ def main() -> None:
 
 def _load(question: Load) -> tuple[ChatTemplate | None, Loaded]:
     try:
-        return ChatTemplate(question.source, question.special_tokens), Loaded()
+        template = ChatTemplate(question.source, question.special_tokens)
+        return template, Loaded(takes_tools=template.takes_tools)
     except MemoryError:
         raise
     except Exception as error:  # noqa: BLE001 - the compiler may raise anything on a template that is odd enough

@@ -32,6 +32,7 @@ class Loaded(msgspec.Struct, frozen=True, tag="loaded"):
     """The template is compiled, or `error` says why not."""
 
     error: str = ""
+    takes_tools: bool = False  # see ChatTemplate
 
 
 class Rendered(msgspec.Struct, frozen=True, tag="rendered"):

@@ -53,6 +53,7 @@ class Renderer:
         """`source=None`: the model has no template, and each `render` says so."""
         self.limits = limits or RenderLimits()
         self.fault = "this model has no chat template: use completions with a prompt" if source is None else ""
+        self.takes_tools = False  # whether the template tells the model of tools, once it has started
         self._load = frame(Load(source or "", dict(special_tokens), self.limits.processor_seconds, self.limits.memory))
         self._kills = OccasionalLog(_LOG, logging.WARNING)
         self._processes: set[TemplateProcess] = set()
@@ -216,7 +217,8 @@ class Renderer:
         except BaseException:
             process.kill()
             raise
-        if answer == Loaded():
+        if isinstance(answer, Loaded) and not answer.error:
+            self.takes_tools = answer.takes_tools
             return process
         process.kill()
         if isinstance(answer, Loaded):

@@ -13,7 +13,7 @@ class Calling(msgspec.Struct, frozen=True, kw_only=True):
     tools: Sequence[Tool]  # that the model is told of
     names: frozenset[str] | None = None  # of those that it may call; None: any
     is_required: bool = False  # it has to call
-    is_named: bool = False  # it has to call a certain one, once
+    is_named: bool = False  # a certain one
     parallel: bool = True  # it may call several at once
 
     @property

@@ -1,5 +1,6 @@
 """What the text of an answer is made of."""
 
+from collections.abc import Sequence
 from typing import NamedTuple, TypeAlias
 
 
@@ -36,3 +37,31 @@ class CallEnded(NamedTuple):
 
 
 Event: TypeAlias = Reasoning | Content | CallBegun | Arguments | CallEnded
+
+
+class Told(NamedTuple):
+    """A whole answer."""
+
+    reasoning: str
+    content: str
+    calls: list[tuple[str, str]]  # (name, arguments)
+
+
+def put_together(events: Sequence[Event]) -> Told:
+    """What the events of one answer, all of them, make together."""
+    reasoning, content = [], []
+    names: list[str] = []
+    arguments: list[list[str]] = []
+    for event in events:
+        match event:
+            case Reasoning(text):
+                reasoning.append(text)
+            case Content(text):
+                content.append(text)
+            case CallBegun(_, name):
+                names.append(name)
+                arguments.append([])
+            case Arguments(call, text):
+                arguments[call].append(text)
+    calls = [(name, "".join(pieces)) for name, pieces in zip(names, arguments, strict=True)]
+    return Told("".join(reasoning), "".join(content), calls)

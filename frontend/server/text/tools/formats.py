@@ -1,7 +1,6 @@
 """The formats in which models call tools, by vLLM's names, and which one a model has."""
 
-import json
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -10,7 +9,6 @@ from frontend.server.text.tools.grammars import Rules, Unit
 from frontend.server.text.tools.parser import ToolParser
 from frontend.server.text.tools.schemas import schema_of
 from frontend.wire import Tool
-from protocol.params import Grammar
 
 
 class WriteUnit(Protocol):
@@ -29,26 +27,14 @@ class ToolFormat:
     marks: tuple[str, ...]  # texts of it that are special tokens in some models
     unit: WriteUnit
 
-    def grammar_for(
-        self,
-        tools: Sequence[Tool],
-        *,
-        is_required: bool,
-        parallel: bool = True,
-        tokens: Mapping[str, int] | None = None,
-        before: Callable[[Rules], str] | None = None,
-    ) -> Grammar | None:
-        """What makes calls valid. `is_required`: one or more of them and nothing else; otherwise any text with calls in it; None
-        where no mark tells calls from text.
+    def required(self, rules: Rules, tools: Sequence[Tool], *, parallel: bool = True) -> str:
+        """An expression for one valid call, or several, and nothing else."""
+        return grammars.required(rules, self.unit(rules, tools, parallel=parallel), parallel)
 
-        `tokens`: which marks are special tokens. `before`: an expression that goes before, such as for thoughts.
-        """
-        rules = Rules(tokens or {})
-        first = "" if before is None else before(rules)
+    def allowed(self, rules: Rules, tools: Sequence[Tool], *, parallel: bool = True) -> str | None:
+        """An expression for any text, in which all calls are valid; None: no mark tells them from text."""
         unit = self.unit(rules, tools, parallel=parallel)
-        if is_required:
-            return grammars.required(rules, unit, first, parallel)
-        return grammars.allowed(rules, unit, first, parallel) if unit.mark else None
+        return grammars.allowed(rules, unit, parallel) if unit.mark else None
 
 
 def _hermes(rules: Rules, tools: Sequence[Tool], *, parallel: bool) -> Unit:  # noqa: ARG001
@@ -174,8 +160,3 @@ def described(tools: Sequence[Tool]) -> list[dict[str, Any]]:
 def _function_of(tool: Tool) -> dict[str, Any]:
     described = {"name": tool.name} if tool.description is None else {"name": tool.name, "description": tool.description}
     return {**described, "parameters": tool.parameters or {"type": "object", "properties": {}}}
-
-
-def written(tool: Tool) -> str:
-    """A tool as JSON, on one line."""
-    return json.dumps(described([tool])[0], ensure_ascii=False)

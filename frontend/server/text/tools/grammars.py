@@ -79,15 +79,15 @@ def json_call(rules: Rules, tool: Tool, arguments: str) -> str:
     return f'{head} {rules.json(schema_of(tool))} "}}"'
 
 
-def required(rules: Rules, unit: Unit, before: str, parallel: bool) -> Grammar:
-    """Calls and nothing else, behind `before`."""
+def required(rules: Rules, unit: Unit, parallel: bool) -> str:
+    """Calls and nothing else."""
     mark = f"{rules.text(unit.mark)} " if unit.mark else ""
     call = rules.rule(mark + unit.body)
-    return rules.grammar(before + (call if unit.separator is None else repeated(call, unit.separator, parallel)))
+    return call if unit.separator is None else rules.rule(repeated(call, unit.separator, parallel))
 
 
-def allowed(rules: Rules, unit: Unit, before: str, parallel: bool) -> Grammar:
+def allowed(rules: Rules, unit: Unit, parallel: bool) -> str:
     """Any text with calls in it. The unit has a mark."""
     call = rules.rule(f"{rules.up_to(unit.mark)} {unit.body}")
     several = "*" if parallel and unit.separator is not None else "?"
-    return rules.grammar(f"{before}{call}{several} {TEXT}")
+    return f"{call}{several} {TEXT}"

@@ -97,7 +97,7 @@ def test_faults_name_the_field_as_the_client_knows_it(http: httpx.Client) -> Non
         ({"max_completion_tokens": None, "max_tokens": 0}, "max_tokens"),
         ({"top_logprobs": 3}, "top_logprobs"),
         ({"logprobs": True, "top_logprobs": 21}, "top_logprobs"),
-        ({"tools": [{"type": "function"}]}, "tools"),
+        ({"tools": [{"type": "function"}]}, "tools[0]"),
         ({"tool_choice": "required"}, "tool_choice"),
         ({"chat_template": "{{ 1 }}"}, "chat_template"),
         ({"response_format": {"type": "json_object"}}, "response_format"),

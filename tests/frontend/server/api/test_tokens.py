@@ -30,7 +30,7 @@ def test_a_conversation_to_tokens(http: httpx.Client) -> None:
     messages = [{"role": "user", "content": "Hi"}]
     for fields, param in [
         ({"messages": messages, "continue_final_message": True, "add_generation_prompt": True}, "continue_final_message"),
-        ({"messages": messages, "tools": [{"type": "function"}]}, "tools"),
+        ({"messages": messages, "tools": [{"type": "function"}]}, "tools[0]"),
         ({"messages": messages, "chat_template": "{{ 1 }}"}, "chat_template"),
         ({"messages": [{"role": "user"}]}, "messages[0].content"),
         ({}, "prompt"),
