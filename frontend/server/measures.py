@@ -9,6 +9,8 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import msgspec
+
 # Upper bounds of the buckets, in seconds: vLLM's, which dashboards know, and finer ones below, where fast devices are.
 _FIRST_TOKEN = (
     *(0.001, 0.0025, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0, 20.0, 40.0, 80.0, 160.0),
@@ -56,6 +58,14 @@ class Timeline:
     num_tokens: int = 0  # of output
 
 
+class Snapshot(msgspec.Struct, frozen=True, array_like=True):
+    """The measures of one frontend at one time."""
+
+    ended: dict[str, int]
+    num_open: int  # requests that have not ended
+    histograms: list[tuple[list[int], float]]  # counts and sum, in the order of Measures.histograms
+
+
 class Measures:
     """The measures of one frontend."""
 
@@ -80,6 +90,10 @@ class Measures:
     def histograms(self) -> tuple[Histogram, ...]:
         """All of them."""
         return tuple(value for value in vars(self).values() if isinstance(value, Histogram))
+
+    def snapshot(self, num_open: int) -> Snapshot:
+        """All of it. `num_open`: requests that have not ended."""
+        return Snapshot(self.ended, num_open, [(histogram.counts, histogram.sum) for histogram in self.histograms])
 
     def first_came(self, timeline: Timeline, now_ns: int) -> None:
         """The first token of a request came in."""

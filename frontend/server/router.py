@@ -7,7 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from frontend.errors import EngineUnavailable, Overloaded, ShuttingDown
-from frontend.server.measures import Measures, Timeline
+from frontend.server.measures import Measures, Snapshot, Timeline
+from frontend.server.measures_board import MeasuresBoard
 from frontend.server.prompt_scores import PromptLogprobs
 from frontend.server.visit import current
 from protocol.channel import Receiver, Sender
@@ -181,6 +182,7 @@ class Router:
         self._num_answered = 0
         self.num_messages = 0  # from the scheduler
         self.measures = Measures()
+        self._board = MeasuresBoard(run_dir, index, config.frontends)
         self.latest_stats = EngineStats(0, 0, (), {})  # as the scheduler said last by itself, at its pulse
         self._clock = ChargedClock(int(config.pulse_interval * 1e9), now_ns())
         self._heard_ns = self._clock.now_ns  # when the scheduler said anything last
@@ -207,6 +209,7 @@ class Router:
     def tick(self, now_ns: int) -> None:
         """Time passed. Called once every pulse interval; only what is told here counts against the scheduler."""
         self._clock.advance(now_ns)
+        self._board.publish(self.measures, self.num_requests)
 
     @property
     def is_stalled(self) -> bool:
@@ -227,6 +230,10 @@ class Router:
     def malformed_frames(self) -> int:
         """Frames from the scheduler's side that did not decode."""
         return self._inbox.malformed
+
+    def measured(self) -> dict[int, Snapshot]:
+        """What all frontends of the engine have measured, by their numbers."""
+        return self._board.all(self.measures, self.num_requests)
 
     def submit(
         self,

@@ -1,5 +1,6 @@
 """Several frontends on one port, as processes: they share the connections, and one that dies takes its own along."""
 
+import re
 import signal
 from pathlib import Path
 
@@ -53,6 +54,15 @@ def wait_until_back(engine: Engine, name: str) -> None:
         assert engine.process.poll() is None, engine.said()
 
 
+def wait_until_measured(client: httpx.Client, requests: int) -> None:
+    """Until a scrape tells of so many requests, whichever frontends had them; the test's own time limit bounds it."""
+    while True:
+        found = re.findall(r"^vllm:request_success_total\{.*\} (.*)$", client.get("/metrics").text, re.MULTILINE)
+        assert sum(map(float, found)) <= requests
+        if sum(map(float, found)) == requests:
+            return
+
+
 def test_two_frontends_answer_alike_and_end_together(tmp_path: Path) -> None:
     with launch(tmp_path, *SIMULATED, "--frontends", "2", "--max-model-len", "4096") as engine:
         assert "  frontends 2  " in engine.ready_line
@@ -65,6 +75,7 @@ def test_two_frontends_answer_alike_and_end_together(tmp_path: Path) -> None:
             assert client.generate([1, 2, 3], max_tokens=4, seed=1, ignore_eos=True)[0].token_ids == answers[0][0]["token_ids"]
             assert client.stats().counters["requests"] == 3
         for one in clients.values():
+            wait_until_measured(one, 3)
             one.close()
         assert engine.stop() == 0
 

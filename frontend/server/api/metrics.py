@@ -4,6 +4,7 @@ Nobody is asked: the scheduler says where it stands with every pulse, and the fr
 """
 
 from collections.abc import Iterable, Iterator
+from itertools import accumulate
 
 from prometheus_client.core import CollectorRegistry, CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4, generate_latest
@@ -17,7 +18,8 @@ from frontend.server.measures import Histogram
 from protocol.messages import FinishReason, WorkerStats
 
 _LABELS = ("model_name", "engine")
-_SCHEDULER = "0"  # the engine of what belongs to no worker in particular
+# The label tells workers apart, and, for what frontends measure, these.
+_SCHEDULER = "0"  # of what belongs to neither
 _REASONS: tuple[FinishReason, ...] = ("stop", "length", "abort", "error")
 
 # The scheduler's counters that have names of their own here. All others are told by their names there.
@@ -89,14 +91,16 @@ class EngineCollector(Collector):
         yield others
 
     def _requests(self) -> Iterator[Metric]:
-        router = self._engine.router
+        measured = {str(index): snapshot for index, snapshot in self._engine.router.measured().items()}
         ended = CounterMetricFamily("vllm:request_success", "Requests that ended.", labels=(*_LABELS, "finished_reason"))
-        for reason in _REASONS:
-            ended.add_metric((self._model, _SCHEDULER, reason), router.measures.ended[reason])
+        for index, snapshot in measured.items():
+            for reason in _REASONS:
+                ended.add_metric((self._model, index, reason), snapshot.ended.get(reason, 0))
         yield ended
-        yield self._gauge("twodeep:requests_open", "Requests accepted and not ended.", {_SCHEDULER: router.num_requests})
-        for histogram in router.measures.histograms:
-            yield self._histogram(histogram)
+        number = {index: snapshot.num_open for index, snapshot in measured.items()}
+        yield self._gauge("twodeep:requests_open", "Requests accepted and not ended.", number)
+        for position, histogram in enumerate(self._engine.router.measures.histograms):
+            yield self._histogram(histogram, {index: snapshot.histograms[position] for index, snapshot in measured.items()})
 
     def _gauge(self, name: str, text: str, values: dict[str, float] | dict[str, int]) -> Metric:
         family = GaugeMetricFamily(name, text, labels=_LABELS)
@@ -109,13 +113,11 @@ class EngineCollector(Collector):
         family.add_metric((self._model, _SCHEDULER), value)
         return family
 
-    def _histogram(self, histogram: Histogram) -> Metric:
+    def _histogram(self, histogram: Histogram, values: dict[str, tuple[list[int], float]]) -> Metric:
         family = HistogramMetricFamily(f"vllm:{histogram.name}", histogram.text, labels=_LABELS)
-        buckets, total = [], 0
-        for bound, count in zip((*histogram.bounds, float("inf")), histogram.counts, strict=True):
-            total += count
-            buckets.append(("+Inf" if bound == float("inf") else str(bound), total))
-        family.add_metric((self._model, _SCHEDULER), buckets, histogram.sum)
+        bounds = (*map(str, histogram.bounds), "+Inf")
+        for engine, (counts, total) in values.items():
+            family.add_metric((self._model, engine), list(zip(bounds, accumulate(counts), strict=True)), total)
         return family
 
 
