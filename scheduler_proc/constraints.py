@@ -3,13 +3,16 @@
 It may end and be replaced at any time. Its successor says hello, and is told everything that still matters.
 """
 
-import numpy as np
+from typing import TYPE_CHECKING
 
 from protocol.codec import Int32Array, UInt64Array, pack_int32, pack_uint64
+from protocol.config import PROTOCOL_VERSION
 from protocol.grammar_messages import Advance, Constrain, Forget, GrammarReady, GrammarWelcome, SchedulerToGrammar, WantMasks
+from protocol.messages import MasksMissing, StepMasks
 from scheduler_proc.request import Request
 
-_EVERYTHING = 0xFF  # a byte of a mask that allows every token
+if TYPE_CHECKING:  # its lanes tell this of their requests
+    from scheduler_proc.fleet import Fleet
 
 
 class Constraints:
@@ -20,31 +23,24 @@ class Constraints:
         self._epoch = -1  # of the incarnation that listens; until one does, nothing is said
         self._messages: list[SchedulerToGrammar] = []
 
-    @property
-    def connected(self) -> bool:
-        """Whether a grammar process has said hello."""
-        return self._epoch >= 0
-
-    def welcomes(self, ready: GrammarReady) -> bool:
-        """An incarnation says hello; False: an old one, late. The caller then tells it of every request that is followed, and of
-        the steps in flight that wait for masks."""
-        if ready.epoch <= self._epoch:
+    def begin(self, ready: GrammarReady, fleet: "Fleet") -> bool:
+        """A grammar process begins, perhaps in another's place: it hears of everything that matters. False: its hello is an old
+        one, or of another version."""
+        if ready.version != PROTOCOL_VERSION or ready.epoch <= self._epoch:
             return False
         self._epoch = ready.epoch
         self._messages = [GrammarWelcome(ready.epoch)]
+        for request in self.followed.values():
+            self._tell(request, fleet.known_tokens(request))
+        for lane in fleet.lanes.values():
+            self._messages.extend(step.wants for step in lane.in_flight if step.wants is not None)
         return True
 
     def follow(self, request: Request, tokens: Int32Array) -> None:
         """A request holds a slot. tokens [known]: prompt first."""
         if request.request_id not in self.followed:
             self.followed[request.request_id] = request
-            self.tell(request, tokens)
-
-    def tell(self, request: Request, tokens: Int32Array) -> None:
-        """Says of a followed request what is known of it."""
-        assert request.params.structured is not None
-        output = pack_int32(tokens[request.num_prompt_tokens :])
-        self._say(Constrain(request.request_id, request.params.structured, output))
+            self._tell(request, tokens)
 
     def advance(self, request_ids: UInt64Array, positions: Int32Array, token_ids: Int32Array) -> None:
         """Output tokens of followed requests became known; each array [tokens]."""
@@ -65,11 +61,18 @@ class Constraints:
         messages, self._messages = self._messages, []
         return messages
 
+    def _tell(self, request: Request, tokens: Int32Array) -> None:
+        """Says what is known of a request."""
+        assert request.params.structured is not None
+        output = pack_int32(tokens[request.num_prompt_tokens :])
+        self._say(Constrain(request.request_id, request.params.structured, output))
+
     def _say(self, message: SchedulerToGrammar) -> None:
-        if self.connected:
+        if self._epoch >= 0:
             self._messages.append(message)
 
 
-def everything_allowed(num_rows: int, vocab_size: int) -> bytes:
-    """Masks that allow every token, as `StepMasks.bits`."""
-    return np.full(num_rows * -(-vocab_size // 32) * 4, _EVERYTHING, np.uint8).tobytes()
+def everything_allowed(missing: MasksMissing, vocab_size: int) -> StepMasks:
+    """Masks that allow every token, for the rows that have none."""
+    size = len(missing.rows_i32) * -(-vocab_size // 32)
+    return StepMasks(missing.epoch, missing.step_id, missing.rows_i32, b"\xff" * size)

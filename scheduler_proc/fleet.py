@@ -2,11 +2,13 @@
 
 import msgspec
 
+from protocol.codec import Int32Array
 from protocol.config import PROTOCOL_VERSION, EngineConfig
 from protocol.credit import Verdict
 from protocol.messages import EngineReady, WorkerReady
 from scheduler_proc.constraints import Constraints
 from scheduler_proc.lane import Lane
+from scheduler_proc.request import NOWHERE, Request
 from scheduler_proc.story import StoryRing
 
 
@@ -46,6 +48,13 @@ class Fleet:
         self._retired[worker] = max(epoch, self._retired.get(worker, -1))
         lane = self.lanes.get(worker)
         return self.lanes.pop(worker) if lane is not None and lane.ledger.epoch <= epoch else None
+
+    def known_tokens(self, request: Request) -> Int32Array:
+        """Every token that is known of this request, prompt first; to be read at once."""
+        if request.slot == NOWHERE:
+            return request.tokens
+        lane = self.lanes[request.worker]
+        return lane.tokens[request.slot, : lane.known[request.slot]]
 
     def hung(self, now_ns: int) -> list[Lane]:
         """Workers whose oldest step is out for longer than any step may take: liveness is progress.

@@ -6,7 +6,7 @@ from itertools import chain, repeat
 
 import numpy as np
 
-from protocol.codec import BoolArray, Int32Array, Int64Array
+from protocol.codec import BoolArray, Int32Array, Int64Array, unpack_int32, unpack_uint64
 from protocol.grammar_messages import WantMasks
 from scheduler_proc.cohort import Cohort
 
@@ -53,6 +53,14 @@ class InFlightStep:
             masked=masked,
             whole=self.whole or self,
         )
+
+    def overdue(self, missing: Int32Array, now_ns: int, timeout: float) -> list[int]:
+        """The worker says that masks of these rows are missing: their requests, once that has been so for `timeout` seconds."""
+        self.waits_since_ns = self.waits_since_ns or now_ns
+        if now_ns - self.waits_since_ns < timeout * 1e9 or self.wants is None:
+            return []
+        rows, request_ids = unpack_int32(self.wants.rows_i32), unpack_uint64(self.wants.request_ids_u64)
+        return request_ids[np.isin(rows, missing)].tolist()  # type: ignore[no-any-return]
 
     @property
     def answered_first(self) -> Int32Array:

@@ -4,11 +4,9 @@ import logging
 from collections import Counter
 from collections.abc import Iterable
 
-import numpy as np
-
 from protocol.clock import ChargedClock
-from protocol.codec import Int32Array, unpack_int32, unpack_uint64
-from protocol.config import PROTOCOL_VERSION, EngineConfig
+from protocol.codec import unpack_int32
+from protocol.config import EngineConfig
 from protocol.credit import Verdict
 from protocol.errors import ProtocolError
 from protocol.grammar_messages import ConstraintFailed, Forced, GrammarReady, GrammarToScheduler
@@ -27,7 +25,6 @@ from protocol.messages import (
     ModelRunnerOutput,
     PrepareScores,
     ScoresReady,
-    StepMasks,
     Story,
     TokenBatch,
     TraceRecords,
@@ -261,7 +258,8 @@ class SchedulerState:
     def _on_grammar(self, message: GrammarToScheduler) -> None:
         match message:
             case GrammarReady():
-                self._on_grammar_ready(message)
+                if not self.constraints.begin(message, self.fleet):
+                    self.counters["refused_grammar_hello"] += 1
             case Forced(request_id, position, token_ids_i32):
                 request = self.requests.get(request_id)
                 if request is not None and request.slot != NOWHERE:
@@ -272,18 +270,6 @@ class SchedulerState:
                 if (request := self.requests.get(request_id)) is not None:
                     self._end_early(request, text)
 
-    def _on_grammar_ready(self, ready: GrammarReady) -> None:
-        """A grammar process begins, perhaps in another's place: it hears of everything that its predecessor knew."""
-        if ready.version != PROTOCOL_VERSION or not self.constraints.welcomes(ready):
-            self.counters["refused_grammar_hello"] += 1
-            return
-        for request in self.constraints.followed.values():
-            self.constraints.tell(request, self._known_tokens(request))
-        for lane in self.lanes.values():
-            for step in lane.in_flight:
-                if step.wants is not None:
-                    self.constraints.want(step.wants)
-
     def _on_masks_missing(self, worker: int, missing: MasksMissing) -> None:
         """The device is not to blame for the time that a step waits for its masks. But it does not wait for ever."""
         lane = self.lanes.get(worker)
@@ -291,27 +277,18 @@ class SchedulerState:
         if lane is None or verdict is not Verdict.EXPECTED:
             return  # they came meanwhile
         lane.progress_ns = self._clock.now_ns
-        step = lane.in_flight[0]
-        step.waits_since_ns = step.waits_since_ns or self._clock.now_ns
-        if self._clock.now_ns - step.waits_since_ns < self._config.step_timeout * 1e9 or step.wants is None:
+        overdue = lane.in_flight[0].overdue(unpack_int32(missing.rows_i32), self._clock.now_ns, self._config.step_timeout)
+        if not overdue:
             return
         self.counters["masks_given_up"] += 1
-        missed = np.isin(unpack_int32(step.wants.rows_i32), rows := unpack_int32(missing.rows_i32))
-        for request_id in unpack_uint64(step.wants.request_ids_u64)[missed].tolist():
+        for request_id in overdue:
             if (request := self.requests.get(request_id)) is not None:
-                self._end_early(request, f"its grammar was not worked out within {self._config.step_timeout:g} s")
-        bits = everything_allowed(len(rows), lane.vocab_size)
-        self._commands.append(MasksToWorker(worker, StepMasks(missing.epoch, missing.step_id, missing.rows_i32, bits)))
-
-    def _known_tokens(self, request: Request) -> Int32Array:
-        if request.slot == NOWHERE:
-            return request.tokens
-        lane = self.lanes[request.worker]
-        return lane.tokens[request.slot, : lane.known[request.slot]]
+                self._end_early(request, f"its grammar was not worked out within {self._config.step_timeout:g} s", worker)
+        self._commands.append(MasksToWorker(worker, everything_allowed(missing, lane.vocab_size)))
 
     def _end_early(self, request: Request, text: str, worker: int = 0) -> None:
         """Ends a request, wherever it stands, with an error. `worker`: whom the frontend hears it from."""
-        finished = finished_message(request, "error", self._known_tokens(request), text)
+        finished = finished_message(request, "error", self.fleet.known_tokens(request), text)
         if request.slot != NOWHERE:
             self.lanes[request.worker].release(request.slot)
         self.story.move(request, RequestState.FINISHED, text)
