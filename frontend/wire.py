@@ -240,6 +240,9 @@ def frames(encoded: Iterable[bytes]) -> bytes:
     group: list[bytes] = []
     size = 0
     for message in encoded:
+        if group and size + len(message) > _FRAME_SIZE:  # so a message that is too large is refused alone
+            parts += (_head(len(group), size), *group)
+            group, size = [], 0
         group.append(message)
         size += len(message)
         if size >= _FRAME_SIZE:

@@ -6,7 +6,9 @@ from collections.abc import Callable
 from typing import Protocol, cast
 
 from frontend.server.generation import TextEngine
-from frontend.server.ipc.incoming import read_frame
+from frontend.server.http.limits import body_limit
+from frontend.server.http.turns import Turns
+from frontend.server.ipc.inbox import Inbox
 from frontend.server.ipc.questions import Questions
 from frontend.server.ipc.reports import Reports
 from frontend.server.ipc.requests import Requests
@@ -16,7 +18,6 @@ from frontend.wire import (
     Ask,
     Cancel,
     ClientMessage,
-    FrameReader,
     Hello,
     Refusal,
     Refused,
@@ -41,6 +42,7 @@ class Host(Protocol):
     reports: Reports
     malformed_frames: int
     connections: "set[Connection]"
+    turns: Turns  # of large frames
 
 
 class Connection(asyncio.Protocol):
@@ -50,9 +52,18 @@ class Connection(asyncio.Protocol):
         self._host = host
         self._is_welcome = is_welcome
         self._loop = asyncio.get_running_loop()
-        self._reader = FrameReader()
+        self._inbox = Inbox(
+            body_limit(host.engine.capacity.max_model_len),
+            host.turns,
+            handle=self._on_message,
+            malformed=self._on_malformed,
+            may_handle=self._may_handle,
+            hold_back=self._hold_back,
+            late=lambda: self._hang_up("malformed", "a large message did not come within the time that it has"),
+        )
+        self._held_back = False
         self._greeted = False
-        self._requests = Requests(host.engine, self._say)
+        self._requests = Requests(host.engine, self._say, self._inbox.go_on)
         self._questions = Questions(host.reports, self._say, self._requests.may_say)
         self._outgoing: list[bytes] = []
         self._lost = asyncio.Event()
@@ -71,23 +82,10 @@ class Connection(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         """Bytes came."""
         try:
-            received = self._reader.feed(data)
+            self._inbox.feed(data)
         except ProtocolError as error:
             self._host.malformed_frames += 1
             self._hang_up("malformed", str(error))
-            return
-        for frame in received:
-            try:
-                messages = read_frame(frame)
-            except ProtocolError as error:
-                self._host.malformed_frames += 1
-                if not self._greeted:
-                    self._hang_up("malformed", f"no Hello of this protocol, version {WIRE_VERSION}: {error}")
-                    return
-                self._say(Refused(WHOLE_CONNECTION, "malformed", str(error)))
-                continue
-            for message in messages:
-                self._on_message(message)
 
     def pause_writing(self) -> None:
         """The client does not keep up."""
@@ -96,10 +94,12 @@ class Connection(asyncio.Protocol):
     def resume_writing(self) -> None:
         """It does again."""
         self._requests.may_say.set()
+        self._inbox.go_on()
 
     def connection_lost(self, error: Exception | None) -> None:
         """The client left."""
         self._host.connections.discard(self)
+        self._inbox.close()
         self._requests.cancel_all()
         self._questions.close()
         self._lost.set()
@@ -123,6 +123,24 @@ class Connection(asyncio.Protocol):
         self._transport.abort()
 
     # messages
+
+    def _may_handle(self) -> bool:
+        return self._requests.has_room and self._requests.may_say.is_set()
+
+    def _hold_back(self, hold: bool) -> None:
+        if hold != self._held_back and not self._transport.is_closing():
+            self._held_back = hold
+            if hold:
+                self._transport.pause_reading()
+            else:
+                self._transport.resume_reading()
+
+    def _on_malformed(self, error: ProtocolError) -> None:
+        self._host.malformed_frames += 1
+        if not self._greeted:
+            self._hang_up("malformed", f"no Hello of this protocol, version {WIRE_VERSION}: {error}")
+        else:
+            self._say(Refused(WHOLE_CONNECTION, "malformed", str(error)))
 
     def _on_message(self, message: ClientMessage | Refused) -> None:
         if self._transport.is_closing():  # hung up on the message before

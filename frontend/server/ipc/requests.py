@@ -7,29 +7,50 @@ from collections.abc import Callable, Coroutine
 from frontend.errors import InvalidRequest
 from frontend.server.generation import TextEngine, TextGeneration
 from frontend.server.ipc.refusals import lost, refused
-from frontend.wire import WHOLE_CONNECTION, Accepted, Delta, Logprob, PromptScored, Refused, ServerMessage, Submit, TokenPrompt
+from frontend.wire import (
+    WHOLE_CONNECTION,
+    Accepted,
+    Conversation,
+    Delta,
+    Logprob,
+    PromptScored,
+    Refused,
+    ServerMessage,
+    Submit,
+    TextPrompt,
+    TokenPrompt,
+)
 from protocol.clock import now
 from protocol.codec import pack_float32, pack_int32
 from protocol.errors import EngineError
 
 _MOST_REQUESTS = 20_000  # accepted or waiting to be: a little above what the engine itself takes
+_MOST_WAITING = 1 << 20  # bytes of prompts that wait to be tokenized, and …
+_LEAST = 100  # … of any of them
 _INTAKE_SECONDS = 0.001  # of tokenization at a stretch, before others get their turn
 
 
 class Requests:
     """Turns each Submit into generations, and these into Deltas."""
 
-    def __init__(self, engine: TextEngine, say: Callable[[ServerMessage], None]) -> None:
-        """`say` sends a message to the client."""
+    def __init__(self, engine: TextEngine, say: Callable[[ServerMessage], None], on_room: Callable[[], None]) -> None:
+        """`say` sends a message to the client; `on_room` is called when `has_room` becomes true."""
         self._engine = engine
         self._say = say
         self._last_id = WHOLE_CONNECTION
+        self._on_room = on_room
         self._intake: deque[Submit] = deque()
+        self._waiting = 0  # bytes of these
         self._taking_in = False
         self._running: dict[int, list[TextGeneration]] = {}  # empty: not yet submitted
         self._tasks: set[asyncio.Task[None]] = set()
         self.may_say = asyncio.Event()  # cleared while the client does not keep up: deltas then merge in the router
         self.may_say.set()
+
+    @property
+    def has_room(self) -> bool:
+        """For more to be submitted."""
+        return self._waiting < _MOST_WAITING
 
     def submit(self, submit: Submit) -> None:
         """Takes a request in, or refuses it."""
@@ -44,6 +65,7 @@ class Requests:
             return
         self._running[request_id] = []
         self._intake.append(submit)
+        self._waiting += _weight(submit)
         if not self._taking_in:
             self._taking_in = True
             self.start(WHOLE_CONNECTION, self._take_in())
@@ -84,6 +106,10 @@ class Requests:
             began = now()
             while self._intake:
                 submit = self._intake.popleft()
+                had_room = self.has_room
+                self._waiting -= _weight(submit)
+                if not had_room and self.has_room:
+                    asyncio.get_running_loop().call_soon(self._on_room)
                 try:
                     if submit.request_id not in self._running:  # cancelled meanwhile
                         continue
@@ -155,3 +181,15 @@ class Requests:
     def _fail(self, request_id: int, error: BaseException) -> None:
         self.cancel(request_id)
         self._say(lost(request_id, error))
+
+
+def _weight(submit: Submit) -> int:
+    """About as many bytes as it holds."""
+    match submit.prompt:
+        case TokenPrompt(token_ids_i32):
+            return _LEAST + len(token_ids_i32)
+        case TextPrompt(text):
+            return _LEAST + len(text)
+        case Conversation(turns):
+            contents = (turn.content or "" for turn in turns)
+            return _LEAST + sum(_LEAST + (len(one) if isinstance(one, str) else sum(map(len, one))) for one in contents)

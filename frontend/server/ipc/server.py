@@ -5,7 +5,9 @@ import logging
 from pathlib import Path
 
 from frontend.server.generation import TextEngine
+from frontend.server.http.turns import Turns
 from frontend.server.ipc.connection import Connection
+from frontend.server.ipc.inbox import IN_WORK
 from frontend.server.ipc.listener import ListeningSocket, may_connect
 from frontend.server.ipc.reports import Reports
 
@@ -24,6 +26,7 @@ class IpcServer:
         self._server: asyncio.Server | None = None
         self.connections: set[Connection] = set()
         self.malformed_frames = 0
+        self.turns = Turns(IN_WORK)
 
     def bind(self) -> None:
         """Takes the path. Raises AddressError when it is taken or cannot be used."""

@@ -1,5 +1,6 @@
 """The server against clients that do not behave, by hand-made frames."""
 
+import asyncio
 import math
 import socket
 from pathlib import Path
@@ -7,6 +8,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from frontend.server.http.turns import Turns
 from frontend.server.ipc import connection as connection_module
 from frontend.server.ipc import questions
 from frontend.server.ipc.server import IpcServer
@@ -29,8 +31,9 @@ from frontend.wire import (
     TokenPrompt,
     TraceReport,
     Welcome,
+    frames,
 )
-from protocol.codec import pack_int32, unpack_int32
+from protocol.codec import encode, pack_int32, unpack_int32
 from protocol.params import SamplingParams
 from tests.frontend.server.api.running import RunningEngine
 from tests.frontend.server.ipc.serving import RawClient, Served, endless, serving
@@ -68,6 +71,71 @@ def test_a_frame_beyond_the_bound_ends_that_connection_alone(served: Served) -> 
         assert client.read() is None
         bystander.send(Ask(1, "health"))
         assert bystander.expect(HealthReport).health.status == "ok"
+
+
+def test_a_message_too_large_for_the_context_is_refused_alone(served: Served) -> None:
+    with RawClient(served.path) as client:
+        text = "long " * 2_000_000
+        client.send(Submit(70_000, TextPrompt(text), SamplingParams()), endless(70_001, max_tokens=3))
+        refused = client.expect(Refused)
+        assert (refused.request_id, refused.kind, refused.param) == (70_000, "invalid", "prompt")
+        while client.expect(Delta).finish_reason is None:
+            pass
+        client.socket.sendall(frames([b"\x90" * 10_000_000]))
+        assert client.expect(Refused).request_id == WHOLE_CONNECTION
+        client.send(Ask(1, "health"))
+        client.expect(HealthReport)
+
+
+def test_a_frame_of_very_many_messages_is_refused_before_it_is_decoded(served: Served) -> None:
+    with RawClient(served.path) as client:
+        frame = b"\xdd" + (200_000).to_bytes(4, "big") + encode(Cancel(1)) * 200_000
+        client.socket.sendall(len(frame).to_bytes(4, "little") + frame)
+        assert "messages" in client.expect(Refused).message
+        client.send(*[Cancel(1)] * 50_000)
+        client.send(Ask(1, "health"))
+        client.expect(HealthReport)
+
+
+def test_large_frames_take_turns(served: Served) -> None:
+    served.server.turns = Turns(300_000)
+    large = frames([encode(Submit(1, TextPrompt("x" * 200_000), SamplingParams(max_tokens=1)))])
+    with RawClient(served.path) as first, RawClient(served.path) as second, RawClient(served.path) as third:
+        first.socket.sendall(large[:-1])
+        first.send()
+        while not served.server.turns._taken:
+            third.send(Ask(1, "health"))
+            third.expect(HealthReport)
+        second.socket.settimeout(0.2)
+        with pytest.raises(TimeoutError):  # nobody reads what goes beyond the kernel's buffers
+            second.socket.sendall(frames([encode(Submit(1, TextPrompt("x" * 2_000_000), SamplingParams(max_tokens=1)))]))
+        third.send(Ask(1, "health"))
+        third.expect(HealthReport)
+        first.socket.sendall(large[-1:])
+        assert first.expect(Refused).code == "context_length_exceeded"
+    assert served.running.run(_taken(served)) == 0
+
+
+async def _taken(served: Served) -> int:
+    while served.server.connections:
+        await asyncio.sleep(0.001)
+    return served.server.turns._taken
+
+
+def test_who_sends_and_does_not_read_waits(served: Served) -> None:
+    sent, data = 0, frames([encode(Ask(1, "health"))] * 50_000)
+    with RawClient(served.path) as client, RawClient(served.path) as other:
+        client.socket.settimeout(1.0)
+        try:
+            while sent < 1 << 30:
+                sent += client.socket.send(data[sent % len(data) :])
+        except TimeoutError:
+            pass
+        assert sent < 1 << 24
+        other.send(Ask(1, "health"))
+        other.expect(HealthReport)
+        client.socket.settimeout(20)
+        client.expect(HealthReport)
 
 
 def test_every_delta_says_how_much_of_the_prompt_was_cached(served: Served) -> None:
