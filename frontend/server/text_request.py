@@ -94,8 +94,6 @@ def prepare(
         raise InvalidRequest(message, "max_tokens", CONTEXT_LENGTH_EXCEEDED)
     if params.min_tokens > room:
         raise InvalidRequest(f"min_tokens is {params.min_tokens}, but there is room for {room}", "min_tokens")
-    if params.structured is not None:
-        raise InvalidRequest("structured output is not supported", "structured_outputs", "unsupported_parameter")
     if params.stop and not params.detokenize:
         raise InvalidRequest("stop strings need detokenize", "stop")
     stop_ids = dict.fromkeys(params.stop_token_ids)

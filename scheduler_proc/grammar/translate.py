@@ -23,6 +23,7 @@ _OTHERS = (  # what the library says -> what a client is told
     (re.compile(r"Resource '(.*?)' is not present.*", re.DOTALL), r"$ref: '\1' is not in the schema, and nothing is fetched"),
     (re.compile(r"Pointer '(.*?)' does not exist.*", re.DOTALL), r"$ref: '#\1' is not in the schema"),
     (re.compile(r"Unknown format: (.*)", re.DOTALL), r"format: '\1' is not supported"),
+    (re.compile(r"oneOf constraints are not supported.*", re.DOTALL), "oneOf: its parts may overlap, and that is not supported"),
     (re.compile(r"recursion limit exceeded.*", re.DOTALL), "it is nested too deeply"),
     (re.compile(r"NoExtension.*", re.DOTALL), "nothing fits it"),
 )
@@ -68,7 +69,8 @@ def _from_schema(text: str) -> str:
         # The last word is the engine's: a schema cannot ask for keywords to be ignored.
         return LLMatcher.grammar_from_json_schema(text, overrides={"whitespace_pattern": _WHITE_SPACE, "lenient": False})
     except ValueError as error:
-        raise GrammarError(f"the schema is no JSON: {error}") from error
+        text = explain(str(error))
+        raise GrammarError(text if "nested" in text else f"the schema is no JSON: {text}") from error
 
 
 def _inline_schema(schema: object) -> str:

@@ -57,7 +57,6 @@ class GrammarProcess:
             ipc_address(run_dir, grammar_answers(0)), GRAMMAR_TO_FRONTEND, bind=True
         )
         self._masks: Receiver[SchedulerToWorker] = Receiver(ipc_address(run_dir, worker_inbox(0)), SCHEDULER_TO_WORKER, bind=True)
-        self.said: list[Forced | ConstraintFailed] = []
         self.answers: dict[int, GrammarChecked] = {}
         self.masks: dict[tuple[int, int], Int32Array] = {}  # by step and row
         self._links: list[socket.socket] = []
@@ -77,9 +76,9 @@ class GrammarProcess:
                 [sys.executable, "-m", "scheduler_proc.grammar", str(theirs.fileno())], pass_fds=(theirs.fileno(),)
             )
         self._links.append(ours)
-        ready = self.wait(self._from_process.receive)
+        ready: object = None
         while not isinstance(ready, GrammarReady) or ready.epoch != self._epoch:
-            ready = self.wait(self._from_process.receive)
+            ready = self.wait(self._word)
         self.send(GrammarWelcome(self._epoch))
 
     def send(self, message: SchedulerToGrammar) -> None:
@@ -119,11 +118,12 @@ class GrammarProcess:
         for end in (self._to_process, self._questions, self._from_process, self._answers, self._masks):
             end.close()
 
+    def _word(self) -> GrammarToScheduler | None:
+        return self._from_process.receive()
+
     def _read(self) -> None:
         while (answer := self._answers.receive()) is not None:
             self.answers[answer.query_id] = answer
-        if self._epoch >= 0 and self.process.poll() is None:
-            pass
         while (message := self._masks.receive()) is not None:
             assert isinstance(message, StepMasks)
             rows = unpack_int32(message.rows_i32).tolist()
@@ -132,8 +132,8 @@ class GrammarProcess:
 
     def hear(self) -> Forced | ConstraintFailed:
         """The next thing that it says to the scheduler."""
-        message = self.wait(self._from_process.receive)
-        assert not isinstance(message, GrammarReady)
+        message: object = self.wait(self._word)
+        assert isinstance(message, Forced | ConstraintFailed)
         return message
 
 
