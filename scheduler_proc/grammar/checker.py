@@ -4,7 +4,7 @@ import os
 import socket
 import subprocess
 import sys
-from collections import OrderedDict, deque
+from collections import OrderedDict
 
 from protocol.clock import now
 from protocol.codec import encode
@@ -15,11 +15,9 @@ from scheduler_proc.grammar.verdict import RESULTS, Job, Verdict
 
 _IN_ALL = 1.8  # seconds that a client waits: within two it has its answer
 _CPU = 1.0  # seconds of processor time for a grammar; a schema of a thousand properties takes a fifth of one
-_LEAST = 0.2  # seconds: with less time left, a grammar is not even tried
 _PATIENT = 30.0  # seconds, and …
 _PATIENT_CPU = 2.0  # … more of both where a request was accepted already: what was followed before must be followed again
-_AT_ONCE = 8  # grammars that are tried at a time: a hog has to share with others, and these are short as a rule
-_MOST_WAITING = 256
+_MOST_ASKED = 256  # grammars that are tried or wait for that
 _CACHE_CHARACTERS = 8 << 20  # of grammars and their sources
 _MARGIN = 10.0  # seconds behind a limit of its own after which the helper itself must be stuck
 _BUSY = Verdict(error="too many grammars are being compiled: try again later", busy=True)
@@ -32,11 +30,9 @@ class Checker:
         """Raises OSError when no process can be started."""
         self._known: OrderedDict[Grammar, Verdict] = OrderedDict()  # the oldest first
         self._known_characters = 0
-        self._waiting: deque[tuple[Grammar, float, bool]] = deque()  # with the time to be done by
-        self._running: dict[int, tuple[Grammar, float, bool]] = {}
-        self._asked: set[Grammar] = set()  # waiting or running
+        self._jobs: dict[int, tuple[Grammar, float]] = {}  # with the time by which there must be a result
+        self._asked: set[Grammar] = set()
         self._count = 0
-        self._results: list[tuple[Grammar, Verdict]] = []
         ours, theirs = socket.socketpair()
         with theirs:
             self._process = subprocess.Popen(
@@ -58,11 +54,13 @@ class Checker:
             return verdict
         if grammar in self._asked:
             return None
-        if len(self._waiting) >= _MOST_WAITING and not patient:
+        if len(self._asked) >= _MOST_ASKED and not patient:
             return _BUSY
         self._asked.add(grammar)
-        self._waiting.append((grammar, now() + (_PATIENT if patient else _IN_ALL), patient))
-        self._feed()
+        self._count += 1
+        wall, cpu = (_PATIENT, _PATIENT_CPU) if patient else (_IN_ALL, _CPU)
+        self._jobs[self._count] = grammar, now() + wall + _MARGIN
+        self._pipe.send(encode(Job(self._count, grammar, wall, cpu)))
         return None
 
     def receive(self) -> list[tuple[Grammar, Verdict]]:
@@ -70,21 +68,16 @@ class Checker:
 
         Raises EngineError when the helper is gone: whoever starts this process anew starts another.
         """
-        time = now()
+        self._pipe.flush()
+        results = []
         for frame in self._pipe.receive():
             result = RESULTS.decode(frame)
-            if (entry := self._running.pop(result.number, None)) is not None:
-                self._conclude(entry[0], result.verdict)
-        if self._pipe.closed or any(until + _MARGIN < time for _, until, _ in self._running.values()):
+            grammar, _ = self._jobs.pop(result.number)
+            self._asked.discard(grammar)
+            self._remember(grammar, result.verdict)
+            results.append((grammar, result.verdict))
+        if self._pipe.closed or any(until < now() for _, until in self._jobs.values()):
             raise EngineError(f"the process that tries grammars is gone or stuck (exit code {self._process.poll()})")
-        if any(until - _LEAST < time for _, until, _ in self._waiting):
-            late = [entry for entry in self._waiting if entry[1] - _LEAST < time]
-            self._waiting = deque(entry for entry in self._waiting if entry[1] - _LEAST >= time)
-            for grammar, _, _ in late:
-                self._conclude(grammar, _BUSY)
-        self._feed()
-        self._pipe.flush()
-        results, self._results = self._results, []
         return results
 
     def close(self) -> None:
@@ -93,21 +86,13 @@ class Checker:
         self._process.wait()
         self._pipe.close()
 
-    def _feed(self) -> None:
-        while self._waiting and len(self._running) < _AT_ONCE:
-            grammar, until, patient = self._waiting.popleft()
-            self._count += 1
-            self._running[self._count] = grammar, until, patient
-            self._pipe.send(encode(Job(self._count, grammar, until - now(), _PATIENT_CPU if patient else _CPU)))
-
-    def _conclude(self, grammar: Grammar, verdict: Verdict) -> None:
-        self._asked.discard(grammar)
-        if not verdict.busy:
-            self._known[grammar] = verdict
-            self._known_characters += _size(grammar, verdict)
-            while self._known_characters > _CACHE_CHARACTERS:
-                self._known_characters -= _size(*self._known.popitem(last=False))
-        self._results.append((grammar, verdict))
+    def _remember(self, grammar: Grammar, verdict: Verdict) -> None:
+        if verdict.busy:
+            return
+        self._known[grammar] = verdict
+        self._known_characters += _size(grammar, verdict)
+        while self._known_characters > _CACHE_CHARACTERS:
+            self._known_characters -= _size(*self._known.popitem(last=False))
 
 
 def _size(grammar: Grammar, verdict: Verdict) -> int:

@@ -12,6 +12,7 @@ import select
 import signal
 import socket
 import sys
+from collections import deque
 from dataclasses import dataclass
 
 from protocol.clock import now
@@ -24,11 +25,13 @@ from scheduler_proc.grammar.verdict import JOBS, VERDICTS, Job, Result, Verdict
 
 _MEMORY = 256 << 20  # bytes beyond the tokenizer: a schema of a thousand properties takes ten megabytes
 _STACK = 4 << 20  # bytes: half of what threads have, so that what compiles here also compiles there
-_LONG = 0.2  # seconds after which a child has the lowest priority: it must not slow down the engine
-_LOWEST = 19
-_TOO_LONG = "it is too complex: it took longer than {:g} s to compile"
+_AT_ONCE = 8  # grammars that were begun just now; nearly all are done within 20 ms
+_LONG = 0.2  # seconds after which a child makes room for the next: who waits must not wait for hogs, …
+_MOST_LONG = 4  # … of which there are so many at most
+_LOW = 10  # their niceness: they must not slow down the engine
+_TOO_LONG = "it is too complex: it takes too long to compile"
 _TOO_LARGE = "it is too complex: it takes too much memory to compile, or recurs too deeply"
-_BUSY = "too many grammars are being compiled"
+_NO_TIME = Verdict(error="too many grammars are being compiled: try again later", busy=True)
 _PR_SET_PDEATHSIG = 1
 
 
@@ -39,8 +42,9 @@ class _Child:
     job: Job
     pid: int
     began: float
+    until: float
     pipe: Pipe
-    slowed: bool = False
+    is_long: bool = False
 
 
 class Helper:
@@ -49,6 +53,7 @@ class Helper:
     def __init__(self, tokens: Tokens, asker: Pipe) -> None:
         self._tokens = tokens
         self._asker = asker
+        self._waiting: deque[tuple[Job, float]] = deque()  # with the time of its arrival
         self._children: dict[int, _Child] = {}  # by descriptor
 
     def run(self) -> None:
@@ -59,20 +64,29 @@ class Helper:
             for descriptor in ready:
                 if descriptor in self._children:
                     self._hear(self._children[descriptor])
-            for frame in self._asker.receive():
-                self._begin(JOBS.decode(frame))
-            self._asker.flush()
+            self._waiting.extend((JOBS.decode(frame), now()) for frame in self._asker.receive())
             self._watch()
+            self._feed()
+            self._asker.flush()
         for child in self._children.values():
             os.kill(child.pid, signal.SIGKILL)
 
-    def _begin(self, job: Job) -> None:
+    def _feed(self) -> None:
+        time = now()
+        for job, _ in [entry for entry in self._waiting if time - entry[1] > entry[0].wall_seconds]:
+            self._answer(job, _NO_TIME)
+        self._waiting = deque(entry for entry in self._waiting if time - entry[1] <= entry[0].wall_seconds)
+        young = sum(not child.is_long for child in self._children.values())
+        for _ in range(min(_AT_ONCE - young, len(self._waiting))):
+            self._begin(*self._waiting.popleft())
+
+    def _begin(self, job: Job, arrived: float) -> None:
         ours, theirs = socket.socketpair()
         pid = os.fork()
         if pid == 0:
             _try(self._tokens, job, theirs)
         theirs.close()
-        child = _Child(job, pid, now(), Pipe(ours))
+        child = _Child(job, pid, now(), arrived + job.wall_seconds, Pipe(ours))
         self._children[ours.fileno()] = child
 
     def _hear(self, child: _Child) -> None:
@@ -86,26 +100,42 @@ class Helper:
     def _watch(self) -> None:
         time = now()
         for child in list(self._children.values()):
-            if time - child.began > child.job.wall_seconds:
-                os.kill(child.pid, signal.SIGKILL)
-                self._end(child, Verdict(error=_BUSY, busy=True))
-            elif time - child.began > _LONG and not child.slowed:
-                child.slowed = True
-                os.setpriority(os.PRIO_PROCESS, child.pid, _LOWEST)
+            if child.pipe.fileno() not in self._children:
+                continue  # made room for one before it
+            if time > child.until:
+                self._kill(child)
+            elif time - child.began > _LONG and not child.is_long:
+                child.is_long = True
+                os.setpriority(os.PRIO_PROCESS, child.pid, _LOW)
+                long = [other for other in self._children.values() if other.is_long]
+                if len(long) > _MOST_LONG:
+                    self._kill(min(long, key=lambda other: other.until))
+
+    def _kill(self, child: _Child) -> None:
+        os.kill(child.pid, signal.SIGKILL)
+        self._end(child, None)
 
     def _end(self, child: _Child, verdict: Verdict | None) -> None:
+        """`verdict`: None when it was killed, by itself or here."""
         del self._children[child.pipe.fileno()]
         child.pipe.close()
-        _, status = os.waitpid(child.pid, 0)
+        _, status, used = os.wait4(child.pid, 0)
         if verdict is None:
-            spent = os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGPROF
-            verdict = Verdict(error=_TOO_LONG.format(child.job.cpu_seconds) if spent else _TOO_LARGE)
-        self._asker.send(encode(Result(child.job.number, verdict)))
+            if used.ru_utime + used.ru_stime > child.job.cpu_seconds / 2:
+                verdict = Verdict(error=_TOO_LONG)
+            else:
+                killed_here = os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL
+                verdict = _NO_TIME if killed_here else Verdict(error=_TOO_LARGE)
+        self._answer(child.job, verdict)
+
+    def _answer(self, job: Job, verdict: Verdict) -> None:
+        self._asker.send(encode(Result(job.number, verdict)))
 
     def _timeout(self) -> float | None:
-        time = now()
-        times = [child.began + (child.job.wall_seconds if child.slowed else _LONG) for child in self._children.values()]
-        return max(0.0, min(times) - time) + 0.001 if times else None
+        """Seconds until something is due, if nothing is heard before."""
+        times = [child.until if child.is_long else child.began + _LONG for child in self._children.values()]
+        times += [arrived + job.wall_seconds for job, arrived in self._waiting]
+        return max(0.0, min(times) - now()) + 0.001 if times else None
 
 
 def _try(tokens: Tokens, job: Job, answer: socket.socket) -> None:
