@@ -42,6 +42,8 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
     max_num_batched_tokens: int = 512
     block_size: int | None = None  # tokens of a KV block; None: what the worker's platform prefers
     kv_cache_memory: int | None = None  # bytes per worker; None: from the memory that is there
+    gpu_memory_utilization: float | None = None  # of the memory of a device, or host: what weights and cache may fill it to
+    seed: int | None = None  # draws the seeds of requests that have none; None: chance does
     enable_prefix_caching: bool = True
     quantization: Quantization = "auto"
     host: str = "127.0.0.1"

@@ -55,7 +55,7 @@ def count_blocks(
     per_sequence = -(-max_model_len // block_size)
     free = config.kv_cache_memory
     if free is None:
-        free = memory.for_kv_cache(devices, config.workers, pending)
+        free = memory.for_kv_cache(devices, config.workers, pending, config.gpu_memory_utilization)
     num_blocks = min(free // block, per_sequence * config.max_num_seqs)
     if config.kv_cache_memory is not None and (left := memory.left(devices, pending)) is not None and num_blocks * block > left:
         raise CapacityError(

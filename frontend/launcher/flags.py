@@ -8,7 +8,8 @@ from typing import NoReturn
 
 import msgspec
 
-from frontend.launcher.values import Parser, choice, host, integer, number, origin, power_of_two, shown, size, text
+from frontend.launcher.habits import explain_unknown
+from frontend.launcher.values import Parser, api_key, choice, host, integer, number, origin, power_of_two, shown, size, text
 from frontend.tools import REASONING_PARSERS, TOOL_PARSERS
 from protocol.config import EngineConfig, SimulatedTimes
 from protocol.errors import ConfigError
@@ -39,7 +40,13 @@ class Flag:
 
 
 FLAGS = (
-    Flag("model", "model", "demo (default), a directory, FILE.gguf or a Hugging Face repo id that was downloaded", text, "MODEL"),
+    Flag(
+        "model",
+        "model",
+        "demo (default), a directory, FILE.gguf or a Hugging Face repo id that was downloaded",
+        text,
+        "MODEL",
+    ),
     Flag("served-model-name", "model", "names that clients may use; the first is shown", text, "NAME", many=True),
     Flag("max-model-len", "model", "tokens of prompt and output together (the model's own limit)", integer(2, _MILLION), "N"),
     Flag(
@@ -49,11 +56,26 @@ FLAGS = (
         choice("auto", "none", "int8"),
         "auto|none|int8",
     ),
+    Flag(
+        "dtype",
+        "model",
+        "auto or bfloat16: what weights are computed in, whatever the file holds",
+        choice("auto", "bfloat16", "half", "float16", "float", "float32"),
+        "auto|bfloat16",
+    ),
+    Flag("seed", "model", "draws the seeds of requests without one, so that a run can be repeated", integer(0, 2**63 - 1), "N"),
     Flag("workers", "devices", "data-parallel replicas", integer(1, 1024), "N"),
     Flag("tensor-parallel-size", "devices", "chips in each worker", integer(1, 256), "T"),
     Flag("device", "devices", "what the workers run on", choice("auto", "cpu", "tpu", "cuda", "sim"), "auto|cpu|tpu|cuda|sim"),
     Flag("compilation-cache", "devices", "where compiled programs are kept; --no-compilation-cache: nowhere", text, "DIR"),
     Flag("kv-cache-memory", "devices", "KV cache per worker, such as 512M or 2GiB (from the memory that is there)", size, "BYTES"),
+    Flag(
+        "gpu-memory-utilization",
+        "devices",
+        "share of the device's memory, on the CPU of the host's, that may be in use once weights and KV cache are there",
+        number(0.01, 1.0, "parts of the whole"),
+        "F",
+    ),
     Flag("queue-depth", "scheduling", "steps in flight per worker; 1 is synchronous", integer(1, 16), "D"),
     Flag("async-scheduling", "scheduling", "depth 2; --no-async-scheduling: depth 1"),
     Flag("max-num-seqs", "scheduling", "requests that run at once in a worker", integer(1, 65536), "N"),
@@ -75,6 +97,14 @@ FLAGS = (
     Flag("port", "serving", "HTTP port; 0 takes a free one", integer(0, 65535), "PORT"),
     Flag("frontends", "serving", "processes that share the HTTP port and the work of text", integer(1, MAX_FRONTENDS), "M"),
     Flag("ipc", "serving", "socket for the Python client ($ENGINE_SOCKET, or in the user's runtime directory)", text, "PATH"),
+    Flag(
+        "api-key",
+        "serving",
+        "accepted API keys; unlike $ENGINE_API_KEY, they show in `ps`",
+        api_key,
+        "KEY",
+        many=True,
+    ),
     Flag("api-key-file", "serving", "file with one accepted API key per line", text, "FILE"),
     Flag("allowed-origins", "serving", "web pages that may read answers (CORS); * for all", origin, "ORIGIN", many=True),
     Flag("allow-credentials", "serving", "let browsers send cookies from these pages, for a proxy that asks for them (off)"),
@@ -127,6 +157,7 @@ def read_flags(arguments: Sequence[str]) -> dict[str, object]:
     parser = _Parser(
         prog="engine-launch", description="Starts a twodeep engine.", allow_abbrev=False, argument_default=argparse.SUPPRESS
     )
+    parser.add_argument("words", metavar="MODEL", nargs="*", help="the model; `serve` before it says nothing")
     parser.add_argument("--version", action="store_true", help="print the version and leave")
     parser.add_argument("--config", metavar="FILE.toml", help="flags by their names here, without the dashes in front")
     groups = {name: parser.add_argument_group(name) for name in dict.fromkeys(flag.group for flag in FLAGS)}
@@ -141,7 +172,8 @@ def read_flags(arguments: Sequence[str]) -> dict[str, object]:
         groups[flag.group].add_argument(f"--{flag.name}", **options)  # type: ignore[arg-type]
     no_cache = {"action": "store_const", "const": "", "dest": "compilation_cache", "help": argparse.SUPPRESS}
     groups["devices"].add_argument("--no-compilation-cache", **no_cache)  # type: ignore[arg-type]
-    given = vars(parser.parse_args(arguments))
+    given = vars(parser.parse_intermixed_args(arguments))
+    words = given.pop("words", [])
     if given.pop("version", False):
         from importlib.metadata import version  # 20 ms that only this flag needs
 
@@ -152,7 +184,24 @@ def read_flags(arguments: Sequence[str]) -> dict[str, object]:
         flag = _BY_NAME[key.replace("_", "-")]
         off = flag.name == "compilation-cache" and raw == "" and "--no-compilation-cache" in arguments
         values[key] = "" if off else _check(flag, raw, f"--{flag.name}")
-    return values
+    return values | _model(words[1:] if words[:1] == ["serve"] else words, values.get("model"))
+
+
+def flag_names() -> frozenset[str]:
+    """Everything that may stand on the command line, without the dashes in front."""
+    switches = (f"no-{flag.name}" for flag in FLAGS if flag.parse is None)
+    return frozenset((*_BY_NAME, *switches, "no-compilation-cache", "config", "help", "version"))
+
+
+def _model(words: Sequence[str], flag: object) -> dict[str, object]:
+    """The model, if it stands there without its flag."""
+    if not words:
+        return {}
+    if len(words) > 1 or flag not in (None, words[0]):
+        others = [word for word in words if word != flag]
+        known = f" beside --model {flag}" if flag is not None else ""
+        raise ConfigError(f"{shown(' '.join(others))}{known}: one MODEL is wanted; see engine-launch --help")
+    return {"model": _check(_BY_NAME["model"], words[0], "MODEL")}
 
 
 def _read_file(path: str) -> dict[str, object]:
@@ -170,7 +219,7 @@ def _read_file(path: str) -> dict[str, object]:
     for name, raw in table.items():
         flag = _BY_NAME.get(name.replace("_", "-"))
         if flag is None:
-            raise ConfigError(f"{path}: {shown(name)} is no flag of engine-launch; see engine-launch --help")
+            raise ConfigError(f"{path}: {shown(name)}: {explain_unknown(name.replace('_', '-'), _BY_NAME)}")
         off = flag.name == "compilation-cache" and raw is False
         values[flag.key] = "" if off else _check(flag, raw, f"{path}: {name} =")
     return values

@@ -8,10 +8,12 @@ from typing import cast
 import msgspec
 
 from frontend.launcher.addresses import check_port, check_socket
-from frontend.launcher.flags import read_flags
+from frontend.launcher.flags import flag_names, read_flags
+from frontend.launcher.habits import accept
 from frontend.launcher.memory import check_memory
 from frontend.launcher.models import examine_model, resolve_model
 from frontend.launcher.placement import place_workers, resolve_device
+from frontend.launcher.values import api_key
 from protocol.cache_directory import default_cache, private_directory, temporary_cache
 from protocol.config import Device, EngineConfig
 from protocol.errors import ConfigError
@@ -28,9 +30,11 @@ def read_options(arguments: Sequence[str], environ: Mapping[str, str] = os.envir
     Everything else is checked before the model: who has to download one first should not hear of a wrong port after that.
     Raises EngineError of the right kind; `--help` and `--version` raise SystemExit.
     """
-    values = read_flags(arguments)
+    own, passed_over = accept(arguments, flag_names())
+    values = read_flags(own)
     model = cast(str, values.pop("model", "demo"))
     draft, remarks = _without_model(values, environ)
+    remarks = passed_over + remarks
     files = resolve_model(model)
     facts = examine_model(files)
     check_length(draft.max_model_len, facts.context_length, facts.context_field)
@@ -57,8 +61,11 @@ def _without_model(values: dict[str, object], environ: Mapping[str, str]) -> tup
             raise ConfigError(f"{flag} means --queue-depth {depth}, but --queue-depth is {values['queue_depth']}: give one of them")
     if values.get("allow_credentials") and "*" in cast("tuple[str, ...]", values.get("allowed_origins", ())):
         raise ConfigError("--allow-credentials: pages of every origin (*) cannot have that: name the --allowed-origins")
-    if key_file := cast("str | None", values.pop("api_key_file", None)):
-        values["api_keys"] = _read_keys(key_file)
+    values["api_keys"] = _keys(values, environ, remarks)
+    _check_dtype(cast(str, values.pop("dtype", "auto")), remarks)
+    if "gpu_memory_utilization" in values and (device == "sim" or "kv_cache_memory" in values):
+        reason = "with --device sim" if device == "sim" else "beside --kv-cache-memory"
+        remarks.append(f"--gpu-memory-utilization has no effect {reason}")
     values["ipc_path"] = check_socket(cast("str | None", values.pop("ipc", None)), environ)
     if "compilation_cache" not in values:
         values["compilation_cache"] = str(default_cache(environ)) if device != "sim" else ""
@@ -81,6 +88,34 @@ def _without_model(values: dict[str, object], environ: Mapping[str, str]) -> tup
     check_memory(config)
     check_port(config.host, config.port)
     return config, remarks
+
+
+def _keys(values: dict[str, object], environ: Mapping[str, str], remarks: list[str]) -> tuple[str, ...]:
+    """The API keys of all sources together."""
+    keys = cast("tuple[str, ...]", values.pop("api_key", ()))
+    if keys:
+        remarks.append("--api-key: whoever lists this machine's processes reads it, unlike ENGINE_API_KEY and --api-key-file")
+    if given := environ.get("ENGINE_API_KEY", "").strip():
+        try:
+            keys += (api_key(given),)
+        except ValueError as error:
+            raise ConfigError(f"ENGINE_API_KEY: {error}") from error
+    if key_file := cast("str | None", values.pop("api_key_file", None)):
+        keys += _read_keys(key_file)
+    keys = tuple(dict.fromkeys(keys))
+    if sum(map(len, keys)) > _KEY_FILE_LIMIT:
+        raise ConfigError(f"--api-key: at most {_KEY_FILE_LIMIT} bytes of keys in all are possible")
+    return keys
+
+
+def _check_dtype(dtype: str, remarks: list[str]) -> None:
+    if dtype in ("float", "float32"):
+        raise ConfigError(
+            f"--dtype {dtype}: weights are computed in bfloat16, or in the blocks that a GGUF file keeps them in; "
+            "only sums are float32. Leave it out"
+        )
+    if dtype in ("half", "float16"):
+        remarks.append(f"--dtype {dtype}: computed in bfloat16, which rounds more, and overflows less")
 
 
 def _read_keys(path: str) -> tuple[str, ...]:

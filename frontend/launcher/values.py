@@ -14,6 +14,7 @@ _LARGEST_SIZE = 1 << 60  # bytes
 _LONGEST_TEXT = 4096  # characters: as long as a path can be
 _LONGEST_SHOWN = 200  # characters of a bad value that are repeated
 _LONGEST_NAME = 300  # characters of an origin or host: a domain has at most 253
+_KEY = re.compile(r"[!-~]{1,4096}")
 _ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://[^/\s?#@]+")
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT]I?)?B?", re.IGNORECASE)
 
@@ -78,6 +79,13 @@ def choice(*allowed: str) -> Parser:
         return text
 
     return parse
+
+
+def api_key(text: str) -> str:
+    """An API key: visible ASCII, since it travels in a header."""
+    if not _KEY.fullmatch(text):
+        raise ValueError("a key of visible ASCII characters is wanted")
+    return text
 
 
 def origin(text: str) -> str:

@@ -5,6 +5,7 @@ log-probabilities their place in it.
 """
 
 import math
+import random
 from collections import deque
 from collections.abc import Sequence
 from typing import TypeAlias
@@ -242,6 +243,8 @@ class TextEngine:
         parsers = {"tool_parser": config.tool_call_parser, "reasoning_parser": config.reasoning_parser}
         self.dialect = Dialect(tokenizer, takes_tools=renderer.takes_tools, **parsers)
         self.prompts = Prompts(tokenizer, renderer, rewrites_tools=self.dialect.rewrites_tools)
+        # The operator's seed draws those of requests without one: in the order of their arrival, for each frontend its own.
+        self._seeds = None if config.seed is None else random.Random(f"{config.seed}/{router.index}")
 
     @property
     def capacity(self) -> EngineReady:
@@ -271,6 +274,8 @@ class TextEngine:
 
         Raises InvalidRequest naming the field that is wrong.
         """
+        if self._seeds is not None and params.seed is None:
+            params = msgspec.structs.replace(params, seed=self._seeds.getrandbits(63))
         grammar = params.structured
         assert grammar is None or (self._grammars is not None and self._grammars.has_passed(grammar)), "check comes first"
         strict = self.config.strict_max_tokens

@@ -172,6 +172,7 @@ class Router:
         self._inbox: Receiver[SchedulerToFrontend] = Receiver(
             ipc_address(run_dir, frontend_inbox(index)), SCHEDULER_TO_FRONTEND, bind=True
         )
+        self.index = index
         self._hello = FrontendJoined(index, epoch)
         self._ids = request_ids(index, epoch)
         self._generations: dict[int, Generation] = {}

@@ -84,8 +84,8 @@ class Figures(AcceleratorMemory):
     def __init__(self, *chips: Accelerator) -> None:
         self._chips = chips
 
-    def for_kv_cache(self, devices: Sequence[jax.Device], workers: int, pending: int) -> int:
-        return super().for_kv_cache(cast(Sequence[jax.Device], self._chips), workers, pending)
+    def for_kv_cache(self, devices: Sequence[jax.Device], workers: int, pending: int, utilization: float | None = None) -> int:
+        return super().for_kv_cache(cast(Sequence[jax.Device], self._chips), workers, pending, utilization)
 
     def left(self, devices: Sequence[jax.Device], pending: int) -> int | None:
         return super().left(cast(Sequence[jax.Device], self._chips), pending)
@@ -96,6 +96,25 @@ def test_the_fullest_chip_decides() -> None:
     assert memory.for_kv_cache([CPU], 1, 0) == pytest.approx(0.85 * 10**8, rel=0.01)
     assert memory.for_kv_cache([CPU], 1, 6 * 10**7) == pytest.approx(0.85 * 4 * 10**7, rel=0.01)
     assert memory.for_kv_cache([CPU], 1, 10**9) == 0
+
+
+def test_the_operator_says_how_full_a_chip_may_be() -> None:
+    taken = jax.numpy.zeros(10**6, jax.numpy.uint8)
+    memory = Figures(Accelerator(10**8))
+    in_use = memory._chips[0].memory_stats()["bytes_in_use"]
+    assert memory.for_kv_cache([CPU], 1, 10**7, 0.9) == pytest.approx(9 * 10**7 - 10**7 - in_use, abs=1)
+    assert memory.for_kv_cache([CPU], 1, 10**7, 0.05) == 0
+    del taken
+
+
+def test_on_the_cpu_the_share_is_the_hosts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tpu_worker.platforms.cpu.memory.memory_limit", lambda: 100 << 30)
+    monkeypatch.setattr("tpu_worker.platforms.cpu.memory._available", lambda: 70 << 30)
+    memory = HostMemory()
+    assert memory.for_kv_cache([CPU], 1, 0) == 2 << 30  # a guest
+    assert memory.for_kv_cache([CPU], 1, 10 << 30, 0.9) == pytest.approx(50 << 30, abs=2)
+    assert memory.for_kv_cache([CPU], 2, 10 << 30, 0.9) == pytest.approx(20 << 30, abs=2)
+    assert memory.for_kv_cache([CPU], 1, 0, 0.3) == 0
 
 
 def test_a_chip_that_keeps_its_memory_to_itself() -> None:

@@ -179,10 +179,11 @@ class Memory(Protocol):
         """Called once, when weights and caches are there and what loading took is free."""
         ...
 
-    def for_kv_cache(self, devices: Sequence[jax.Device], workers: int, pending: int) -> int:
+    def for_kv_cache(self, devices: Sequence[jax.Device], workers: int, pending: int, utilization: float | None = None) -> int:
         """Bytes on each device that the KV cache of one of `workers` workers on this host may have.
 
-        pending: bytes that weights and programs will yet take on each device. Raises CapacityError when that cannot be told.
+        pending: bytes that weights and programs will yet take on each device. utilization: the part of all memory that may then be
+        in use, by whomever; None: a part of what is free, as the platform sees fit. Raises CapacityError when that cannot be told.
         """
         ...
 

@@ -43,6 +43,46 @@ def test_defaults_are_those_of_the_configuration(gguf: str, tmp_path: Path) -> N
     assert read(gguf) == wanted
 
 
+def options(gguf: str, *arguments: str, **environ: str) -> tuple[EngineConfig, list[str]]:
+    return read_options(["--model", gguf, "--device", "sim", "--port", "0", *arguments], environ)
+
+
+def test_keys_come_from_several_places_and_are_taken_together(gguf: str, tmp_path: Path) -> None:
+    (tmp_path / "keys").write_text("filed\ntwice\n")
+    line = ("--api-key", "one", "twice", "--api-key-file", str(tmp_path / "keys"))
+    config, (remark,) = options(gguf, *line, ENGINE_API_KEY=" secret ")
+    assert config.api_keys == ("one", "twice", "secret", "filed")
+    assert "whoever lists this machine's processes reads it" in remark
+    assert not any(key in remark for key in config.api_keys)
+    config, remarks = options(gguf, ENGINE_API_KEY="secret")
+    assert (config.api_keys, remarks) == (("secret",), [])
+    assert options(gguf, ENGINE_API_KEY=" ")[0].api_keys == ()
+
+
+@pytest.mark.parametrize(("arguments", "key"), [(("--api-key", "a b"), ""), (("--api-key", "ä"), ""), ((), "a b"), ((), "ä")])
+def test_a_key_that_no_header_carries_is_refused(gguf: str, arguments: tuple[str, ...], key: str) -> None:
+    with pytest.raises(ConfigError, match="a key of visible ASCII characters is wanted"):
+        options(gguf, *arguments, ENGINE_API_KEY=key)
+
+
+def test_what_a_number_format_means_here(gguf: str) -> None:
+    for same in ("auto", "bfloat16"):
+        assert options(gguf, "--dtype", same) == options(gguf)
+    config, (remark,) = options(gguf, "--dtype", "half")
+    assert config == read(gguf)
+    assert "computed in bfloat16" in remark
+    with pytest.raises(ConfigError, match="--dtype float32: weights are computed in bfloat16"):
+        options(gguf, "--dtype", "float32")
+
+
+def test_shares_of_memory_and_seeds(gguf: str) -> None:
+    config, (remark,) = options(gguf, "--gpu-memory-utilization", "0.9", "--seed", "7")
+    assert (config.gpu_memory_utilization, config.seed) == (0.9, 7)
+    assert remark == "--gpu-memory-utilization has no effect with --device sim"
+    with pytest.raises(ConfigError, match="parts of the whole from 0.01 to 1"):
+        options(gguf, "--gpu-memory-utilization", "90")
+
+
 def test_who_may_ask_is_read_as_browsers_and_clients_write_it(gguf: str) -> None:
     assert (read(gguf).allowed_origins, read(gguf).allowed_hosts) == ((), ())
     config = read(gguf, "--allowed-origins", "HTTPS://Chat.Example.com/", "http://localhost:3000", "app://obsidian.md")
@@ -143,8 +183,8 @@ def test_async_scheduling_is_a_depth(gguf: str, flag: str, depth: int) -> None:
         ("--device gpu", "--device gpu: one of auto, cpu, tpu, cuda, sim"),
         ("--quantization int4", "--quantization int4: one of auto, none, int8"),
         ("--max-num-seqs 64 --max-num-batched-tokens 32", "--max-num-batched-tokens 32: at least --max-num-seqs \\(64\\)"),
-        ("--no-such-flag", "unrecognized arguments: --no-such-flag"),
-        ("--worker 2", "unrecognized arguments: --worker 2"),
+        ("--no-such-flag", "--no-such-flag: there is no such flag"),
+        ("--worker 2", "--worker: there is no such flag; did you mean --workers"),
         ("--port", "--port: expected one argument"),
         ("--max-model-len 1", "--max-model-len 1: a whole number from 2"),
         ("--max-model-len 1025", r"--max-model-len 1025 is more than the 1024 tokens .* \(llama.context_length in .*gguf\)"),
@@ -176,7 +216,7 @@ def test_bad_values_name_flag_value_and_what_is_right(gguf: str, arguments: str,
         ("max-num-seqs = true", "max-num-seqs = True: a whole number"),
         ("max-num-seqs = [1]", r"max-num-seqs = \[1\]: a whole number"),
         ("enable-prefix-caching = 1", "enable-prefix-caching = 1: true or false"),
-        ("speed = 3", "speed is no flag"),
+        ("speed = 3", "speed: there is no such flag; did you mean --seed"),
         ("port = 0x" + "f" * 5000, r"port = \(a number of very many digits\): a whole number"),
         ("port = " + "9" * 5000, "not a TOML file: Exceeds the limit"),
         ("a = " + "[" * 9000, "not a TOML file"),

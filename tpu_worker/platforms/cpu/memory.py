@@ -31,9 +31,11 @@ class HostMemory:
         """Gives back what loading took, once."""
         return_free_memory()
 
-    def for_kv_cache(self, devices: Sequence[jax.Device], workers: int, pending: int) -> int:
+    def for_kv_cache(self, devices: Sequence[jax.Device], workers: int, pending: int, utilization: float | None = None) -> int:
         """As the protocol says. Devices forced out of one host share its memory."""
-        free = int(min(max(0, _available() - pending * workers * len(devices)) * _SHARE, _LIMIT))
+        free = max(0, _available() - pending * workers * len(devices))
+        spared = 0 if utilization is None else int(memory_limit() * (1.0 - utilization))
+        free = int(min(free * _SHARE, _LIMIT)) if utilization is None else max(0, free - spared)
         return free // (workers * len(devices))
 
     def left(self, devices: Sequence[jax.Device], pending: int) -> int | None:

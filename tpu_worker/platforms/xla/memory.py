@@ -18,12 +18,15 @@ class AcceleratorMemory:
     def after_loading(self) -> None:
         """Nothing."""
 
-    def for_kv_cache(self, devices: Sequence[jax.Device], workers: int, pending: int) -> int:
-        """As the protocol says: a share of what is free on the fullest of the devices."""
+    def for_kv_cache(self, devices: Sequence[jax.Device], workers: int, pending: int, utilization: float | None = None) -> int:
+        """As the protocol says: of what is free on the fullest of the devices."""
         left = self.left(devices, pending)
         if left is None:
             raise CapacityError(f"{devices[0].device_kind} does not say how much memory it has: set --kv-cache-memory")
-        return int(left * _SHARE)
+        if utilization is None:
+            return int(left * _SHARE)
+        spared = max(int(device.memory_stats()["bytes_limit"] * (1.0 - utilization)) for device in devices)
+        return max(0, left - spared)
 
     def left(self, devices: Sequence[jax.Device], pending: int) -> int | None:
         """As the protocol says, of the fullest of the devices."""

@@ -85,3 +85,17 @@ def test_each_key_finds_its_own_prefixes_only(running: RunningEngine) -> None:
     with another_front(running, api_keys=("one", "two"), shared_prefix_cache=True) as http:
         assert cached(http, "one") == 0, "nor with who needs no key"
         assert cached(http, "two") > 0
+
+
+def test_with_a_seed_of_the_engine_a_run_can_be_repeated(running: RunningEngine) -> None:
+    body = {"prompt": ["a", "a"], "n": 2, "max_tokens": 8, "ignore_eos": True}
+
+    def run(seed: int | None) -> list[str]:
+        with another_front(running, seed=seed) as http:
+            return [choice["text"] for _ in range(2) for choice in http.post("/v1/completions", json=body).json()["choices"]]
+
+    first = run(5)
+    assert run(5) == first
+    assert run(6) != first
+    assert run(None) != run(None)
+    assert len(set(first)) == 8, "each output has a seed of its own"
