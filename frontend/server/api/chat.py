@@ -16,10 +16,10 @@ from frontend.server.api.prompt_logprobs import as_vllm
 from frontend.server.api.schemas import CHAT_DECODER, ChatRequest, refuse_unsupported
 from frontend.server.api.tools import calling_of, tools_of
 from frontend.server.generation import TextDelta, TextEngine, TextGeneration, TokenLogprob
-from frontend.server.prompts import off_loop
+from frontend.server.prompts import Prompt, off_loop
 from frontend.server.text.tokenizer import Tokenizer
+from frontend.server.text.tools.calling import Calling
 from frontend.server.text.tools.events import Arguments, CallBegun, CallEnded, Content, Event, Reasoning, put_together
-from frontend.wire import Tool
 from protocol.messages import FinishReason
 
 _json = msgspec.json.encode
@@ -44,18 +44,14 @@ async def begin(request: Request, asked: ChatRequest) -> list[TextGeneration]:
     refuse_unsupported(asked)
     max_tokens = asked.max_tokens if asked.max_completion_tokens is None else asked.max_completion_tokens
     params = asked.sampling(max_tokens=max_tokens, logprobs=_candidates(asked))
-    tools = tools_of(asked.tools, asked.functions)
-    parallel = asked.parallel_tool_calls is not False and (bool(asked.tools) or not asked.functions)
-    calling = calling_of(tools, asked.tool_choice, asked.function_call, parallel=parallel)
-    told = () if calling is None else calling.tools
-    prompts = await engine.encode([await jobs.conversation(engine, asked, told)])
-    reading = engine.dialect.reading(calling, prompts[0].tail)
+    prompt, calling = await prompt_of(engine, asked)
+    reading = engine.dialect.reading(calling, prompt.tail)
     if reading is not None:
-        structured = await off_loop(_size(tools), lambda: reading.grammar_for(params.structured))
+        structured = await off_loop(_size(calling), lambda: reading.grammar_for(params.structured))
         params = msgspec.structs.replace(params, structured=structured)
     await jobs.check(engine, asked, params)
     try:
-        return jobs.submit(request, prompts, asked, params, reading)
+        return jobs.submit(request, [prompt], asked, params, reading)
     except InvalidRequest as error:  # chats call two fields otherwise than completions, and so the engine, do
         names = {"logprobs": "top_logprobs"}
         if asked.max_completion_tokens is not None:
@@ -63,9 +59,18 @@ async def begin(request: Request, asked: ChatRequest) -> list[TextGeneration]:
         raise InvalidRequest(str(error), names.get(error.param or "", error.param), error.code) from error
 
 
-def _size(tools: Sequence[Tool]) -> int:
+async def prompt_of(engine: TextEngine, asked: ChatRequest) -> tuple[Prompt, Calling | None]:
+    """The conversation as the model reads it, and what it may call. Raises InvalidRequest naming the field at fault."""
+    tools = tools_of(asked.tools, asked.functions)
+    parallel = asked.parallel_tool_calls is not False and (bool(asked.tools) or not asked.functions)
+    calling = calling_of(tools, asked.tool_choice, asked.function_call, parallel=parallel)
+    (prompt,) = await engine.encode([await jobs.conversation(engine, asked, () if calling is None else calling.tools)])
+    return prompt, calling
+
+
+def _size(calling: Calling | None) -> int:
     """Characters that take as long as the grammar of calls."""
-    return sum(10 * len(msgspec.json.encode(tool.parameters)) for tool in tools)
+    return 0 if calling is None else sum(10 * len(msgspec.json.encode(tool.parameters)) for tool in calling.tools)
 
 
 def _candidates(asked: ChatRequest) -> int | None:

@@ -22,9 +22,9 @@ class PartWriter(ABC):
     """Follows what one output consists of. Each method returns what is to be sent: whole events, or nothing."""
 
     def __init__(self) -> None:
-        self._num_thought_tokens = 0
         self._part: Part | None = None
         self._num_parts = 0
+        self._characters = {"text": 0, "thoughts": 0, "call": 0}  # of each kind of part
 
     @abstractmethod
     def _begun(self, part: Part) -> bytes:
@@ -40,15 +40,19 @@ class PartWriter(ABC):
 
     def _write(self, piece: TextDelta | Output) -> bytes:
         """The output goes on."""
-        events: list[Event] = [Content(piece.text)] if piece.text else []
-        if events and all(isinstance(event, Reasoning) for event in events):
-            self._num_thought_tokens += len(piece.token_ids)
+        events = piece.events
+        if events is None:
+            events = [Content(piece.text)] if piece.text else []
         return b"".join([self._take(event) for event in events])
 
     def _end(self, *, is_complete: bool) -> bytes:
         """Nothing follows. An answer without a word is a text all the same."""
         before = b"" if self._num_parts else self._open(Part("text"))
         return before + self._close(is_complete=is_complete)
+
+    def _thought_tokens(self, num_tokens: int) -> int:
+        """How many of the output's tokens were thoughts, by their part of its characters."""
+        return round(num_tokens * self._characters["thoughts"] / max(1, sum(self._characters.values())))
 
     def _take(self, event: Event) -> bytes:
         match event:
@@ -77,6 +81,7 @@ class PartWriter(ABC):
         part = self._part
         assert part is not None, "arguments belong to a call"
         part.pieces.append(text)
+        self._characters[part.kind] += len(text)
         return self._grown(part, text)
 
     def _close(self, *, is_complete: bool) -> bytes:

@@ -39,7 +39,7 @@ async def count_tokens(request: Request) -> Response:
     with as_chat.renaming(NAMES) as origins:
         wanted = await as_chat.body_of(engine, lambda: chat_body(asked), _size(asked), origins)
         refuse_unsupported(wanted)
-        (prompt,) = await engine.encode([await jobs.conversation(engine, wanted)])
+        prompt, _ = await chat.prompt_of(engine, wanted)
     count = TokenCount(input_tokens=len(prompt.token_ids))
     return Response(msgspec.json.encode(count), media_type="application/json")
 

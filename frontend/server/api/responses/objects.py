@@ -79,7 +79,7 @@ class Usage(msgspec.Struct, kw_only=True):
 class Failure(msgspec.Struct, kw_only=True):
     """Why there is no answer."""
 
-    code: str
+    code: Literal["server_error"] = "server_error"
     message: str
 
 

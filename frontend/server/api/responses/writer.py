@@ -66,7 +66,7 @@ class ResponseWriter(PartWriter):
     def fail(self, error: ApiError) -> bytes:
         """See Events."""
         response = self._response
-        response.status, response.error = "failed", Failure(code=error.code or "server_error", message=error.message)
+        response.status, response.error = "failed", Failure(message=error.message)
         return self._event("response.failed", response=response)
 
     def whole(self, generations: Sequence[TextGeneration], outputs: Sequence[Output]) -> bytes:
@@ -152,9 +152,9 @@ class ResponseWriter(PartWriter):
         prompt, output = generation.num_prompt_tokens, generation.num_output_tokens
         response.usage = Usage(
             input_tokens=prompt,
-            input_tokens_details={"cached_tokens": generation.num_cached_tokens},
+            input_tokens_details={"cached_tokens": generation.num_cached_tokens, "cache_write_tokens": 0},
             output_tokens=output,
-            output_tokens_details={"reasoning_tokens": self._num_thought_tokens},
+            output_tokens_details={"reasoning_tokens": self._thought_tokens(output)},
             total_tokens=prompt + output,
         )
         return events
