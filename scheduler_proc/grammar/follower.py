@@ -1,21 +1,29 @@
 """Follows the tokens of constrained requests, and says what may come next. No sockets; the clock only measures itself."""
 
+import itertools
+import os
+import sys
 from collections import deque
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import TypeAlias
 
 import numpy as np
-from llguidance import LLMatcher
+from llguidance import LLExecutor, LLMatcher
 
 from protocol.clock import now_ns
 from protocol.codec import Int32Array, pack_int32, unpack_int32, unpack_uint64
 from protocol.grammar_messages import Advance, ConstraintFailed, Forced, WantMasks
 from protocol.messages import StepMasks
 from scheduler_proc.grammar.errors import GrammarError
+from scheduler_proc.grammar.suspect import SEVERAL, Suspect
 from scheduler_proc.grammar.tokens import Tokens
 
 _SLOW_NS = 300_000  # a mask takes 5 µs as a rule: one that took longer than this lets the others go first
+_MOST_THREADS = 8
+_TOGETHER = 16  # rows: fewer are done before other threads are awake
+_CAREFUL_BATCHES = 8  # behind one that took long: in these each row is measured by itself
+_SAMPLED = 61  # every so many words of a mask are looked at
 _LEAST_FORCED = 3  # tokens: fewer are not worth a message, and the steps that change for it
 
 Step: TypeAlias = tuple[int, int, int]  # worker, epoch, step id
@@ -47,15 +55,29 @@ class _Followed:
         """Of the token that the matcher says something about."""
         return len(self.tokens) + len(self.ahead)
 
+    def token(self, position: int) -> int:
+        """A token that the matcher has taken."""
+        known = len(self.tokens)
+        return self.tokens[position] if position < known else self.ahead[position - known]
+
+
+_Entry: TypeAlias = tuple[_Followed | None, _Want]  # None: anything is allowed
+_Asked: TypeAlias = tuple[int, _Followed, LLMatcher, int]  # row of a batch, request, its matcher, position
+
 
 class Follower:
     """All constrained requests. A request that is not among them has ended, or failed: anything is allowed to it."""
 
-    def __init__(self, tokens: Tokens) -> None:
+    def __init__(self, tokens: Tokens, suspect: Suspect) -> None:
         self._tokens = tokens
+        self._suspect = suspect
         self._requests: dict[int, _Followed] = {}
-        self._ready: deque[tuple[_Followed | None, _Want]] = deque()  # None: anything is allowed
-        self._slow: deque[tuple[_Followed | None, _Want]] = deque()  # the same, of matchers that take long
+        self._ready: list[_Entry] = []
+        self._slow: deque[_Entry] = deque()  # of matchers that take long
+        threads = min(_MOST_THREADS, len(os.sched_getaffinity(0)) // 2)  # the others are the workers' and the frontends'
+        self._executor = LLExecutor(threads) if threads > 1 else None
+        # Batches that are still to be measured row by row; all of them, where a predecessor died over several rows.
+        self._careful = sys.maxsize if suspect.last == SEVERAL else 0
         self._said: list[Forced | ConstraintFailed] = []
         self._everything = _bits(tokens.num_words, range(tokens.vocab_size))
         self._ends = _bits(tokens.num_words, tokens.eos_ids)
@@ -70,13 +92,18 @@ class Follower:
 
     def clear(self) -> None:
         """Forgets everything."""
-        self.__init__(self._tokens)  # type: ignore[misc]
+        self._requests.clear()
+        self._ready.clear()
+        self._slow.clear()
+        self._said.clear()
 
     # what is told
 
     def constrain(self, request_id: int, min_tokens: int, token_ids: Sequence[int]) -> None:
         """A request whose matcher comes later. `token_ids`: its output so far."""
         self._requests[request_id] = _Followed(request_id, min_tokens, list(token_ids))
+        if request_id == self._suspect.culprit:
+            self.fail(request_id, "it ended the processes that followed it")
 
     def begin(self, request_id: int, matcher: LLMatcher) -> None:
         """The matcher of a request, at its beginning and nobody else's."""
@@ -84,10 +111,9 @@ class Follower:
         if request is None:
             return
         request.matcher = matcher
-        for token_id in request.tokens:
-            if not self._consume(request, token_id):
-                return
-        self._wake(request)
+        if all(self._consume(request, token_id) for token_id in request.tokens):
+            self._wake(request)
+        self._suspect.end()
 
     def fail(self, request_id: int, message: str) -> None:
         """A request cannot be followed."""
@@ -124,6 +150,7 @@ class Follower:
                 continue
             if request.waiting:
                 self._wake(request)
+        self._suspect.end()
 
     def want(self, message: WantMasks) -> None:
         """Rows of a step want masks."""
@@ -148,22 +175,18 @@ class Follower:
 
     def masks(self) -> list[tuple[int, StepMasks]]:
         """(worker, masks) of what is wanted and can be said by now: everything that is quick, or one mask that is not."""
-        batch: list[tuple[_Followed | None, _Want]] = []
-        while self._ready:
-            batch.append(self._ready.popleft())
+        batch, self._ready = self._ready, []
         if not batch and self._slow:
             batch.append(self._slow.popleft())
-        rows = np.empty((len(batch), self._tokens.num_words), np.int32)
-        by_step: dict[Step, tuple[list[int], list[int]]] = {}
-        for index, (request, want) in enumerate(batch):
-            self._write(request, want, rows[index])
-            indices, numbers = by_step.setdefault(want.step, ([], []))
-            indices.append(index)
-            numbers.append(want.row)
-        return [
-            (worker, StepMasks(epoch, step_id, pack_int32(numbers), rows[indices].tobytes()))
-            for (worker, epoch, step_id), (indices, numbers) in by_step.items()
-        ]
+        batch.sort(key=lambda entry: entry[1].step)
+        rows = self._compute(batch)
+        messages, begin = [], 0
+        for (worker, epoch, step_id), entries in itertools.groupby(batch, lambda entry: entry[1].step):
+            numbers = [want.row for _, want in entries]
+            end = begin + len(numbers)
+            messages.append((worker, StepMasks(epoch, step_id, pack_int32(numbers), rows[begin:end].tobytes())))
+            begin = end
+        return messages
 
     # within
 
@@ -183,52 +206,93 @@ class Follower:
         """The matcher takes a token; False: it does not, and the request has failed."""
         matcher = request.matcher
         assert matcher is not None
-        if matcher.is_stopped() or matcher.consume_token(token_id):  # behind an end, the engine may be told to go on with ends
+        self._suspect.begin(request.request_id)
+        if matcher.consume_token(token_id):  # behind an end, the engine may be told to go on with ends, which it takes too
             return True
         self.fail(request.request_id, f"the output left the grammar: {_first_line(matcher.get_error())}")
         return False
 
-    def _write(self, request: _Followed | None, want: _Want, row: Int32Array) -> None:
-        """The mask of one row."""
-        if request is None or request.request_id not in self._requests:
-            row[:] = self._everything
+    def _compute(self, batch: list[_Entry]) -> Int32Array:
+        """The mask of each row: int32, shape [rows, words]."""
+        rows = np.empty((len(batch), self._tokens.num_words), np.int32)
+        asked: list[_Asked] = []
+        first: dict[int, int] = {}  # request -> the row that is asked for
+        copies: list[tuple[int, int]] = []  # rows that are wanted a second time
+        for index, (request, want) in enumerate(batch):
+            if request is None or request.request_id not in self._requests:
+                rows[index] = self._everything
+            elif want.position < request.position:
+                rows[index] = 0
+                token_id = request.token(want.position)
+                rows[index].view(np.uint32)[token_id // 32] = 1 << token_id % 32
+            elif request.request_id in first:
+                copies.append((index, first[request.request_id]))
+            elif request.matcher is not None:
+                first[request.request_id] = index
+                asked.append((index, request, request.matcher, want.position))
+        if asked:
+            self._ask(asked, rows)
+        for index, other in copies:
+            rows[index] = rows[other]
+        return rows
+
+    def _ask(self, asked: list[_Asked], rows: Int32Array) -> None:
+        """Writes the masks that only matchers know, and looks ahead of them."""
+        self._fill(asked, rows)
+        # A mask with bits in several of these words leaves a choice, and needs no second look.
+        several = np.count_nonzero(rows[:, ::_SAMPLED], axis=1) > 1
+        for index, request, matcher, position in asked:
+            try:
+                self._tokens.check(matcher, rows[index])
+            except GrammarError as error:
+                rows[index] = self._everything
+                self.fail(request.request_id, str(error))
+                continue
+            if position < request.min_tokens:
+                self._hold_back_the_end(rows[index])
+            elif not several[index] and not request.ahead:
+                self._look_ahead(request)
+        self._suspect.end()
+
+    def _fill(self, asked: list[_Asked], rows: Int32Array) -> None:
+        """Has the matchers write their masks, on several threads where that pays."""
+        begin, size = rows.ctypes.data, rows.strides[0]
+        if self._executor is not None and len(asked) >= _TOGETHER and not self._careful:
+            began = now_ns()
+            self._suspect.begin(SEVERAL)
+            self._executor.unsafe_compute_mask_ptr([(matcher, index) for index, _, matcher, _ in asked], begin, size, len(rows))
+            if now_ns() - began > _SLOW_NS + len(asked) * _SLOW_NS // _TOGETHER:
+                self._careful = _CAREFUL_BATCHES
             return
-        behind = request.position - want.position
-        if behind > 0:
-            known = len(request.tokens)
-            token_id = request.tokens[want.position] if want.position < known else request.ahead[want.position - known]
-            row[:] = 0
-            row.view(np.uint32)[token_id // 32] = 1 << token_id % 32
-            return
-        matcher = request.matcher
-        assert matcher is not None
-        began = now_ns()
-        try:
-            self._tokens.fill(matcher, row)
-            if want.position < request.min_tokens and (row & ~self._ends).any():
-                row &= ~self._ends
-        except GrammarError as error:
-            row[:] = self._everything
-            self.fail(request.request_id, str(error))
-            return
-        request.cost_ns = now_ns() - began
-        if not request.ahead and want.position >= request.min_tokens:
-            self._look_ahead(request)
+        self._careful = max(0, self._careful - 1)
+        before = now_ns()
+        for index, request, matcher, _ in asked:
+            self._suspect.begin(request.request_id)
+            matcher.unsafe_compute_mask_ptr(begin + index * size, size)
+            after = now_ns()
+            request.cost_ns = after - before
+            before = after
+
+    def _hold_back_the_end(self, row: Int32Array) -> None:
+        without = row & ~self._ends
+        if without.any():
+            row[:] = without
 
     def _look_ahead(self, request: _Followed) -> None:
         """Takes the tokens that must come next, where there are several."""
         matcher = request.matcher
         assert matcher is not None
+        self._suspect.begin(request.request_id)
         forced = matcher.compute_ff_tokens()
         if len(forced) < _LEAST_FORCED:
             return
-        row = np.empty(self._tokens.num_words, np.int32)
         for token_id in forced:
             # That the next text is certain does not mean that its tokens are: only a mask of one token does.
-            self._tokens.fill(matcher, row)
-            if not _is_only(row, token_id):
+            try:
+                if not _is_only(self._tokens.mask(matcher), token_id) or not matcher.consume_token(token_id):
+                    break
+            except GrammarError:  # a limit: the next mask is refused
                 break
-            matcher.consume_token(token_id)
             request.ahead.append(token_id)
         if request.ahead:
             self._said.append(Forced(request.request_id, len(request.tokens), pack_int32(list(request.ahead))))

@@ -28,6 +28,7 @@ from scheduler_proc.grammar.checker import Checker
 from scheduler_proc.grammar.compiler import Compiler
 from scheduler_proc.grammar.desk import Desk
 from scheduler_proc.grammar.follower import Follower
+from scheduler_proc.grammar.suspect import Suspect
 from scheduler_proc.grammar.tokens import Tokens
 
 _LONGEST = 0.1  # seconds to wait at most while grammars are tried: the time of one may be over
@@ -43,7 +44,8 @@ class GrammarLoop:
         self._epoch = spec.epoch
         vocab_size = read_model_facts(config.model_path, config.model_format).vocab_size
         tokens = Tokens(read_vocabulary(directory), vocab_size)
-        self._follower = Follower(tokens)
+        self._suspect = Suspect(directory)
+        self._follower = Follower(tokens, self._suspect)
         self._compiler = Compiler(tokens)
         self._checker = Checker(directory, vocab_size)
         self._desk = Desk(self._checker, self._compiler)
@@ -84,6 +86,7 @@ class GrammarLoop:
 
     def close(self) -> None:
         """Closes every socket, and ends the helper and the thread."""
+        self._suspect.close()
         self._checker.close()
         self._compiler.close()
         self._from_scheduler.close()

@@ -54,22 +54,19 @@ class Tokens:
             raise GrammarError(explain(matcher.get_error()))
         return matcher
 
-    def fill(self, matcher: LLMatcher, row: Int32Array) -> None:
-        """Writes what may come next. `row`: int32, contiguous, shape [num_words], bit b of word w is token 32 w + b.
-
-        Raises GrammarError when a limit is reached, or nothing may come.
-        """
+    def mask(self, matcher: LLMatcher) -> Int32Array:
+        """What may come next: int32, shape [num_words], bit b of word w is token 32 w + b. Raises as `check`."""
+        row = np.empty(self.num_words, np.int32)
         matcher.unsafe_compute_mask_ptr(row.ctypes.data, row.nbytes)
+        self.check(matcher, row)
+        return row
+
+    def check(self, matcher: LLMatcher, row: Int32Array) -> None:
+        """Looks at a mask that the matcher wrote. Raises GrammarError when a limit was reached, or nothing may come."""
         if matcher.is_error():
             raise GrammarError(explain(matcher.get_error()))
-        if not row.any():
+        if not row[0] and not row.any():
             raise GrammarError("nothing can follow here")
-
-    def mask(self, matcher: LLMatcher) -> Int32Array:
-        """What may come next, in an array of its own. Raises as `fill`."""
-        row = np.empty(self.num_words, np.int32)
-        self.fill(matcher, row)
-        return row
 
     def spell(self, text: str) -> str:
         """Lark for a constant text, in which control tokens may be named: they are no text to the library."""

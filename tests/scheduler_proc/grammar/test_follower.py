@@ -2,7 +2,9 @@
 
 import json
 import random
+import tempfile
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,6 +16,7 @@ from protocol.codec import Int32Array, pack_int32, pack_uint64, unpack_int32
 from protocol.grammar_messages import Advance, ConstraintFailed, Forced, WantMasks
 from protocol.params import Grammar
 from scheduler_proc.grammar.follower import Follower
+from scheduler_proc.grammar.suspect import SEVERAL, Suspect
 from scheduler_proc.grammar.tokens import Tokens
 from tests.scheduler_proc.grammar.accepting import allowed
 
@@ -51,7 +54,8 @@ class Desk:
 
     def __init__(self, tokens: Tokens) -> None:
         self.tokens = tokens
-        self.follower = Follower(tokens)
+        with tempfile.TemporaryDirectory() as run_dir:
+            self.follower = Follower(tokens, Suspect(run_dir))
         self.step = 0
         self.forced: dict[int, list[Forced]] = {}
         self.failed: list[ConstraintFailed] = []
@@ -240,3 +244,40 @@ def test_behind_the_end_there_is_nothing_but_ends(tokens: Tokens, tokenizer: Tok
         assert allowed(desk.masks()[step, 0]) == sorted(tokens.eos_ids)
         desk.advance(row, tokens.eos_ids[0])
     assert not desk.failed
+
+
+def test_a_mask_that_is_wanted_twice_is_the_same(tokens: Tokens) -> None:
+    """As the scheduler wants again what a predecessor may have said."""
+    desk = Desk(tokens)
+    rows = [Row(number, GRAMMARS[0]) for number in range(20)]
+    for row in rows:
+        desk.add(row)
+    first, second = desk.want(rows), desk.want(rows)
+    masks = desk.masks()
+    assert len(masks) == 40
+    assert all((masks[first, index] == masks[second, index]).all() for index in range(20))
+
+
+def test_a_request_that_several_processes_died_over_is_failed(tokens: Tokens, tmp_path: Path) -> None:
+    for deaths in range(4):
+        suspect = Suspect(str(tmp_path))
+        assert suspect.last == (7 if deaths else None)
+        assert suspect.culprit == (7 if deaths >= 2 else None)
+        suspect.begin(5)
+        suspect.begin(7)  # and that is its end
+    follower = Follower(tokens, Suspect(str(tmp_path)))
+    follower.constrain(7, 0, [])
+    assert [said.request_id for said in follower.said() if isinstance(said, ConstraintFailed)] == [7]
+
+
+def test_a_death_at_rest_or_over_somebody_else_accuses_nobody(tmp_path: Path) -> None:
+    for request_id in (1, 2, 1, 2):
+        suspect = Suspect(str(tmp_path))
+        assert suspect.culprit is None
+        suspect.begin(request_id)
+    suspect = Suspect(str(tmp_path))
+    suspect.begin(SEVERAL)
+    assert Suspect(str(tmp_path)).culprit is None
+    suspect.begin(1)
+    suspect.end()
+    assert Suspect(str(tmp_path)).last is None
