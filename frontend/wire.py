@@ -42,6 +42,7 @@ class TextPrompt(Message, frozen=True, tag="text"):
 
     text: str
     add_special_tokens: bool = True
+    suffix: str | None = None  # what comes behind the answer, for models that can fill in a gap
 
 
 class Tool(Message, frozen=True):

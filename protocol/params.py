@@ -39,6 +39,7 @@ class SamplingParams(
     `max_tokens=None` generates to the end of the answer or of the context. A `temperature` below 1e-5 is greedy. `top_k=0`
     and `-1` switch top-k off. `logprobs=k` returns the log-probability of each chosen token and of the k most likely ones,
     `prompt_logprobs=k` those of each token of the prompt but the first; with it, `max_tokens` may be 0.
+    `truncate_prompt_tokens=k` leaves of the prompt its last k tokens, -1 as many as the context has room for.
 
     `logit_bias` adds to the logits of tokens, -100 rules one out. `allowed_token_ids` rules out all others. No output contains
     one of `bad_words`: the last token of one is ruled out where the output ends with those before it.
@@ -68,6 +69,7 @@ class SamplingParams(
     allowed_token_ids: list[int] | None = None
     bad_words: list[str] = []
     prompt_logprobs: int | None = None
+    truncate_prompt_tokens: int | None = None
 
 
 class EngineParams(msgspec.Struct, frozen=True, array_like=True):
@@ -146,6 +148,8 @@ def check(params: SamplingParams, vocab_size: int) -> None:
         )
     for token_id in params.stop_token_ids:
         _between("stop_token_ids", token_id, 0, vocab_size - 1)
+    if params.truncate_prompt_tokens is not None:
+        _between("truncate_prompt_tokens", params.truncate_prompt_tokens, -1, 2**31 - 1)
     if len(params.logit_bias) > MAX_LOGIT_BIAS:
         raise ParameterError("logit_bias", f"logit_bias: at most {MAX_LOGIT_BIAS} tokens, not {len(params.logit_bias)}")
     for token_id, bias in params.logit_bias.items():

@@ -43,6 +43,7 @@ class SamplingFields(TypedDict, total=False):
     allowed_token_ids: list[int] | None
     bad_words: list[str]
     prompt_logprobs: int | None
+    truncate_prompt_tokens: int | None
 
 
 def merged(params: Params, fields: SamplingFields) -> Params:

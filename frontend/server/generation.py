@@ -213,6 +213,17 @@ class TextGeneration:
         return None if by_end else delta.stop_token_id
 
 
+def _kept(params: SamplingParams, limit: int) -> int | None:
+    """How many tokens `truncate_prompt_tokens` leaves of a prompt; `limit`: of the context."""
+    asked = params.truncate_prompt_tokens
+    if asked is None:
+        return None
+    if asked != -1 and not 1 <= asked < limit:
+        text = f"truncate_prompt_tokens must be -1, or between 1 and {limit - 1}, so that the context has room for one more"
+        raise InvalidRequest(text, "truncate_prompt_tokens")
+    return asked if asked > 0 else max(1, limit - max(1, params.max_tokens or 1))
+
+
 def _token_logprob(token_id: int, found: TopLogprobs, wanted: int, text: TokenText) -> TokenLogprob:
     ids = unpack_int32(found.token_ids_i32)[:wanted].tolist()
     values = [_finite(value) for value in unpack_float32(found.logprobs_f32)[:wanted].tolist()]
@@ -252,14 +263,12 @@ class TextEngine:
         return self.router.capacity
 
     async def encode(self, asked: Sequence[Asked], params: SamplingParams | None = None) -> list[Prompt]:
-        """Token ids of each prompt. `params`: of the outputs, where there will be any: see `check`.
+        """Token ids of each prompt. `params`: of the outputs, where there will be any: they may want less of it.
 
-        Raises InvalidRequest on what is no prompt, or cannot fit, and what `check` raises.
+        Raises InvalidRequest on what is no prompt, or cannot fit.
         """
-        prompts = await self.prompts.encode(asked, self.capacity.max_model_len)
-        if params is not None:
-            await self.check(params)
-        return prompts
+        keep = None if params is None else _kept(params, self.capacity.max_model_len)
+        return await self.prompts.encode(asked, self.capacity.max_model_len, keep)
 
     async def check(self, params: SamplingParams) -> None:
         """Returns when the grammar of the outputs can be followed, if they have one. Raises what `Grammars.check` raises."""

@@ -2,16 +2,17 @@
 
 import asyncio
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeAlias, TypeVar
 
+import msgspec
 import numpy as np
 
 from frontend.errors import CONTEXT_LENGTH_EXCEEDED, InvalidRequest
 from frontend.server.text.control_tokens import MESSAGES, TOOLS
 from frontend.server.text.conversation import templated
 from frontend.server.text.rendering.renderer import Renderer, render_job
-from frontend.server.text.tokenizer import Tokenizer, check_characters
+from frontend.server.text.tokenizer import Tokenizer, check_characters, last_characters
 from frontend.server.text.tools.formats import described
 from frontend.wire import TEMPLATE_ARGUMENTS, ChatTurn, Conversation, TextPrompt, TokenPrompt
 from protocol.codec import Int32Array, unpack_int32
@@ -54,22 +55,39 @@ class Prompts:
         self._renderer = renderer
         self._rewrites_tools = rewrites_tools
 
-    async def encode(self, asked: Sequence[Asked], limit: int) -> list[Prompt]:
-        """Token ids of each prompt, off the event loop where that takes long. `limit`: tokens of context.
+    async def encode(self, asked: Sequence[Asked], limit: int, keep: int | None = None) -> list[Prompt]:
+        """Token ids of each prompt, off the event loop where that takes long. `limit`: tokens of context. `keep`: how many of the
+        last ones are left of a longer one.
 
         Raises InvalidRequest on what is no prompt, or cannot fit.
         """
         ready = [await self._rendered(one, limit) if isinstance(one, Conversation) else one for one in asked]
-        return await off_loop(sum(map(_size, ready)), lambda: [self.encode_now(one, limit) for one in ready])
+        return await off_loop(sum(map(_size, ready)), lambda: [self.encode_now(one, limit, keep) for one in ready])
 
-    def encode_now(self, asked: TextPrompt | TokenPrompt | list[int] | _RenderedPrompt, limit: int) -> Prompt:
+    def encode_now(
+        self, asked: TextPrompt | TokenPrompt | list[int] | _RenderedPrompt, limit: int, keep: int | None = None
+    ) -> Prompt:
         """Token ids of one prompt; thread-safe. Raises as `encode`."""
+        if keep is None:
+            return self._encode(asked, limit)
+        match asked:
+            case TextPrompt(text):  # what lies so far ahead is no part of the last tokens
+                asked = msgspec.structs.replace(asked, text=last_characters(text, keep))
+            case list():
+                asked = asked[-keep:]
+        prompt = self._encode(asked, limit)
+        return replace(prompt, token_ids=prompt.token_ids[-keep:])
+
+    def _encode(self, asked: TextPrompt | TokenPrompt | list[int] | _RenderedPrompt, limit: int) -> Prompt:
         match asked:
             case TokenPrompt(token_ids_i32):
                 try:
                     return Prompt(unpack_int32(token_ids_i32))
                 except ProtocolError as error:
                     raise InvalidRequest(str(error), "prompt") from error
+            case TextPrompt(text, add_special_tokens, str() as suffix):
+                ids = self._tokenizer.encode_around(text, suffix, add_special_tokens=add_special_tokens, limit=limit)
+                return Prompt(_packed(ids))
             case TextPrompt(text, add_special_tokens):
                 return Prompt(_packed(self._tokenizer.encode(text, add_special_tokens=add_special_tokens, limit=limit)))
             case _RenderedPrompt(text, fence, add_special_tokens):
@@ -131,7 +149,9 @@ def _packed(token_ids: list[int]) -> Int32Array:
 
 def _size(asked: Asked | _RenderedPrompt) -> int:
     match asked:
-        case TextPrompt(text) | _RenderedPrompt(text):
+        case TextPrompt(text, _, suffix):
+            return len(text) + len(suffix or "")
+        case _RenderedPrompt(text):
             return len(text)
         case Conversation(turns):
             size = _PIECE * (len(turns) + 10 * len(asked.tools))

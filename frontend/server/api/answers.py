@@ -33,7 +33,7 @@ class Answer(ABC):
         # The wall clock: this is for people, and nothing is computed from it.
         self._head = {"id": f"{id_prefix}-{current_name()}", "object": kind, "created": int(time.time()), "model": model}
         self._open = _json(self._head)[:-1] + b',"choices":[{"index":'
-        self._n = asked.choices
+        self._n, self._num_outputs = asked.choices, asked.outputs  # of each prompt: shown, and generated
         self._token_ids = asked.return_token_ids is True
         options = asked.stream_options
         self._wants_usage = options is not None and options.include_usage is True
@@ -57,6 +57,10 @@ class Answer(ABC):
     @abstractmethod
     def logprobs(self, index: int, tokens: list[TokenLogprob], *, first: bool) -> dict[str, object] | None:
         """Log-probabilities of choice `index` in the format of the route; None where not asked. `first`: they begin the choice."""
+
+    def chosen(self, outputs: Sequence[Output]) -> list[int]:
+        """Indices of the outputs that a whole answer shows as its choices, in their order."""
+        return list(range(len(outputs)))
 
     def about_prompt(self, generations: Sequence[TextGeneration]) -> dict[str, object]:
         """Members of a whole answer that concern its prompt alone."""
@@ -101,9 +105,10 @@ class Answer(ABC):
 
     def whole(self, generations: Sequence[TextGeneration], outputs: Sequence[Output]) -> bytes:
         """The answer to a request that does not stream."""
-        choices = [self._choice(index, generations[index], output) for index, output in enumerate(outputs)]
+        chosen = enumerate(self.chosen(outputs))
+        choices = [self._choice(index, generations[output], outputs[output]) for index, output in chosen]
         more = self.about_prompt(generations)
-        return _json({**self._head, "choices": choices, "usage": jobs.usage(generations, self._n), **more})
+        return _json({**self._head, "choices": choices, "usage": jobs.usage(generations, self._num_outputs), **more})
 
     def _choice(self, index: int, generation: TextGeneration, output: Output) -> dict[str, object]:
         choice = {

@@ -21,6 +21,7 @@ from frontend.server.text.tokenizer import Tokenizer
 from frontend.server.text.tools.calling import Calling
 from frontend.server.text.tools.events import Arguments, CallBegun, CallEnded, Content, Event, Reasoning, put_together
 from protocol.messages import FinishReason
+from protocol.params import SamplingParams
 
 _json = msgspec.json.encode
 
@@ -44,7 +45,7 @@ async def begin(request: Request, asked: ChatRequest) -> list[TextGeneration]:
     refuse_unsupported(asked)
     max_tokens = asked.max_tokens if asked.max_completion_tokens is None else asked.max_completion_tokens
     params = asked.sampling(max_tokens=max_tokens, logprobs=_candidates(asked))
-    prompt, calling = await prompt_of(engine, asked)
+    prompt, calling = await prompt_of(engine, asked, params)
     reading = engine.dialect.reading(calling, prompt.tail)
     if reading is not None:
         structured = await off_loop(_size(calling), lambda: reading.grammar_for(params.structured))
@@ -59,12 +60,16 @@ async def begin(request: Request, asked: ChatRequest) -> list[TextGeneration]:
         raise InvalidRequest(str(error), names.get(error.param or "", error.param), error.code) from error
 
 
-async def prompt_of(engine: TextEngine, asked: ChatRequest) -> tuple[Prompt, Calling | None]:
-    """The conversation as the model reads it, and what it may call. Raises InvalidRequest naming the field at fault."""
+async def prompt_of(engine: TextEngine, asked: ChatRequest, params: SamplingParams | None = None) -> tuple[Prompt, Calling | None]:
+    """The conversation as the model reads it, and what it may call. `params`: of the answers, where there will be any.
+
+    Raises InvalidRequest naming the field at fault.
+    """
     tools = tools_of(asked.tools, asked.functions)
     parallel = asked.parallel_tool_calls is not False and (bool(asked.tools) or not asked.functions)
     calling = calling_of(tools, asked.tool_choice, asked.function_call, parallel=parallel)
-    (prompt,) = await engine.encode([await jobs.conversation(engine, asked, () if calling is None else calling.tools)])
+    conversation = await jobs.conversation(engine, asked, () if calling is None else calling.tools)
+    (prompt,) = await engine.encode([conversation], params)
     return prompt, calling
 
 

@@ -58,6 +58,7 @@ FIELDS: dict[str, dict[str, Any]] = {
     "prompt_logprobs": _field(
         "Likely tokens to list beside each token of the prompt; not in streams.", minimum=0, maximum=MAX_LOGPROBS
     ),
+    "truncate_prompt_tokens": _field("How many last tokens of a prompt are left of it; -1: as many as have room.", minimum=-1),
     "response_format": _field(
         "What the answer must be: {'type': 'json_object'}, {'type': 'json_schema', 'json_schema': {'name': …, 'schema': …}}, "
         "{'type': 'structural_tag', …}, or {'type': 'text'}."
@@ -78,7 +79,10 @@ FIELDS: dict[str, dict[str, Any]] = {
     "stream_options": _field("What a stream tells besides."),
     "top_logprobs": _field("Likely tokens to list beside each token.", minimum=0, maximum=MAX_LOGPROBS),
     "echo": _field("The prompt comes before the answer."),
-    "best_of": _field("As many as n.", minimum=1, maximum=MAX_CHOICES),
+    "suffix": _field("A text behind the answer, which fills the gap between prompt and suffix. Only with models of code."),
+    "best_of": _field(
+        "So many are generated, and the n most likely ones shown. As many as n without it.", minimum=1, maximum=MAX_CHOICES
+    ),
     "add_generation_prompt": _field("The template opens an answer of the assistant. True, unless continue_final_message is."),
     "continue_final_message": _field("The last message is left open, and the answer goes on in it."),
     "chat_template_kwargs": _field("Variables of the chat template that clients may set; others are ignored."),

@@ -66,7 +66,7 @@ async def conversation(engine: TextEngine, asked: ChatRequest | TokenizeRequest,
 
 async def encode(engine: TextEngine, wanted: Sequence[Asked], asked: GenerationRequest, params: SamplingParams) -> list[Prompt]:
     """See `TextEngine.encode`. Raises what `check` raises."""
-    prompts = await engine.encode(wanted)
+    prompts = await engine.encode(wanted, params)
     await check(engine, asked, params)
     return prompts
 

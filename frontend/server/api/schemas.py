@@ -68,6 +68,7 @@ class GenerationRequest(msgspec.Struct, frozen=True, kw_only=True):
     allowed_token_ids: list[int] | None = None
     bad_words: list[str] | None = None
     prompt_logprobs: int | None = None
+    truncate_prompt_tokens: int | None = None
     priority: int | None = None
     cache_salt: str | None = None
     add_special_tokens: bool | None = None
@@ -83,12 +84,10 @@ class GenerationRequest(msgspec.Struct, frozen=True, kw_only=True):
     guided_choice: msgspec.Raw = _ABSENT
     guided_grammar: msgspec.Raw = _ABSENT
 
-    truncate_prompt_tokens: msgspec.Raw = _ABSENT
     use_beam_search: msgspec.Raw = _ABSENT
     length_penalty: msgspec.Raw = _ABSENT
 
     unsupported: ClassVar[tuple[str, ...]] = (
-        "truncate_prompt_tokens",
         "use_beam_search",
         "length_penalty",
     )
@@ -97,6 +96,11 @@ class GenerationRequest(msgspec.Struct, frozen=True, kw_only=True):
     def choices(self) -> int:
         """How many outputs each prompt gets."""
         return 1 if self.n is None else self.n
+
+    @property
+    def outputs(self) -> int:
+        """How many outputs are generated for each prompt; the best ones are its choices."""
+        return self.choices
 
     def sampling(self, *, max_tokens: int | None, logprobs: int | None) -> SamplingParams:
         """The engine's parameters; what is null here takes its default there. Not yet checked for range."""
@@ -124,10 +128,15 @@ class CompletionRequest(GenerationRequest, frozen=True, kw_only=True):
     logprobs: int | None = None
     echo: bool | None = None
     best_of: int | None = None
-    suffix: msgspec.Raw = _ABSENT
+    suffix: str | None = None
     prompt_embeds: msgspec.Raw = _ABSENT
 
-    unsupported: ClassVar[tuple[str, ...]] = (*GenerationRequest.unsupported, "suffix", "prompt_embeds")
+    unsupported: ClassVar[tuple[str, ...]] = (*GenerationRequest.unsupported, "prompt_embeds")
+
+    @property
+    def outputs(self) -> int:
+        """See GenerationRequest."""
+        return self.choices if self.best_of is None else self.best_of
 
 
 class ContentPart(msgspec.Struct, frozen=True):

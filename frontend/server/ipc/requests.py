@@ -130,6 +130,7 @@ class Requests:
         generations: list[TextGeneration] = []
         try:
             (prompt,) = await self._engine.encode([submit.prompt], params)
+            await self._engine.check(params)
             if request_id not in self._running:  # cancelled while a long text was tokenized
                 return
             if submit.stream and params.prompt_logprobs is not None:
@@ -143,7 +144,8 @@ class Requests:
             if self._running.pop(request_id, None) is not None:
                 self._say(refused(request_id, error))
             return
-        if not isinstance(submit.prompt, TokenPrompt) or request.max_tokens_clipped is not None:
+        changed = request.max_tokens_clipped is not None or params.truncate_prompt_tokens is not None
+        if not isinstance(submit.prompt, TokenPrompt) or changed:
             self._say(Accepted(request_id, pack_int32(prompt.token_ids), request.max_tokens_clipped))
         self._running[request_id] = list(generations)
         for index, generation in enumerate(generations):

@@ -11,6 +11,7 @@ from tokenizers import Tokenizer as FastTokenizer
 from frontend.errors import CONTEXT_LENGTH_EXCEEDED, InvalidRequest
 from frontend.server.text.control_tokens import ControlTokens
 from frontend.server.text.encoding import token_ids
+from frontend.server.text.fill_in import FillIn, fill_in_of_gguf, find_fill_in
 from frontend.server.text.gguf_tokenizer import build_from_gguf
 from frontend.server.text.token_bytes import TokenBytes
 from frontend.server.text.tokenizer_files import chat_template, gguf_template, read_settings, tokenizer_json
@@ -35,8 +36,13 @@ class SpecialTokens:
 class Tokenizer:
     """Encodes prompts and knows the bytes of each token. Stateless after construction; `encode` may run on any thread."""
 
-    def __init__(self, fast: FastTokenizer, special: SpecialTokens, chat_template: str | None) -> None:
-        """Raises ModelError when the decoder is of a kind that cannot be run token by token."""
+    def __init__(
+        self, fast: FastTokenizer, special: SpecialTokens, chat_template: str | None, fill_in: FillIn | None = None
+    ) -> None:
+        """`fill_in`: None where the texts of the tokens tell.
+
+        Raises ModelError when the decoder is of a kind that cannot be run token by token.
+        """
         fast.no_truncation()
         fast.no_padding()
         self._fast = fast
@@ -47,6 +53,7 @@ class Tokenizer:
         self.bytes_without_special = TokenBytes(fast, hidden=self.special_ids)
         ends = special.eos_ids if special.bos_id is None else (*special.eos_ids, special.bos_id)
         self._control_ids = self.special_ids.union(ends)
+        self.fill_in = fill_in or find_fill_in(fast.token_to_id)
         self.control = ControlTokens(fast, self._control_ids)
 
     @property
@@ -85,6 +92,24 @@ class Tokenizer:
         except (TypeError, UnicodeEncodeError) as error:
             raise InvalidRequest("the text holds lone surrogates, which no encoding of Unicode allows", field) from error
 
+    def encode_around(self, prefix: str, suffix: str, *, add_special_tokens: bool = True, limit: int | None = None) -> list[int]:
+        """Token ids of a prompt whose gap, between these, the model is to fill. Raises InvalidRequest as `encode`, and where the
+        model has no tokens for that."""
+        if self.fill_in is None:
+            text = "suffix: this model's vocabulary has no tokens for what is to be filled in between prompt and suffix"
+            raise InvalidRequest(text, "suffix", "unsupported_parameter")
+        before = self.added_at_ends[0] if add_special_tokens else []
+        first = self.encode(prefix, add_special_tokens=False, limit=limit)
+        return [*before, *self.fill_in.around(first, self._encode_within(suffix, limit=limit, field="suffix"))]
+
+    def _encode_within(self, text: str, *, limit: int | None, field: str) -> list[int]:
+        """Token ids of a text that does not begin one: without the space that SentencePiece puts before every text."""
+        if not self.bytes.begins_otherwise:
+            return self.encode(text, add_special_tokens=False, limit=limit, field=field)
+        ids = self.encode("\n" + text, add_special_tokens=False, limit=limit, field=field)
+        first = next((index for index, token_id in enumerate(ids) if self.bytes[token_id] == b"\n"), None)
+        return self.encode(text, add_special_tokens=False, field=field) if first is None else ids[first + 1 :]
+
     @cached_property
     def added_at_ends(self) -> tuple[list[int], list[int]]:
         """The tokens that `add_special_tokens` puts before and after a text."""
@@ -117,6 +142,11 @@ def check_characters(characters: int, limit: int, field: str) -> None:
         raise InvalidRequest(message, field, CONTEXT_LENGTH_EXCEEDED)
 
 
+def last_characters(text: str, tokens: int) -> str:
+    """The end of a text that holds its last tokens, and some more before them, so that these do not tell where it was cut."""
+    return text[-_LONGEST_TOKEN * tokens - _LONGEST_TOKEN :]
+
+
 def load_tokenizer(config: EngineConfig) -> Tokenizer:
     """The tokenizer of the configured model. Raises ModelError naming the file and what is wrong or unsupported."""
     path = Path(config.model_path)
@@ -142,7 +172,7 @@ def _from_gguf(path: Path) -> Tokenizer:
         token_id for key in ("eos", "eot", "eom") if (token_id := _token_id(metadata, key)) is not None and token_id < len(tokens)
     }
     special = SpecialTokens(tuple(sorted(ends)), _token_id(metadata, "bos"), texts)
-    return Tokenizer(fast, special, template)
+    return Tokenizer(fast, special, template, fill_in_of_gguf(metadata, fast.token_to_id, len(tokens)))
 
 
 def _token_id(metadata: dict[str, Value], key: str) -> int | None:

@@ -61,3 +61,39 @@ def test_no_stop_before_the_minimum(http: httpx.Client) -> None:
     assert len(tokens(http, **fields, stop=[" a"])) == 1
     assert len(tokens(http, **fields, stop=[" a"], min_tokens=5)) == 6
     assert tokens(http, **fields, stop_token_ids=[a], min_tokens=3) == [a + 1] * 3 + [a]
+
+
+def test_the_best_of_several_by_the_sum_of_their_log_probabilities(http: httpx.Client) -> None:
+    fields: dict[str, Any] = _ASK | {"allowed_token_ids": [100, 9000, 20000], "logprobs": 0}
+    response = http.post("/v1/completions", json=fields | {"n": 6, "prompt": ["Hello world", "Once"]})
+    choices = response.json()["choices"]
+    ranked = [sorted(choices[first : first + 6], key=lambda choice: -sum(choice["logprobs"]["token_logprobs"])) for first in (0, 6)]
+    answer = http.post("/v1/completions", json=fields | {"n": 2, "best_of": 6, "prompt": ["Hello world", "Once"]}).json()
+    expected = [choice["token_ids"] for mine in ranked for choice in mine[:2]]
+    assert [choice["token_ids"] for choice in answer["choices"]] == expected
+    assert [choice["index"] for choice in answer["choices"]] == [0, 1, 2, 3]
+    assert answer["usage"]["completion_tokens"] == 12 * 12  # all that were generated
+    quiet = http.post("/v1/completions", json=fields | {"n": 1, "best_of": 6, "logprobs": None}).json()
+    assert quiet["choices"][0]["token_ids"] == expected[0] and quiet["choices"][0]["logprobs"] is None
+
+
+@pytest.mark.parametrize("kind", ["ids", "text", "list"])
+def test_long_prompts_are_cut_where_asked(http: httpx.Client, running: RunningEngine, kind: str) -> None:
+    ids = [19556, *([905, 284] * 5000)]
+    prompt: Any = {"ids": ids, "text": running.engine.tokenizer._fast.decode(ids), "list": [ids]}[kind]
+    for asked, length in ((7, 7), (-1, 8192 - 12)):
+        response = http.post("/v1/completions", json=_ASK | {"prompt": prompt, "truncate_prompt_tokens": asked})
+        assert response.status_code == 200, response.text
+        choice = response.json()["choices"][0]
+        assert choice["prompt_token_ids"] == ids[-length:] and choice["finish_reason"] == "length"
+    response = http.post(
+        "/v1/completions", json=_ASK | {"prompt": prompt, "truncate_prompt_tokens": 2, "echo": True, "max_tokens": 0}
+    )
+    assert response.json()["choices"][0]["text"] == running.engine.tokenizer._fast.decode(ids[-2:])
+
+
+def test_conversations_are_cut_too(http: httpx.Client) -> None:
+    body = {"model": "demo", "messages": [{"role": "user", "content": "word " * 9000}], "max_tokens": 2, "return_token_ids": True}
+    assert http.post("/v1/chat/completions", json=body).status_code == 400
+    choice = http.post("/v1/chat/completions", json=body | {"truncate_prompt_tokens": -1}).json()["choices"][0]
+    assert len(choice["prompt_token_ids"]) == 8190
