@@ -16,7 +16,7 @@ from frontend.errors import InvalidRequest
 from frontend.server.grammars import Grammars
 from frontend.server.prompt_scores import PromptLogprobs
 from frontend.server.prompts import Asked, Prompt, Prompts
-from frontend.server.router import Generation, Router, TokenDelta
+from frontend.server.router import Router
 from frontend.server.text.dialect import Dialect, Reading
 from frontend.server.text.output import OutputText, TokenText
 from frontend.server.text.rendering.renderer import Renderer
@@ -24,6 +24,7 @@ from frontend.server.text.tokenizer import Tokenizer
 from frontend.server.text.tools.calling import Calling
 from frontend.server.text.tools.events import Event
 from frontend.server.text_request import TextRequest, prepare
+from frontend.server.token_stream import Generation, TokenDelta
 from protocol.codec import unpack_float32, unpack_int32
 from protocol.config import EngineConfig
 from protocol.messages import EngineReady, FinishReason, TopLogprobs

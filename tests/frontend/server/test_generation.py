@@ -9,9 +9,10 @@ import pytest
 
 from frontend.server.generation import TextDelta, TextGeneration
 from frontend.server.measures import Timeline
-from frontend.server.router import Generation, Router
+from frontend.server.router import Router
 from frontend.server.text.tokenizer import Tokenizer, load_tokenizer
 from frontend.server.text_request import TextRequest
+from frontend.server.token_stream import Generation
 from protocol.codec import pack_float32, pack_int32
 from protocol.messages import Finished, FinishReason, TopLogprobs
 from protocol.params import EngineParams, SamplingParams

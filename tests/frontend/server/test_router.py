@@ -11,7 +11,8 @@ import pytest
 
 from frontend.errors import EngineUnavailable, Overloaded, ShuttingDown
 from frontend.server import router as router_module
-from frontend.server.router import Generation, Router
+from frontend.server.router import Router
+from frontend.server.token_stream import Generation
 from protocol.channel import Receiver, Sender
 from protocol.clock import now_ns
 from protocol.codec import pack_int32, pack_uint64, unpack_int32

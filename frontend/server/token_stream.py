@@ -1,0 +1,138 @@
+"""The tokens of one request as they come from the scheduler, for whoever reads them."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from typing import Protocol
+
+from frontend.server.measures import Timeline
+from frontend.server.prompt_scores import PromptLogprobs
+from protocol.codec import unpack_int32
+from protocol.errors import EngineError
+from protocol.messages import Finished, FinishReason, TopLogprobs
+
+
+@dataclass(slots=True)
+class TokenDelta:
+    """Tokens of one request that came since the last delta. The one with a finish reason is the last."""
+
+    token_ids: list[int]
+    logprobs: list[TopLogprobs]  # one per token, where asked
+    finish_reason: FinishReason | None = None
+    stop_token_id: int = -1
+    num_cached_tokens: int = 0  # of the prompt; the same in each delta
+    message: str = ""
+
+
+class Aborts(Protocol):
+    """The router, as a request sees it."""
+
+    def abort(self, generation: "Generation", reason: FinishReason) -> None:
+        """Forgets a request and tells the scheduler."""
+
+
+class Generation:
+    """One request in the engine: an async iterator of TokenDelta. Tokens merge while nobody reads.
+
+    It raises what `Router.fail_all` was given, behind the tokens that came before.
+    """
+
+    __slots__ = (
+        "_error",
+        "_finished",
+        "_logprobs",
+        "_over",
+        "_router",
+        "_token_ids",
+        "_waiter",
+        "num_cached_tokens",
+        "request_id",
+        "scores",
+        "timeline",
+    )
+
+    def __init__(self, router: Aborts, request_id: int, timeline: Timeline, scores: PromptLogprobs | None = None) -> None:
+        """`scores`: what takes those of the prompt."""
+        self.request_id = request_id
+        self.timeline = timeline
+        self.scores = scores
+        self.num_cached_tokens = 0  # of the prompt, known with the first token
+        self._router = router
+        self._token_ids: list[int] = []
+        self._logprobs: list[TopLogprobs] = []
+        self._finished: Finished | None = None
+        self._error: EngineError | None = None
+        self._waiter: asyncio.Future[None] | None = None
+        self._over = False
+
+    def __aiter__(self) -> AsyncIterator[TokenDelta]:
+        return self
+
+    async def __anext__(self) -> TokenDelta:
+        if self._over:
+            raise StopAsyncIteration
+        while not self._token_ids and self._finished is None:
+            if self._error is not None:
+                self._over = True
+                raise self._error.with_traceback(None)  # the error is shared, its traceback is not
+            self._waiter = asyncio.get_running_loop().create_future()
+            try:
+                await self._waiter
+            finally:
+                self._waiter = None
+            if self._over:
+                raise StopAsyncIteration
+        return self._take()
+
+    def cancel(self, reason: FinishReason = "abort") -> None:
+        """Aborts the request; nothing follows. Idempotent, and without effect on one that has ended. `reason`: why, in measures."""
+        if self._over:
+            return
+        self._over = True
+        if self._finished is None:
+            self._router.abort(self, reason)
+        self._end_scores()
+        self.wake()
+
+    def push(self, token_id: int, logprobs: TopLogprobs | None) -> None:
+        """The router's: one more token."""
+        self._token_ids.append(token_id)
+        if logprobs is not None:
+            self._logprobs.append(logprobs)
+
+    def finish(self, finished: Finished) -> None:
+        """The router's: nothing follows."""
+        self._finished = finished
+        self._end_scores()
+        self.num_cached_tokens = finished.num_cached_tokens
+        if finished.token_ids_i32:
+            self._token_ids = unpack_int32(finished.token_ids_i32).tolist()
+
+    def count(self) -> Timeline:
+        """The router's: it ends here, with the tokens that came so far."""
+        self.timeline.num_tokens += len(self._token_ids)
+        return self.timeline
+
+    def fail(self, error: EngineError) -> None:
+        """The router's: no further tokens, and no answer."""
+        self._error = error
+        self._end_scores()
+
+    def wake(self) -> None:
+        """The router's: lets the reader see what was pushed."""
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
+
+    def _end_scores(self) -> None:
+        if self.scores is not None:
+            self.scores.end()
+
+    def _take(self) -> TokenDelta:
+        token_ids, self._token_ids = self._token_ids, []
+        logprobs, self._logprobs = self._logprobs, []
+        finished, cached = self._finished, self.num_cached_tokens
+        if finished is None:
+            self.timeline.num_tokens += len(token_ids)
+            return TokenDelta(token_ids, logprobs, num_cached_tokens=cached)
+        self._over = True
+        return TokenDelta(token_ids, logprobs, finished.reason, finished.stop_token_id, cached, finished.message)
