@@ -2,6 +2,8 @@
 
 from tokenizers import Tokenizer
 
+from frontend.server.text.panics import panics_are_errors
+
 _SHORT = 4_000  # characters: a few milliseconds
 
 
@@ -10,7 +12,8 @@ def token_ids(tokenizer: Tokenizer, text: str, *, add_special_tokens: bool) -> l
 
     The library keeps Python's lock while it encodes one text, seconds for a megabyte, but not while it encodes a batch.
     """
-    if len(text) < _SHORT:
-        return tokenizer.encode(text, add_special_tokens=add_special_tokens).ids
-    (encoding,) = tokenizer.encode_batch_fast([text], add_special_tokens=add_special_tokens)
-    return encoding.ids
+    with panics_are_errors():
+        if len(text) < _SHORT:
+            return tokenizer.encode(text, add_special_tokens=add_special_tokens).ids
+        (encoding,) = tokenizer.encode_batch_fast([text], add_special_tokens=add_special_tokens)
+        return encoding.ids

@@ -13,6 +13,7 @@ from frontend.server.text.control_tokens import ControlTokens
 from frontend.server.text.encoding import token_ids
 from frontend.server.text.fill_in import FillIn, fill_in_of_gguf, find_fill_in
 from frontend.server.text.gguf_tokenizer import build_from_gguf
+from frontend.server.text.panics import panics_are_errors
 from frontend.server.text.token_bytes import TokenBytes
 from frontend.server.text.tokenizer_files import chat_template, gguf_template, read_settings, tokenizer_json
 from protocol.config import EngineConfig
@@ -150,7 +151,13 @@ def last_characters(text: str, tokens: int) -> str:
 def load_tokenizer(config: EngineConfig) -> Tokenizer:
     """The tokenizer of the configured model. Raises ModelError naming the file and what is wrong or unsupported."""
     path = Path(config.model_path)
-    return _from_gguf(path) if config.model_format == "gguf" else _from_huggingface(path)
+    try:
+        with panics_are_errors():
+            return _from_gguf(path) if config.model_format == "gguf" else _from_huggingface(path)
+    except ModelError:
+        raise
+    except Exception as error:  # the library raises the base class itself; and nothing but the files could be the cause
+        raise ModelError(f"{path}: cannot build its tokenizer: {error}") from error
 
 
 def _from_gguf(path: Path) -> Tokenizer:
@@ -160,8 +167,6 @@ def _from_gguf(path: Path) -> Tokenizer:
         template = gguf_template(metadata)
     except ModelError as error:
         raise ModelError(f"{path}: {error}") from error
-    except Exception as error:  # the library raises the base class itself
-        raise ModelError(f"{path}: cannot build its tokenizer: {error}") from error
     texts = {}
     for name, key in (("bos", "bos"), ("eos", "eos"), ("unk", "unknown"), ("pad", "padding")):
         token_id = _token_id(metadata, key)
