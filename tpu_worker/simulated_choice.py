@@ -86,10 +86,12 @@ def first_allowed(mask: UInt32Array, vocab_size: int, out: Set[int] = frozenset(
     """The lowest token ids, 16 at most, that a mask [ceil(V / 32)] allows and that are not out: rising."""
     found: list[int] = []
     for word in mask.nonzero()[0][: MOST_CHOICES + len(out)].tolist():  # each of them has one at least
-        bits, first = int(mask[word]), 32 * word
-        found += [first + bit for bit in range(min(32, vocab_size - first)) if bits >> bit & 1 and first + bit not in out]
-        if len(found) >= MOST_CHOICES:
-            return found[:MOST_CHOICES]
+        bits = int(mask[word])
+        while bits and len(found) < MOST_CHOICES:
+            token_id = 32 * word + (bits & -bits).bit_length() - 1
+            bits &= bits - 1
+            if token_id not in out and token_id < vocab_size:
+                found.append(token_id)
     return found
 
 
@@ -107,12 +109,35 @@ def pick_allowed(drawn: UInt64Array, bits: UInt32Array, vocab_size: int) -> Int3
     head = np.ascontiguousarray(bits[:, :_HEAD])
     flags = np.unpackbits(head.view(np.uint8), axis=1, bitorder="little")[:, :vocab_size]
     counts = np.cumsum(flags, axis=1, dtype=np.int32)
-    nth = (drawn % np.uint64(MOST_CHOICES)).astype(np.int32) + 1
+    nth = (drawn % np.uint64(MOST_CHOICES)).astype(np.int32)
     # Where the lowest ids hold all the choices, as where text is free.
-    token_ids: Int32Array = (counts < nth[:, None]).sum(axis=1).astype(np.int32)
-    for row in np.flatnonzero(counts[:, -1] < MOST_CHOICES).tolist():
-        allowed = first_allowed(bits[row], vocab_size)
-        token_ids[row] = allowed[int(drawn[row]) % len(allowed)] if allowed else -1
+    token_ids: Int32Array = (counts <= nth[:, None]).sum(axis=1).astype(np.int32)
+    others = np.flatnonzero(counts[:, -1] < MOST_CHOICES)
+    if len(others):
+        token_ids[others] = _pick_among_few(drawn[others], bits[others], vocab_size)
+    return token_ids
+
+
+def _pick_among_few(drawn: UInt64Array, bits: UInt32Array, vocab_size: int) -> Int32Array:
+    """The same for masks of which most words are zero: the nth bit of all that are set."""
+    if vocab_size % 32:
+        bits[:, -1] &= np.uint32((1 << vocab_size % 32) - 1)
+    at = np.flatnonzero(bits != 0)  # several times faster than to look for the numbers themselves
+    values, (rows, words) = bits.reshape(-1)[at], np.divmod(at, bits.shape[1])
+    ends = np.cumsum(np.bitwise_count(values), dtype=np.int64)  # of each word's bits, among those of all rows
+    last = np.searchsorted(rows, np.arange(len(bits)), side="right")
+    totals = np.concatenate([[0], ends])[last]
+    firsts = np.concatenate([[0], totals[:-1]])
+    allowed = totals - firsts
+    nth = firsts + (drawn % np.maximum(np.minimum(allowed, MOST_CHOICES), 1).astype(np.uint64)).astype(np.int64)
+    found = np.minimum(np.searchsorted(ends, nth, side="right"), len(ends) - 1)
+    token_ids = np.full(len(bits), -1, np.int32)
+    for row in np.flatnonzero(allowed).tolist():
+        word = found[row]
+        value = int(values[word])
+        for _ in range(int(nth[row] - ends[word]) + value.bit_count()):
+            value &= value - 1  # takes the lowest bit away
+        token_ids[row] = 32 * words[word] + (value & -value).bit_length() - 1
     return token_ids
 
 
