@@ -64,6 +64,7 @@ class Snapshot(msgspec.Struct, frozen=True, array_like=True):
     ended: dict[str, int]
     num_open: int  # requests that have not ended
     histograms: list[tuple[list[int], float]]  # counts and sum, in the order of Measures.histograms
+    ignored: dict[str, int] = {}
 
 
 class Measures:
@@ -71,6 +72,7 @@ class Measures:
 
     def __init__(self) -> None:
         self.ended: Counter[str] = Counter()  # requests by why they ended
+        self.ignored: Counter[str] = Counter()  # fields of requests over HTTP that nobody knows
         self.first_token = Histogram("time_to_first_token_seconds", "From a request's acceptance to its first token.", _FIRST_TOKEN)
         self.between_tokens = Histogram("inter_token_latency_seconds", "From one token of a request to the next.", _BETWEEN_TOKENS)
         self.per_token = Histogram(
@@ -93,7 +95,7 @@ class Measures:
 
     def snapshot(self, num_open: int) -> Snapshot:
         """All of it. `num_open`: requests that have not ended."""
-        return Snapshot(self.ended, num_open, [(histogram.counts, histogram.sum) for histogram in self.histograms])
+        return Snapshot(self.ended, num_open, [(histogram.counts, histogram.sum) for histogram in self.histograms], self.ignored)
 
     def first_came(self, timeline: Timeline, now_ns: int) -> None:
         """The first token of a request came in."""

@@ -11,6 +11,7 @@ from starlette.types import ASGIApp
 from frontend.server.api.errors import EXPECTED, show_error
 from frontend.server.api.guard import Guard
 from frontend.server.api.hosts import Hosts
+from frontend.server.api.ignored_fields import IgnoredFields
 from frontend.server.api.openapi import Description
 from frontend.server.api.origins import Origins
 from frontend.server.api.routes import Handler, Operation, operations
@@ -32,6 +33,7 @@ def create_app(engine: TextEngine, config: EngineConfig) -> ASGIApp:
     )
     app.router.redirect_slashes = False  # paths come without one; a redirect would name the host that the client made up
     app.state.engine = engine
+    app.state.ignored = IgnoredFields(engine.router.measures.ignored)
     app.state.decoding = asyncio.Lock()  # of large bodies
     app.state.created = int(time.time())  # shown to people only
     return Guard(

@@ -32,7 +32,7 @@ async def body_of(
         body, places = make()
         origins.extend(places)
         try:
-            return CHAT_DECODER.decode(msgspec.json.encode(body))
+            return CHAT_DECODER.decode(msgspec.json.encode(body))[0]
         except msgspec.ValidationError as error:
             raise from_decoding(error) from error
 

@@ -4,15 +4,13 @@ What it is made of is looked at here: a body of many small things is much more w
 """
 
 import asyncio
-from typing import TypeVar
 
 import msgspec
 from starlette.requests import Request
 
+from frontend.server.api.decoding import Body, BodyDecoder
 from frontend.server.api.errors import ApiError, from_decoding
 from frontend.server.api.structure import parts
-
-Body = TypeVar("Body")
 
 _LARGE = 256 << 10  # bytes; below, any body is decoded in a few milliseconds
 _PARTS = 100_000  # arrays, objects and members of any body, and …
@@ -21,7 +19,7 @@ _PARTS_PER_TOKEN = 4  # … more where the context is long: a message is an obje
 _FORM = "application/x-www-form-urlencoded"
 
 
-async def read(request: Request, decoder: msgspec.json.Decoder[Body]) -> Body:
+async def read(request: Request, decoder: BodyDecoder[Body]) -> Body:
     """The decoded body. Raises ApiError: 415 when it is declared as something else, 400 when it is not of the decoder's type."""
     _check_declaration(request)
     pieces = [piece async for piece in request.stream() if piece]
@@ -29,21 +27,24 @@ async def read(request: Request, decoder: msgspec.json.Decoder[Body]) -> Body:
         raise ApiError(400, "the body is empty: send the request as JSON", code="empty_body")
     data = pieces[0] if len(pieces) == 1 else b"".join(pieces)
     if len(data) <= _LARGE:
-        return _decoded(data, decoder)
+        return _decoded(request, data, decoder)
     most = _PARTS + _PARTS_PER_TOKEN * request.app.state.engine.capacity.max_model_len
     if (found := await asyncio.to_thread(parts, data)) > most:
         message = f"the body has {found} arrays, objects and members of objects; at most {most} are taken"
         raise ApiError(400, message, code="too_many_parts")
     async with request.app.state.decoding:  # one at a time: the decoder keeps Python's lock, so a thread would help nobody
         await asyncio.sleep(0)  # whatever else is due goes before
-        return _decoded(data, decoder)
+        return _decoded(request, data, decoder)
 
 
-def _decoded(data: bytes, decoder: msgspec.json.Decoder[Body]) -> Body:
+def _decoded(request: Request, data: bytes, decoder: BodyDecoder[Body]) -> Body:
     try:
-        return decoder.decode(data)
+        decoded, unknown = decoder.decode(data)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise from_decoding(error) from error
+    if unknown:
+        request.app.state.ignored.note(request.scope["path"], unknown)
+    return decoded
 
 
 def _check_declaration(request: Request) -> None:

@@ -97,6 +97,11 @@ class EngineCollector(Collector):
             for reason in _REASONS:
                 ended.add_metric((self._model, index, reason), snapshot.ended.get(reason, 0))
         yield ended
+        ignored = CounterMetricFamily("twodeep:ignored_fields", "Unknown fields of requests.", labels=(*_LABELS, "field"))
+        for index, snapshot in measured.items():
+            for field, count in sorted(snapshot.ignored.items()):
+                ignored.add_metric((self._model, index, field), count)
+        yield ignored
         number = {index: snapshot.num_open for index, snapshot in measured.items()}
         yield self._gauge("twodeep:requests_open", "Requests accepted and not ended.", number)
         for position, histogram in enumerate(self._engine.router.measures.histograms):

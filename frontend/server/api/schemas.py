@@ -13,6 +13,7 @@ from msgspec.structs import replace
 from frontend import messages
 from frontend.errors import InvalidRequest
 from frontend.server.api import structured
+from frontend.server.api.decoding import BodyDecoder
 from frontend.server.api.errors import ApiError, from_decoding
 from frontend.server.api.tools import (
     CallInMessage,
@@ -253,10 +254,10 @@ class DetokenizeRequest(msgspec.Struct, frozen=True, kw_only=True):
     model: str | None = None
 
 
-COMPLETION_DECODER = msgspec.json.Decoder(CompletionRequest)
-CHAT_DECODER = msgspec.json.Decoder(ChatRequest)
-TOKENIZE_DECODER = msgspec.json.Decoder(TokenizeRequest)
-DETOKENIZE_DECODER = msgspec.json.Decoder(DetokenizeRequest)
+COMPLETION_DECODER = BodyDecoder(CompletionRequest)
+CHAT_DECODER = BodyDecoder(ChatRequest)
+TOKENIZE_DECODER = BodyDecoder(TokenizeRequest)
+DETOKENIZE_DECODER = BodyDecoder(DetokenizeRequest)
 
 
 def conversation(asked: ChatRequest | TokenizeRequest, tools: Sequence[Tool] = ()) -> Conversation:

@@ -10,11 +10,12 @@ from frontend.server.api.answers import respond
 from frontend.server.api.anthropic.objects import TokenCount
 from frontend.server.api.anthropic.request import NAMES, CountRequest, MessagesRequest, chat_body
 from frontend.server.api.anthropic.writer import MessageWriter
+from frontend.server.api.decoding import BodyDecoder
 from frontend.server.api.schemas import refuse_unsupported
 from frontend.server.generation import TextEngine
 
-_MESSAGES = msgspec.json.Decoder(MessagesRequest)
-_COUNT = msgspec.json.Decoder(CountRequest)
+_MESSAGES = BodyDecoder(MessagesRequest)
+_COUNT = BodyDecoder(CountRequest)
 
 
 async def messages(request: Request) -> ASGIApp:

@@ -3,13 +3,13 @@
 import secrets
 import time
 
-import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import ASGIApp
 
 from frontend.server.api import as_chat, body, chat, jobs
 from frontend.server.api.answers import respond
+from frontend.server.api.decoding import BodyDecoder
 from frontend.server.api.errors import ApiError
 from frontend.server.api.responses.objects import ResponseObject
 from frontend.server.api.responses.request import NAMES, ResponsesRequest, TextFormat, as_given, chat_body, check
@@ -17,7 +17,7 @@ from frontend.server.api.responses.writer import ResponseWriter
 from frontend.server.api.schemas import refuse_unsupported
 from frontend.server.generation import TextEngine
 
-_DECODER = msgspec.json.Decoder(ResponsesRequest)
+_DECODER = BodyDecoder(ResponsesRequest)
 
 
 async def responses(request: Request) -> ASGIApp:

@@ -49,7 +49,7 @@ def test_every_chunk_of_a_stream_says_the_same(http: httpx.Client, prompt: list[
     stop = [_stop_within(http, prompt)] if stops else None
     events = _events(http, prompt=prompt, stop=stop, stream_options=options)
     assert events[-2]["choices"][0]["finish_reason"] == ("stop" if stops else "length")
-    assert len(events) > 3
+    assert len(events) >= 2  # where the loop has much to do, deltas merge
     assert {_cached(event["usage"]) for event in events} == {3 * _BLOCK}
 
 
