@@ -84,6 +84,7 @@ class ChildSpec(msgspec.Struct, frozen=True, kw_only=True):
     cpus: tuple[int, ...]  # processors that this child may run on; empty: all
     config: EngineConfig
     version: int = PROTOCOL_VERSION
+    http_fd: int = -1  # a frontend's: descriptor of the listening socket that the service manager holds; -1: there is none
 
 
 CHILD_SPEC_DECODER: Decoder[ChildSpec] = Decoder(ChildSpec)

@@ -1,5 +1,6 @@
 """`engine-launch`: reads the flags, starts the engine, stays until it ends."""
 
+import os
 import sys
 
 from frontend.launcher.output import finish, open_standard_descriptors, say
@@ -14,11 +15,13 @@ def main() -> int:
     try:
         _check_packages()
         # Imported here: a stop may come while they are, and the signals are caught by now.
+        from frontend.launcher.activation import inherited_listener
         from frontend.launcher.engine import Engine
         from frontend.launcher.options import read_options
 
-        config, remarks = read_options(sys.argv[1:])
-        engine = Engine(config, signals)
+        listener = inherited_listener(os.environ)
+        config, remarks = read_options(sys.argv[1:], own_port=listener is None)
+        engine = Engine(config, signals, listener=listener)
         for remark in remarks:
             say(remark)
         return engine.run()

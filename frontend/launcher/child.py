@@ -42,7 +42,7 @@ class ChildProcess:
                 [*program, str(theirs.fileno())],
                 stdin=subprocess.DEVNULL,
                 env=inherited | dict(environ),
-                pass_fds=(theirs.fileno(),),
+                pass_fds=(theirs.fileno(), *([spec.http_fd] if spec.http_fd >= 0 else ())),
                 process_group=0,
             )
             undo.callback(self._process.wait)

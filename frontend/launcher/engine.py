@@ -31,8 +31,9 @@ from frontend.launcher.events import (
     Tick,
 )
 from frontend.launcher.liveness import Limits
-from frontend.launcher.notify import Notifier
+from frontend.launcher.notify import EXTENSION, Notifier
 from frontend.launcher.output import announce, say
+from frontend.launcher.phase import LONGEST_END, Phase
 from frontend.launcher.placement import place_workers
 from frontend.launcher.progress import StartDisplay, start_display
 from frontend.launcher.run_directory import RunDirectory
@@ -51,9 +52,18 @@ class Engine:
     """The processes of one engine, from start to end. Owns the run directory."""
 
     def __init__(
-        self, config: EngineConfig, signals: StopSignals, *, programs: Programs = PROGRAMS, environ: Mapping[str, str] = os.environ
+        self,
+        config: EngineConfig,
+        signals: StopSignals,
+        *,
+        programs: Programs = PROGRAMS,
+        environ: Mapping[str, str] = os.environ,
+        listener: socket.socket | None = None,
     ) -> None:
-        """Nothing is started yet. Raises ConfigError when the host's chips do not suffice."""
+        """Nothing is started yet. `listener`: what the frontends are to listen on, in place of a port of their own.
+
+        Raises ConfigError when the host's chips do not suffice.
+        """
         self._config = config
         self._signals = signals
         self._programs = programs
@@ -65,6 +75,7 @@ class Engine:
             frontends=config.frontends,
             limits=Limits(config.pulse_timeout, config.step_timeout, config.boot_timeout),
         )
+        self._listener = listener
         self._notifier = Notifier(environ)
         self._selector = selectors.DefaultSelector()
         self._children: dict[Child, ChildProcess] = {}
@@ -74,6 +85,7 @@ class Engine:
         self._clock = ChargedClock(int(self._tick * 1e9), now_ns())  # of all limits: no child is blamed for a freeze of all of us
         self._looks = Metronome(self._tick)
         self._next_ping = now()
+        self._pinged_at = 0.0  # on the clock of the limits
         self._exit_code: int | None = None
         self._port: socket.socket | None = None  # bound, not listening
 
@@ -87,10 +99,13 @@ class Engine:
             self._run_dir.sweep()
             if self._signals.take():
                 return ExitCode.OK
-            if self._config.frontends > 1:  # none of them alone holds the port, so it is held here: also to know which 0 means
+            if (
+                self._config.frontends > 1 and self._listener is None
+            ):  # none of them alone holds the port, so it is held here: also to know which 0 means
                 self._port = bind_http(self._config.host, self._config.port, shared=True)
                 self._config = msgspec.structs.replace(self._config, port=self._port.getsockname()[1])
             self._selector.register(self._signals, selectors.EVENT_READ, self._signals)
+            self._check_watchdog()
             self._handle(Begin())
             self._display = start_display()
             while self._exit_code is None:
@@ -100,8 +115,9 @@ class Engine:
             self._close_display()
             self._selector.close()
             self._run_dir.remove()
-            if self._port is not None:
-                self._port.close()
+            for held in (self._port, self._listener):
+                if held is not None:
+                    held.close()
             _remove_stale_socket(self._config.ipc_path)
 
     def _wait(self) -> None:
@@ -122,15 +138,37 @@ class Engine:
         self._handle(Tick())
         if self._looks.is_due(now_ns()):
             self._handle(Looked(frozenset(child for child, process in self._children.items() if process.is_stopped())))
-        if self._notifier.watchdog_interval is not None and now() >= self._next_ping:
+            self._notifier.retry()
+        self._ping()
+
+    def _check_watchdog(self) -> None:
+        """Says so when it is quicker than our own limits."""
+        interval, needed = self._notifier.watchdog_interval, self._config.step_timeout + self._config.pulse_timeout
+        if interval is not None and 2 * interval < needed:
+            limits = f"--step-timeout and --pulse-timeout together ({needed:g} s)"
+            text = f"WatchdogSec={2 * interval:g} is shorter than {limits}"
+            say(f"{text}: where one worker is to be replaced, the whole engine would be")
+
+    def _ping(self) -> None:
+        """Tells the service manager that all is well: while the engine starts, that this loop goes round and holds the children to
+        their limits; from then on, that every child got on since it was told so last.
+        """
+        if self._supervisor.phase is Phase.STARTING:
+            if now() >= self._next_ping:
+                self._notifier.starting()
+                self._next_ping = now() + EXTENSION / 4
+            return
+        interval = self._notifier.watchdog_interval
+        if interval is not None and now() >= self._next_ping and self._supervisor.all_moved_since(self._pinged_at):
             self._notifier.alive()
-            self._next_ping = now() + self._notifier.watchdog_interval
+            self._pinged_at = self._clock.now
+            self._next_ping = now() + interval
 
     def _timeout(self) -> float:
         waits = [self._tick]
         if (deadline := self._supervisor.next_deadline()) is not None:
             waits.append(deadline - self._clock.now)
-        if self._notifier.watchdog_interval is not None:
+        if self._notifier.watchdog_interval is not None and self._next_ping > now():  # else it waits for the children
             waits.append(self._next_ping - now())
         return max(0.0, min(waits))
 
@@ -182,8 +220,9 @@ class Engine:
                 if child in self._children:
                     self._children[child].signal(signum)
             case Show(child, progress):
-                if progress is not None:
-                    self._notifier.starting(f"{child}: {progress.phase}")
+                if progress is not None and self._supervisor.phase is Phase.STARTING:
+                    of = f" ({progress.done} of {progress.total})" if progress.total > 1 else ""
+                    self._notifier.status(f"{child}: {progress.phase}{of}")
                 if self._display is not None and progress is not None:
                     self._display.update(child, progress)
                 elif self._display is not None:
@@ -191,6 +230,7 @@ class Engine:
             case Announce(facts):
                 self._close_display()
                 self._notifier.ready(f"serving {facts.get('model', '')}")
+                self._next_ping = now()
                 announce(ready_line(facts))
             case Say(text):
                 say(text)
@@ -198,7 +238,7 @@ class Engine:
                 self._notifier.status(text)
             case Stopping():
                 self._close_display()
-                self._notifier.stopping()
+                self._notifier.stopping(self._config.drain_timeout + LONGEST_END)
             case Exit(code):
                 self._exit_code = code
 
@@ -211,6 +251,7 @@ class Engine:
             run_dir=self._run_dir.path,
             cpus=placed.cpus if placed is not None else (),
             config=self._config,
+            http_fd=self._listener.fileno() if self._listener is not None and child.role == "frontend" else -1,
         )
         try:
             process = ChildProcess(child, spec, self._programs[child.role], placed.environ if placed is not None else {})

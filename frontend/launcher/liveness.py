@@ -24,6 +24,10 @@ class Liveness:
         self._moved_at = now  # its main loop said something
         self._was_at = ""
 
+    def moved_since(self, time: float) -> bool:
+        """Whether its main loop said something after that time."""
+        return self._moved_at > time
+
     def moved(self, now: float, where: str = "") -> None:
         """Its main loop said something. `where`: how far it is, for people."""
         self._moved_at = now

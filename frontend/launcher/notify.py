@@ -11,6 +11,8 @@ from protocol.errors import ConfigError
 MANAGER_VARIABLES = ("NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID", "LISTEN_FDS", "LISTEN_PID", "LISTEN_FDNAMES")
 
 
+EXTENSION = 120.0  # seconds by which a sign of life extends the time to start: far more than lies between two of them
+
 _NEVER = 2**64 - 1  # systemd's USEC_INFINITY
 _MOST_DIGITS = 20
 _LONGEST_INTERVAL = 3600.0  # seconds; more often than asked does no harm, and no wait of the launcher's loop overflows
@@ -23,36 +25,47 @@ class Notifier:
         """Raises ConfigError when the environment asks for a watchdog in numbers that are none."""
         address = environ.get("NOTIFY_SOCKET", "")
         self._address = "\0" + address[1:] if address.startswith("@") else address  # "@" names an abstract socket
+        self._unsent: dict[str, str] = {}  # what the manager had no room for: the latest of each variable
         self.watchdog_interval = _watchdog_interval(environ) if address else None  # seconds between pings; None: not asked
 
-    def starting(self, status: str) -> None:
+    def starting(self) -> None:
         """The start goes on: a big model may need longer than the unit's TimeoutStartSec, so each sign of life extends it."""
-        self._send(f"STATUS={status}\nEXTEND_TIMEOUT_USEC=120000000")
+        self._send({"EXTEND_TIMEOUT_USEC": str(int(1e6 * EXTENSION))})
 
     def ready(self, status: str) -> None:
         """The engine serves."""
-        self._send(f"READY=1\nSTATUS={status}")
+        self._send({"READY": "1", "STATUS": status})
 
     def status(self, status: str) -> None:
-        """How it serves has changed."""
-        self._send(f"STATUS={status}")
+        """How far it is, or how it serves, has changed."""
+        self._send({"STATUS": status})
 
-    def stopping(self) -> None:
-        """The engine drains."""
-        self._send("STOPPING=1\nSTATUS=draining")
+    def stopping(self, seconds: float) -> None:
+        """The engine drains, and will be gone after so many seconds at the latest, whatever the unit's TimeoutStopSec says."""
+        self._send({"STOPPING": "1", "STATUS": "draining", "EXTEND_TIMEOUT_USEC": str(int(1e6 * seconds))})
 
     def alive(self) -> None:
         """One watchdog ping."""
-        self._send("WATCHDOG=1")
+        self._send({"WATCHDOG": "1"})
 
-    def _send(self, state: str) -> None:
+    def retry(self) -> None:
+        """Says again what the manager had no room for."""
+        if self._unsent:
+            self._send({})
+
+    def _send(self, state: dict[str, str]) -> None:
         if not self._address:
             return
+        self._unsent |= state
+        text = "\n".join(f"{name}={value}" for name, value in self._unsent.items())
         try:
             with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK) as datagram:
-                datagram.sendto(state.encode(), self._address)
+                datagram.sendto(text.encode(), self._address)
+        except BlockingIOError:
+            return  # it is busy: READY must not be lost
         except OSError:
             pass  # a manager that went away must not take the engine with it
+        self._unsent.clear()
 
 
 def _watchdog_interval(environ: Mapping[str, str]) -> float | None:

@@ -21,11 +21,14 @@ from protocol.model_files import check_length
 from protocol.sharding import check_shards
 
 _KEY_FILE_LIMIT = 1 << 16  # bytes; the keys travel to the children in one packet
+API_KEYS_CREDENTIAL = "api-keys"
 _NAMES_LIMIT = 1 << 14  # bytes of all names of the model, for the same reason
 
 
-def read_options(arguments: Sequence[str], environ: Mapping[str, str] = os.environ) -> tuple[EngineConfig, list[str]]:
-    """The configuration, and remarks for the operator.
+def read_options(
+    arguments: Sequence[str], environ: Mapping[str, str] = os.environ, *, own_port: bool = True
+) -> tuple[EngineConfig, list[str]]:
+    """The configuration, and remarks for the operator. `own_port`: whether --host and --port are to be had, and not handed over.
 
     Everything else is checked before the model: who has to download one first should not hear of a wrong port after that.
     Raises EngineError of the right kind; `--help` and `--version` raise SystemExit.
@@ -35,6 +38,8 @@ def read_options(arguments: Sequence[str], environ: Mapping[str, str] = os.envir
     model = cast(str, values.pop("model", "demo"))
     draft, remarks = _without_model(values, environ)
     remarks = passed_over + remarks
+    if own_port:
+        check_port(draft.host, draft.port)
     files = resolve_model(model)
     facts = examine_model(files)
     check_length(draft.max_model_len, facts.context_length, facts.context_field)
@@ -86,7 +91,6 @@ def _without_model(values: dict[str, object], environ: Mapping[str, str]) -> tup
         )
     place_workers(config, environ)
     check_memory(config)
-    check_port(config.host, config.port)
     return config, remarks
 
 
@@ -100,7 +104,7 @@ def _keys(values: dict[str, object], environ: Mapping[str, str], remarks: list[s
             keys += (api_key(given),)
         except ValueError as error:
             raise ConfigError(f"ENGINE_API_KEY: {error}") from error
-    if key_file := cast("str | None", values.pop("api_key_file", None)):
+    if key_file := cast("str | None", values.pop("api_key_file", None)) or _credential(environ):
         keys += _read_keys(key_file)
     keys = tuple(dict.fromkeys(keys))
     if sum(map(len, keys)) > _KEY_FILE_LIMIT:
@@ -116,6 +120,13 @@ def _check_dtype(dtype: str, remarks: list[str]) -> None:
         )
     if dtype in ("half", "float16"):
         remarks.append(f"--dtype {dtype}: computed in bfloat16, which rounds more, and overflows less")
+
+
+def _credential(environ: Mapping[str, str]) -> str | None:
+    """The file of API keys that the service manager hands over (LoadCredential), if it does."""
+    directory = environ.get("CREDENTIALS_DIRECTORY")
+    path = os.path.join(directory, API_KEYS_CREDENTIAL) if directory else ""
+    return path if path and os.path.lexists(path) else None
 
 
 def _read_keys(path: str) -> tuple[str, ...]:

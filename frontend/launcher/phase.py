@@ -10,6 +10,8 @@ STOP_GRACE = 2.0  # … and for the frontend to be gone
 TERM_GRACE = 3.0  # seconds between a last word and SIGKILL
 KILL_GRACE = 10.0  # seconds for the kernel to end a killed process; a driver call may hold it
 
+LONGEST_END = LAST_WORDS + DRAIN_MARGIN + 2 * EXIT_GRACE + STOP_GRACE + KILL_GRACE  # seconds beyond the time to drain
+
 
 class Phase(Enum):
     """Where the engine stands. It only moves forward."""

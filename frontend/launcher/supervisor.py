@@ -79,6 +79,12 @@ class Supervisor:
         self._out.clear()
         return commands
 
+    def all_moved_since(self, time: float) -> bool:
+        """Whether every child that does its work got on since then (seconds). Who still starts is deaf for minutes, with a limit
+        of its own.
+        """
+        return all(life.liveness.moved_since(time) for life in self._lives.alive() if life.ready)
+
     def next_deadline(self) -> float | None:
         """When `Tick` is due (seconds), if at all."""
         times = (self._deadline, self._lives.next_deadline())

@@ -3,6 +3,7 @@
 import asyncio
 import shutil
 import signal
+import socket
 from collections.abc import Awaitable
 from pathlib import Path
 
@@ -22,6 +23,8 @@ from protocol.config import ChildSpec
 from protocol.messages import Drain, LauncherToChild, Progress, Pulse, Ready, Stop
 from protocol.supervision import SupervisionLink
 from protocol.vocabulary import write_vocabulary
+
+_ARRIVING_SECONDS = 0.25  # for a request to follow the connection that it comes on
 
 
 class FrontendProcess:
@@ -49,7 +52,10 @@ class FrontendProcess:
         loop.add_signal_handler(signal.SIGTERM, self._stop.set)
         self._beat()
         grammars = Grammars(config, self._spec.run_dir, index=self._spec.index, epoch=self._spec.epoch)
-        listener = bind_http(config.host, config.port, shared=config.frontends > 1)
+        held = self._spec.http_fd >= 0
+        listener = (
+            socket.socket(fileno=self._spec.http_fd) if held else bind_http(config.host, config.port, shared=config.frontends > 1)
+        )
         # A path has one listener: the first frontend's. A successor takes the place of a dead one.
         ipc = IpcServer(Path(config.ipc_path)) if self._spec.index == 0 else None
         if ipc is not None:
@@ -61,9 +67,14 @@ class FrontendProcess:
             vocabulary = asyncio.to_thread(lambda: write_vocabulary(self._spec.run_dir, tokenizer.vocabulary()))
             if not await self._unless(self._stop, asyncio.gather(self._renderer.start(), router.start(), vocabulary)):
                 return
+            if self._spec.index == self._spec.epoch == 0:
+                self._launcher.send(Progress("decoding for the first time", 0, 1))
+                if not await self._unless(self._stop, router.try_out()):
+                    return
             grammars.start()
             engine = TextEngine(config, router, tokenizer, self._renderer, grammars)
-            http = HttpServer(create_app(engine, config), listener, Limits(body=body_limit(router.capacity.max_model_len)))
+            limits = Limits(body=body_limit(router.capacity.max_model_len))
+            http = HttpServer(create_app(engine, config), listener, limits, held=held)
             await http.start()
             if ipc is not None:
                 await ipc.start(engine)
@@ -87,6 +98,8 @@ class FrontendProcess:
         http.drain()
         if ipc is not None:
             ipc.stop_accepting()
+        if self._spec.http_fd >= 0:  # those who wait there get an answer of the next engine; who was let in gets one of this
+            await self._unless(self._stop_now, asyncio.sleep(_ARRIVING_SECONDS))
         await self._unless(self._stop_now, self._router.drain(), timeout=self._config.drain_timeout)
         self._router.fail_all(ShuttingDown(self._reason))
         servers: list[HttpServer | IpcServer] = [http] if ipc is None else [ipc, http]

@@ -162,6 +162,24 @@ class Router:
             self._outbox.send(AbortRequest(generation.request_id))
             self._note_end()
 
+    async def try_out(self) -> None:
+        """Has every worker read a prompt and decode, through all processes, before anybody is served. What that took is no measure
+        of what clients get.
+
+        Raises EngineUnavailable when it does not succeed.
+        """
+        prompt, params = np.zeros(1, np.int32), EngineParams(min(2, self.capacity.max_model_len - 1))
+        seconds = self._config.step_timeout
+        try:
+            async with asyncio.timeout(seconds):
+                for generation in [self.submit(prompt, params) for _ in range(self.capacity.workers)]:
+                    async for delta in generation:
+                        if delta.finish_reason == "error":
+                            raise EngineUnavailable(f"the first decode failed: {delta.message}")
+        except TimeoutError as error:
+            raise EngineUnavailable(f"the first decode took more than --step-timeout ({seconds:g} s)") from error
+        self.measures = Measures()
+
     async def stats(self) -> EngineStats:
         """The scheduler's statistics. Raises EngineUnavailable when it does not answer, and what `fail_all` was given."""
         answer = await self._ask(GetStats)

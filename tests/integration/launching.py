@@ -60,11 +60,11 @@ class Engine:
 
 
 @contextmanager
-def launch(directory: Path, *flags: str, command: Sequence[str] = LAUNCH) -> Iterator[Engine]:
+def launch(directory: Path, *flags: str, command: Sequence[str] = LAUNCH, pass_fds: Sequence[int] = ()) -> Iterator[Engine]:
     """An engine with these flags on a free port, ready. A test that has not stopped it leaves one that stops cleanly."""
     runtime = directory / "run"
     runtime.mkdir(mode=0o700, parents=True)
-    process = start(directory, "--port", "0", "--ipc", str(runtime / "api.sock"), *flags, command=command)
+    process = start(directory, "--port", "0", "--ipc", str(runtime / "api.sock"), *flags, command=command, pass_fds=pass_fds)
     try:
         assert process.stdout is not None
         line = process.stdout.readline()
@@ -79,12 +79,14 @@ def launch(directory: Path, *flags: str, command: Sequence[str] = LAUNCH) -> Ite
         process.communicate()
 
 
-def start(directory: Path, *flags: str, command: Sequence[str] = LAUNCH) -> subprocess.Popen[str]:
+def start(directory: Path, *flags: str, command: Sequence[str] = LAUNCH, pass_fds: Sequence[int] = ()) -> subprocess.Popen[str]:
     """engine-launch as its own process; standard error goes to a file, since nobody reads it meanwhile."""
     environ = os.environ | {"XDG_RUNTIME_DIR": str(directory / "run"), "JAX_PLATFORMS": "cpu"}
     environ.pop("ENGINE_SOCKET", None)
     with open(directory / "stderr", "w") as stderr:
-        return subprocess.Popen([*command, *flags], stdout=subprocess.PIPE, stderr=stderr, text=True, env=environ)
+        return subprocess.Popen(
+            [*command, *flags], stdout=subprocess.PIPE, stderr=stderr, text=True, env=environ, pass_fds=pass_fds
+        )
 
 
 def refuse(directory: Path, *flags: str) -> tuple[int, str]:

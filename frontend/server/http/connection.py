@@ -54,6 +54,7 @@ class Connection(asyncio.Protocol):
         self._writable = asyncio.Event()
         self._writable.set()
         self.paused = False
+        self.fresh = True  # no request has come yet
 
     # asyncio's callbacks
 
@@ -199,6 +200,7 @@ class Connection(asyncio.Protocol):
         if head is None:
             self._phase = _Phase.HEAD
             return False
+        self.fresh = False
         self._exchange = Exchange(self, head)
         self._phase = _Phase.BODY
         self._end_request_if_complete()

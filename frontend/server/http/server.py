@@ -26,7 +26,8 @@ _BACKLOG = 2048  # connections that wait to be accepted: a burst of a thousand c
 class HttpServer:
     """Serves an ASGI application on a bound socket, from `start` to `finish`."""
 
-    def __init__(self, app: ASGIApp, listener: socket.socket, limits: Limits | None = None) -> None:
+    def __init__(self, app: ASGIApp, listener: socket.socket, limits: Limits | None = None, *, held: bool = False) -> None:
+        """`held`: somebody else holds the listening socket too, and will have another engine serve who waits there."""
         self.app = app
         self.limits = limits or Limits()
         self.draining = False
@@ -35,6 +36,7 @@ class HttpServer:
         self.connections: set[Connection] = set()
         self._idle: dict[Connection, None] = {}  # the one that is idle longest first
         self._listener = listener
+        self._held = held
         self._server: asyncio.Server | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         self._emptied = asyncio.Event()
@@ -53,8 +55,15 @@ class HttpServer:
         self._server = await loop.create_server(lambda: Connection(self), sock=self._listener, backlog=_BACKLOG)
 
     def drain(self) -> None:
-        """Answers whoever comes, and keeps no connection for another request: what is refused is the application's to say."""
+        """Answers whoever comes, and keeps no connection for another request: what is refused is the application's to say.
+
+        Where the listening socket is held, nobody comes any more: they wait for the next engine, as those will who rest here.
+        """
         self.draining = True
+        if self._held and self._server is not None:
+            self._server.close()
+            for connection in [one for one in self._idle if not one.fresh]:
+                connection.finish()
 
     async def finish(self) -> None:
         """Takes no more connections, lets the answers under way be written, for a moment, and closes everything."""

@@ -1,5 +1,6 @@
 """systemd's environment, read as sd_notify(3) and sd_watchdog_enabled(3) say."""
 
+import contextlib
 import os
 import socket
 from pathlib import Path
@@ -23,6 +24,28 @@ def test_paths_and_abstract_names(tmp_path: Path, name: str) -> None:
         manager.bind(address.replace("@", "\0"))
         Notifier({"NOTIFY_SOCKET": address}).ready("serving m")
         assert manager.recv(100) == b"READY=1\nSTATUS=serving m"
+
+
+def test_what_a_busy_manager_has_no_room_for_is_said_again(tmp_path: Path) -> None:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
+        manager.bind(str(tmp_path / "notify"))
+        manager.settimeout(5)
+        notifier = Notifier({"NOTIFY_SOCKET": str(tmp_path / "notify")})
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK) as other, contextlib.suppress(BlockingIOError):
+            while True:
+                other.sendto(b"STATUS=noise", str(tmp_path / "notify"))
+        notifier.status("loading")
+        notifier.ready("serving m")
+        notifier.status("serving m, degraded")
+        notifier.retry()
+        assert manager.recv(100) == b"STATUS=noise"
+        notifier.retry()
+        while (said := manager.recv(100)) == b"STATUS=noise":
+            pass
+        assert said == b"STATUS=serving m, degraded\nREADY=1"
+        notifier.retry()
+        notifier.alive()
+        assert manager.recv(100) == b"WATCHDOG=1", "nothing is said twice"
 
 
 def test_a_manager_that_left_is_no_error(tmp_path: Path) -> None:

@@ -121,6 +121,22 @@ def test_who_may_ask_is_checked(gguf: str, flags: list[str], text: str) -> None:
         read(gguf, *flags)
 
 
+def test_keys_come_from_the_service_manager_where_no_file_is_named(
+    gguf: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    credentials = tmp_path / "credentials"
+    credentials.mkdir()
+    monkeypatch.setenv("CREDENTIALS_DIRECTORY", str(credentials))
+    assert read(gguf).api_keys == ()
+    (credentials / "api-keys").write_text("one\ntwo\n")
+    (tmp_path / "mine").write_text("three\n")
+    assert read(gguf).api_keys == ("one", "two")
+    assert read(gguf, "--api-key-file", str(tmp_path / "mine")).api_keys == ("three",)
+    (credentials / "api-keys").write_text("")
+    with pytest.raises(ConfigError, match="at least one key"):
+        read(gguf)
+
+
 def test_every_flag_reaches_its_field(gguf: str, tmp_path: Path) -> None:
     keys = tmp_path / "keys"
     keys.write_text("alpha\n\n  beta \nalpha\n")

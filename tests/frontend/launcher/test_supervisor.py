@@ -590,3 +590,19 @@ class Lives(RuleBasedStateMachine):
 
 TestLives = Lives.TestCase
 TestLives.settings = settings(max_examples=100, stateful_step_count=25, deadline=None)
+
+
+def test_all_get_on_when_each_that_serves_has_said_something() -> None:
+    supervisor = serving(workers=2)
+    everyone = (SCHEDULER, FRONTEND, GRAMMAR, W0, W1)
+    for child in everyone[:-1]:
+        supervisor.handle(Said(child, 0, Pulse("idle", 1)), 10.0)
+    assert not supervisor.all_moved_since(5.0)
+    supervisor.handle(Said(W1, 0, Pulse("idle", 1)), 11.0)
+    assert supervisor.all_moved_since(5.0)
+    assert not supervisor.all_moved_since(10.0), "not since then"
+    for child in everyone[:-1]:
+        supervisor.handle(Said(child, 0, Pulse("idle", 2)), 20.0)
+    supervisor.handle(Exited(W1, 0, -9), 21.0)
+    supervisor.handle(Tick(), 30.0)
+    assert supervisor.all_moved_since(15.0), "a worker that is dead, or starts, has limits of its own"

@@ -1,0 +1,185 @@
+"""The units as they are installed: checked by systemd's own tools, and run by a real manager where the machine allows it."""
+
+import functools
+import re
+import shutil
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import httpx
+import pytest
+
+from protocol.errors import ExitCode
+from tests.integration.managers import Manager, manager, why_not
+
+_SCRIPTS = Path(__file__).parents[2] / "scripts"
+_LAUNCH = Path(sys.executable).with_name("engine-launch")
+_LIMIT = 60.0  # seconds
+
+analyze = pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="there is no systemd-analyze")
+
+
+def install(root: Path, *arguments: str, launch: Path = _LAUNCH) -> "subprocess.CompletedProcess[str]":
+    command = [str(_SCRIPTS / "install-systemd"), "--root", str(root), "--launch", str(launch), *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+@pytest.fixture
+def installed(tmp_path: Path) -> Path:
+    done = install(tmp_path, "demo", "127.0.0.1:8123")
+    assert (done.returncode, done.stderr) == (0, "")
+    return tmp_path / "etc/systemd/system"
+
+
+@analyze
+@pytest.mark.parametrize("unit", ["engine@demo.service", "engine@demo.socket"])
+def test_systemd_finds_nothing_wrong(installed: Path, unit: str) -> None:
+    done = subprocess.run(
+        ["systemd-analyze", "verify", "--man=no", str(installed / unit)], capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+@analyze
+@pytest.mark.parametrize("accelerator", [False, True])
+def test_what_the_engine_may_do_is_little(installed: Path, tmp_path: Path, accelerator: bool) -> None:
+    unit = tmp_path / "engine.service"  # an instance is not rated off line
+    text = (installed / "engine@.service").read_text().replace("%i", "demo")
+    if accelerator:
+        text = text.replace("[Install]", (_SCRIPTS / "systemd/accelerator.conf").read_text() + "[Install]")
+    unit.write_text(text)
+    command = ["systemd-analyze", "security", "--offline=true", "--threshold=20", str(unit)]  # 2.0
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout
+
+
+def test_an_installation_keeps_what_the_operator_wrote(installed: Path, tmp_path: Path) -> None:
+    config = tmp_path / "etc/twodeep/demo.toml"
+    config.write_text("workers = 3\n")
+    assert "kept: " in install(tmp_path, "demo").stdout
+    assert config.read_text() == "workers = 3\n"
+    assert "ListenStream=127.0.0.1:8123" in (installed / "engine@demo.socket.d/address.conf").read_text()
+
+
+@pytest.mark.parametrize("arguments", [(), ("../x",), ("demo", "8000; rm"), ("demo", "1", "2"), ("--what", "demo")])
+def test_wrong_installations_are_refused(tmp_path: Path, arguments: tuple[str, ...]) -> None:
+    done = install(tmp_path, *arguments)
+    assert done.returncode == ExitCode.BAD_CONFIG and done.stderr.startswith("install-systemd: ")
+    assert not (tmp_path / "etc").exists()
+
+
+def test_codes_that_no_restart_mends_are_those_of_the_unit() -> None:
+    (line,) = re.findall(r"^RestartPreventExitStatus=(.*)$", (_SCRIPTS / "systemd/engine@.service").read_text(), re.MULTILINE)
+    codes = {value for name, value in vars(ExitCode).items() if name.isupper()}
+    assert set(map(int, line.split())) == codes - {ExitCode.OK, ExitCode.CRASHED}
+
+
+def user_unit(text: str) -> str:
+    """The unit as a user's manager can run it: without a user, credentials and a sandbox of its own."""
+    head, sandbox = text.split("LoadCredential=", 1)
+    kept = [line for line in sandbox.splitlines() if re.match(r"RuntimeDirectory|Environment=XDG|\[Install|WantedBy", line)]
+    return "\n".join([head, "StandardError=append:%h/engine.log", *kept])
+
+
+def wait_for(condition: Callable[[], bool], what: str) -> None:
+    """Returns when it is so; a hang fails the test."""
+    deadline = time.monotonic() + _LIMIT
+    while not condition():
+        assert time.monotonic() < deadline, f"{what} never came"
+        time.sleep(0.05)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(bool(why_not()), reason=why_not() or "-")
+def test_a_real_manager_starts_watches_and_restarts_an_engine(installed: Path) -> None:
+    try:
+        with manager() as running:
+            try:
+                drive(running, installed)
+            except AssertionError:
+                print(running.run("systemctl --user status --no-pager engine@demo.service; cat $HOME/engine.log $HOME/manager.log"))
+                raise
+    except RuntimeError as error:
+        pytest.skip(f"no manager runs in namespaces here: {error}")
+
+
+def has_restarted(manager: Manager, service: str, times: int) -> bool:
+    return manager.show(service, "NRestarts") == str(times)
+
+
+def drive(manager: Manager, installed: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    units = manager.home / "systemd/user"
+    units.mkdir(parents=True)
+    config = manager.home / "demo.toml"
+    flags = 'device = "sim"\nsim-decode-us = 500\npulse-timeout = 1\nstep-timeout = 1\nrestart-delay = 0.1\nmax-model-len = 4096\n'
+    config.write_text(flags + "port = 0\n")
+    text = user_unit((installed / "engine@.service").read_text()).replace("/etc/twodeep/%i.toml", str(config))
+    (units / "engine@.service").write_text(
+        text.replace("WatchdogSec=3min", "WatchdogSec=3").replace("RestartSec=2", "RestartSec=0.1")
+    )
+    (units / "engine@.socket").write_text((installed / "engine@.socket").read_text().replace(":8000", f":{port}"))
+    service, held = "engine@demo.service", "engine@demo.socket"
+    assert manager.run(f"systemctl --user daemon-reload && systemctl --user start {held}") == ""
+    url, body = f"http://127.0.0.1:{port}", {"prompt": [1, 2, 3], "max_tokens": 10, "seed": 1}
+
+    # The first client has the engine started, and waits for it.
+    assert manager.show(service, "ActiveState") == "inactive"
+    assert httpx.post(f"{url}/v1/completions", json=body, timeout=_LIMIT).status_code == 200
+    assert manager.show(service, "ActiveState") == "active"
+    assert manager.show(service, "StatusText") == "serving SmolLM2-135M-Instruct"
+    assert (manager.home / "engine/demo/api.sock").is_socket()
+
+    # A worker that is killed is the engine's own affair.
+    manager.run("pkill -KILL --exact tpu_worker-0")
+    assert httpx.post(f"{url}/v1/completions", json=body, timeout=_LIMIT).status_code == 200
+    assert manager.show(service, "NRestarts") == "0"
+
+    # Under load, a restart, a killed launcher and a launcher that hangs: nobody is refused a connection.
+    stop = threading.Event()
+    answers: list[int] = []
+    refused: list[httpx.ConnectError] = []
+    cut: list[httpx.HTTPError] = []
+
+    def load() -> None:
+        while not stop.is_set():
+            try:
+                answers.append(httpx.post(f"{url}/v1/completions", json=body, timeout=_LIMIT).status_code)
+            except httpx.ConnectError as error:
+                refused.append(error)
+            except httpx.HTTPError as error:
+                cut.append(error)
+
+    clients = [threading.Thread(target=load) for _ in range(4)]
+    for client in clients:
+        client.start()
+    try:
+        wait_for(lambda: len(answers) > 8, "load")
+        assert manager.run(f"systemctl --user restart {service}") == ""
+        before = len(answers)
+        wait_for(lambda: len(answers) > before + 8, "load after the restart")
+        assert (refused, cut, set(answers)) == ([], [], {200})
+        for number, signal in enumerate(("KILL", "STOP"), 1):
+            manager.run(f"kill -{signal} {manager.show(service, 'MainPID')}")
+            wait_for(functools.partial(has_restarted, manager, service, number), f"restart {number}")
+            wait_for(lambda: manager.show(service, "ActiveState") == "active", "the engine")
+    finally:
+        stop.set()
+        for client in clients:
+            client.join()
+    assert refused == [] and len(cut) <= 2 * len(clients), "only what was being answered when the engine was killed is cut"
+    assert httpx.post(f"{url}/v1/completions", json=body, timeout=_LIMIT).status_code == 200
+
+    # It drains and ends in peace; a wrong flag is not tried again and again.
+    assert manager.run(f"systemctl --user stop {held} {service}") == ""
+    assert (manager.show(service, "Result"), manager.show(service, "ExecMainStatus")) == ("success", "0")
+    assert not (manager.home / "engine/demo").exists()
+    config.write_text("workers = 0\n")
+    assert "failed" in manager.run(f"systemctl --user start {service}")
+    assert manager.show(service, "ActiveState") == "failed" and manager.show(service, "ExecMainStatus") == "64"
