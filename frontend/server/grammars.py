@@ -11,7 +11,7 @@ from protocol.grammar_messages import GRAMMAR_TO_FRONTEND, CheckGrammar, Grammar
 from protocol.params import Grammar
 from protocol.request_ids import request_ids
 
-_ANSWER_SECONDS = 10.0  # it takes two at most, and a new process is there after three
+_ANSWER_SECONDS = 30.0  # it takes two at most, unless many wait before it, and a new process is there after three
 _REMEMBERED_CHARACTERS = 4 << 20  # of grammars that can be followed
 
 _FIELD = "structured_outputs"  # what the field is called where its sender has no other name for it

@@ -13,13 +13,14 @@ from protocol.params import Grammar
 from scheduler_proc.grammar.pipe import Pipe
 from scheduler_proc.grammar.verdict import RESULTS, Job, Verdict
 
-_IN_ALL = 1.8  # seconds that a client waits: within two it has its answer
-_CPU = 1.0  # seconds of processor time for a grammar; a schema of a thousand properties takes a fifth of one
+_WALL = 1.8  # seconds for a grammar: within two there is an answer, unless others wait before it, …
+_CPU = 1.0  # … of which it may have so many of a processor; a schema of a thousand properties takes a fifth of one
 _PATIENT = 30.0  # seconds, and …
 _PATIENT_CPU = 2.0  # … more of both where a request was accepted already: what was followed before must be followed again
-_MOST_ASKED = 256  # grammars that are tried or wait for that
+_MOST_ASKED = 1024  # grammars that are tried or wait for that, and …
+_MOST_CHARACTERS = 16 << 20  # … of these together
 _CACHE_CHARACTERS = 8 << 20  # of grammars and their sources
-_MARGIN = 10.0  # seconds behind a limit of its own after which the helper itself must be stuck
+_STUCK = 60.0  # seconds in which the helper has something to do and nothing comes of it: twice what one grammar may take
 _BUSY = Verdict(error="too many grammars are being compiled: try again later", busy=True)
 
 
@@ -30,8 +31,10 @@ class Checker:
         """Raises OSError when no process can be started."""
         self._known: OrderedDict[Grammar, Verdict] = OrderedDict()  # the oldest first
         self._known_characters = 0
-        self._jobs: dict[int, tuple[Grammar, float]] = {}  # with the time by which there must be a result
+        self._jobs: dict[int, Grammar] = {}
         self._asked: set[Grammar] = set()
+        self._asked_characters = 0
+        self._heard = now()  # of the helper
         self._count = 0
         ours, theirs = socket.socketpair()
         with theirs:
@@ -54,12 +57,14 @@ class Checker:
             return verdict
         if grammar in self._asked:
             return None
-        if len(self._asked) >= _MOST_ASKED and not patient:
+        full = len(self._asked) >= _MOST_ASKED or self._asked_characters + len(grammar.text) > _MOST_CHARACTERS
+        if full and not patient:
             return _BUSY
         self._asked.add(grammar)
+        self._asked_characters += len(grammar.text)
         self._count += 1
-        wall, cpu = (_PATIENT, _PATIENT_CPU) if patient else (_IN_ALL, _CPU)
-        self._jobs[self._count] = grammar, now() + wall + _MARGIN
+        wall, cpu = (_PATIENT, _PATIENT_CPU) if patient else (_WALL, _CPU)
+        self._jobs[self._count] = grammar
         self._pipe.send(encode(Job(self._count, grammar, wall, cpu)))
         return None
 
@@ -72,11 +77,14 @@ class Checker:
         results = []
         for frame in self._pipe.receive():
             result = RESULTS.decode(frame)
-            grammar, _ = self._jobs.pop(result.number)
+            grammar = self._jobs.pop(result.number)
             self._asked.discard(grammar)
+            self._asked_characters -= len(grammar.text)
             self._remember(grammar, result.verdict)
             results.append((grammar, result.verdict))
-        if self._pipe.closed or any(until < now() for _, until in self._jobs.values()):
+        if results or not self._jobs:
+            self._heard = now()
+        if self._pipe.closed or now() - self._heard > _STUCK:
             raise EngineError(f"the process that tries grammars is gone or stuck (exit code {self._process.poll()})")
         return results
 

@@ -26,6 +26,7 @@ from scheduler_proc.grammar.verdict import JOBS, VERDICTS, Job, Result, Verdict
 _MEMORY = 256 << 20  # bytes beyond the tokenizer: a schema of a thousand properties takes ten megabytes
 _STACK = 4 << 20  # bytes: half of what threads have, so that what compiles here also compiles there
 _AT_ONCE = 8  # grammars that were begun just now; nearly all are done within 20 ms
+_MOST_TOGETHER = 16
 _LONG = 0.2  # seconds after which a child makes room for the next: who waits must not wait for hogs, …
 _MOST_LONG = 4  # … of which there are so many at most
 _LOW = 10  # their niceness: they must not slow down the engine
@@ -37,14 +38,18 @@ _PR_SET_PDEATHSIG = 1
 
 @dataclass(slots=True)
 class _Child:
-    """A grammar that is being tried."""
+    """A process that tries grammars, mostly one."""
 
-    job: Job
+    jobs: list[Job]  # that are not answered; it is at the first
     pid: int
-    began: float
-    until: float
+    began: float  # with the first
     pipe: Pipe
     is_long: bool = False
+
+    @property
+    def until(self) -> float:
+        """When it is killed."""
+        return self.began + self.jobs[0].wall_seconds
 
 
 class Helper:
@@ -53,7 +58,7 @@ class Helper:
     def __init__(self, tokens: Tokens, asker: Pipe) -> None:
         self._tokens = tokens
         self._asker = asker
-        self._waiting: deque[tuple[Job, float]] = deque()  # with the time of its arrival
+        self._waiting: deque[Job] = deque()
         self._children: dict[int, _Child] = {}  # by descriptor
 
     def run(self) -> None:
@@ -64,7 +69,7 @@ class Helper:
             for descriptor in ready:
                 if descriptor in self._children:
                     self._hear(self._children[descriptor])
-            self._waiting.extend((JOBS.decode(frame), now()) for frame in self._asker.receive())
+            self._waiting.extend(map(JOBS.decode, self._asker.receive()))
             self._watch()
             self._feed()
             self._asker.flush()
@@ -72,30 +77,29 @@ class Helper:
             os.kill(child.pid, signal.SIGKILL)
 
     def _feed(self) -> None:
-        time = now()
-        for job, _ in [entry for entry in self._waiting if time - entry[1] > entry[0].wall_seconds]:
-            self._answer(job, _NO_TIME)
-        self._waiting = deque(entry for entry in self._waiting if time - entry[1] <= entry[0].wall_seconds)
-        young = sum(not child.is_long for child in self._children.values())
-        for _ in range(min(_AT_ONCE - young, len(self._waiting))):
-            self._begin(*self._waiting.popleft())
+        """Begins what waits. A fork takes as long as several grammars, so where many wait, a child gets several."""
+        free = _AT_ONCE - sum(not child.is_long for child in self._children.values())
+        for _ in range(min(free, len(self._waiting))):
+            share = min(_MOST_TOGETHER, -(-len(self._waiting) // _AT_ONCE))
+            self._begin([self._waiting.popleft() for _ in range(min(share, len(self._waiting)))])
 
-    def _begin(self, job: Job, arrived: float) -> None:
+    def _begin(self, jobs: list[Job]) -> None:
+        if not jobs:
+            return
         ours, theirs = socket.socketpair()
         pid = os.fork()
         if pid == 0:
-            _try(self._tokens, job, theirs)
+            _try(self._tokens, jobs, theirs)
         theirs.close()
-        child = _Child(job, pid, now(), arrived + job.wall_seconds, Pipe(ours))
-        self._children[ours.fileno()] = child
+        self._children[ours.fileno()] = _Child(jobs, pid, now(), Pipe(ours))
 
     def _hear(self, child: _Child) -> None:
-        """It said its verdict, or ended without one."""
-        frames = child.pipe.receive()
-        if frames:
-            self._end(child, VERDICTS.decode(frames[0]))
-        elif child.pipe.closed:
-            self._end(child, None)
+        """It said verdicts, or ended without one."""
+        for frame in child.pipe.receive()[: len(child.jobs)]:
+            self._answer(child.jobs.pop(0), VERDICTS.decode(frame))
+            child.began = now()
+        if not child.jobs or child.pipe.closed:
+            self._end(child)
 
     def _watch(self) -> None:
         time = now()
@@ -103,30 +107,34 @@ class Helper:
             if child.pipe.fileno() not in self._children:
                 continue  # made room for one before it
             if time > child.until:
-                self._kill(child)
+                self._end(child)
             elif time - child.began > _LONG and not child.is_long:
                 child.is_long = True
                 os.setpriority(os.PRIO_PROCESS, child.pid, _LOW)
+                self._waiting.extendleft(reversed(child.jobs[1:]))  # they need not wait behind it
+                del child.jobs[1:]
                 long = [other for other in self._children.values() if other.is_long]
                 if len(long) > _MOST_LONG:
-                    self._kill(min(long, key=lambda other: other.until))
+                    self._end(min(long, key=lambda other: other.until))
 
-    def _kill(self, child: _Child) -> None:
-        os.kill(child.pid, signal.SIGKILL)
-        self._end(child, None)
-
-    def _end(self, child: _Child, verdict: Verdict | None) -> None:
-        """`verdict`: None when it was killed, by itself or here."""
+    def _end(self, child: _Child) -> None:
+        """Kills it, if it did not end by itself, and says what that means for the grammar that it was at."""
         del self._children[child.pipe.fileno()]
-        child.pipe.close()
+        os.kill(child.pid, signal.SIGKILL)
         _, status, used = os.wait4(child.pid, 0)
-        if verdict is None:
-            if used.ru_utime + used.ru_stime > child.job.cpu_seconds / 2:
-                verdict = Verdict(error=_TOO_LONG)
-            else:
-                killed_here = os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL
-                verdict = _NO_TIME if killed_here else Verdict(error=_TOO_LARGE)
-        self._answer(child.job, verdict)
+        for frame in child.pipe.receive()[: len(child.jobs)]:  # it may have been done just then
+            self._answer(child.jobs.pop(0), VERDICTS.decode(frame))
+        child.pipe.close()
+        if not child.jobs:
+            return
+        if not (os.WIFSIGNALED(status) and os.WTERMSIG(status) in (signal.SIGKILL, signal.SIGPROF)):
+            verdict = Verdict(error=_TOO_LARGE)
+        elif used.ru_utime + used.ru_stime > child.jobs[0].cpu_seconds / 2:
+            verdict = Verdict(error=_TOO_LONG)
+        else:
+            verdict = _NO_TIME
+        self._answer(child.jobs.pop(0), verdict)
+        self._waiting.extendleft(reversed(child.jobs))
 
     def _answer(self, job: Job, verdict: Verdict) -> None:
         self._asker.send(encode(Result(job.number, verdict)))
@@ -134,19 +142,19 @@ class Helper:
     def _timeout(self) -> float | None:
         """Seconds until something is due, if nothing is heard before."""
         times = [child.until if child.is_long else child.began + _LONG for child in self._children.values()]
-        times += [arrived + job.wall_seconds for job, arrived in self._waiting]
         return max(0.0, min(times) - now()) + 0.001 if times else None
 
 
-def _try(tokens: Tokens, job: Job, answer: socket.socket) -> None:
+def _try(tokens: Tokens, jobs: list[Job], answer: socket.socket) -> None:
     """The child's whole life."""
     try:
-        _limit(job.cpu_seconds)
-        verdict = examine(tokens, job)
-        frame = encode(verdict)
-        answer.sendall(len(frame).to_bytes(4, "little") + frame)
+        _limit()
+        for job in jobs:
+            signal.setitimer(signal.ITIMER_PROF, job.cpu_seconds)  # SIGPROF ends the process
+            frame = encode(examine(tokens, job))
+            answer.sendall(len(frame).to_bytes(4, "little") + frame)
     except MemoryError:
-        os._exit(1)
+        os.abort()
     finally:
         os._exit(0)
 
@@ -162,14 +170,13 @@ def examine(tokens: Tokens, job: Job) -> Verdict:
     return Verdict(source=source)
 
 
-def _limit(cpu_seconds: float) -> None:
+def _limit() -> None:
     _die_with_parent()
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     with open("/proc/self/statm", "rb") as file:
         size = int(file.read().split()[0]) * resource.getpagesize()
     resource.setrlimit(resource.RLIMIT_AS, (size + _MEMORY, size + _MEMORY))
     resource.setrlimit(resource.RLIMIT_STACK, (_STACK, _STACK))
-    signal.setitimer(signal.ITIMER_PROF, cpu_seconds)  # SIGPROF ends the process
 
 
 def _die_with_parent() -> None:

@@ -11,7 +11,7 @@ class Job(msgspec.Struct, frozen=True, array_like=True):
 
     number: int
     grammar: Grammar
-    wall_seconds: float  # from its arrival, after which nobody waits for it any more
+    wall_seconds: float  # from the time at which it is begun
     cpu_seconds: float
 
 
