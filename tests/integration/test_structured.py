@@ -64,4 +64,6 @@ def test_five_hundred_answers_are_valid_and_the_same_at_every_depth_and_behind_p
         with launch(tmp_path / str(depth), *SIMULATED, "--queue-depth", str(depth), *flags) as engine:
             found.append(answers(engine, wanted))
             check(wanted, found[-1])
+            with Client(engine.socket) as client:
+                assert bool(client.stats().counters.get("preemptions")) is (depth == 2)
     assert found[0] == found[1] == found[2]
