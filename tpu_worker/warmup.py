@@ -77,7 +77,7 @@ class Programs:
         def compile_scorer() -> None:
             try:
                 if self._scorer is None:
-                    bucket = self._buckets[_NUM_FIRST - 1]
+                    bucket = self._buckets[:_NUM_FIRST][-1]
                     self._scorer = bucket, self._compiler.scorer(bucket)
                 ready("")
             except Exception as error:  # noqa: BLE001 - whatever the compiler raises concerns those alone who asked

@@ -1,11 +1,14 @@
 """Runs a tiny model on some of four devices that are forced out of this host: `… sharded_runs DIR TOKENS_PER_STEP SHARDS …`.
 
+Prompts are scored too where steps are small.
+
 A process of its own, since JAX must be told of the devices before it starts. Writes what came of it as JSON.
 """
 
 import json
 import os
 import sys
+import threading
 
 os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=4"
 
@@ -20,7 +23,9 @@ PARAMS = {
     "greedy": EngineParams(12, logprobs=3),
     "seeded": EngineParams(12, temperature=0.9, top_p=0.9, top_k=20, seed=7),
     "penalties": EngineParams(12, temperature=0.7, repetition_penalty=1.3, frequency_penalty=0.5, presence_penalty=0.5, seed=1),
+    "rules": EngineParams(12, temperature=0.9, seed=2, logit_bias={7: 3.5, 9: -100.0}, bad_words=((11, 12), (13,))),
 }
+SCORED = {"scored": EngineParams(1, prompt_logprobs=2)}
 
 
 def run(model: str, budget: int, num_shards: int) -> dict[str, object]:
@@ -37,10 +42,17 @@ def run(model: str, budget: int, num_shards: int) -> dict[str, object]:
     )
     device = JaxDevice(config, make_xla_platform() if num_shards == 1 else None)
     capacity = device.load(lambda *_: None)
-    outputs = {}
-    for name, params in PARAMS.items():
+    outputs: dict[str, dict[str, object]] = {}
+    wanted = PARAMS
+    if budget <= 4:
+        wanted, ready = PARAMS | SCORED, threading.Event()
+        device.prepare_scores(lambda error: ready.set() if not error else os.abort())
+        ready.wait()
+    for name, params in wanted.items():
         requests = Driver(device, capacity.num_blocks, capacity.block_size, depth=3).run(PROMPTS, params, chunk=budget // 4)
         outputs[name] = {"tokens": [one.tokens for one in requests], "logprobs": [one.logprobs for one in requests]}
+        if params.prompt_logprobs >= 0:
+            outputs[name]["scores"] = [one.scored().tolist() for one in requests]
     text = device.programs.step(device.programs.choose(4, 4, sampler=False)).as_text()  # type: ignore[attr-defined]
     device.close()
     return {

@@ -29,7 +29,7 @@ def test_shards_change_no_token(family: str, budget: int, sizes: tuple[str, ...]
     runs: dict[str, dict[str, Any]] = json.loads(done.stdout)
     one = runs["1"]
     assert one["description"] == "cpu (XLA kernels)" and not any(one["collectives"].values())
-    assert len({tuple(tokens) for output in one["outputs"].values() for tokens in output["tokens"]}) == 12
+    assert len({tuple(tokens) for name, output in one["outputs"].items() for tokens in output["tokens"] if name != "scored"}) == 16
     for shards in sizes:
         several = runs[shards]
         assert several["description"] == f"cpu x{shards} (XLA kernels)"
@@ -37,5 +37,8 @@ def test_shards_change_no_token(family: str, budget: int, sizes: tuple[str, ...]
             assert output["tokens"] == one["outputs"][name]["tokens"], (shards, name)
         errors = np.array(several["outputs"]["greedy"]["logprobs"]) - np.array(one["outputs"]["greedy"]["logprobs"])
         assert np.abs(errors).max() < 0.05
+        if "scored" in one["outputs"]:
+            for scores, expected in zip(several["outputs"]["scored"]["scores"], one["outputs"]["scored"]["scores"], strict=True):
+                assert np.abs(np.array(scores) - np.array(expected)).max() < 0.05
         # One for the embedding, and in each layer one behind attention and one behind the MLP; the head's logits are gathered.
         assert several["collectives"] == {"all-reduce": 1 + 2 * LAYERS, "all-gather": 1, "all-to-all": 0, "collective-permute": 0}
