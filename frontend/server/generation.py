@@ -278,18 +278,16 @@ class TextEngine:
                 raise InvalidRequest("structured output is not supported here", "structured_outputs", "unsupported_parameter")
             await self._grammars.check(params.structured)
 
-    def prepare(self, prompt: Prompt, params: SamplingParams, reading: Reading | None = None) -> TextRequest:
-        """Checks a request against the model, once for all of its outputs, and fills every default. `check` saw `params` before.
-        `reading`: of chats.
+    def prepare(self, prompts: Sequence[Prompt], params: SamplingParams, reading: Reading | None = None) -> list[TextRequest]:
+        """Checks a request for each prompt against the model, once for all of its outputs, and fills every default. `check` saw
+        `params` before. `reading`: of chats.
 
         Raises InvalidRequest naming the field that is wrong.
         """
-        if self._seeds is not None and params.seed is None:
-            params = msgspec.structs.replace(params, seed=self._seeds.getrandbits(63))
         grammar = params.structured
         assert grammar is None or (self._grammars is not None and self._grammars.has_passed(grammar)), "check comes first"
-        strict = self.config.strict_max_tokens
-        return prepare(prompt, params, self.capacity, self.tokenizer, strict_max_tokens=strict, reading=reading)
+        strict, capacity = self.config.strict_max_tokens, self.capacity
+        return prepare(prompts, params, capacity, self.tokenizer, strict_max_tokens=strict, reading=reading, seeds=self._seeds)
 
     def start(self, request: TextRequest, *, index: int = 0, stream: bool = True, cache_salt: str = "") -> TextGeneration:
         """Submits one output; the caller asks once per `index < params.n`. Raises what the router raises.

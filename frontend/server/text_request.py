@@ -1,8 +1,10 @@
 """A request, checked against the model once for all of its outputs, with every default filled."""
 
 import secrets
+from collections.abc import Sequence
+from random import Random
 
-import msgspec
+from msgspec.structs import replace
 
 from frontend.errors import CONTEXT_LENGTH_EXCEEDED, InvalidRequest
 from frontend.server.prompt_scores import PromptLogprobs
@@ -38,8 +40,10 @@ class TextRequest:
         engine_params: EngineParams,
         tokenizer: Tokenizer,
         reading: Reading | None = None,
+        stops: StopPatterns | None = None,
     ) -> None:
-        """`prompt`: int32, shape [tokens]. `engine_params`: of the first output. `reading`: how outputs are read, beyond text."""
+        """`prompt`: int32, shape [tokens]. `engine_params`: of the first output. `reading`: how outputs are read, beyond text.
+        `stops`: of `params.stop`."""
         self.prompt = prompt
         self.params = params
         self.max_tokens_clipped: int | None = None  # what was granted, where the context has no room for what was asked
@@ -51,49 +55,53 @@ class TextRequest:
         self.token_bytes = tokenizer.bytes_shown(skip_special_tokens=params.skip_special_tokens)
         if reading is not None and params.skip_special_tokens:
             self.token_bytes = reading.token_bytes
-        self.stops = StopPatterns(params.stop, include_in_output=params.include_stop_str_in_output) if params.stop else None
+        self.stops = stops
 
     def engine_params(self, index: int) -> EngineParams:
         """The engine's parameters of output `index` of the `n`: each has a seed of its own, the first scores the prompt for all."""
         if index == 0:
             return self._engine_params
-        return msgspec.structs.replace(self._engine_params, seed=_seed(self.params.seed, index), prompt_logprobs=-1)
+        return replace(self._engine_params, seed=_seed(self.params.seed, index), prompt_logprobs=-1)
 
 
 def prepare(
-    prompt: Prompt,
+    prompts: Sequence[Prompt],
     params: SamplingParams,
     capacity: EngineReady,
     tokenizer: Tokenizer,
     *,
     strict_max_tokens: bool = False,
     reading: Reading | None = None,
-) -> TextRequest:
-    """A `max_tokens` beyond the context is clipped, since agents ask for 8192 whatever the model, unless `strict_max_tokens`.
+    seeds: Random | None = None,
+) -> list[TextRequest]:
+    """One request for each prompt; what they share is checked and made once. `seeds`: of requests without one, None: any.
+
+    A `max_tokens` beyond the context is clipped, since agents ask for 8192 whatever the model, unless `strict_max_tokens`.
 
     Raises InvalidRequest naming the field that is wrong.
     """
-    token_ids, field = prompt.token_ids, prompt.field
+    common = _resolve(params, capacity, tokenizer)
+    stops = StopPatterns(params.stop, include_in_output=params.include_stop_str_in_output) if params.stop else None
+    requests = []
+    for prompt in prompts:
+        mine = params if seeds is None or params.seed is not None else replace(params, seed=seeds.getrandbits(63))
+        room = _room(prompt, params, capacity, strict_max_tokens=strict_max_tokens)
+        clips = params.max_tokens is not None and params.max_tokens > room
+        # Where none is wanted, there is one all the same, which is not shown: so that there is an end.
+        max_tokens = room if clips or params.max_tokens is None else max(1, params.max_tokens)
+        resolved = replace(common, max_tokens=max_tokens, seed=_seed(mine.seed, 0))
+        request = TextRequest(prompt.token_ids, mine, resolved, tokenizer, reading, stops)
+        request.max_tokens_clipped = room if clips else None
+        requests.append(request)
+    return requests
+
+
+def _resolve(params: SamplingParams, capacity: EngineReady, tokenizer: Tokenizer) -> EngineParams:
+    """What is the same for every prompt; `max_tokens` and `seed` are still to be set."""
     try:
         check(params, capacity.vocab_size)
     except ParameterError as error:
         raise InvalidRequest(str(error), error.param) from error
-    length, room = len(token_ids), capacity.max_model_len - len(token_ids)
-    if length == 0:
-        raise InvalidRequest("the prompt is empty", field)
-    if room < 1:
-        raise too_long(length, capacity.max_model_len, field)
-    if token_ids.min() < 0 or token_ids.max() >= capacity.vocab_size:
-        raise InvalidRequest(f"the prompt holds token ids outside the vocabulary of {capacity.vocab_size}", field)
-    clips = params.max_tokens is not None and params.max_tokens > room
-    if clips and strict_max_tokens:
-        message = (
-            f"This model's maximum context length is {capacity.max_model_len} tokens; the prompt of {length} leaves room for {room}"
-            f", less than max_tokens, {params.max_tokens}"
-        )
-        raise InvalidRequest(message, "max_tokens", CONTEXT_LENGTH_EXCEEDED)
-    if params.min_tokens > room:
-        raise InvalidRequest(f"min_tokens is {params.min_tokens}, but there is room for {room}", "min_tokens")
     if params.stop and not params.detokenize:
         raise InvalidRequest("stop strings need detokenize", "stop")
     stop_ids = dict.fromkeys(params.stop_token_ids)
@@ -103,14 +111,13 @@ def prepare(
         message = f"stop_token_ids and the model's end tokens together are more than {MAX_STOP_TOKEN_IDS}"
         raise InvalidRequest(message, "stop_token_ids")
     rules = resolve_rules(params, list(stop_ids), capacity.vocab_size, tokenizer)
-    resolved = EngineParams(
-        max_tokens=room if clips or params.max_tokens is None else max(1, params.max_tokens),  # that one is not shown
+    return EngineParams(
+        max_tokens=1,
         min_tokens=0 if params.structured is not None else params.min_tokens,
         temperature=params.temperature,
         top_p=params.top_p,
         top_k=max(params.top_k, 0),
         min_p=params.min_p,
-        seed=_seed(params.seed, 0),
         repetition_penalty=params.repetition_penalty,
         presence_penalty=params.presence_penalty,
         frequency_penalty=params.frequency_penalty,
@@ -122,9 +129,27 @@ def prepare(
         bad_words=rules.bad_words,
         prompt_logprobs=-1 if params.prompt_logprobs is None else params.prompt_logprobs,
     )
-    request = TextRequest(token_ids, params, resolved, tokenizer, reading)
-    request.max_tokens_clipped = room if clips else None
-    return request
+
+
+def _room(prompt: Prompt, params: SamplingParams, capacity: EngineReady, *, strict_max_tokens: bool) -> int:
+    """How many tokens the context has room for behind a prompt. Raises InvalidRequest where it does not fit, or is none."""
+    token_ids, field = prompt.token_ids, prompt.field
+    length, room = len(token_ids), capacity.max_model_len - len(token_ids)
+    if length == 0:
+        raise InvalidRequest("the prompt is empty", field)
+    if room < 1:
+        raise too_long(length, capacity.max_model_len, field)
+    if token_ids.min() < 0 or token_ids.max() >= capacity.vocab_size:
+        raise InvalidRequest(f"the prompt holds token ids outside the vocabulary of {capacity.vocab_size}", field)
+    if strict_max_tokens and params.max_tokens is not None and params.max_tokens > room:
+        message = (
+            f"This model's maximum context length is {capacity.max_model_len} tokens; the prompt of {length} leaves room for {room}"
+            f", less than max_tokens, {params.max_tokens}"
+        )
+        raise InvalidRequest(message, "max_tokens", CONTEXT_LENGTH_EXCEEDED)
+    if params.min_tokens > room:
+        raise InvalidRequest(f"min_tokens is {params.min_tokens}, but there is room for {room}", "min_tokens")
+    return room
 
 
 def _followed(params: SamplingParams) -> Grammar | None:

@@ -98,7 +98,7 @@ def submit(
         raise InvalidRequest(text, "priority", "unsupported_parameter")
     # The key's own salt has a fixed length, so that no other key's with some text behind it is the same.
     salt = getattr(request.state, "cache_salt", "") + (asked.cache_salt or "")
-    requests = [engine.prepare(prompt, params, reading) for prompt in prompts]
+    requests = engine.prepare(prompts, params, reading)
     if len(prompts) * params.n > MAX_OUTPUTS:
         raise InvalidRequest(f"{len(prompts)} prompts with n = {params.n} make more than {MAX_OUTPUTS} outputs", "n")
     if params.prompt_logprobs is not None:

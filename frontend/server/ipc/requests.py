@@ -135,7 +135,7 @@ class Requests:
                 return
             if submit.stream and params.prompt_logprobs is not None:
                 raise InvalidRequest("prompt_logprobs come with whole answers, not with streams", "prompt_logprobs")
-            request = self._engine.prepare(prompt, params)  # checks `n` before anything is made `n` times
+            (request,) = self._engine.prepare([prompt], params)  # checks `n` before anything is made `n` times
             for index in range(params.n):
                 generations.append(self._engine.start(request, index=index, stream=submit.stream, cache_salt=submit.cache_salt))
         except EngineError as error:

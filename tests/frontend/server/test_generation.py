@@ -10,6 +10,7 @@ import pytest
 from frontend.server.generation import TextDelta, TextGeneration
 from frontend.server.measures import Timeline
 from frontend.server.router import Router
+from frontend.server.text.stops import StopPatterns
 from frontend.server.text.tokenizer import Tokenizer, load_tokenizer
 from frontend.server.text_request import TextRequest
 from frontend.server.token_stream import Generation
@@ -42,7 +43,9 @@ def _logprobs(logprob: float, *candidates: tuple[int, float]) -> TopLogprobs:
 
 
 def _output(generation: Generation, tokenizer: Tokenizer, params: SamplingParams, prompt: Sequence[int] = (33,)) -> TextGeneration:
-    return TextGeneration(generation, TextRequest(np.array(prompt, np.int32), params, EngineParams(max_tokens=1), tokenizer))
+    stops = StopPatterns(params.stop, include_in_output=params.include_stop_str_in_output) if params.stop else None
+    request = TextRequest(np.array(prompt, np.int32), params, EngineParams(max_tokens=1), tokenizer, stops=stops)
+    return TextGeneration(generation, request)
 
 
 def _read(output: TextGeneration) -> list[TextDelta]:
