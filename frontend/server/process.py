@@ -117,6 +117,7 @@ class FrontendProcess:
         done, late = await asyncio.wait(tasks, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
         for task in late:
             task.cancel()
+        await asyncio.gather(*late, return_exceptions=True)
         for task in done:
             task.result()
         return tasks[0] in done

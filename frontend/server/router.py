@@ -39,6 +39,7 @@ from protocol.params import EngineParams
 from protocol.request_ids import request_ids
 
 _MOST_REQUESTS = 16_384  # accepted and not ended, of all frontends: bounds the memory that clients can make the engine hold
+_MOST_TOKENS = 1 << 26  # of their prompts together: four bytes each, in the pipe and in the scheduler
 _ANSWERED_CAPACITY = 8192  # as many steps as the scheduler's trace holds
 
 
@@ -56,6 +57,7 @@ class Router:
         self._hello = FrontendJoined(index, epoch)
         self._ids = request_ids(index, epoch)
         self._generations: dict[int, Generation] = {}
+        self._num_tokens = 0  # of their prompts
         self._queries: dict[int, asyncio.Future[EngineStats | TraceRecords | Story]] = {}
         self._capacity: EngineReady | None = None
         self._first_ready: asyncio.Future[EngineReady] | None = None
@@ -136,6 +138,9 @@ class Router:
         self._check_scheduler()
         if self.is_full:
             raise Overloaded(f"{_MOST_REQUESTS // self._config.frontends} requests are under way: try again later")
+        most = _MOST_TOKENS // self._config.frontends
+        if self._generations and self._num_tokens + len(token_ids) > most:
+            raise Overloaded(f"requests with {most} tokens of prompts together are under way: try again later")
         generation = Generation(self, next(self._ids), Timeline(len(token_ids), params.max_tokens, now_ns()), scores)
         visit = current()
         if visit is not None:
@@ -153,11 +158,13 @@ class Router:
             )
         )
         self._generations[generation.request_id] = generation
+        self._num_tokens += len(token_ids)
         return generation
 
     def abort(self, generation: Generation, reason: FinishReason = "abort") -> None:
         """Forgets a request and tells the scheduler; late tokens are dropped. `reason`: why, in measures."""
         if self._generations.pop(generation.request_id, None) is not None:
+            self._num_tokens -= generation.timeline.num_prompt_tokens
             self.measures.request_ended(generation.count(), reason, now_ns())
             self._outbox.send(AbortRequest(generation.request_id))
             self._note_end()
@@ -304,6 +311,7 @@ class Router:
         for finished in batch.finished:
             generation = generations.pop(finished.request_id, None)
             if generation is not None:
+                self._num_tokens -= generation.timeline.num_prompt_tokens
                 generation.finish(finished)
                 self._measure(generation.count(), finished, came_ns)
                 woken.append(generation)

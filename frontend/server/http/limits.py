@@ -5,9 +5,7 @@ from dataclasses import dataclass, field
 
 MAX_BODY = 16 << 20  # bytes: the longest prompts, as lists of token ids, take a few MiB
 _BODY_BESIDES = 2 << 20  # bytes for all that is not the prompt: tools, schemas, several prompts
-_BODY_PER_TOKEN = (
-    256  # of context: a token is six bytes as a number and seldom more than ten as text, and there may be several prompts
-)
+_BODY_PER_TOKEN = 256  # of context: a token is six bytes as a number, seldom more than ten as text, and prompts may be several
 
 _DESCRIPTORS_KEPT = 256  # for Python clients, pipes, files and the connections that are about to be turned away
 _MOST_CONNECTIONS = 16_384  # as many as the engine takes requests
@@ -40,7 +38,7 @@ class Limits:
     small: int = 16 << 10  # bytes of a body that is worked on at once
     in_work: int = (
         32 << 20
-    )  # bytes of larger bodies that the application works on at a time: decoded, they take up to ten times that
+    )  # bytes of larger bodies that the application works on at a time: decoded, they take up to ten times more
     pipelined: int = 256 << 10  # bytes behind the request under way: one read of the event loop
     head_seconds: float = 30.0  # for a head, from the first byte, or from the connection on
     body_seconds: float = 30.0  # for a body, from its head on

@@ -187,6 +187,27 @@ def test_the_number_of_requests_is_bounded(tmp_path: Path, monkeypatch: pytest.M
     on_pipes(tmp_path, test)
 
 
+def test_so_many_tokens_of_prompts_are_under_way_and_no_more(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(router_module, "_MOST_TOKENS", 10)
+
+    async def test(router: Router, scheduler: Scheduler) -> None:
+        generations = [router.submit(PROMPT, PARAMS) for _ in range(3)]
+        with pytest.raises(Overloaded):
+            router.submit(PROMPT, PARAMS)
+        router.submit(PROMPT[:1], PARAMS)
+        generations[0].cancel()
+        generations[0].cancel()
+        scheduler.tokens([], Finished(generations[1].request_id, "length"))
+        async for _ in generations[1]:
+            pass
+        for _ in range(2):
+            router.submit(PROMPT, PARAMS)
+        with pytest.raises(Overloaded):
+            router.submit(PROMPT[:1], PARAMS)
+
+    on_pipes(tmp_path, test)
+
+
 def test_the_story_of_a_request_is_asked_for_by_its_number(tmp_path: Path) -> None:
     async def test(router: Router, scheduler: Scheduler) -> None:
         asked = asyncio.ensure_future(router.story(17))
