@@ -25,6 +25,8 @@ def explain(request: Request | None, lanes: Mapping[int, Lane], admission: Admis
         return f"{where}: the worker compiles what scores prompts"
     if request.state is RequestState.PREFILLING:
         return f"{where}: {lane.scheduled[slot]} of {lane.known[slot]} tokens are planned"
+    if any(slot in step.slots and step.waits_since_ns for step in lane.in_flight):
+        return f"{where}: its step waits for what the grammars of some requests allow"
     return f"{where}: {lane.known[slot] - request.num_prompt_tokens} tokens are here, it ends at {_most_tokens(request)}"
 
 

@@ -34,10 +34,26 @@ class InFlightStep:
     def split(self) -> "tuple[InFlightStep, InFlightStep]":
         """What needs no mask, and is answered first, and the rest of the step."""
         assert self.masked is not None
+        if self.cohort is not None:
+            plain, constrained = self.cohort.split()
+            return self._decodes(plain, self.answered_first, None), self._decodes(constrained, self.masked, self.masked)
         sampling = self.samples.nonzero()[0]
         first = np.zeros(len(self.slots), bool)
         first[np.delete(sampling, self.masked)] = True
         return self._part(first, None), self._part(~first, self.masked)
+
+    def _decodes(self, cohort: Cohort, rows: Int32Array, masked: Int32Array | None) -> "InFlightStep":
+        return replace(
+            self,
+            slots=cohort.slots,
+            tenancies=cohort.tenancies,
+            ends=self.ends[rows],
+            samples=self.samples[rows],
+            num_decodes=len(rows),
+            cohort=cohort,
+            masked=masked,
+            whole=self,
+        )
 
     def _part(self, rows: BoolArray, masked: Int32Array | None) -> "InFlightStep":
         num_decodes = int(np.count_nonzero(rows[: self.num_decodes]))
@@ -51,7 +67,7 @@ class InFlightStep:
             chunks=[count for count, kept in zip(self.chunks, rows[self.num_decodes :].tolist(), strict=True) if kept],
             cohort=None,
             masked=masked,
-            whole=self.whole or self,
+            whole=self,
         )
 
     def overdue(self, missing: Int32Array, now_ns: int, timeout: float) -> list[int]:

@@ -9,6 +9,7 @@ from protocol.messages import MasksMissing, ModelRunnerOutput
 from protocol.params import Grammar
 from scheduler_proc.events import FromWorker
 from tests.scheduler_proc.grammars import allowed_after
+from tests.scheduler_proc.test_story import told
 from tests.scheduler_proc.world import VOCAB, World, random_requests
 
 ANY = Grammar("regex", "7")
@@ -210,6 +211,7 @@ def test_a_step_that_waits_for_masks_is_no_hung_worker_and_does_not_wait_for_eve
         world.wait(1.0)
         world.feed(missing)
     assert not world.hung and world.sent[0].end is None
+    assert told(world, 0).now.endswith("its step waits for what the grammars of some requests allow")
     for _ in range(3):
         world.wait(1.0)
         world.feed(missing)
