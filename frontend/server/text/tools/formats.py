@@ -57,9 +57,20 @@ def _function(rules: Rules, tool: Tool) -> str:
         elif isinstance(choices, list) and choices and all(isinstance(choice, str) for choice in choices):
             value = f"{grammars.one_of([rules.text(choice) for choice in choices])} {end}"
         else:
-            value = rules.rule(f"{grammars.TEXT} {end}", lazy=True)
+            value = rules.rule(f"{_text_of(schema)} {end}", lazy=True)
         parts.append(f"{key} {value}" if is_needed else f"({key} {value})?")
     return rules.rule(" ".join([*parts, '"</function>"']))
+
+
+def _text_of(schema: dict[str, Any]) -> str:
+    """An expression for a text between a schema's lengths."""
+    least, most = schema.get("minLength", 0), schema.get("maxLength")
+    if not all(isinstance(size, int) and 0 <= size <= _LONGEST_COUNTED for size in (least, most)):
+        return grammars.TEXT
+    return rf"/(.|\n){{{least},{most}}}/"
+
+
+_LONGEST_COUNTED = 1000  # characters: each is a state of the lexer
 
 
 def _llama(rules: Rules, tools: Sequence[Tool], *, parallel: bool) -> Unit:

@@ -6,7 +6,8 @@ from frontend.wire import Tool
 
 _STYLE = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}  # as models saw JSON in training
 _NESTED = ("properties", "$defs", "definitions")  # keywords that hold schemas by name
-_COMBINING = ("allOf", "anyOf", "oneOf", "not", "if", "$ref", "patternProperties", "additionalProperties", "unevaluatedProperties")
+_COMBINING = ("allOf", "anyOf", "oneOf", "if", "$ref")  # where other schemas have a say in what an object is
+_OPEN = ("patternProperties", "additionalProperties", "unevaluatedProperties")
 
 
 def schema_of(tool: Tool) -> dict[str, Any]:
@@ -36,7 +37,7 @@ def _closed(schema: Any) -> Any:
         else value
         for key, value in schema.items()
     }
-    if isinstance(schema.get("properties"), dict) and not any(key in schema for key in _COMBINING):
+    if isinstance(schema.get("properties"), dict) and not any(key in schema for key in (*_COMBINING, *_OPEN)):
         closed["additionalProperties"] = False
     return closed
 

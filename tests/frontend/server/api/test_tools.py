@@ -18,10 +18,11 @@ from frontend.server.api.schemas import CHAT_DECODER, ChatRequest
 from frontend.server.api.tools import calling_of, tools_of
 from frontend.server.generation import TextGeneration
 from frontend.server.measures import Timeline
-from frontend.server.router import Generation, Router
+from frontend.server.router import Router
 from frontend.server.text.dialect import Dialect
 from frontend.server.text.tokenizer import Tokenizer, load_tokenizer
 from frontend.server.text_request import TextRequest
+from frontend.server.token_stream import Generation
 from protocol.messages import Finished, FinishReason
 from protocol.params import EngineParams, SamplingParams
 from tests.frontend.server.api.running import RunningEngine, demo_config
@@ -48,7 +49,7 @@ def generation(tmp_path: Path) -> Iterator[Generation]:
 
 
 def _asked(**fields: Any) -> ChatRequest:
-    return CHAT_DECODER.decode(json.dumps({"messages": _MESSAGES} | fields))
+    return CHAT_DECODER.decode(json.dumps({"messages": _MESSAGES} | fields).encode())[0]
 
 
 def _output(
