@@ -27,7 +27,7 @@ class OutputText:
     def __init__(
         self, token_bytes: TokenBytes, prompt: Int32Array, stops: StopPatterns | None, *, min_tokens: int = 0, tracks: bool = False
     ) -> None:
-        """`prompt`: int32, shape [tokens]. No stop string begins in the first `min_tokens` tokens. `tracks`: keeps the account."""
+        """`prompt`: int32, shape [tokens]. No stop string ends in the first `min_tokens` tokens. `tracks`: keeps the account."""
         self._detokenizer = Detokenizer(token_bytes, prompt)
         self._stops = None if stops is None else StopStrings(stops)
         self._min_tokens = min_tokens
@@ -73,8 +73,9 @@ class OutputText:
     def _match(self, text: str) -> tuple[str, str | None]:
         self._length += len(text)
         stop = None
-        if self._stops is not None and (not self._min_tokens or self._num_tokens > self._min_tokens):
-            text, stop = self._stops.feed(text)
+        if self._stops is not None:
+            counts = not self._min_tokens or self._num_tokens > self._min_tokens
+            text, stop = self._stops.feed(text, counts=counts)
         self._shown += len(text)
         return text, stop
 

@@ -37,8 +37,9 @@ class StopStrings:
         self._matched = [0] * len(patterns.texts)  # per string: how many of its characters the text ends with
         self._held = ""
 
-    def feed(self, text: str) -> tuple[str, str | None]:
-        """Text that may be shown now, and the stop string that was found; after a match the rest of the text is dropped."""
+    def feed(self, text: str, *, counts: bool = True) -> tuple[str, str | None]:
+        """Text that may be shown now, and the stop string that was found; after a match the rest of the text is dropped. `counts`:
+        whether one that ends here does; one that begins here may end later."""
         patterns, matched = self._patterns, self._matched
         if not self._held and not any(character in text for character in patterns.first_characters):
             return text, None
@@ -52,7 +53,7 @@ class StopStrings:
                 if stop[state] == character:
                     state += 1
                     if state == len(stop):
-                        if found < 0 or state > len(stops[found]):
+                        if counts and (found < 0 or state > len(stops[found])):
                             found = index
                         state = failure[state - 1]
                 matched[index] = state

@@ -82,7 +82,7 @@ def test_a_stop_string_with_a_leading_space(kind: str) -> None:
     assert output.feed_one(VOCABULARY["\u2581a"]) == ("", " a")
 
 
-def test_no_stop_string_begins_in_the_first_tokens(demo_tokenizer: Tokenizer) -> None:
+def test_no_stop_string_ends_in_the_first_tokens(demo_tokenizer: Tokenizer) -> None:
     output = OutputText(demo_tokenizer.bytes, np.array([33], np.int32), StopPatterns(["x"]), min_tokens=2, tracks=True)
     pieces = [output.feed_one(token_id) for token_id in demo_tokenizer.encode("x y x y x")]
     assert "".join(shown for shown, _ in pieces).startswith("x y ")
@@ -95,3 +95,38 @@ def test_a_hidden_token_has_a_place_and_no_bytes(demo_tokenizer: Tokenizer) -> N
         output.feed_one(token_id, hidden=token_id == 2)
     output.end()
     assert output.released() == [TokenText(0, b"Hello"), TokenText(5, b"")]
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    st.lists(st.sampled_from(["a", "b", "ab", "ba", "aa", "bb", "abb"]), max_size=12),
+    st.lists(st.text("ab", min_size=1, max_size=5), min_size=1, max_size=3),
+    st.integers(0, 6),
+    st.booleans(),
+)
+def test_a_stop_string_ends_behind_the_minimum(
+    demo_tokenizer: Tokenizer, pieces: list[str], stops: list[str], min_tokens: int, include: bool
+) -> None:
+    """The obvious way: the first place behind the minimum where a stop string ends."""
+    ids = [token_id for piece in pieces for token_id in demo_tokenizer.encode(piece)]
+    patterns = StopPatterns(stops, include_in_output=include)
+    output = OutputText(demo_tokenizer.bytes, np.array([33], np.int32), patterns, min_tokens=min_tokens)
+    shown, found = "", None
+    for token_id in ids:
+        text, found = output.feed_one(token_id)
+        shown += text
+        if found is not None:
+            break
+    else:
+        shown += output.end()[0]
+    whole, first = "".join(pieces), len(decode(demo_tokenizer.bytes, ids[:min_tokens]))
+    ends = [end for end in range(first + 1, len(whole) + 1) if any(whole[:end].endswith(stop) for stop in stops)]
+    if not ends:
+        assert (shown, found) == (whole, None)
+    else:
+        assert (shown, found) == _expected_at(whole[: ends[0]], stops, include)
+
+
+def _expected_at(text: str, stops: list[str], include: bool) -> tuple[str, str | None]:
+    longest = max((stop for stop in stops if text.endswith(stop)), key=len)
+    return (text if include else text[: len(text) - len(longest)]), longest
