@@ -17,6 +17,8 @@ def explain(request: Request | None, lanes: Mapping[int, Lane], admission: Admis
         case RequestState.WAITING if request in admission.probation.line:
             ahead = admission.probation.line.num_ahead(request)
             return f"waiting to run apart, as it ran when a worker died; {ahead} of that kind are before it"
+        case RequestState.WAITING if request in admission.unscored:
+            return "waiting until a worker has compiled what scores prompts"
         case RequestState.WAITING:
             return _why_waiting(request, lanes, admission)
     lane, slot = lanes[request.worker], request.slot

@@ -44,7 +44,8 @@ def validate_idle(state: SchedulerState) -> None:
 
 
 def _validate_request(state: SchedulerState, request: Request, *, runs: bool) -> None:
-    waits, waits_apart = request in state.admission.waiting, request in state.admission.probation.line
+    admission = state.admission
+    waits, waits_apart = request in admission.waiting or request in admission.unscored, request in admission.probation.line
     must(runs + waits + waits_apart == 1, "requests", f"request {request.request_id} must run or wait")
     apart = state.admission.probation.takes(request)
     must(runs or apart == waits_apart, "suspects", f"request {request.request_id} waits in the wrong line")

@@ -150,6 +150,11 @@ class Lane:
         """Each slot that is taken, with its request."""
         return ((slot, request) for slot, request in enumerate(self.requests) if request is not None)
 
+    def want_scores(self) -> None:
+        """A prompt is to be scored: the worker will be asked to prepare, unless it was."""
+        if self.scores is Scores.UNPREPARED:
+            self.scores = Scores.WANTED
+
     def holder(self, slot: int, tenancy: int) -> Request | None:
         """The request that a row in flight was computed for, if it still is one: it holds the slot, or was preempted out of it."""
         return self.requests[slot] if self.tenancy[slot] == tenancy else self.detached.get((slot, tenancy))

@@ -45,8 +45,7 @@ def must_wait_for_scores(lane: Lane, slot: int) -> bool:
     assert request is not None
     if lane.scores is Scores.READY or not request.needs_scores:
         return False
-    if lane.scores is Scores.UNPREPARED:
-        lane.scores = Scores.WANTED
+    lane.want_scores()
     return True
 
 

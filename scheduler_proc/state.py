@@ -205,7 +205,7 @@ class SchedulerState:
             return
         lane.scores = Scores.UNPREPARED if ready.error else Scores.READY
         if ready.error:
-            for _, request in list(lane.running()):
+            for request in (*self.admission.unscored, *(request for _, request in lane.running())):
                 if request.needs_scores:
                     self._end_early(request, f"prompts cannot be scored: {ready.error}", worker)
 

@@ -65,7 +65,7 @@ def test_the_worker_prepares_when_it_is_first_asked_and_others_go_on() -> None:
         scored.turn(0)
     assert [type(order) for order in scored.prepares] == [Prepare], "asked once"
     assert {index for index, sent in scored.sent.items() if sent.end is not None} == {1, 3}
-    assert "compiles" in explain(scored.state.requests[2], scored.state.lanes, scored.state.admission)
+    assert "compiled" in explain(scored.state.requests[2], scored.state.lanes, scored.state.admission)
     worker = scored.workers[0]
     worker.ready = msgspec.structs.replace(worker.ready, scores_ready=True)
     scored.feed(FromWorker(0, ScoresReady(worker.epoch)))
@@ -86,3 +86,34 @@ def test_where_the_program_cannot_be_compiled_those_that_need_it_fail_alone() ->
     scored.check()
     scored.feed(FromWorker(0, ScoresReady(7)))  # of another incarnation
     assert scored.state.counters["refused_wrong_epoch"] == 1
+
+
+def test_more_than_there_are_slots_hold_nobody_up_while_the_worker_prepares() -> None:
+    scored = world(scores_ready=False)
+    scored.feed(*(scored.message(index, [index] * 20, max_tokens=3, prompt_logprobs=0) for index in range(1, 11)))
+    scored.add(11, [11] * 30, max_tokens=9)
+    for _ in range(20):
+        scored.turn(0)
+    assert scored.sent[11].end is not None and scored.sent[1].end is None
+    scored.abort(10)
+    scored.lose(0)
+    scored.join(0, 1)  # the next one has to prepare too
+    assert len(scored.prepares) == 2
+    scored.workers[0].ready = msgspec.structs.replace(scored.workers[0].ready, scores_ready=True)
+    scored.feed(FromWorker(0, ScoresReady(1)))
+    scored.drain()
+    scored.check()
+
+
+def test_of_two_workers_one_that_is_ready_is_enough() -> None:
+    scored = world(workers=2, scores_ready=False)
+    scored.add(1, [1] * 30, max_tokens=3, prompt_logprobs=0)
+    assert sorted(order.worker for order in scored.prepares) == [0, 1]
+    scored.workers[1].ready = msgspec.structs.replace(scored.workers[1].ready, scores_ready=True)
+    scored.feed(FromWorker(1, ScoresReady(0)))
+    scored.feed(FromWorker(0, ScoresReady(0, "no memory")))
+    for _ in range(20):
+        scored.turn(1)
+    end = scored.sent[1].end
+    assert end is not None and end.reason == "length"
+    scored.check()
