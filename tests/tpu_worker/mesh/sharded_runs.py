@@ -13,7 +13,7 @@ import threading
 os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=4"
 
 from protocol.config import EngineConfig
-from protocol.params import EngineParams
+from protocol.params import EngineParams, Grammar
 from tests.tpu_worker.device_driver import Driver
 from tpu_worker.platforms.cpu import make_xla_platform
 from tpu_worker.runner import JaxDevice
@@ -23,6 +23,8 @@ PARAMS = {
     "greedy": EngineParams(12, logprobs=3),
     "seeded": EngineParams(12, temperature=0.9, top_p=0.9, top_k=20, seed=7),
     "penalties": EngineParams(12, temperature=0.7, repetition_penalty=1.3, frequency_penalty=0.5, presence_penalty=0.5, seed=1),
+    "masked": EngineParams(12, structured=Grammar("json_object")),
+    "masked and drawn": EngineParams(12, temperature=0.9, seed=3, structured=Grammar("json_object")),
     "rules": EngineParams(12, temperature=0.9, seed=2, logit_bias={7: 3.5, 9: -100.0}, bad_words=((11, 12), (13,))),
 }
 SCORED = {"scored": EngineParams(1, prompt_logprobs=2)}
@@ -49,7 +51,8 @@ def run(model: str, budget: int, num_shards: int) -> dict[str, object]:
         device.prepare_scores(lambda error: ready.set() if not error else os.abort())
         ready.wait()
     for name, params in wanted.items():
-        requests = Driver(device, capacity.num_blocks, capacity.block_size, depth=3).run(PROMPTS, params, chunk=budget // 4)
+        driver = Driver(device, capacity.num_blocks, capacity.block_size, depth=3, vocab_size=capacity.vocab_size)
+        requests = driver.run(PROMPTS, params, chunk=budget // 4)
         outputs[name] = {"tokens": [one.tokens for one in requests], "logprobs": [one.logprobs for one in requests]}
         if params.prompt_logprobs >= 0:
             outputs[name]["scores"] = [one.scored().tolist() for one in requests]

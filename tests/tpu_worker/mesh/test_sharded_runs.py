@@ -29,7 +29,7 @@ def test_shards_change_no_token(family: str, budget: int, sizes: tuple[str, ...]
     runs: dict[str, dict[str, Any]] = json.loads(done.stdout)
     one = runs["1"]
     assert one["description"] == "cpu (XLA kernels)" and not any(one["collectives"].values())
-    assert len({tuple(tokens) for name, output in one["outputs"].items() for tokens in output["tokens"] if name != "scored"}) == 16
+    assert len({tuple(tokens) for name, output in one["outputs"].items() for tokens in output["tokens"] if name != "scored"}) == 24
     for shards in sizes:
         several = runs[shards]
         assert several["description"] == f"cpu x{shards} (XLA kernels)"
