@@ -18,6 +18,10 @@ SchedulingPolicy = Literal["fcfs", "priority"]
 Quantization = Literal["auto", "none", "int8"]
 
 
+LogFormat = Literal["human", "json"]
+LogLevel = Literal["debug", "info", "warning", "error"]
+
+
 class SimulatedTimes(msgspec.Struct, frozen=True):
     """How long the simulated device takes, in microseconds: prefill tokens × the first + (decode rows > 0) × the second +
     decode rows × the third."""
@@ -67,6 +71,10 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
     pulse_timeout: float = 10.0  # seconds that a process may be stopped by a signal; for half of them /health waits
     boot_timeout: float = 1800.0  # seconds without progress while loading or compiling: one program may take minutes
     restart_delay: float = 1.0  # seconds before a worker that dies again is started again; doubles up to thirty times this
+
+    log_format: LogFormat = "human"
+    log_level: LogLevel = "info"
+    log_prompts: bool = False  # whether the line of each request says what was asked
 
     @property
     def pulse_interval(self) -> float:

@@ -146,7 +146,8 @@ def enter_child(fd: int, title: str, *, die_with_launcher: bool) -> tuple[ChildS
     numbered = spec.role == "worker" or spec.index > 0
     name = f"{title}-{spec.index}" if numbered else title
     Path("/proc/self/comm").write_text(name[:15])  # the kernel keeps 15 characters
-    set_up_logging(f"{spec.role} {spec.index}" if numbered else spec.role)
+    config = spec.config
+    set_up_logging(f"{spec.role} {spec.index}" if numbered else spec.role, config.log_format, config.log_level)
     if spec.cpus:
         os.sched_setaffinity(0, spec.cpus)
     return spec, SupervisionLink(end, LAUNCHER_TO_CHILD)

@@ -350,7 +350,7 @@ class SchedulerState:
             requests += self.admission.probation.line  # those that are cleared leave it
         self.admission.enqueue(requests)
         if culprit is not None:
-            _LOG.error("%s", culprit.text)
+            _LOG.error("%s", culprit.text, extra={"request_id": culprit.request.name})
             self.counters["culprits"] += 1
             self._end_early(culprit.request, culprit.text, worker)
         return True

@@ -3,7 +3,7 @@
 import os
 import sys
 
-from frontend.launcher.output import finish, open_standard_descriptors, say
+from frontend.launcher.output import Voice, finish, open_standard_descriptors, say
 from frontend.launcher.signals import StopSignals
 from protocol.errors import ConfigError, EngineError
 
@@ -22,8 +22,9 @@ def main() -> int:
         listener = inherited_listener(os.environ)
         config, remarks = read_options(sys.argv[1:], own_port=listener is None)
         engine = Engine(config, signals, listener=listener)
+        voice = Voice(config.log_format)
         for remark in remarks:
-            say(remark)
+            voice.say(remark)
         return engine.run()
     except EngineError as error:
         say(str(error))

@@ -32,7 +32,7 @@ from frontend.launcher.events import (
 )
 from frontend.launcher.liveness import Limits
 from frontend.launcher.notify import EXTENSION, Notifier
-from frontend.launcher.output import announce, say
+from frontend.launcher.output import Voice, announce
 from frontend.launcher.phase import LONGEST_END, Phase
 from frontend.launcher.placement import place_workers
 from frontend.launcher.progress import StartDisplay, start_display
@@ -76,6 +76,7 @@ class Engine:
             limits=Limits(config.pulse_timeout, config.step_timeout, config.boot_timeout),
         )
         self._listener = listener
+        self._voice = Voice(config.log_format)
         self._notifier = Notifier(environ)
         self._selector = selectors.DefaultSelector()
         self._children: dict[Child, ChildProcess] = {}
@@ -107,7 +108,7 @@ class Engine:
             self._selector.register(self._signals, selectors.EVENT_READ, self._signals)
             self._check_watchdog()
             self._handle(Begin())
-            self._display = start_display()
+            self._display = start_display(self._voice, plain=self._config.log_format != "human")
             while self._exit_code is None:
                 self._wait()
             return self._exit_code
@@ -147,7 +148,7 @@ class Engine:
         if interval is not None and 2 * interval < needed:
             limits = f"--step-timeout and --pulse-timeout together ({needed:g} s)"
             text = f"WatchdogSec={2 * interval:g} is shorter than {limits}"
-            say(f"{text}: where one worker is to be replaced, the whole engine would be")
+            self._voice.say(f"{text}: where one worker is to be replaced, the whole engine would be")
 
     def _ping(self) -> None:
         """Tells the service manager that all is well: while the engine starts, that this loop goes round and holds the children to
@@ -233,7 +234,7 @@ class Engine:
                 self._next_ping = now()
                 announce(ready_line(facts))
             case Say(text):
-                say(text)
+                self._voice.say(text)
             case Status(text):
                 self._notifier.status(text)
             case Stopping():

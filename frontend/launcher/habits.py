@@ -17,10 +17,10 @@ _SHORT = {"-tp": "--tensor-parallel-size", "-dp": "--workers", "-asc": "--fronte
 
 # Flags without a value that can be left out; also in their --no- form.
 _NEEDLESS = {
-    "enable-log-requests": "requests are not logged; `engine-story` tells of each",
-    "disable-log-requests": "requests are not logged",
+    "enable-log-requests": "each request has a line in the log, at --log-level info",
+    "disable-log-requests": "--log-level warning leaves the requests' lines out",
     "disable-log-stats": "statistics are not logged; they are at /metrics",
-    "disable-uvicorn-access-log": "requests are not logged",
+    "disable-uvicorn-access-log": "--log-level warning leaves the requests' lines out",
     "trust-remote-code": "a model's own code is never run",
     "enforce-eager": "steps are compiled, always",
     "enable-chunked-prefill": "long prompts are cut into chunks, always",
@@ -31,8 +31,8 @@ _NEEDLESS = {
 }
 # The same with a value.
 _NEEDLESS_VALUES = {
-    "uvicorn-log-level": "there is no uvicorn",
-    "max-log-len": "prompts are not logged",
+    "uvicorn-log-level": "there is no uvicorn; there is --log-level",
+    "max-log-len": "prompts are not logged without --log-prompts",
     "distributed-executor-backend": "workers are processes of this host, always",
     "tokenizer-mode": "there is one tokenizer",
     "load-format": "the format is read off the files",

@@ -1,6 +1,7 @@
 """What the launcher says, and to whom. A reader that is gone, or a disk that is full, ends no engine."""
 
 import errno
+import logging
 import os
 import sys
 
@@ -8,10 +9,38 @@ TYPE_CHECKING = False  # typing's own would cost the milliseconds in which a sig
 if TYPE_CHECKING:
     from typing import TextIO
 
+    from protocol.config import LogFormat
+
 
 def say(text: str) -> None:
     """A line for the operator, on standard error."""
     write_line(sys.stderr, f"engine-launch: {text}")
+
+
+class Voice:
+    """What the launcher says while an engine runs: it never waits for who reads it, since processes wait for the launcher."""
+
+    def __init__(self, style: "LogFormat") -> None:
+        from protocol.logs import LineFormat, LineSink  # these bring more than a refusal needs
+
+        self._sink = LineSink()
+        self._format = LineFormat("engine-launch", style) if style != "human" else None
+
+    def say(self, text: str) -> None:
+        """A line for the operator, on standard error."""
+        self._sink.write(self._remark(text), self._remark)
+
+    def progress(self, text: str) -> None:
+        """A line about the start."""
+        self._sink.write(self._line(text, text, logging.INFO), self._remark)
+
+    def _remark(self, text: str) -> str:
+        return self._line(f"engine-launch: {text}", text, logging.WARNING)
+
+    def _line(self, plain: str, text: str, level: int) -> str:
+        if self._format is None:
+            return plain
+        return self._format.format(logging.LogRecord("frontend.launcher", level, "", 0, text, (), None))
 
 
 def announce(line: str) -> None:

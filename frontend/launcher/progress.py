@@ -1,10 +1,11 @@
 """Shows how far the start has come: bars on a terminal, plain lines elsewhere."""
 
 import sys
-from typing import TYPE_CHECKING, Protocol, TextIO
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Protocol
 
 from frontend.launcher.events import Child
-from frontend.launcher.output import write_line
+from frontend.launcher.output import Voice
 from protocol.messages import Progress
 
 if TYPE_CHECKING:
@@ -27,8 +28,8 @@ class StartDisplay(Protocol):
 class PlainDisplay:
     """One line when a child enters a phase for the first time, or is ready: fit for logs. Two phases may go on at once."""
 
-    def __init__(self, stream: TextIO) -> None:
-        self._stream = stream
+    def __init__(self, say: Callable[[str], None]) -> None:
+        self._say = say
         self._seen: set[tuple[Child, str]] = set()
 
     def update(self, child: Child, progress: Progress) -> None:
@@ -36,11 +37,11 @@ class PlainDisplay:
         if (child, progress.phase) not in self._seen:
             self._seen.add((child, progress.phase))
             of = f" ({progress.total})" if progress.total > 1 else ""
-            write_line(self._stream, f"{child}: {progress.phase}{of}")
+            self._say(f"{child}: {progress.phase}{of}")
 
     def finish(self, child: Child) -> None:
         """The child is ready."""
-        write_line(self._stream, f"{child}: ready")
+        self._say(f"{child}: ready")
 
     def close(self) -> None:
         """Nothing more is shown."""
@@ -77,6 +78,6 @@ class TerminalDisplay:
         self._bars.update(self._tasks[child, phase], completed=done, total=total or None)
 
 
-def start_display() -> StartDisplay:
-    """The display that fits standard error."""
-    return TerminalDisplay() if sys.stderr.isatty() else PlainDisplay(sys.stderr)
+def start_display(voice: Voice, *, plain: bool = False) -> StartDisplay:
+    """The display that fits standard error. `plain`: lines, also on a terminal."""
+    return TerminalDisplay() if sys.stderr.isatty() and not plain else PlainDisplay(voice.progress)

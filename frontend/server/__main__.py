@@ -5,6 +5,7 @@ import sys
 
 import uvloop
 
+from frontend.server.access import name_requests
 from frontend.server.http.limits import raise_descriptor_limit
 from frontend.server.process import FrontendProcess
 from protocol.supervision import enter_child, leave, run_child
@@ -15,6 +16,7 @@ _NICENESS = 5  # where cores are few: a late write delays one client, a late ste
 def main() -> int:
     """Serves until told to end; returns the exit code."""
     spec, launcher = enter_child(int(sys.argv[1]), "frontend", die_with_launcher=False)
+    name_requests()
     os.nice(_NICENESS)
     raise_descriptor_limit()
     loop = uvloop.new_event_loop()  # not closed at the end: that would wait for texts that threads still tokenize

@@ -13,6 +13,7 @@ from typing import TypeAlias
 import msgspec
 
 from frontend.errors import InvalidRequest
+from frontend.server.access import shown
 from frontend.server.grammars import Grammars
 from frontend.server.prompt_scores import PromptLogprobs
 from frontend.server.prompts import Asked, Prompt, Prompts
@@ -25,6 +26,7 @@ from frontend.server.text.tools.calling import Calling
 from frontend.server.text.tools.events import Event
 from frontend.server.text_request import TextRequest, prepare
 from frontend.server.token_stream import Generation, TokenDelta
+from frontend.server.visit import current
 from protocol.codec import unpack_float32, unpack_int32
 from protocol.config import EngineConfig
 from protocol.messages import EngineReady, FinishReason, TopLogprobs
@@ -268,6 +270,8 @@ class TextEngine:
 
         Raises InvalidRequest on what is no prompt, or cannot fit.
         """
+        if self.config.log_prompts and (visit := current()) is not None:
+            visit.prompt = shown(asked)
         keep = None if params is None else _kept(params, self.capacity.max_model_len)
         return await self.prompts.encode(asked, self.capacity.max_model_len, keep)
 
@@ -284,6 +288,8 @@ class TextEngine:
 
         Raises InvalidRequest naming the field that is wrong.
         """
+        if (visit := current()) is not None:
+            visit.outputs_per_prompt = params.n
         grammar = params.structured
         assert grammar is None or (self._grammars is not None and self._grammars.has_passed(grammar)), "check comes first"
         strict, capacity = self.config.strict_max_tokens, self.capacity

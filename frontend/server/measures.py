@@ -56,6 +56,8 @@ class Timeline:
     last_ns: int = 0  # when its last token came in
     queue_ns: int = 0  # how long it waited for a slot, as the scheduler says with the first token
     num_tokens: int = 0  # of output
+    num_cached_tokens: int = 0  # of the prompt, that the prefix cache held
+    reason: str = ""  # why it ended
 
 
 class Snapshot(msgspec.Struct, frozen=True, array_like=True):
@@ -118,6 +120,7 @@ class Measures:
     def request_ended(self, timeline: Timeline, reason: str, now_ns: int) -> None:
         """A request ended, for whatever reason. Times of what it never reached are not counted."""
         self.ended[reason] += 1
+        timeline.reason = reason
         self.whole.observe((now_ns - timeline.submitted_ns) * _SECONDS)
         self.prompt_tokens.observe(timeline.num_prompt_tokens)
         self.output_tokens.observe(timeline.num_tokens)

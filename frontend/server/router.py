@@ -145,6 +145,7 @@ class Router:
         visit = current()
         if visit is not None:
             visit.outputs.append(generation.timeline)
+            visit.model = visit.model or self._config.served_model_names[0]
         self._outbox.send(
             AddRequest(
                 request_id=generation.request_id,

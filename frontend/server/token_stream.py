@@ -111,6 +111,7 @@ class Generation:
     def count(self) -> Timeline:
         """The router's: it ends here, with the tokens that came so far."""
         self.timeline.num_tokens += len(self._token_ids)
+        self.timeline.num_cached_tokens = self.num_cached_tokens
         return self.timeline
 
     def fail(self, error: EngineError) -> None:

@@ -8,6 +8,7 @@ from contextvars import ContextVar
 from dataclasses import dataclass, field
 
 from frontend.server.measures import Timeline
+from protocol.clock import now_ns
 
 _LONGEST_NAME = 256
 
@@ -18,8 +19,12 @@ class Visit:
 
     name: str  # its client's own, or ours: an HTTP answer's x-request-id, and the end of the answer's id
     client: str = ""  # from where
-    model: str = ""  # as it was asked for
+    what: str = ""  # method and path, or the Python client's
+    model: str = ""
+    prompt: str | None = None  # what was asked, where the log is to say it
+    began_ns: int = field(default_factory=now_ns)
     outputs: list[Timeline] = field(default_factory=list)  # what the engine was asked for on its behalf
+    outputs_per_prompt: int = 1
 
 
 _CURRENT: ContextVar[Visit | None] = ContextVar("visit", default=None)

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from frontend.server.access import in_log, log_visit
 from frontend.server.api.errors import ApiError
 from frontend.server.api.hosts import Hosts
 from frontend.server.api.origins import HeaderList, Origins
@@ -48,7 +49,9 @@ class Guard:
             await self._app(scope, receive, send)
             return
         scope["path"] = scope["path"].rstrip("/") or "/"  # clients add slashes to base addresses: /v1/models/ is /v1/models
-        begin(Visit(scope.get("request_id") or new_name()))
+        client, path = scope.get("client"), scope["path"]
+        visit = Visit(scope.get("request_id") or new_name(), client[0] if client else "", f"{scope['method']} {in_log(path)}")
+        begin(visit)
         authorization = own_key = origin = b""
         host: bytes | None = None
         for name, value in scope["headers"]:
@@ -71,7 +74,11 @@ class Guard:
                 scope.setdefault("state", {})["cache_salt"] = self._salt_of(authorization or own_key)
         except ApiError as error:
             answer = error.response(scope["path"])
-        await answer(scope, receive, send)
+        statuses: list[int] = []
+        try:
+            await answer(scope, receive, _noting(send, statuses))
+        finally:
+            log_visit(visit, statuses[0] if statuses else None, quiet=path in _OPEN)
 
     def _is_open(self, scope: Scope) -> bool:
         return scope["path"] in _OPEN or scope["method"] == "OPTIONS"  # which browsers ask without a key, and which tells nothing
@@ -89,6 +96,15 @@ class Guard:
 def _salt(key: str) -> str:
     """The same in every frontend, and nothing that leads back to the key."""
     return hashlib.blake2b(key.encode(), digest_size=16, person=b"prefix cache").hexdigest()
+
+
+def _noting(send: Send, statuses: list[int]) -> Send:
+    async def note(message: Message) -> None:
+        if message["type"] == "http.response.start":
+            statuses.append(message["status"])
+        await send(message)
+
+    return note
 
 
 def _adding(send: Send, headers: HeaderList) -> Send:

@@ -201,6 +201,7 @@ class Connection(asyncio.Protocol):
             self._phase = _Phase.HEAD
             return False
         self.fresh = False
+        head.scope["client"] = self._transport.get_extra_info("peername")
         self._exchange = Exchange(self, head)
         self._phase = _Phase.BODY
         self._end_request_if_complete()

@@ -5,8 +5,10 @@ from collections import deque
 from collections.abc import Callable, Coroutine
 
 from frontend.errors import InvalidRequest
+from frontend.server.access import log_visit
 from frontend.server.generation import TextEngine, TextGeneration
 from frontend.server.ipc.refusals import lost, refused
+from frontend.server.visit import Visit, begin, new_name
 from frontend.wire import (
     WHOLE_CONNECTION,
     Accepted,
@@ -27,6 +29,7 @@ from protocol.errors import EngineError
 _MOST_REQUESTS = 20_000  # accepted or waiting to be: a little above what the engine itself takes
 _MOST_WAITING = 1 << 20  # bytes of prompts that wait to be tokenized, and …
 _LEAST = 100  # … of any of them
+_ANSWERED, _REFUSED = 200, 400  # in the log, as over HTTP
 _INTAKE_SECONDS = 0.001  # of tokenization at a stretch, before others get their turn
 
 
@@ -43,6 +46,7 @@ class Requests:
         self._waiting = 0  # bytes of these
         self._taking_in = False
         self._running: dict[int, list[TextGeneration]] = {}  # empty: not yet submitted
+        self._visits: dict[int, Visit] = {}  # of those that were taken in
         self._tasks: set[asyncio.Task[None]] = set()
         self.may_say = asyncio.Event()  # cleared while the client does not keep up: deltas then merge in the router
         self.may_say.set()
@@ -74,6 +78,7 @@ class Requests:
         """Aborts a request. Without effect on one that has ended."""
         for generation in self._running.pop(request_id, ()):
             generation.cancel()
+        self._end(request_id, None)
 
     def cancel_all(self) -> list[int]:
         """Aborts everything, and returns what that was."""
@@ -128,6 +133,7 @@ class Requests:
     async def _submit(self, submit: Submit) -> None:
         request_id, params = submit.request_id, submit.params
         generations: list[TextGeneration] = []
+        begin(self._visits.setdefault(request_id, Visit(new_name(), "unix", "stream" if submit.stream else "generate")))
         try:
             (prompt,) = await self._engine.encode([submit.prompt], params)
             await self._engine.check(params)
@@ -143,6 +149,7 @@ class Requests:
                 generation.cancel()
             if self._running.pop(request_id, None) is not None:
                 self._say(refused(request_id, error))
+            self._end(request_id, _REFUSED)
             return
         changed = request.max_tokens_clipped is not None or params.truncate_prompt_tokens is not None
         if not isinstance(submit.prompt, TokenPrompt) or changed:
@@ -179,6 +186,11 @@ class Requests:
             running.remove(generation)
             if not running:
                 del self._running[request_id]
+                self._end(request_id, _ANSWERED)
+
+    def _end(self, request_id: int, status: int | None) -> None:
+        if (visit := self._visits.pop(request_id, None)) is not None:
+            log_visit(visit, status)
 
     def _fail(self, request_id: int, error: BaseException) -> None:
         self.cancel(request_id)

@@ -11,7 +11,7 @@ WORKER = Child("worker", 0)
 
 def test_each_phase_is_one_line_whatever_goes_on_beside_it() -> None:
     stream = io.StringIO()
-    display = PlainDisplay(stream)
+    display = PlainDisplay(lambda line: print(line, file=stream))
     display.update(SCHEDULER, Progress("waiting", 0, 1))
     for done in range(3):  # one worker that compiles while it loads
         display.update(WORKER, Progress("loading weights", done, 30))
