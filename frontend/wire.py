@@ -84,6 +84,8 @@ class Conversation(Message, frozen=True, tag="conversation"):
     tools: tuple[Tool, ...] = ()  # that the model is told of
     thinking: bool | None = None
     reasoning_effort: str | None = None
+    tool_choice: str = "auto"  # whether the model calls: auto, none, required, or the name of the function that it has to call
+    parallel_tool_calls: bool = True  # whether it may call several at once
 
 
 # Fields of a conversation that are variables of templates, by the same names; each template knows those of its model.
@@ -116,7 +118,21 @@ class Ask(Message, frozen=True, tag="ask"):
     subject: str = ""  # of a story: the request's number, or what its client called it; empty: the latest requests
 
 
-ClientMessage = Hello | Submit | Cancel | Ask
+class Tokenize(Message, frozen=True, tag="tokenize"):
+    """Asks for the token ids of a prompt, answered by Tokenized."""
+
+    request_id: int
+    prompt: Prompt
+
+
+class Detokenize(Message, frozen=True, tag="detokenize"):
+    """Asks for the text of token ids, answered by Detokenized."""
+
+    request_id: int
+    token_ids_i32: bytes
+
+
+ClientMessage = Hello | Submit | Cancel | Ask | Tokenize | Detokenize
 CLIENT_MESSAGES: Decoder[list[ClientMessage]] = Decoder(list[ClientMessage])
 
 
@@ -170,6 +186,8 @@ class Delta(Message, frozen=True, tag="delta", gc=False):
     num_cached_tokens: int = 0  # of the prompt; the same in each delta of an output
     logprobs: tuple[Logprob, ...] = ()
     message: str = ""  # why, when the reason is "error"
+    reasoning: str = ""  # of a chat: what the model thought before its answer
+    tool_calls: tuple[ToolCall, ...] = ()  # of a chat: calls that are complete by now
 
 
 Refusal = Literal["malformed", "version", "invalid", "overloaded", "unavailable", "lost"]
@@ -228,7 +246,22 @@ class StoryReport(Message, frozen=True, tag="story_report"):
     stories: tuple[Story, ...]  # of the latest requests that the subject may mean, oldest first
 
 
-ServerMessage = Welcome | Accepted | PromptScored | Delta | Refused | HealthReport | StatsReport | TraceReport | StoryReport
+class Tokenized(Message, frozen=True, tag="tokenized"):
+    """Answers Tokenize."""
+
+    request_id: int
+    token_ids_i32: bytes
+
+
+class Detokenized(Message, frozen=True, tag="detokenized"):
+    """Answers Detokenize."""
+
+    request_id: int
+    text: str
+
+
+Report = HealthReport | StatsReport | TraceReport | StoryReport | Tokenized | Detokenized
+ServerMessage = Welcome | Accepted | PromptScored | Delta | Refused | Report
 SERVER_MESSAGES: Decoder[list[ServerMessage]] = Decoder(list[ServerMessage])
 
 

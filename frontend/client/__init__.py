@@ -11,7 +11,7 @@ from frontend.client.asynchronous import AsyncClient, AsyncHandle, AsyncStream
 from frontend.client.blocking import Client, Handle, Stream
 from frontend.client.outputs import CompletionOutput, RequestOutput, Usage
 from frontend.errors import DeadlineExceeded, EngineUnavailable, InvalidRequest, Overloaded, RequestLost
-from frontend.wire import Delta, Health, Logprob
+from frontend.wire import Delta, Health, Logprob, ToolCall
 from protocol.errors import EngineError
 from protocol.messages import Move, Story
 from protocol.params import SamplingParams
@@ -37,5 +37,6 @@ __all__ = [
     "SamplingParams",
     "Story",
     "Stream",
+    "ToolCall",
     "Usage",
 ]

@@ -8,7 +8,7 @@ from typing import Literal, Unpack, overload
 from frontend.client.blocking_pipe import BlockingPipe
 from frontend.client.outputs import RequestOutput
 from frontend.client.parameters import SamplingFields, merged
-from frontend.client.prompts import Messages, Prompt, Prompts, conversation
+from frontend.client.prompts import Messages, Prompt, Prompts, TokenIds, Tools, conversation
 from frontend.client.requests import StreamedRequest, WholeRequest
 from frontend.client.session import CONNECT_SECONDS, QUESTION_SECONDS, Session
 from frontend.client.steps import Steps
@@ -132,6 +132,9 @@ class Client:
         stream: Literal[False] = False,
         add_generation_prompt: bool = True,
         continue_final_message: bool = False,
+        tools: Tools = (),
+        tool_choice: str = "auto",
+        parallel_tool_calls: bool = True,
         cache_salt: str = "",
         timeout: float | None = None,
         **fields: Unpack[SamplingFields],
@@ -146,6 +149,9 @@ class Client:
         stream: Literal[True],
         add_generation_prompt: bool = True,
         continue_final_message: bool = False,
+        tools: Tools = (),
+        tool_choice: str = "auto",
+        parallel_tool_calls: bool = True,
         cache_salt: str = "",
         timeout: float | None = None,
         **fields: Unpack[SamplingFields],
@@ -160,6 +166,9 @@ class Client:
         stream: bool,
         add_generation_prompt: bool = True,
         continue_final_message: bool = False,
+        tools: Tools = (),
+        tool_choice: str = "auto",
+        parallel_tool_calls: bool = True,
         cache_salt: str = "",
         timeout: float | None = None,
         **fields: Unpack[SamplingFields],
@@ -173,6 +182,9 @@ class Client:
         stream: bool = False,
         add_generation_prompt: bool = True,
         continue_final_message: bool = False,
+        tools: Tools = (),
+        tool_choice: str = "auto",
+        parallel_tool_calls: bool = True,
         cache_salt: str = "",
         timeout: float | None = None,
         **fields: Unpack[SamplingFields],
@@ -186,9 +198,20 @@ class Client:
             for piece in client.chat(messages, stream=True):
                 print(piece.text, end="")
 
+        `tools` are functions that the model may call: {"name", "description", "parameters": a JSON schema}, or as OpenAI has it.
+        The calls come in `tool_calls`; `tool_choice` is "auto", "none", "required" or the name of one. Where the model thinks
+        before it answers, the thoughts come in `reasoning`.
+
         Raises as `generate`. A stream is no answer that `timeout` could be for.
         """
-        prompt = conversation(messages, add_generation_prompt=add_generation_prompt, continue_final_message=continue_final_message)
+        prompt = conversation(
+            messages,
+            add_generation_prompt=add_generation_prompt,
+            continue_final_message=continue_final_message,
+            tools=tools,
+            tool_choice=tool_choice,
+            parallel_tool_calls=parallel_tool_calls,
+        )
         if not stream:
             return self._pipe.finish(self._session.submit(prompt, merged(params, fields), cache_salt), timeout)
         if timeout is not None:
@@ -206,6 +229,20 @@ class Client:
     ) -> Handle:
         """Sends a request for the answer to a text, token ids or messages, and returns at once."""
         return Handle(self._pipe, self._session.submit(prompt, merged(params, fields), cache_salt))
+
+    def tokenize(self, prompt: Prompt, *, add_special_tokens: bool = True) -> list[int]:
+        """The token ids of a text, or of messages as the model's chat template renders them.
+
+            len(client.tokenize("How long is this?"))
+
+        Raises InvalidRequest on what no context holds.
+        """
+        question = self._session.tokenize(prompt, add_special_tokens=add_special_tokens)
+        return self._pipe.finish(question, QUESTION_SECONDS)
+
+    def detokenize(self, token_ids: TokenIds) -> str:
+        """The text of token ids, special tokens included."""
+        return self._pipe.finish(self._session.detokenize(token_ids), QUESTION_SECONDS)
 
     def health(self) -> Health:
         """Whether the engine serves, and how many workers are alive."""

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 
-from frontend.wire import Logprob
+from frontend.wire import Logprob, ToolCall
 from protocol.messages import FinishReason
 
 _SHOWN = 60  # characters of a text, and …
@@ -19,11 +19,14 @@ class CompletionOutput:
     logprobs: list[Logprob] = field(default_factory=list)  # one per token, where asked
     finish_reason: FinishReason | None = None
     stop_reason: int | str | None = None  # the stop id or stop string that ended it
+    reasoning: str = ""  # of a chat: what the model thought before its answer
+    tool_calls: list[ToolCall] = field(default_factory=list)  # of a chat with tools
 
     def __repr__(self) -> str:
         reason = "" if self.stop_reason is None else f", stop_reason={self.stop_reason!r}"
         text = f"text={_shortened(self.text)}, token_ids={_shortened_ids(self.token_ids)}"
-        return f"CompletionOutput(index={self.index}, {text}, finish_reason={self.finish_reason!r}{reason})"
+        calls = f", tool_calls={self.tool_calls!r}" if self.tool_calls else ""
+        return f"CompletionOutput(index={self.index}, {text}, finish_reason={self.finish_reason!r}{reason}{calls})"
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +63,11 @@ class RequestOutput:
     def token_ids(self) -> list[int]:
         """Token ids of the first output."""
         return self.outputs[0].token_ids
+
+    @property
+    def tool_calls(self) -> list[ToolCall]:
+        """Calls of the first output. The result of one goes back as {"role": "tool", "tool_call_id": its id, "content": …}."""
+        return self.outputs[0].tool_calls
 
     @property
     def logprobs(self) -> list[Logprob]:

@@ -3,12 +3,14 @@
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, TypeAlias, TypeGuard
 
+import msgspec
 import numpy as np
 import numpy.typing as npt
 
 from frontend.errors import InvalidRequest
 from frontend.messages import TEXT_PARTS, UNSUPPORTED, no_text, unsupported
-from frontend.wire import ChatTurn, Conversation, TextPrompt, TokenPrompt
+from frontend.tools import check_tools
+from frontend.wire import ChatTurn, Conversation, TextPrompt, TokenPrompt, Tool, ToolCall
 from frontend.wire import Prompt as WirePrompt
 from protocol.codec import pack_int32
 from protocol.params import SamplingParams
@@ -18,7 +20,18 @@ Messages: TypeAlias = Sequence[Mapping[str, object]]  # {"role": …, "content":
 Prompt: TypeAlias = str | TokenIds | Messages
 Prompts: TypeAlias = str | TokenIds | Sequence[str] | Sequence[TokenIds] | Sequence[str | TokenIds]
 
+Tools: TypeAlias = Sequence[Mapping[str, object]]  # {"name", "description", "parameters": a JSON schema}, or as OpenAI has it
+
 _INT32_MAX = 2**31 - 1
+
+
+class _Function(msgspec.Struct):
+    """A function as users write it."""
+
+    name: str
+    description: str | None = None
+    parameters: dict[str, Any] = {}
+    strict: bool = False
 
 
 def to_wire(prompt: Prompt | Conversation, add_special_tokens: bool = True) -> WirePrompt:
@@ -40,12 +53,66 @@ def to_wire(prompt: Prompt | Conversation, add_special_tokens: bool = True) -> W
     return TokenPrompt(pack_int32(token_ids))
 
 
-def conversation(messages: Messages, *, add_generation_prompt: bool = True, continue_final_message: bool = False) -> Conversation:
-    """Messages with "role" and "content". Raises InvalidRequest naming the message at fault."""
+def conversation(
+    messages: Messages,
+    *,
+    add_generation_prompt: bool = True,
+    continue_final_message: bool = False,
+    tools: Tools = (),
+    tool_choice: str = "auto",
+    parallel_tool_calls: bool = True,
+) -> Conversation:
+    """Messages with "role" and "content", and functions that the model may call. Raises InvalidRequest naming what is at fault."""
     if isinstance(messages, str) or not isinstance(messages, Sequence):
         raise InvalidRequest("messages must be a list of {'role': …, 'content': …}", "messages")
     turns = [_turn(message, f"messages[{index}]") for index, message in enumerate(messages)]
-    return Conversation(turns, bool(add_generation_prompt and not continue_final_message), bool(continue_final_message))
+    if not isinstance(tool_choice, str):
+        raise InvalidRequest("tool_choice is auto, none, required or the name of a function", "tool_choice")
+    return Conversation(
+        turns,
+        bool(add_generation_prompt and not continue_final_message),
+        bool(continue_final_message),
+        tools=_tools(tools or ()),
+        tool_choice=tool_choice,
+        parallel_tool_calls=bool(parallel_tool_calls),
+    )
+
+
+def _tools(tools: Tools) -> tuple[Tool, ...]:
+    """Functions by themselves, or as {"type": "function", "function": …}."""
+    found = []
+    for index, tool in enumerate(tools):
+        where = f"tools[{index}]"
+        given = tool.get("function", tool) if isinstance(tool, Mapping) else tool
+        try:
+            found.append(Tool(**msgspec.structs.asdict(msgspec.convert(given, _Function))))
+        except (msgspec.ValidationError, UnicodeEncodeError) as error:
+            raise InvalidRequest(
+                f"{where} is a function with a name and a JSON schema of its parameters: {error}", where
+            ) from error
+    check_tools(found)
+    return tuple(found)
+
+
+def _calls(message: Mapping[str, object], where: str) -> tuple[ToolCall, ...]:
+    """The calls of an answer of the past, as OpenAI's clients keep them, or as this one brought them."""
+    calls = message.get("tool_calls") or ()
+    found = []
+    for index, call in enumerate(calls if isinstance(calls, Sequence) and not isinstance(calls, str) else (None,)):
+        if isinstance(call, ToolCall):
+            found.append(call)
+            continue
+        fields = call if isinstance(call, Mapping) else {}
+        function = fields.get("function", fields)
+        name, arguments = (function.get(key) for key in ("name", "arguments")) if isinstance(function, Mapping) else (None, None)
+        if isinstance(arguments, Mapping) or arguments is None:
+            arguments = msgspec.json.encode(arguments or {}).decode()
+        identity = fields.get("id") or f"call_{index}"
+        if not isinstance(name, str) or not isinstance(arguments, str) or not isinstance(identity, str):
+            here = f"{where}.tool_calls[{index}]"
+            raise InvalidRequest(f"{here} needs a function with name and arguments", here)
+        found.append(ToolCall(identity, name, arguments))
+    return tuple(found)
 
 
 def _turn(message: Mapping[str, object], where: str) -> ChatTurn:
@@ -63,7 +130,7 @@ def _turn(message: Mapping[str, object], where: str) -> ChatTurn:
         raise InvalidRequest(f"{where} needs a text as its content", f"{where}.content")
     reasoning_key = "reasoning_content" if message.get("reasoning") is None else "reasoning"
     called, reasoning, tool_call_id = (_optional(message, key, where) for key in ("name", reasoning_key, "tool_call_id"))
-    return ChatTurn(role, content, called, reasoning, tool_call_id)
+    return ChatTurn(role, content, called, reasoning, tool_call_id, _calls(message, where))
 
 
 def _text_of(part: object, where: str) -> str:

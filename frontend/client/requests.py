@@ -117,6 +117,8 @@ class WholeRequest(Request[RequestOutput]):
         output.text += delta.text
         output.token_ids += delta.token_ids
         output.logprobs += delta.logprobs
+        output.reasoning += delta.reasoning
+        output.tool_calls += delta.tool_calls
         output.finish_reason, output.stop_reason = delta.finish_reason, delta.stop_reason
         if delta.index == 0:  # the outputs after the first find what this one left in the cache
             self._output.num_cached_tokens = delta.num_cached_tokens

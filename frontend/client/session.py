@@ -2,13 +2,13 @@
 
 import itertools
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Literal, TypeVar
 
 from frontend.client.batch import Batch
 from frontend.client.discovery import cannot_connect, find_socket
 from frontend.client.parameters import checked, checked_salt, sendable
-from frontend.client.prompts import Prompt, Prompts, pair, to_wire
+from frontend.client.prompts import Prompt, Prompts, TokenIds, pair, to_wire
 from frontend.client.reply import Reply
 from frontend.client.requests import StreamedRequest, WholeRequest
 from frontend.client.steps import Steps, read_steps
@@ -23,6 +23,8 @@ from frontend.wire import (
     Cancel,
     Conversation,
     Delta,
+    Detokenize,
+    Detokenized,
     FrameReader,
     Health,
     HealthReport,
@@ -33,12 +35,15 @@ from frontend.wire import (
     StatsReport,
     StoryReport,
     Submit,
+    Tokenize,
+    Tokenized,
+    TokenPrompt,
     TraceReport,
     Welcome,
     frames,
 )
 from frontend.wire import Prompt as WirePrompt
-from protocol.codec import encode
+from protocol.codec import encode, unpack_int32
 from protocol.errors import EngineError, ProtocolError
 from protocol.messages import EngineStats, Story
 from protocol.params import SamplingParams
@@ -47,9 +52,9 @@ CONNECT_SECONDS = 60.0  # an engine that compiles for the first time takes so lo
 QUESTION_SECONDS = 30.0  # an engine that is alive answers in milliseconds
 
 AnyRequest = WholeRequest | StreamedRequest
-AnyQuestion = Reply[Health] | Reply[EngineStats] | Reply[Steps] | Reply[tuple[Story, ...]]
+AnyQuestion = Reply[Health] | Reply[EngineStats] | Reply[Steps] | Reply[tuple[Story, ...]] | Reply[list[int]] | Reply[str]
 KindOfRequest = TypeVar("KindOfRequest", WholeRequest, StreamedRequest)
-Answer = TypeVar("Answer", Health, EngineStats, Steps, tuple[Story, ...])
+Answer = TypeVar("Answer", Health, EngineStats, Steps, tuple[Story, ...], list[int], str)
 
 
 class Session:
@@ -117,6 +122,18 @@ class Session:
     def story(self, request: str) -> Reply[tuple[Story, ...]]:
         """How requests came to stand where they stand."""
         return self._ask("story", tuple, sendable(request, "request"))
+
+    def tokenize(self, prompt: Prompt | Conversation, *, add_special_tokens: bool) -> Reply[list[int]]:
+        """The token ids of a text or conversation."""
+        wanted = to_wire(prompt, add_special_tokens)
+        return self._put(lambda request_id: Tokenize(request_id, wanted), list)
+
+    def detokenize(self, token_ids: TokenIds) -> Reply[str]:
+        """The text of token ids."""
+        wanted = to_wire(token_ids)
+        if not isinstance(wanted, TokenPrompt):
+            raise InvalidRequest("tokens must be a list of token ids", "tokens")
+        return self._put(lambda request_id: Detokenize(request_id, wanted.token_ids_i32), str)
 
     # for the faces
 
@@ -188,6 +205,10 @@ class Session:
                 self._on_report(request_id, read_steps(message))
             case StoryReport(request_id, stories):
                 self._on_report(request_id, stories)
+            case Tokenized(request_id, token_ids_i32):
+                self._on_report(request_id, unpack_int32(token_ids_i32).tolist())
+            case Detokenized(request_id, text):
+                self._on_report(request_id, text)
             case Welcome():
                 self.greeting.take(message)
 
@@ -213,17 +234,24 @@ class Session:
             self._outgoing.append(encode(Cancel(request_id)))
             request.fail(RequestLost("the request was cancelled"))
 
-    def _on_report(self, request_id: int, report: Health | EngineStats | Steps | tuple[Story, ...]) -> None:
+    def _on_report(self, request_id: int, report: Health | EngineStats | Steps | tuple[Story, ...] | list[int] | str) -> None:
         if (question := self._questions.pop(request_id, None)) is not None:
             question.take(report)
 
     def _ask(self, what: Literal["health", "stats", "trace", "story"], kind: type[Answer], subject: str = "") -> Reply[Answer]:
+        return self._put(lambda request_id: Ask(request_id, what, subject), kind)
+
+    def _put(self, make: Callable[[int], Ask | Tokenize | Detokenize], kind: type[Answer]) -> Reply[Answer]:
         self._check()
         request_id = next(self._ids)
         overdue = f"the engine at {self.path} did not answer"
         question = Reply(kind, overdue, lambda: self._questions.pop(request_id, None))
+        try:
+            message = encode(make(request_id))
+        except (UnicodeEncodeError, TypeError) as error:
+            raise InvalidRequest(f"the prompt cannot be encoded: {error}", "prompt") from error
         self._questions[request_id] = question
-        self._outgoing.append(encode(Ask(request_id, what, subject)))
+        self._outgoing.append(message)
         return question
 
     @property

@@ -12,12 +12,13 @@ from typing import TypeAlias
 
 import msgspec
 
-from frontend.errors import InvalidRequest
+from frontend.errors import CONTEXT_LENGTH_EXCEEDED, InvalidRequest
 from frontend.server.access import shown
 from frontend.server.grammars import Grammars
 from frontend.server.prompt_scores import PromptLogprobs
-from frontend.server.prompts import Asked, Prompt, Prompts
+from frontend.server.prompts import Asked, Prompt, Prompts, off_loop
 from frontend.server.router import Router
+from frontend.server.text.detokenizer import decode
 from frontend.server.text.dialect import Dialect, Reading
 from frontend.server.text.output import OutputText, TokenText
 from frontend.server.text.rendering.renderer import Renderer
@@ -27,7 +28,7 @@ from frontend.server.text.tools.events import Event
 from frontend.server.text_request import TextRequest, prepare
 from frontend.server.token_stream import Generation, TokenDelta
 from frontend.server.visit import current
-from protocol.codec import unpack_float32, unpack_int32
+from protocol.codec import Int32Array, unpack_float32, unpack_int32
 from protocol.config import EngineConfig
 from protocol.messages import EngineReady, FinishReason, TopLogprobs
 from protocol.params import SamplingParams
@@ -274,6 +275,16 @@ class TextEngine:
             visit.prompt = shown(asked)
         keep = None if params is None else _kept(params, self.capacity.max_model_len)
         return await self.prompts.encode(asked, self.capacity.max_model_len, keep)
+
+    async def text_of(self, token_ids: Int32Array) -> str:
+        """The text of token ids, special tokens included. Raises InvalidRequest on more than a context holds."""
+        size, limit = self.capacity.vocab_size, self.capacity.max_model_len
+        if len(token_ids) > limit:
+            message = f"This model's maximum context length is {limit} tokens; tokens has {len(token_ids)}"
+            raise InvalidRequest(message, "tokens", CONTEXT_LENGTH_EXCEEDED)
+        if len(token_ids) and not 0 <= token_ids.min() <= token_ids.max() < size:
+            raise InvalidRequest(f"tokens holds ids outside the vocabulary of {size}", "tokens")
+        return await off_loop(len(token_ids), lambda: decode(self.tokenizer.bytes, token_ids.tolist()))
 
     async def check(self, params: SamplingParams) -> None:
         """Returns when the grammar of the outputs can be followed, if they have one. Raises what `Grammars.check` raises."""

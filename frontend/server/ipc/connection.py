@@ -18,11 +18,13 @@ from frontend.wire import (
     Ask,
     Cancel,
     ClientMessage,
+    Detokenize,
     Hello,
     Refusal,
     Refused,
     ServerMessage,
     Submit,
+    Tokenize,
     Welcome,
     frames,
 )
@@ -158,7 +160,7 @@ class Connection(asyncio.Protocol):
                 self._requests.submit(message)
             case Cancel(request_id):
                 self._requests.cancel(request_id)
-            case Ask():
+            case Ask() | Tokenize() | Detokenize():
                 self._questions.ask(message)
             case Hello(version):
                 self._on_hello(version)

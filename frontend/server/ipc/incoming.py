@@ -4,7 +4,18 @@ import re
 
 import msgspec
 
-from frontend.wire import CLIENT_MESSAGES, WHOLE_CONNECTION, Ask, Cancel, ClientMessage, Hello, Refused, Submit
+from frontend.wire import (
+    CLIENT_MESSAGES,
+    WHOLE_CONNECTION,
+    Ask,
+    Cancel,
+    ClientMessage,
+    Detokenize,
+    Hello,
+    Refused,
+    Submit,
+    Tokenize,
+)
 from protocol.codec import Decoder
 from protocol.errors import ProtocolError
 from protocol.messages import Message
@@ -16,7 +27,7 @@ _MOST_REFUSED = 16  # in a frame: each takes far longer than the bytes that ask 
 
 _PARTS: Decoder[list[msgspec.Raw]] = Decoder(list[msgspec.Raw])
 _MESSAGE: Decoder[ClientMessage] = Decoder(ClientMessage)
-_FIELDS = {kind.__struct_config__.tag: kind.__struct_fields__ for kind in (Hello, Submit, Cancel, Ask)}
+_FIELDS = {kind.__struct_config__.tag: kind.__struct_fields__ for kind in (Hello, Submit, Cancel, Ask, Tokenize, Detokenize)}
 _PLACE = re.compile(r" - at `\$\[(\d+)\](.*)`$")  # how msgspec names it: the index in the message, and the way from there
 # msgpack: an array of messages, the first one an array that begins with a short text and a number (of one of five widths).
 _REQUEST = re.compile(

@@ -6,9 +6,14 @@ from collections.abc import Callable
 
 from frontend.server.ipc.refusals import refused
 from frontend.server.ipc.reports import Reports
-from frontend.wire import Ask, HealthReport, Refused, ServerMessage
+from frontend.wire import Ask, Detokenize, HealthReport, Refused, ServerMessage, TextPrompt, Tokenize, TokenPrompt
 
 _MOST_QUESTIONS = 64  # that wait: more than a program asks at a time. An answer may be a megabyte
+
+
+_MOST_BYTES = 4 << 20  # of texts and token ids that wait, beyond the first: as much as a long context holds
+
+Question = Ask | Tokenize | Detokenize
 
 
 class Questions:
@@ -19,15 +24,15 @@ class Questions:
         self._reports = reports
         self._say = say
         self._may_say = may_say
-        self._waiting: deque[Ask] = deque()
+        self._waiting: deque[Question] = deque()
         self._answering: asyncio.Task[None] | None = None
 
-    def ask(self, ask: Ask) -> None:
+    def ask(self, ask: Question) -> None:
         """Takes a question, or refuses it."""
-        if ask.what == "health":  # is known
+        if isinstance(ask, Ask) and ask.what == "health":  # is known
             self._say(HealthReport(ask.request_id, self._reports.health()))
-        elif len(self._waiting) >= _MOST_QUESTIONS:
-            text = f"{_MOST_QUESTIONS} questions of this connection are unanswered: try again later"
+        elif len(self._waiting) >= _MOST_QUESTIONS or (self._waiting and sum(map(_size, self._waiting)) > _MOST_BYTES):
+            text = f"{len(self._waiting)} questions of this connection are unanswered: try again later"
             self._say(Refused(ask.request_id, "overloaded", text, retry_after=1.0))
         else:
             self._waiting.append(ask)
@@ -55,3 +60,16 @@ class Questions:
             self._say(answer)
             await asyncio.sleep(0)  # it is written then, and shows whether the client reads
         self._answering = None
+
+
+def _size(question: Question) -> int:
+    """About as many bytes as it holds."""
+    match question:
+        case Tokenize(_, TextPrompt(text)):
+            return len(text)
+        case Tokenize(_, TokenPrompt(packed)) | Detokenize(_, packed):
+            return len(packed)
+        case Tokenize():
+            return _MOST_BYTES // 4  # a conversation: not many of them
+        case Ask():
+            return 0

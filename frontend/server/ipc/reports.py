@@ -7,7 +7,8 @@ import msgspec
 from frontend.server.generation import TextEngine
 from frontend.server.ipc.stories import Stories
 from frontend.server.shared import Shared
-from frontend.wire import Ask, Health, StatsReport, StoryReport, TraceReport
+from frontend.wire import Ask, Detokenize, Detokenized, Health, Report, StatsReport, StoryReport, Tokenize, Tokenized, TraceReport
+from protocol.codec import pack_int32, unpack_int32
 from protocol.messages import TraceRecords
 
 
@@ -22,8 +23,13 @@ class Reports:
         self._trace = Shared(self._find_trace)
         self._stories = Stories(engine.router)
 
-    async def answer(self, ask: Ask) -> StatsReport | TraceReport | StoryReport:
-        """The answer to a question that takes the scheduler to answer. Raises why it has none."""
+    async def answer(self, ask: Ask | Tokenize | Detokenize) -> Report:
+        """The answer to a question that takes time to answer. Raises why it has none."""
+        if isinstance(ask, Tokenize):
+            (prompt,) = await self._engine.encode([ask.prompt])
+            return Tokenized(ask.request_id, pack_int32(prompt.token_ids))
+        if isinstance(ask, Detokenize):
+            return Detokenized(ask.request_id, await self._engine.text_of(unpack_int32(ask.token_ids_i32)))
         if ask.what == "trace":
             return TraceReport(ask.request_id, *await self._trace.get())
         if ask.what == "story":

@@ -4,10 +4,15 @@ import asyncio
 from collections import deque
 from collections.abc import Callable, Coroutine
 
+import msgspec
+
 from frontend.errors import InvalidRequest
 from frontend.server.access import log_visit
 from frontend.server.generation import TextEngine, TextGeneration
+from frontend.server.ipc.calls import CallsInMaking
 from frontend.server.ipc.refusals import lost, refused
+from frontend.server.prompts import off_loop
+from frontend.server.text.tools.calling import Calling
 from frontend.server.visit import Visit, begin, new_name
 from frontend.wire import (
     WHOLE_CONNECTION,
@@ -15,12 +20,14 @@ from frontend.wire import (
     Conversation,
     Delta,
     Logprob,
+    Prompt,
     PromptScored,
     Refused,
     ServerMessage,
     Submit,
     TextPrompt,
     TokenPrompt,
+    ToolCall,
 )
 from protocol.clock import now
 from protocol.codec import pack_float32, pack_int32
@@ -135,13 +142,21 @@ class Requests:
         generations: list[TextGeneration] = []
         begin(self._visits.setdefault(request_id, Visit(new_name(), "unix", "stream" if submit.stream else "generate")))
         try:
-            (prompt,) = await self._engine.encode([submit.prompt], params)
+            asked, calling = submit.prompt, None
+            if isinstance(asked, Conversation):
+                calling = Calling.of(asked)
+                asked = asked if calling is not None else msgspec.structs.replace(asked, tools=())
+            (prompt,) = await self._engine.encode([asked], params)
+            reading = self._engine.dialect.reading(calling, prompt.tail) if isinstance(asked, Conversation) else None
+            if reading is not None:
+                followed = await off_loop(_schemas(asked), lambda: reading.grammar_for(params.structured))
+                params = msgspec.structs.replace(params, structured=followed)
             await self._engine.check(params)
             if request_id not in self._running:  # cancelled while a long text was tokenized
                 return
             if submit.stream and params.prompt_logprobs is not None:
                 raise InvalidRequest("prompt_logprobs come with whole answers, not with streams", "prompt_logprobs")
-            (request,) = self._engine.prepare([prompt], params)  # checks `n` before anything is made `n` times
+            (request,) = self._engine.prepare([prompt], params, reading)  # checks `n` before anything is made `n` times
             for index in range(params.n):
                 generations.append(self._engine.start(request, index=index, stream=submit.stream, cache_salt=submit.cache_salt))
         except EngineError as error:
@@ -164,21 +179,33 @@ class Requests:
         texts: list[str] = []
         token_ids: list[int] = []
         logprobs: list[Logprob] = []
+        thoughts: list[str] = []
+        calls: list[ToolCall] = []
+        making = CallsInMaking()
         scores = generation.prompt_logprobs if index == 0 else None
         async for delta in generation:
             if scores is not None and scores.complete:
                 found = pack_float32(scores.logprobs), pack_int32(scores.ranks)
                 self._say(PromptScored(request_id, scores.candidates, *found))
                 scores = None
-            texts.append(delta.text)
+            if delta.events is None:
+                texts.append(delta.text)
+            else:
+                piece = making.take(delta.events)
+                texts.append(piece.text)
+                thoughts.append(piece.reasoning)
+                calls += piece.calls
             token_ids += delta.token_ids
             logprobs += [Logprob(one.token_id, one.logprob, one.rank, one.top) for one in delta.logprobs]
             end = delta.finish_reason
             if end is None and not stream:
                 continue
             text, cached = "".join(texts), generation.num_cached_tokens
-            self._say(Delta(request_id, index, text, token_ids, end, delta.stop_reason, cached, tuple(logprobs), delta.message))
-            texts, token_ids, logprobs = [], [], []
+            told = "".join(thoughts), tuple(calls)
+            self._say(
+                Delta(request_id, index, text, token_ids, end, delta.stop_reason, cached, tuple(logprobs), delta.message, *told)
+            )
+            texts, token_ids, logprobs, thoughts, calls = [], [], [], [], []
             if not self.may_say.is_set():
                 await self.may_say.wait()
         running = self._running.get(request_id)
@@ -195,6 +222,12 @@ class Requests:
     def _fail(self, request_id: int, error: BaseException) -> None:
         self.cancel(request_id)
         self._say(lost(request_id, error))
+
+
+def _schemas(asked: Prompt) -> int:
+    """Characters that take as long as the grammar of calls."""
+    tools = asked.tools if isinstance(asked, Conversation) else ()
+    return sum(10 * len(msgspec.json.encode(tool.parameters)) for tool in tools)
 
 
 def _weight(submit: Submit) -> int:

@@ -4,6 +4,7 @@ import socket
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 from uuid import uuid4
 
 import httpx
@@ -356,3 +357,50 @@ def test_tokens_are_ruled_out_and_favoured(client: Client) -> None:
     assert set(output.token_ids) <= {101, 102}
     with pytest.raises(InvalidRequest, match="allowed_token_ids"):
         client.generate("One way", allowed_token_ids=[])
+
+
+def test_texts_and_token_ids_turn_into_each_other(client: Client, served: Served) -> None:
+    (output,) = client.generate("One way", SHORT)
+    assert client.tokenize("One way") == output.prompt_token_ids
+    assert client.detokenize(output.prompt_token_ids) == "One way"
+    assert client.detokenize(np.array(output.token_ids)) == output.text
+    assert client.detokenize([]) == ""
+    messages = [{"role": "user", "content": "Hello"}]
+    assert client.tokenize(messages) == client.chat(messages, SHORT).prompt_token_ids
+    body = {"prompt": "A longer text. " * 200}
+    assert client.tokenize(body["prompt"]) == httpx.post(served.running.url + "/tokenize", json=body).json()["tokens"]
+    for wrong, param in ((lambda: client.detokenize([10**6]), "tokens"), (lambda: client.tokenize("x" * 3_000_000), "prompt")):
+        with pytest.raises(InvalidRequest) as caught:
+            wrong()
+        assert caught.value.param == param
+    with pytest.raises(InvalidRequest, match="tokens must be"):
+        client.detokenize("a text")  # type: ignore[arg-type]
+    assert client.tokenize("still there")
+
+
+WEATHER: dict[str, object] = {
+    "name": "weather",
+    "description": "The weather at a place.",
+    "parameters": {
+        "type": "object",
+        "properties": {"place": {"type": "string", "maxLength": 5}},
+        "required": ["place"],
+        "additionalProperties": False,
+    },
+}
+
+
+@pytest.mark.parametrize(
+    ("options", "param"),
+    [
+        ({"tools": [{"name": "two words"}]}, "tools[0]"),
+        ({"tools": [{"type": "function"}]}, "tools[0]"),
+        ({"tools": [WEATHER, WEATHER]}, "tools[1]"),
+        ({"tools": [WEATHER], "tool_choice": "rain"}, "tool_choice"),
+        ({"tool_choice": "required"}, "tool_choice"),
+    ],
+)
+def test_what_is_wrong_with_tools_is_named(client: Client, options: dict[str, Any], param: str) -> None:
+    with pytest.raises(InvalidRequest) as caught:
+        client.chat([{"role": "user", "content": "a"}], SHORT, **options)
+    assert caught.value.param == param
