@@ -41,8 +41,10 @@ def note_forced(lane: Lane, request: Request, position: int, token_ids: Int32Arr
     """
     slot = request.slot
     start, next_length = request.num_prompt_tokens + position, int(lane.scheduled[slot]) + 1
-    if request.runs or slot in lane.forced or slot in lane.prefilling or request.params.logprobs >= 0:
-        return False  # a second telling, after the grammar process was replaced; or not worth it; or log-probabilities are wanted
+    if request.runs or slot in lane.forced or slot in lane.prefilling:
+        return False  # a second telling, after the grammar process was replaced; or not worth it
+    if request.params.logprobs >= 0 or request.params.has_rules:
+        return False  # what it wants of each token, or rules out, only sampling can tell
     if start > int(lane.known[slot]) or not (token_ids.view(np.uint32) < lane.vocab_size).all():
         return False
     end, ends = _end_of(request, start, token_ids, int(lane.target[slot]))

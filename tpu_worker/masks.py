@@ -19,13 +19,11 @@ class Masks:
         self._pieces: dict[
             int, list[tuple[Int32Array, UInt32Array]]
         ] = {}  # step id -> rows [n], all different, and bits [n, words]
-        self.refused = 0  # messages for another incarnation, or for steps that are sampled or cannot have been sent
 
     def add(self, message: StepMasks) -> None:
         """Takes in one message. Raises ProtocolError when it does not fit this worker's vocabulary."""
         if message.epoch != self._epoch or not self._oldest <= message.step_id <= self._oldest + self._ahead:
-            self.refused += 1
-            return
+            return  # for another incarnation, or a step that is sampled or cannot have been sent
         rows = unpack_int32(message.rows_i32)
         if len(message.bits) != 4 * self._words * len(rows) or len(rows) > self._max_rows:
             raise ProtocolError(f"masks of {len(message.bits)} bytes for {len(rows)} rows of {self._words} words")

@@ -141,13 +141,14 @@ def test_blocks_of_forced_tokens_are_found_by_their_name() -> None:
     assert world.sent[1].num_cached_tokens == (len(whole) - 1) // 4 * 4
 
 
-def test_log_probabilities_keep_tokens_from_being_forced() -> None:
-    """They are those of the model at each token."""
+@pytest.mark.parametrize("params", [{"logprobs": 1}, {"bad_words": ((VOCAB - 1,),)}])
+def test_what_only_sampling_can_tell_keeps_tokens_from_being_forced(params: dict[str, object]) -> None:
+    """Log-probabilities are those of the model at each token; a token that is ruled out as well ends its request."""
     world = World(forces=True)
-    world.add(0, [1, 2], max_tokens=14, logprobs=1, structured=Grammar("regex", forced_text(12)))
+    world.add(0, [1, 2], max_tokens=14, structured=Grammar("regex", forced_text(12)), **params)  # type: ignore[arg-type]
     world.drain()
     world.check()
-    assert world.state.counters["forced_tokens"] == 0
+    assert world.state.counters["forced_tokens"] == 0 and world.state.counters["steps"] == 14
 
 
 def test_nonsense_is_not_forced() -> None:
