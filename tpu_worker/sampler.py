@@ -122,7 +122,7 @@ def _first_index(values: jax.Array, top: jax.Array) -> jax.Array:
 
 def _choose(logits: jax.Array, rows: Rows, history: jax.Array, lengths: jax.Array, rules: SlotRules) -> jax.Array:
     """The token [R] of rows that draw or whose logits are edited; -1 where nothing is left to choose."""
-    ruled, edits, filters = _have(rows, RULES), _have(rows, EDITS), _have(rows, FILTERS)
+    ruled, edits = _have(rows, RULES), _have(rows, EDITS)
 
     def follow_rules() -> jax.Array:
         return jnp.where(ruled[:, None], apply_rules(logits, rules, rows.num_prompt, history, lengths), logits)
@@ -134,14 +134,25 @@ def _choose(logits: jax.Array, rows: Rows, history: jax.Array, lengths: jax.Arra
         lambda: logits,
     )
     top = jnp.max(logits, axis=-1)
-    draws = _have(rows, DRAWS)[:, None]
-    # Below zero, so that no temperature makes it overflow.
-    scaled = (logits - top[:, None]) / jnp.where(draws, rows.temperature[:, None], 1.0)
-    scaled = jax.lax.cond(jnp.any(filters), lambda: jnp.where(filters[:, None], _filter(scaled, rows), scaled), lambda: scaled)
-    # Gumbel's trick: the largest of logits plus this noise is a draw from their softmax.
-    noise = jax.vmap(lambda seed, length: _gumbel(seed, length, logits.shape[-1]))(rows.seeds, lengths)
-    scores = jnp.where(draws, scaled + noise, logits)
+    draws = _have(rows, DRAWS)
+    scores = jax.lax.cond(
+        jnp.any(draws),
+        lambda: jnp.where(draws[:, None], _perturb(logits, top, rows, lengths), logits),
+        lambda: logits,
+    )
     return jnp.where(jnp.isfinite(top), _first_index(scores, jnp.max(scores, axis=-1)), -1)
+
+
+def _perturb(logits: jax.Array, top: jax.Array, rows: Rows, lengths: jax.Array) -> jax.Array:
+    """Scores [R, V] of rows that draw, the largest of which is a draw from the softmax of their logits, after temperature and
+    filters: Gumbel's trick."""
+    draws, filters = _have(rows, DRAWS), _have(rows, FILTERS)
+    # Below zero, so that no temperature makes it overflow.
+    scaled = (logits - top[:, None]) / jnp.where(draws, rows.temperature, 1.0)[:, None]
+    scaled = jax.lax.cond(jnp.any(filters), lambda: jnp.where(filters[:, None], _filter(scaled, rows), scaled), lambda: scaled)
+    noise: jax.Array = jax.vmap(lambda seed, length: _gumbel(seed, length, logits.shape[-1]))(rows.seeds, lengths)
+    perturbed: jax.Array = scaled + noise
+    return perturbed
 
 
 def _where_possible(edits: jax.Array, edited: jax.Array, logits: jax.Array) -> jax.Array:
