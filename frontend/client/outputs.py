@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field
 
+from frontend.client.structured import Value, parse
 from frontend.wire import Logprob, ToolCall
 from protocol.messages import FinishReason
 
@@ -58,6 +59,13 @@ class RequestOutput:
     def text(self) -> str:
         """Text of the first output."""
         return self.outputs[0].text
+
+    def parse(self, kind: type[Value]) -> Value:
+        """The first output as a value of the type that was given as `schema`.
+
+        Raises ValueError when it is none, as when `max_tokens` cut it short.
+        """
+        return parse(self.text, kind)
 
     @property
     def token_ids(self) -> list[int]:

@@ -2,11 +2,12 @@
 
 import difflib
 from collections.abc import Sequence
-from typing import Any, TypedDict, TypeVar
+from typing import Any, TypeVar
 
 import msgspec
 import numpy as np
 
+from frontend.client import structured
 from frontend.errors import InvalidRequest
 from protocol.params import Grammar, ParameterError, SamplingParams, check
 
@@ -16,7 +17,7 @@ _TEXTS = ("stop", "bad_words")
 Params = TypeVar("Params", SamplingParams | None, SamplingParams | Sequence[SamplingParams] | None)  # one set, or several
 
 
-class SamplingFields(TypedDict, total=False):
+class SamplingFields(structured.StructuredFields, total=False):
     """The fields of SamplingParams, as keywords of the client's methods."""
 
     max_tokens: int | None
@@ -46,17 +47,22 @@ class SamplingFields(TypedDict, total=False):
     truncate_prompt_tokens: int | None
 
 
+_NAMES = (*structured.StructuredFields.__annotations__, *_TYPES)
+
+
 def merged(params: Params, fields: SamplingFields) -> Params:
     """The parameters with these fields in place of theirs. Raises TypeError, as any call does, on a keyword that is none."""
     if not fields:
         return params
     for name in fields:
-        if name not in _TYPES:
-            near = difflib.get_close_matches(name, _TYPES, 1)
+        if name not in _NAMES:
+            near = difflib.get_close_matches(name, _NAMES, 1)
             raise TypeError(f"{name!r} is no sampling parameter" + (f"; did you mean {near[0]!r}?" if near else ""))
+    changes: dict[str, Any] = {**fields}
+    structured.take(changes)
     if params is None or isinstance(params, SamplingParams):
-        return msgspec.structs.replace(params or SamplingParams(), **fields)
-    return [msgspec.structs.replace(one, **fields) if isinstance(one, SamplingParams) else one for one in params]
+        return msgspec.structs.replace(params or SamplingParams(), **changes)
+    return [msgspec.structs.replace(one, **changes) if isinstance(one, SamplingParams) else one for one in params]
 
 
 def checked(params: SamplingParams | None, vocab_size: int) -> SamplingParams:

@@ -4,7 +4,9 @@ import json
 import random
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Annotated, Literal
 
+import msgspec
 import pytest
 
 from frontend.client import Client, SamplingParams
@@ -44,7 +46,7 @@ def check(wanted: Sequence[Schema], texts: Sequence[str]) -> None:
 
 
 def test_answers_are_valid_and_the_same_when_processes_die(tmp_path: Path) -> None:
-    wanted = schemas(range(40))
+    wanted = schemas(range(24))
     with launch(tmp_path, *SIMULATED) as engine:
         texts = answers(engine, wanted)
         check(wanted, texts)
@@ -54,6 +56,27 @@ def test_answers_are_valid_and_the_same_when_processes_die(tmp_path: Path) -> No
             assert not child.is_running()
         assert "structured outputs wait; starting it again" in engine.said()
         assert engine.complete([1, 2], max_tokens=5)  # and plain requests go on
+
+
+class City(msgspec.Struct):
+    name: str
+    country: Literal["France", "Italy", "Spain"]
+    districts: Annotated[int, msgspec.Meta(ge=1, le=99)]
+    has_river: bool
+
+
+def test_a_real_model_answers_what_was_asked_for(tmp_path: Path) -> None:
+    """At a high temperature, so that nothing but the grammar keeps it to its form."""
+    wanted = schemas(range(500, 504))
+    with launch(tmp_path, "--device", "cpu", "--max-model-len", "2048", "--max-num-seqs", "16") as engine:
+        check(wanted, answers(engine, wanted))
+        with Client(engine.socket) as client:
+            question = [{"role": "user", "content": "Tell me about Paris."}]
+            city = client.chat(question, schema=City, temperature=1.0, seed=1, max_tokens=200).parse(City)
+            assert city.country in ("France", "Italy", "Spain")
+            assert client.chat(question, choice=["yes", "no"], temperature=2.0).text in ("yes", "no")
+            tight = client.chat(question, regex="[ab]{40}", temperature=1.0, seed=3, min_tokens=90)
+            assert len(tight.text) == 40 and tight.finish_reason == "stop"
 
 
 @pytest.mark.slow

@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from frontend.client.parameters import SamplingFields, checked, checked_salt, merged
+from frontend.client.structured import StructuredFields
 from frontend.errors import InvalidRequest
 from protocol.codec import encode
 from protocol.params import SamplingParams
@@ -112,7 +113,8 @@ def test_whatever_is_passed_travels_or_is_an_invalid_request_that_names_one_of_t
 
 def test_the_keywords_are_the_fields() -> None:
     kinds = get_type_hints(SamplingParams)
-    assert get_type_hints(SamplingFields) == {name: kinds[name] for name in SamplingParams.__struct_fields__}
+    fields = {name: kinds[name] for name in SamplingParams.__struct_fields__}
+    assert get_type_hints(SamplingFields) == fields | get_type_hints(StructuredFields)
 
 
 def test_what_is_given_by_name_wins() -> None:
