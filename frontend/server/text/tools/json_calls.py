@@ -8,6 +8,7 @@ from frontend.server.text.tools.parser import LONGEST_HEAD, NAME, ToolParser
 
 _SPACE = re.compile(r"[ \t\r\n]*")
 _SCALAR = re.compile(r"[^\s,}\]]+")
+_SHORT = 256  # characters: nearly all heads are complete by then
 _NAMES = ("name", "function")  # by which models call the name of a tool; some write "type" beside it
 _ARGUMENTS = ("arguments", "parameters")
 
@@ -113,6 +114,7 @@ class JsonCalls(ToolParser):
     _lead = 0  # characters before the object
     _any_name = True  # whether the model may call what it was not offered: its mark says that it calls
     _nesting = Nesting()
+    _look = 0  # what is incomplete is looked at again when the text is so long
 
     def _call(self, final: bool) -> bool:
         self._lead = len(self._mark)
@@ -120,9 +122,15 @@ class JsonCalls(ToolParser):
         return True
 
     def _head(self, final: bool) -> bool:
+        if len(self._text) < self._look and not final:
+            return False
         head = read_head(self._text, self._lead)
+        self._look = 0
         if head == "incomplete":
-            return self._waits(final, max(self._lead, 1))
+            if self._waits(final, max(self._lead, 1)):
+                return True
+            self._look = _next_look(len(self._text))
+            return False
         if head is None or head.start > LONGEST_HEAD or not (self._any_name or head.name in self._tools):
             return self._no_call(max(self._lead, 1))
         self._begin_call(head.name)
@@ -142,9 +150,13 @@ class JsonCalls(ToolParser):
 
     def _whole_arguments(self, final: bool) -> bool:
         """A value that is no object: null, or the object in a string."""
+        if len(self._text) < self._look and not final:
+            return False
         end = _value_end(self._text, 0)
+        self._look = 0
         if end is None:
             if not final:
+                self._look = _next_look(len(self._text))
                 return False
             end = len(self._text)
         self._argue(as_object(self._text[:end]))
@@ -164,6 +176,12 @@ class JsonCalls(ToolParser):
             return False
         self._end_call()
         return True
+
+
+def _next_look(size: int) -> int:
+    """For a text that is incomplete at that length. It is read from its beginning each time, so a long one is left to grow by an
+    eighth: all looks together take no more than some nine readings of the whole."""
+    return size + 1 if size < _SHORT else size + size // 8
 
 
 def as_object(value: str) -> str:

@@ -7,8 +7,10 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from frontend.server.text.tools import json_calls
 from frontend.server.text.tools.events import Arguments, CallBegun, CallEnded, Content
 from frontend.server.text.tools.formats import FORMATS
+from frontend.server.text.tools.json_calls import read_head
 from frontend.server.text.tools.parser import held
 from tests.frontend.server.text.tools.read import TOOLS, Answer, pieces_of, read
 
@@ -222,3 +224,34 @@ def test_space_anywhere_is_read_the_same_in_pieces(name: str, text: str, content
         middle = place + len(space)
         assert read(parser, [spaced[:place], space, spaced[middle:]]) == whole
         assert read(parser, [spaced[: place + 1], spaced[place + 1 :]]) == whole
+
+
+def test_a_head_that_does_not_end_is_not_read_again_with_every_letter(monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes = []
+
+    def counting(text: str, start: int) -> Any:
+        sizes.append(len(text))
+        return read_head(text, start)
+
+    monkeypatch.setattr(json_calls, "read_head", counting)
+    parser = FORMATS["hermes"].parser(TOOLS)
+    for letter in "<tool_call>" + '{"name":' * 2_000:
+        parser.feed(letter)
+    assert sum(sizes) < 16 * 16_000
+
+
+def test_a_value_that_does_not_end_is_not_read_again_with_every_letter(monkeypatch: pytest.MonkeyPatch) -> None:
+    looks = 0
+
+    def counting(text: str, place: int) -> int | None:
+        nonlocal looks
+        looks += 1
+        return json_calls._string_end(text, place)
+
+    monkeypatch.setattr(json_calls, "_value_end", counting)
+    parser = FORMATS["hermes"].parser(TOOLS)
+    parser.feed('<tool_call>{"name": "now", "arguments": "')
+    looks = 0
+    for _ in range(20_000):
+        parser.feed("a")
+    assert looks < 400
