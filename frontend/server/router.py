@@ -40,6 +40,7 @@ from protocol.request_ids import request_ids
 
 _MOST_REQUESTS = 16_384  # accepted and not ended, of all frontends: bounds the memory that clients can make the engine hold
 _MOST_TOKENS = 1 << 26  # of their prompts together: four bytes each, in the pipe and in the scheduler
+_FIRST_DECODE_SECONDS = 60.0  # at least: whatever is done once is done then
 _ANSWERED_CAPACITY = 8192  # as many steps as the scheduler's trace holds
 
 
@@ -177,7 +178,7 @@ class Router:
         Raises EngineUnavailable when it does not succeed.
         """
         prompt, params = np.zeros(1, np.int32), EngineParams(min(2, self.capacity.max_model_len - 1))
-        seconds = self._config.step_timeout
+        seconds = max(self._config.step_timeout, _FIRST_DECODE_SECONDS)
         try:
             async with asyncio.timeout(seconds):
                 for generation in [self.submit(prompt, params) for _ in range(self.capacity.workers)]:
@@ -185,7 +186,7 @@ class Router:
                         if delta.finish_reason == "error":
                             raise EngineUnavailable(f"the first decode failed: {delta.message}")
         except TimeoutError as error:
-            raise EngineUnavailable(f"the first decode took more than --step-timeout ({seconds:g} s)") from error
+            raise EngineUnavailable(f"the first decode took more than {seconds:g} s") from error
         self.measures = Measures()
 
     async def stats(self) -> EngineStats:

@@ -89,10 +89,10 @@ def start(directory: Path, *flags: str, command: Sequence[str] = LAUNCH, pass_fd
         )
 
 
-def refuse(directory: Path, *flags: str) -> tuple[int, str]:
+def refuse(directory: Path, *flags: str, command: Sequence[str] = LAUNCH) -> tuple[int, str]:
     """Starts an engine that must not start: exit code, and what it said."""
     (directory / "run").mkdir(mode=0o700, exist_ok=True)
-    process = start(directory, *flags)
+    process = start(directory, *flags, command=command)
     output, _ = process.communicate(timeout=START_LIMIT)
     assert output == "", "a ready line, though it must not be ready"
     return process.returncode, (directory / "stderr").read_text()

@@ -118,6 +118,35 @@ def test_a_request_reaches_the_scheduler_and_its_tokens_the_reader(tmp_path: Pat
     on_pipes(tmp_path, test)
 
 
+def test_before_it_serves_every_worker_decodes(tmp_path: Path) -> None:
+    async def test(router: Router, scheduler: Scheduler) -> None:
+        scheduler.say(EngineReady(2, 100, 1000, 10, 16, "none"))
+        await settle(router, scheduler)
+        trial = asyncio.ensure_future(router.try_out())
+        added = [await scheduler.hear() for _ in range(2)]
+        assert all(isinstance(one, AddRequest) and one.params.max_tokens == 2 for one in added)
+        for one in added:
+            assert isinstance(one, AddRequest) and not trial.done()
+            scheduler.say(TokenBatch(0, 0, b"", b"", (Finished(one.request_id, "length"),)))
+        await trial
+        assert not router.measures.ended, "that was nobody's request"
+
+    on_pipes(tmp_path, test)
+
+
+def test_an_engine_that_cannot_decode_does_not_serve(tmp_path: Path) -> None:
+    async def test(router: Router, scheduler: Scheduler) -> None:
+        trial = asyncio.ensure_future(router.try_out())
+        added = await scheduler.hear()
+        assert isinstance(added, AddRequest)
+        failed = Finished(added.request_id, "error", message="the model's output was not finite")
+        scheduler.say(TokenBatch(0, 0, b"", b"", (failed,)))
+        with pytest.raises(EngineUnavailable, match="the first decode failed: the model's output was not finite"):
+            await trial
+
+    on_pipes(tmp_path, test)
+
+
 def test_tokens_merge_while_nobody_reads_and_stay_apart_by_request(tmp_path: Path) -> None:
     async def test(router: Router, scheduler: Scheduler) -> None:
         one, other = router.submit(PROMPT, PARAMS), router.submit(PROMPT, PARAMS)
