@@ -55,7 +55,7 @@ def test_what_nobody_will_sample_is_not_kept() -> None:
     held.sampled(1)  # which had no masked rows after all
     assert held.take(1, ROWS) is None and held.take(3, ROWS) is not None
     held.add(message(4, [9, -1, 1]))  # rows that no step has
-    assert held.missing(4, np.array([1, 9], np.int32)).tolist() == [9]
+    assert held.missing(4, np.array([1, 3], np.int32)).tolist() == [3]
 
 
 def test_masks_of_another_vocabulary_are_an_error() -> None:
