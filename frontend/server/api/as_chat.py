@@ -29,11 +29,11 @@ async def body_of(
     """
 
     def asked() -> ChatRequest:
-        body, places = make()
-        origins.extend(places)
-        try:
+        try:  # what came as it was, such as schemas, is looked at here for the first time
+            body, places = make()
+            origins.extend(places)
             return CHAT_DECODER.decode(msgspec.json.encode(body))[0]
-        except msgspec.ValidationError as error:
+        except (msgspec.DecodeError, UnicodeError, RecursionError) as error:
             raise from_decoding(error) from error
 
     check_number(count, engine.capacity.max_model_len)  # before anything is made of them

@@ -39,6 +39,8 @@ async def read(request: Request, decoder: BodyDecoder[Body]) -> Body:
 
 def _decoded(request: Request, data: bytes, decoder: BodyDecoder[Body]) -> Body:
     try:
+        if not data.isascii():
+            data.decode()  # parts that are taken as they came, such as schemas, are not looked at by the decoder
         decoded, unknown = decoder.decode(data)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise from_decoding(error) from error

@@ -9,6 +9,8 @@ from frontend.errors import InvalidRequest
 from frontend.server.text.fences import Messages
 from frontend.wire import ChatTurn, ToolCall
 
+_DEEPEST = 64  # levels of a call's arguments; deeper ones are told as the text that they were
+
 # What a client may call a role -> what templates call it. "developer" is OpenAI's newer name for "system".
 _ROLES = {
     "system": "system",
@@ -56,8 +58,20 @@ def _call(call: ToolCall) -> dict[str, Any]:
     arguments: object = call.arguments
     try:
         value = msgspec.json.decode(call.arguments or "{}")
-        if isinstance(value, dict):
+        if isinstance(value, dict) and _is_shallow(value):
             arguments = value
     except (msgspec.DecodeError, RecursionError):
         pass
     return {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": arguments}}
+
+
+def _is_shallow(value: object) -> bool:
+    """Whether JSON is not nested deeper than what walks over it can follow."""
+    level = [value]
+    for _ in range(_DEEPEST):
+        level = [
+            part for item in level for part in (item.values() if isinstance(item, dict) else item if isinstance(item, list) else ())
+        ]
+        if not level:
+            return True
+    return False

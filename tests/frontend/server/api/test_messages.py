@@ -1,6 +1,7 @@
 """POST /v1/messages, over a real connection and with Anthropic's own client."""
 
 import json
+from collections.abc import Iterator
 from typing import Any
 
 import anthropic
@@ -16,8 +17,9 @@ _ASK: dict[str, Any] = {"model": "demo", "messages": [_USER], "max_tokens": 12, 
 
 
 @pytest.fixture(scope="module")
-def client(running: RunningEngine) -> anthropic.Anthropic:
-    return anthropic.Anthropic(base_url=running.url, api_key="none", max_retries=0)
+def client(running: RunningEngine) -> Iterator[anthropic.Anthropic]:
+    with anthropic.Anthropic(base_url=running.url, api_key="none", max_retries=0) as client:
+        yield client
 
 
 def _answer(http: httpx.Client, **fields: Any) -> MessageAnswer:

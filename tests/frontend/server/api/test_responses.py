@@ -1,6 +1,7 @@
 """POST /v1/responses, over a real connection and with OpenAI's own client."""
 
 import json
+from collections.abc import Iterator
 from typing import Any
 
 import httpx
@@ -15,8 +16,9 @@ _ASK: dict[str, Any] = {"model": "demo", "input": "Hi", "max_output_tokens": 12,
 
 
 @pytest.fixture(scope="module")
-def client(running: RunningEngine) -> openai.OpenAI:
-    return openai.OpenAI(base_url=f"{running.url}/v1", api_key="none", max_retries=0)
+def client(running: RunningEngine) -> Iterator[openai.OpenAI]:
+    with openai.OpenAI(base_url=f"{running.url}/v1", api_key="none", max_retries=0) as client:
+        yield client
 
 
 def _answer(http: httpx.Client, **fields: Any) -> ResponseObject:
