@@ -155,6 +155,10 @@ class WorkerStats(Message, frozen=True):
     device_busy_ns: int = 0  # time that the device took for the steps of this incarnation
 
 
+# Upper bounds of the sizes of steps, in tokens, by which EngineStats counts them; larger ones have a bucket of their own.
+STEP_SIZES = (1, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384)
+
+
 class EngineStats(Message, frozen=True, tag="stats"):
     """Answers GetStats; comes unasked too, beside each pulse to the frontend. Counters count since the scheduler started."""
 
@@ -163,6 +167,8 @@ class EngineStats(Message, frozen=True, tag="stats"):
     workers: tuple[WorkerStats, ...]
     counters: dict[str, int]  # requests, tokens, preemptions, prefix cache queries and hits, refused frames by cause, …
     now_ns: int = 0  # when they were so, on the one clock
+    steps_by_size: tuple[int, ...] = ()  # steps in each bucket of STEP_SIZES
+    step_tokens: int = 0  # of all steps together
 
 
 class TraceRecords(Message, frozen=True, tag="trace"):

@@ -50,7 +50,7 @@ from scheduler_proc.names import MOST_OF_ONE_NAME
 from scheduler_proc.plan import plan_step
 from scheduler_proc.probation import Culprit, in_flight_requests
 from scheduler_proc.request import NOWHERE, Request, RequestState, from_message
-from scheduler_proc.stats import engine_stats
+from scheduler_proc.stats import StepSizes, engine_stats
 from scheduler_proc.story import StoryRing
 from scheduler_proc.suspects import by_own_fault
 from scheduler_proc.trace import COLUMNS, TraceRing
@@ -65,6 +65,7 @@ class SchedulerState:
         """`strict`: what must never happen is raised as a Breach, not only counted."""
         self._config = config
         self.counters: Counter[str] = Counter()
+        self._sizes = StepSizes()
         self.breaches = Breaches(self.counters, strict=strict)
         self.story = StoryRing(self.breaches)
         self.trace = TraceRing()
@@ -115,7 +116,8 @@ class SchedulerState:
 
     def stats(self, query_id: int = 0) -> EngineStats:
         """The queue, the workers and all counters, as they are now."""
-        return engine_stats(query_id, self.lanes, self._config.workers, len(self.admission), self.counters, self.story.now_ns)
+        waiting, now_ns = len(self.admission), self.story.now_ns
+        return engine_stats(query_id, self.lanes, self._config.workers, waiting, self.counters, self._sizes, now_ns)
 
     def _on_add(self, message: AddRequest) -> None:
         if message.request_id in self.requests:
@@ -238,8 +240,11 @@ class SchedulerState:
         self.trace.record(worker, step, output, now_ns)
         self.lanes[worker].count_device_time(*output.times_ns[3:5])
         self.counters["steps"] += 1
-        if chunks := (step.whole or step).chunks:
-            self.counters["prefill_tokens"] += sum(chunks)
+        whole = step.whole or step
+        prefill = whole.num_prefill_tokens if whole.chunks else 0
+        if prefill:
+            self.counters["prefill_tokens"] += prefill
+        self._sizes.count(whole.num_decodes + prefill)
         if output.failed_programs:
             self.counters["failed_programs"] += output.failed_programs
 

@@ -1,17 +1,44 @@
 """What the scheduler tells of itself when asked."""
 
+from bisect import bisect_left
 from collections.abc import Mapping
 
-from protocol.messages import EngineStats, WorkerStats
+from protocol.messages import STEP_SIZES, EngineStats, WorkerStats
 from scheduler_proc.lane import Lane
 
 
+class StepSizes:
+    """How many tokens the steps had."""
+
+    def __init__(self) -> None:
+        self.counts = [0] * (len(STEP_SIZES) + 1)
+        self.tokens = 0
+
+    def count(self, tokens: int) -> None:
+        """One more step, of so many tokens."""
+        self.counts[bisect_left(STEP_SIZES, tokens)] += 1
+        self.tokens += tokens
+
+
 def engine_stats(
-    query_id: int, lanes: Mapping[int, Lane], num_workers: int, num_waiting: int, counters: Mapping[str, int], now_ns: int
+    query_id: int,
+    lanes: Mapping[int, Lane],
+    num_workers: int,
+    num_waiting: int,
+    counters: Mapping[str, int],
+    sizes: StepSizes,
+    now_ns: int,
 ) -> EngineStats:
-    """The answer to GetStats: the queue, every worker that should be there, and the counters since the start."""
-    workers = tuple(_worker_stats(index, lanes.get(index)) for index in range(num_workers))
-    return EngineStats(query_id=query_id, waiting=num_waiting, workers=workers, counters=dict(counters), now_ns=now_ns)
+    """The answer to GetStats: the queue, every worker that should be there, and what was counted since the start."""
+    return EngineStats(
+        query_id=query_id,
+        waiting=num_waiting,
+        workers=tuple(_worker_stats(index, lanes.get(index)) for index in range(num_workers)),
+        counters=dict(counters),
+        now_ns=now_ns,
+        steps_by_size=tuple(sizes.counts),
+        step_tokens=sizes.tokens,
+    )
 
 
 def _worker_stats(index: int, lane: Lane | None) -> WorkerStats:

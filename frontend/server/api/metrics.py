@@ -15,7 +15,7 @@ from starlette.responses import Response
 
 from frontend.server.generation import TextEngine
 from frontend.server.measures import Histogram
-from protocol.messages import FinishReason, WorkerStats
+from protocol.messages import STEP_SIZES, FinishReason, WorkerStats
 
 _LABELS = ("model_name", "engine")
 # The label tells workers apart, and, for what frontends measure, these.
@@ -89,6 +89,10 @@ class EngineCollector(Collector):
             if name not in _COUNTERS and name != _BUSY:
                 others.add_metric((self._model, _SCHEDULER, name), value)
         yield others
+        stats = self._engine.router.latest_stats
+        sizes = stats.steps_by_size or (0,) * (len(STEP_SIZES) + 1)
+        steps = Histogram("iteration_tokens_total", "Tokens of a step.", tuple(map(float, STEP_SIZES)))
+        yield self._histogram(steps, {_SCHEDULER: (list(sizes), stats.step_tokens)})
 
     def _requests(self) -> Iterator[Metric]:
         measured = {str(index): snapshot for index, snapshot in self._engine.router.measured().items()}

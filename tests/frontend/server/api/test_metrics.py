@@ -83,6 +83,10 @@ def test_the_counts_are_those_of_the_requests(scraped: tuple[Samples, Samples]) 
     assert more("vllm:inter_token_latency_seconds_count") == pytest.approx(tokens - 4, abs=8)  # the last of those cut off
     parts = [more(f"vllm:request_{part}_time_seconds_sum") for part in ("queue", "prefill", "decode")]
     assert sum(parts) <= more("vllm:e2e_request_latency_seconds_sum") + 1e-6
+    steps = more("vllm:iteration_tokens_total_count")
+    assert steps == more("vllm:iteration_tokens_total_bucket", "+Inf") == more("twodeep:steps_total")
+    computed = more("twodeep:prefill_tokens_total") + more("vllm:generation_tokens_total") + more("twodeep:discarded_tokens_total")
+    assert 0 <= computed - more("vllm:iteration_tokens_total_sum") <= 4  # a prompt's last token brings the first of the answer
     assert (after["vllm:num_requests_running", ""], after["vllm:num_requests_waiting", ""]) == (0, 0)
     assert after["vllm:kv_cache_usage_perc", ""] == 0
     assert after["vllm:cache_config_info", "16"] == 1
