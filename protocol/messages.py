@@ -126,6 +126,7 @@ class Finished(Message, frozen=True):
     num_cached_tokens: int = 0  # prompt tokens that the prefix cache held
     queue_ns: int = 0  # from its arrival at the scheduler to its first slot
     prefill_ns: int = 0  # from there to its first token
+    unsatisfiable: bool = False  # with reason "error": the request asks for what cannot be had, and the engine is well
 
 
 class TokenBatch(Message, frozen=True, tag="tokens"):

@@ -63,6 +63,7 @@ class TextDelta(msgspec.Struct, frozen=True, gc=False):
     stop_reason: StopReason = None
     message: str = ""  # why, when the reason is "error"
     events: list[Event] | None = None  # what the text is made of, where it is not all content
+    unsatisfiable: bool = False  # with the reason "error": the request asks for what cannot be had, and the engine is well
 
 
 class TextGeneration:
@@ -140,6 +141,8 @@ class TextGeneration:
         if self._request.params.max_tokens == 0:
             return await self._nothing(delta)
         text_delta = self._token_by_token(delta) if self._one_by_one else self._whole(delta)
+        if delta.unsatisfiable:
+            text_delta = msgspec.structs.replace(text_delta, unsatisfiable=True)
         if self._reader is None:
             return text_delta
         events = self._reader.feed(text_delta.text, final=text_delta.finish_reason is not None)

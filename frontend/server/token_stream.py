@@ -22,6 +22,7 @@ class TokenDelta:
     stop_token_id: int = -1
     num_cached_tokens: int = 0  # of the prompt; the same in each delta
     message: str = ""
+    unsatisfiable: bool = False  # see Finished
 
 
 class Aborts(Protocol):
@@ -136,4 +137,6 @@ class Generation:
             self.timeline.num_tokens += len(token_ids)
             return TokenDelta(token_ids, logprobs, num_cached_tokens=cached)
         self._over = True
-        return TokenDelta(token_ids, logprobs, finished.reason, finished.stop_token_id, cached, finished.message)
+        return TokenDelta(
+            token_ids, logprobs, finished.reason, finished.stop_token_id, cached, finished.message, finished.unsatisfiable
+        )

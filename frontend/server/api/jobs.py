@@ -170,6 +170,8 @@ def size(outputs: Sequence[Output], generations: Sequence[TextGeneration]) -> in
 
 def fail_on_error(delta: TextDelta) -> None:
     """Raises ApiError when the engine gave the request up."""
+    if delta.unsatisfiable:
+        raise ApiError(400, delta.message, code="unsatisfiable")
     if delta.finish_reason == "error":
         raise ApiError(500, delta.message or "the engine failed on this request", code="internal_error")
 

@@ -50,7 +50,8 @@ def test_a_request_with_nothing_left_on_its_way_says_so(http: httpx.Client) -> N
     """Known only once it happens: after `a` there is no token that would not make the bad word."""
     (a,) = http.post("/tokenize", json={"prompt": " a"}).json()["tokens"]
     response = http.post("/v1/completions", json=_ASK | {"allowed_token_ids": [a], "bad_words": ["a a"]})
-    assert response.status_code == 500
+    assert response.status_code == 400
+    assert response.json()["error"]["code"] == "unsatisfiable"
     assert "no token was left" in response.json()["error"]["message"]
 
 
