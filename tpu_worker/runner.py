@@ -52,6 +52,7 @@ class JaxDevice:
         self._config = config
         self._given = platform
         self._finished_ns = 0  # when the last step was collected
+        self._open_ns = 0  # that the device worked on a step whose masked rows are not sampled: the time between does not count
         self._told = 0  # of the programs that could not be compiled
         self._platform: Platform
         self._state: DeviceState
@@ -183,7 +184,7 @@ class JaxDevice:
         """As the protocol says."""
         assert isinstance(handle, StepHandle)
         plan, rows = handle.plan, handle.plan.rows_to_sample(masked=handle.masked)
-        token_ids = np.asarray(handle.token_ids)[rows] if len(rows) else np.empty(0, np.int32)
+        token_ids = np.asarray(handle.token_ids)[rows]  # waits, also where every row waits for a mask
         logprobs: dict[int, TopLogprobs] = {}
         if handle.sampled is not None and plan.num_logprobs is not None:
             counts = plan.num_logprobs if plan.masked_rows is None else plan.num_logprobs[plan.answers(masked=handle.masked)]
@@ -193,11 +194,16 @@ class JaxDevice:
                 logprobs[row] = TopLogprobs(
                     float(values[row, 0]), int(ranks[row, 0]), pack_int32(ranks[row, best]), pack_float32(values[row, best])
                 )
-        started = max(handle.dispatched_ns, self._finished_ns)
+        started = max(handle.dispatched_ns, self._finished_ns) - self._open_ns
         self._finished_ns = now_ns()
         failed_rows = tuple(np.flatnonzero(token_ids < 0).tolist())
-        failed_programs = len(self.programs.failed) - self._told
-        self._told += failed_programs
+        failed_programs = 0
+        if plan.masked_rows is None or handle.masked:
+            self._open_ns = 0
+            failed_programs = len(self.programs.failed) - self._told
+            self._told += failed_programs
+        else:
+            self._open_ns = self._finished_ns - started
         scores = {} if handle.scores is None else unpack_scores(plan, handle.scores)
         return StepResult(np.maximum(token_ids, 0), failed_rows, logprobs, started, self._finished_ns, failed_programs, scores)
 

@@ -1,5 +1,6 @@
 """Sampling among the tokens that a mask allows: every platform's kernels, and the whole device."""
 
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,9 +13,9 @@ from msgspec.structs import replace
 from protocol.codec import Int32Array, UInt32Array, unpack_float32, unpack_int32
 from protocol.config import EngineConfig
 from protocol.params import EngineParams, Grammar
-from tests.tpu_worker.device_driver import Driver, allowed_at
+from tests.tpu_worker.device_driver import Driver, allowed_at, pack_bits
 from tests.tpu_worker.tiny_models import CONFIG, make_tensors, write_model
-from tpu_worker.device import Capacity, Extension
+from tpu_worker.device import Admission, Capacity, Extension, StepPlan
 from tpu_worker.platforms.cpu import make_xla_platform
 from tpu_worker.platforms.cpu import products as cpu
 from tpu_worker.platforms.platform import Mask, Pick
@@ -95,6 +96,22 @@ def test_only_allowed_tokens_whatever_the_depth_batch_and_chunks(loaded: tuple[J
         together = driver(loaded, depth).run(PROMPTS, mixed, chunk)
         assert [r.tokens for r in together] == [r.tokens for r in alone]
         assert [r.logprobs for r in together] == [r.logprobs for r in alone]
+
+
+def test_the_time_that_a_step_waits_for_masks_is_not_the_device_s(loaded: tuple[JaxDevice, Capacity]) -> None:
+    device = loaded[0]
+    admission = Admission(0, np.arange(1, 9, dtype=np.int32), np.array([1], np.int32), 8, EngineParams(4, structured=ANY))
+    one, none = np.ones(1, np.int32), np.empty(0, np.int32)
+    plan = StepPlan(0, (admission,), none, none, none, 0 * one, 0 * one, 8 * one, one > 0, 0, 0, None, 0 * one, 0)
+    handle = device.forward(plan)
+    nothing = device.collect(handle)
+    assert not len(nothing.token_ids) and nothing.finished_ns > nothing.started_ns
+    threading.Event().wait(0.05)  # the masks come
+    sampled = device.collect(device.sample(handle, pack_bits([[7]], VOCAB)))
+    assert sampled.token_ids.tolist() == [7]
+    assert nothing.finished_ns < sampled.started_ns + (nothing.finished_ns - nothing.started_ns) <= sampled.finished_ns
+    assert sampled.finished_ns - nothing.finished_ns >= 50_000_000
+    assert sampled.started_ns > nothing.started_ns + 40_000_000
 
 
 def test_greedy_takes_the_best_of_those_allowed(loaded: tuple[JaxDevice, Capacity]) -> None:
