@@ -33,6 +33,8 @@ def check_tools(tools: Sequence[Tool], field: str = "tools") -> None:
         if tool.name in names:
             raise InvalidRequest(f"{where}: there are two tools named {tool.name}", where)
         names.add(tool.name)
+        if "object" not in (kind if isinstance(kind := tool.parameters.get("type", "object"), list) else [kind]):
+            raise InvalidRequest(f"{where}: parameters is the schema of an object, whose properties are the arguments", where)
         size = _size(tool.parameters, where)
         characters, values = characters + size[0] + len(tool.description or ""), values + size[1]
         if characters > _MOST_CHARACTERS or values > _MOST_VALUES:

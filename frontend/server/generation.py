@@ -14,7 +14,7 @@ import msgspec
 
 from frontend.errors import CONTEXT_LENGTH_EXCEEDED, InvalidRequest
 from frontend.server.access import shown
-from frontend.server.grammars import Grammars
+from frontend.server.grammars import INVALID_GRAMMAR, Grammars
 from frontend.server.prompt_scores import PromptLogprobs
 from frontend.server.prompts import Asked, Prompt, Prompts, off_loop
 from frontend.server.router import Router
@@ -25,9 +25,11 @@ from frontend.server.text.rendering.renderer import Renderer
 from frontend.server.text.tokenizer import Tokenizer
 from frontend.server.text.tools.calling import Calling
 from frontend.server.text.tools.events import Event
+from frontend.server.text.tools.schemas import arguments_grammar
 from frontend.server.text_request import TextRequest, prepare
 from frontend.server.token_stream import Generation, TokenDelta
 from frontend.server.visit import current
+from frontend.wire import Tool
 from protocol.codec import Int32Array, unpack_float32, unpack_int32
 from protocol.config import EngineConfig
 from protocol.messages import EngineReady, FinishReason, TopLogprobs
@@ -295,6 +297,40 @@ class TextEngine:
             if self._grammars is None:
                 raise InvalidRequest("structured output is not supported here", "structured_outputs", "unsupported_parameter")
             await self._grammars.check(params.structured)
+
+    async def follow(self, params: SamplingParams, reading: Reading | None) -> SamplingParams:
+        """The parameters of a chat's outputs with the grammar that they follow, checked: what was asked for, and valid calls.
+
+        Where no grammar can follow the schema of a tool that is not strict, the names of its arguments are followed.
+        Raises as `check`.
+        """
+        await self.check(params)
+        if reading is None:
+            return params
+        answer, tools = params.structured, reading.tools
+        size = sum(10 * len(msgspec.json.encode(tool.parameters)) for tool in tools)  # characters of text that take as long
+        followed = await off_loop(size, lambda: reading.grammar_for(answer))
+        try:
+            await self.check(msgspec.structs.replace(params, structured=followed))
+        except InvalidRequest as error:
+            if error.code != INVALID_GRAMMAR:
+                raise
+            loose = frozenset([tool.name for tool in tools if not await self._can_follow(tool)])
+            if not loose:
+                raise
+            followed = await off_loop(size, lambda: reading.grammar_for(answer, loose))
+            await self.check(msgspec.structs.replace(params, structured=followed))
+        return msgspec.structs.replace(params, structured=followed)
+
+    async def _can_follow(self, tool: Tool) -> bool:
+        assert self._grammars is not None
+        try:
+            await self._grammars.check(arguments_grammar(tool))
+        except InvalidRequest as error:
+            if tool.strict:
+                raise InvalidRequest(f"the schema of {tool.name}: {error}", error.param, error.code) from error
+            return False
+        return True
 
     def prepare(self, prompts: Sequence[Prompt], params: SamplingParams, reading: Reading | None = None) -> list[TextRequest]:
         """Checks a request for each prompt against the model, once for all of its outputs, and fills every default. `check` saw

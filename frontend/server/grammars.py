@@ -14,6 +14,7 @@ from protocol.request_ids import request_ids
 _ANSWER_SECONDS = 30.0  # it takes two at most, unless many wait before it, and a new process is there after three
 _REMEMBERED_CHARACTERS = 4 << 20  # of grammars that can be followed
 
+INVALID_GRAMMAR = "invalid_grammar"  # the code of InvalidRequest
 _FIELD = "structured_outputs"  # what the field is called where its sender has no other name for it
 
 
@@ -64,7 +65,7 @@ class Grammars:
         if answer.busy:
             raise Overloaded(answer.error)
         if answer.error:
-            raise InvalidRequest(f"{_KINDS[grammar.kind]}: {answer.error}", _FIELD, "invalid_grammar")
+            raise InvalidRequest(f"{_KINDS[grammar.kind]}: {answer.error}", _FIELD, INVALID_GRAMMAR)
         self._good[key] = None
         self._good_characters += len(grammar.text)
         while self._good_characters > _REMEMBERED_CHARACTERS:

@@ -16,7 +16,7 @@ from frontend.server.api.prompt_logprobs import as_vllm
 from frontend.server.api.schemas import CHAT_DECODER, ChatRequest, refuse_unsupported
 from frontend.server.api.tools import calling_of, tools_of
 from frontend.server.generation import TextDelta, TextEngine, TextGeneration, TokenLogprob
-from frontend.server.prompts import Prompt, off_loop
+from frontend.server.prompts import Prompt
 from frontend.server.text.tokenizer import Tokenizer
 from frontend.server.text.tools.calling import Calling
 from frontend.server.text.tools.events import Arguments, CallBegun, CallEnded, Content, Event, Reasoning, put_together
@@ -47,10 +47,7 @@ async def begin(request: Request, asked: ChatRequest) -> list[TextGeneration]:
     params = asked.sampling(max_tokens=max_tokens, logprobs=_candidates(asked))
     prompt, calling = await prompt_of(engine, asked, params)
     reading = engine.dialect.reading(calling, prompt.tail)
-    if reading is not None:
-        structured = await off_loop(_size(calling), lambda: reading.grammar_for(params.structured))
-        params = msgspec.structs.replace(params, structured=structured)
-    await jobs.check(engine, asked, params)
+    params = await jobs.follow(engine, asked, params, reading)
     try:
         return jobs.submit(request, [prompt], asked, params, reading)
     except InvalidRequest as error:  # chats call two fields otherwise than completions, and so the engine, do
@@ -71,11 +68,6 @@ async def prompt_of(engine: TextEngine, asked: ChatRequest, params: SamplingPara
     conversation = await jobs.conversation(engine, asked, () if calling is None else calling.tools)
     (prompt,) = await engine.encode([conversation], params)
     return prompt, calling
-
-
-def _size(calling: Calling | None) -> int:
-    """Characters that take as long as the grammar of calls."""
-    return 0 if calling is None else sum(10 * len(msgspec.json.encode(tool.parameters)) for tool in calling.tools)
 
 
 def _candidates(asked: ChatRequest) -> int | None:

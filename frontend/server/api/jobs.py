@@ -67,14 +67,16 @@ async def conversation(engine: TextEngine, asked: ChatRequest | TokenizeRequest,
 async def encode(engine: TextEngine, wanted: Sequence[Asked], asked: GenerationRequest, params: SamplingParams) -> list[Prompt]:
     """See `TextEngine.encode`. Raises what `check` raises."""
     prompts = await engine.encode(wanted, params)
-    await check(engine, asked, params)
+    await follow(engine, asked, params)
     return prompts
 
 
-async def check(engine: TextEngine, asked: GenerationRequest, params: SamplingParams) -> None:
-    """`TextEngine.check`, with what is wrong about a grammar under the name of the field that it came in."""
+async def follow(
+    engine: TextEngine, asked: GenerationRequest, params: SamplingParams, reading: Reading | None = None
+) -> SamplingParams:
+    """`TextEngine.follow`, with what is wrong about a grammar under the name of the field that it came in."""
     try:
-        await engine.check(params)
+        return await engine.follow(params, reading)
     except InvalidRequest as error:
         field = asked.grammar()[1] or ("tools" if isinstance(asked, ChatRequest) else "")
         if error.param != "structured_outputs" or not field:

@@ -11,7 +11,6 @@ from frontend.server.access import log_visit
 from frontend.server.generation import TextEngine, TextGeneration
 from frontend.server.ipc.calls import CallsInMaking
 from frontend.server.ipc.refusals import lost, refused
-from frontend.server.prompts import off_loop
 from frontend.server.text.tools.calling import Calling
 from frontend.server.visit import Visit, begin, new_name
 from frontend.wire import (
@@ -20,7 +19,6 @@ from frontend.wire import (
     Conversation,
     Delta,
     Logprob,
-    Prompt,
     PromptScored,
     Refused,
     ServerMessage,
@@ -148,10 +146,7 @@ class Requests:
                 asked = asked if calling is not None else msgspec.structs.replace(asked, tools=())
             (prompt,) = await self._engine.encode([asked], params)
             reading = self._engine.dialect.reading(calling, prompt.tail) if isinstance(asked, Conversation) else None
-            if reading is not None:
-                followed = await off_loop(_schemas(asked), lambda: reading.grammar_for(params.structured))
-                params = msgspec.structs.replace(params, structured=followed)
-            await self._engine.check(params)
+            params = await self._engine.follow(params, reading)
             if request_id not in self._running:  # cancelled while a long text was tokenized
                 return
             if submit.stream and params.prompt_logprobs is not None:
@@ -222,12 +217,6 @@ class Requests:
     def _fail(self, request_id: int, error: BaseException) -> None:
         self.cancel(request_id)
         self._say(lost(request_id, error))
-
-
-def _schemas(asked: Prompt) -> int:
-    """Characters that take as long as the grammar of calls."""
-    tools = asked.tools if isinstance(asked, Conversation) else ()
-    return sum(10 * len(msgspec.json.encode(tool.parameters)) for tool in tools)
 
 
 def _weight(submit: Submit) -> int:

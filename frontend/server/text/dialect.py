@@ -1,7 +1,7 @@
 """How one model writes its answers: its thoughts, its calls of tools, and its text."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +15,8 @@ from frontend.server.text.tools.events import Content, Event, Reasoning
 from frontend.server.text.tools.formats import FORMATS, GENERIC, ToolFormat
 from frontend.server.text.tools.formats import detect as detect_format
 from frontend.server.text.tools.grammars import Rules, one_of
+from frontend.server.text.tools.schemas import loosened
+from frontend.wire import Tool
 from protocol.params import Grammar
 
 
@@ -52,17 +54,20 @@ class Dialect:
         opened = self.tags is not None and leaves_open(self.tags, tail)
         return Reading(self, calling, self._bytes if calling is None else self._bytes_with_calls, opened)
 
-    def grammar_for(self, calling: Calling | None, answer: Grammar | None, *, opened: bool = False) -> Grammar | None:
+    def grammar_for(
+        self, calling: Calling | None, answer: Grammar | None, *, opened: bool = False, loose: Set[str] = frozenset()
+    ) -> Grammar | None:
         """What an output has to be when its text has to be `answer`; None: anything. Thoughts may go before.
 
-        Calls that are required, or of strict tools, are valid by grammar, and so are all of the generic format.
+        Calls that are required, or of strict tools, are valid by grammar, and so are all of the generic format. `loose`: names of
+        tools whose schemas are not followed.
         """
         rules = Rules(self._tokens)
         before = self._thoughts(rules, opened=opened)
         if calling is None:
             nested = _nested(answer) if answer is not None and before else None
             return answer if nested is None else rules.grammar(before + rules.rule(nested))
-        tools = calling.callable_tools
+        tools = [loosened(tool) if tool.name in loose else tool for tool in calling.callable_tools]
         if calling.is_required:
             return rules.grammar(before + self.format.required(rules, tools, parallel=calling.parallel))
         if answer is not None:
@@ -117,9 +122,14 @@ class Reading:
     token_bytes: TokenBytes  # that show the marks, and no other special tokens
     opened: bool  # the prompt ends with the tag that opens thoughts
 
-    def grammar_for(self, answer: Grammar | None) -> Grammar | None:
+    @property
+    def tools(self) -> list[Tool]:
+        """Those that may be called."""
+        return [] if self.calling is None else self.calling.callable_tools
+
+    def grammar_for(self, answer: Grammar | None, loose: Set[str] = frozenset()) -> Grammar | None:
         """See Dialect."""
-        return self.dialect.grammar_for(self.calling, answer, opened=self.opened)
+        return self.dialect.grammar_for(self.calling, answer, opened=self.opened, loose=loose)
 
     def reader(self) -> "AnswerReader":
         """For one output."""

@@ -1,8 +1,12 @@
 """The JSON schemas of tools, as grammars take them."""
 
+import json
 from typing import Any
 
+import msgspec
+
 from frontend.wire import Tool
+from protocol.params import Grammar
 
 _STYLE = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}  # as models saw JSON in training
 _NESTED = ("properties", "$defs", "definitions")  # keywords that hold schemas by name
@@ -22,6 +26,24 @@ def schema_of(tool: Tool) -> dict[str, Any]:
     if not tool.strict and not _mentions(schema, "allOf"):
         schema = _closed(schema)
     return {**schema, "x-guidance": {**_STYLE, "lenient": not tool.strict}}
+
+
+def loosened(tool: Tool) -> Tool:
+    """The tool with the names of its arguments alone."""
+    properties, required = tool.parameters.get("properties"), tool.parameters.get("required")
+    if not isinstance(properties, dict):
+        return msgspec.structs.replace(tool, parameters={"type": "object"})
+    needed = [name for name in required if isinstance(name, str) and name in properties] if isinstance(required, list) else []
+    return msgspec.structs.replace(
+        tool, parameters={"type": "object", "properties": {name: {} for name in properties}, "required": needed}
+    )
+
+
+def arguments_grammar(tool: Tool) -> Grammar:
+    """The grammar of one tool's arguments by themselves."""
+    if tool.strict:
+        return Grammar("json_schema", json.dumps(tool.parameters))
+    return Grammar("lark", f"%llguidance {{}}\nstart: %json {json.dumps(schema_of(tool))}\n")
 
 
 def _closed(schema: Any) -> Any:
