@@ -82,7 +82,7 @@ class TextGeneration:
         self._text: OutputText | None = None
         if params.detokenize:
             minimum, tracks = params.min_tokens, self._wants_logprobs
-            self._text = OutputText(request.token_bytes, request.prompt, request.stops, min_tokens=minimum, tracks=tracks)
+            self._text = OutputText(request.token_bytes, request.before, request.stops, min_tokens=minimum, tracks=tracks)
         self._reader = None if request.reading is None or self._text is None else request.reading.reader()
         # Where log-probabilities are asked: tokens whose text is not out yet.
         self._held: deque[tuple[int, TopLogprobs | None]] = deque()

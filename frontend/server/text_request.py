@@ -10,6 +10,7 @@ from frontend.errors import CONTEXT_LENGTH_EXCEEDED, InvalidRequest
 from frontend.server.prompt_scores import PromptLogprobs
 from frontend.server.prompts import Prompt, too_long
 from frontend.server.rules import resolve_rules
+from frontend.server.text.detokenizer import before
 from frontend.server.text.dialect import Reading
 from frontend.server.text.stops import StopPatterns
 from frontend.server.text.tokenizer import Tokenizer
@@ -23,6 +24,7 @@ class TextRequest:
 
     __slots__ = (
         "_engine_params",
+        "before",
         "eos_ids",
         "max_tokens_clipped",
         "params",
@@ -55,6 +57,7 @@ class TextRequest:
         self.token_bytes = tokenizer.bytes_shown(skip_special_tokens=params.skip_special_tokens)
         if reading is not None and params.skip_special_tokens:
             self.token_bytes = reading.token_bytes
+        self.before = before(self.token_bytes, prompt)
         self.stops = stops
 
     def engine_params(self, index: int) -> EngineParams:

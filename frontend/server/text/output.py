@@ -2,7 +2,7 @@
 
 from typing import NamedTuple
 
-from frontend.server.text.detokenizer import Detokenizer
+from frontend.server.text.detokenizer import Before, Detokenizer
 from frontend.server.text.stops import StopPatterns, StopStrings
 from frontend.server.text.token_bytes import TokenBytes
 from protocol.codec import Int32Array
@@ -25,9 +25,16 @@ class OutputText:
     """Turns tokens into text that may be shown, and keeps account of which token brought which bytes of it."""
 
     def __init__(
-        self, token_bytes: TokenBytes, prompt: Int32Array, stops: StopPatterns | None, *, min_tokens: int = 0, tracks: bool = False
+        self,
+        token_bytes: TokenBytes,
+        prompt: Int32Array | Before,
+        stops: StopPatterns | None,
+        *,
+        min_tokens: int = 0,
+        tracks: bool = False,
     ) -> None:
-        """`prompt`: int32, shape [tokens]. No stop string ends in the first `min_tokens` tokens. `tracks`: keeps the account."""
+        """`prompt`: int32, shape [tokens], or what matters of it. No stop string ends in the first `min_tokens` tokens. `tracks`:
+        keeps the account."""
         self._detokenizer = Detokenizer(token_bytes, prompt)
         self._stops = None if stops is None else StopStrings(stops)
         self._min_tokens = min_tokens
