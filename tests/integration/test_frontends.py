@@ -70,12 +70,16 @@ def test_two_frontends_answer_alike_and_end_together(tmp_path: Path) -> None:
         assert clients.keys() == {"frontend", "frontend-1"}
         answers = [client.post("/v1/completions", json=SHORT).json()["choices"] for client in clients.values()]
         assert answers[0] == answers[1]
+        structured = SHORT | {"max_tokens": 20, "ignore_eos": False, "structured_outputs": {"choice": ["yes", "no"]}}
+        for asking in clients.values():  # the grammar process answers whoever asked
+            (choice,) = asking.post("/v1/completions", json=structured).json()["choices"]
+            assert choice["text"] in ("yes", "no")
         assert all(client.get("/health").json()["status"] == "ok" for client in clients.values())
         with Client(engine.socket) as client:
             assert client.generate([1, 2, 3], max_tokens=4, seed=1, ignore_eos=True)[0].token_ids == answers[0][0]["token_ids"]
-            assert client.stats().counters["requests"] == 3 + 1, "and the engine's own, of its start"
+            assert client.stats().counters["requests"] == 5 + 1, "and the engine's own, of its start"
         for one in clients.values():
-            wait_until_measured(one, 3)
+            wait_until_measured(one, 5)
             one.close()
         assert engine.stop() == 0
 

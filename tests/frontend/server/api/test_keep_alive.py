@@ -96,6 +96,13 @@ def test_while_the_first_token_is_awaited(slow: RunningEngine, path: str) -> Non
         assert COMMENT not in http.post(path, json=body).text
 
 
+@pytest.mark.parametrize("path", ["/v1/responses", "/v1/messages"])
+def test_streams_of_other_formats_are_kept_alive_too(slow: RunningEngine, path: str) -> None:
+    body = {"model": "demo", "input": "a", "messages": [{"role": "user", "content": "a"}], "max_tokens": 3, "stream": True}
+    with another_front(slow, stream_keep_alive=0.02) as http:
+        assert COMMENT in http.post(path, json=body).text
+
+
 @pytest.fixture(scope="module")
 def slow() -> Iterator[RunningEngine]:
     """An engine whose first tokens take several intervals."""
