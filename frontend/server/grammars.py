@@ -11,7 +11,8 @@ from protocol.grammar_messages import GRAMMAR_TO_FRONTEND, CheckGrammar, Grammar
 from protocol.params import Grammar
 from protocol.request_ids import request_ids
 
-_ANSWER_SECONDS = 30.0  # it takes two at most, unless many wait before it, and a new process is there after three
+_ANSWER_SECONDS = 2.5  # it takes two at most, unless many wait before it, and …
+_TIMES = 12  # … a new process is there after three
 _REMEMBERED_CHARACTERS = 4 << 20  # of grammars that can be followed
 
 INVALID_GRAMMAR = "invalid_grammar"  # the code of InvalidRequest
@@ -21,8 +22,11 @@ _FIELD = "structured_outputs"  # what the field is called where its sender has n
 class Grammars:
     """One frontend's questions. Runs on the event loop."""
 
-    def __init__(self, config: EngineConfig, run_dir: str, *, index: int = 0, epoch: int = 0) -> None:
-        """`index`, `epoch`: of the frontend."""
+    def __init__(
+        self, config: EngineConfig, run_dir: str, *, index: int = 0, epoch: int = 0, patience: float = _ANSWER_SECONDS
+    ) -> None:
+        """`index`, `epoch`: of the frontend. `patience`: seconds after which a question is asked again."""
+        self._patience = patience
         self._outbox = Sender(ipc_address(run_dir, GRAMMAR_QUESTIONS), bind=False)
         self._inbox: Receiver[GrammarToFrontend] = Receiver(
             ipc_address(run_dir, grammar_answers(index)), GRAMMAR_TO_FRONTEND, bind=True
@@ -55,11 +59,7 @@ class Grammars:
         future: asyncio.Future[GrammarChecked] = asyncio.get_running_loop().create_future()
         self._questions[query_id] = future
         try:
-            self._outbox.send(CheckGrammar(query_id, Grammar(*key)))
-            async with asyncio.timeout(_ANSWER_SECONDS):
-                answer = await future
-        except TimeoutError as error:
-            raise EngineUnavailable("structured output is not available right now: try again shortly") from error
+            answer = await self._ask(CheckGrammar(query_id, Grammar(*key)), future)
         finally:
             self._questions.pop(query_id, None)
         if answer.busy:
@@ -71,6 +71,15 @@ class Grammars:
         while self._good_characters > _REMEMBERED_CHARACTERS:
             (_, text), _ = self._good.popitem(last=False)
             self._good_characters -= len(text)
+
+    async def _ask(self, question: CheckGrammar, future: asyncio.Future[GrammarChecked]) -> GrammarChecked:
+        """Asks again while there is no answer: a process that ended took with it what it had read."""
+        for _ in range(_TIMES):
+            self._outbox.send(question)
+            await asyncio.wait([future], timeout=self._patience)
+            if future.done():
+                return future.result()
+        raise EngineUnavailable("structured output is not available right now: try again shortly")
 
     def has_passed(self, grammar: Grammar) -> bool:
         """Whether it was checked, and can be followed."""
