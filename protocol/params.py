@@ -41,8 +41,8 @@ class SamplingParams(
     `prompt_logprobs=k` those of each token of the prompt but the first; with it, `max_tokens` may be 0.
     `truncate_prompt_tokens=k` leaves of the prompt its last k tokens, -1 as many as the context has room for.
 
-    `logit_bias` adds to the logits of tokens, -100 rules one out. `allowed_token_ids` rules out all others. No output contains
-    one of `bad_words`: the last token of one is ruled out where the output ends with those before it.
+    `logit_bias` adds to the logits of tokens, -100 rules one out. `allowed_token_ids` rules out all others. `bad_words`, as
+    the tokenizer writes them: the last token of one is ruled out where the output ends with those before it.
     """
 
     max_tokens: int | None = None
