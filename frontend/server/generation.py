@@ -33,7 +33,7 @@ from frontend.wire import Tool
 from protocol.codec import Int32Array, unpack_float32, unpack_int32
 from protocol.config import EngineConfig
 from protocol.messages import EngineReady, FinishReason, TopLogprobs
-from protocol.params import SamplingParams
+from protocol.params import MAX_GRAMMAR_CHARACTERS, SamplingParams
 
 StopReason: TypeAlias = int | str | None  # the stop token id or stop string that ended a text; None: end of sequence, or no stop
 
@@ -310,6 +310,11 @@ class TextEngine:
         answer, tools = params.structured, reading.tools
         size = sum(10 * len(msgspec.json.encode(tool.parameters)) for tool in tools)  # characters of text that take as long
         followed = await off_loop(size, lambda: reading.grammar_for(answer))
+        if followed is not None and len(followed.text) > MAX_GRAMMAR_CHARACTERS:
+            lenient = frozenset([tool.name for tool in tools if not tool.strict])
+            followed = await off_loop(size, lambda: reading.grammar_for(answer, lenient))
+            if followed is not None and len(followed.text) > MAX_GRAMMAR_CHARACTERS:
+                raise InvalidRequest("their schemas together are too large for a grammar", "structured_outputs", INVALID_GRAMMAR)
         try:
             await self.check(msgspec.structs.replace(params, structured=followed))
         except InvalidRequest as error:

@@ -123,7 +123,7 @@ class Requests:
                 try:
                     if submit.request_id not in self._running:  # cancelled meanwhile
                         continue
-                    if submit.params.structured is None:
+                    if not _has_grammar(submit):
                         await self._submit(submit)
                     else:  # what comes behind it need not wait while its grammar is checked
                         self.start(submit.request_id, self._submit(submit))
@@ -217,6 +217,11 @@ class Requests:
     def _fail(self, request_id: int, error: BaseException) -> None:
         self.cancel(request_id)
         self._say(lost(request_id, error))
+
+
+def _has_grammar(submit: Submit) -> bool:
+    """Whether outputs may have to follow one: it was asked for, or follows from the tools."""
+    return submit.params.structured is not None or (isinstance(submit.prompt, Conversation) and bool(submit.prompt.tools))
 
 
 def _weight(submit: Submit) -> int:

@@ -11,6 +11,7 @@ from protocol.params import Grammar
 _STYLE = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}  # as models saw JSON in training
 _NESTED = ("properties", "$defs", "definitions")  # keywords that hold schemas by name
 _COMBINING = ("allOf", "anyOf", "oneOf", "if", "$ref")  # where other schemas have a say in what an object is
+_ANNOTATIONS = ("title", "description", "examples", "$comment")  # which say nothing to a grammar, at length
 _OPEN = ("patternProperties", "additionalProperties", "unevaluatedProperties")
 
 
@@ -58,6 +59,7 @@ def _closed(schema: Any) -> Any:
         if key in ("anyOf", "oneOf", "prefixItems") and isinstance(value, list)
         else value
         for key, value in schema.items()
+        if key not in _ANNOTATIONS
     }
     if isinstance(schema.get("properties"), dict) and not any(key in schema for key in (*_COMBINING, *_OPEN)):
         closed["additionalProperties"] = False
