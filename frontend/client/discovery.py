@@ -7,7 +7,7 @@ from pathlib import Path
 from frontend.errors import EngineUnavailable, InvalidRequest
 from protocol.endpoints import LONGEST_SOCKET_PATH, default_client_socket
 
-_SERVICE_SOCKET = Path("/run/engine/api.sock")  # where the service's engine listens; its directory is not ours to write
+_SERVICES = Path("/run/engine")  # where the service's engines listen, each in a directory that is not ours to write
 
 
 def find_socket(given: str | os.PathLike[str] | None) -> Path:
@@ -24,11 +24,17 @@ def find_socket(given: str | os.PathLike[str] | None) -> Path:
     path = default_client_socket()
     if os.environ.get("ENGINE_SOCKET"):
         return _checked(path.expanduser())
-    if not path.exists() and _SERVICE_SOCKET.exists():
-        return _SERVICE_SOCKET
+    if not path.exists() and (service := _only_service()) is not None:
+        return service
     if path.parent == Path(tempfile.gettempdir()) and os.path.lexists(path) and path.lstat().st_uid != os.getuid():
         raise EngineUnavailable(f"the socket {path} belongs to another user: name the engine's own as the argument")
     return _checked(path)
+
+
+def _only_service() -> Path | None:
+    """The socket of the engine that runs as a service; None if there is none, or several to choose from."""
+    found = [socket for socket in (_SERVICES / "api.sock", *_SERVICES.glob("*/api.sock")) if os.access(socket, os.W_OK)]
+    return found[0] if len(found) == 1 else None
 
 
 def _checked(path: Path) -> Path:

@@ -24,7 +24,8 @@ from protocol.messages import Drain, LauncherToChild, Progress, Pulse, Ready, St
 from protocol.supervision import SupervisionLink
 from protocol.vocabulary import write_vocabulary
 
-_ARRIVING_SECONDS = 0.25  # for a request to follow the connection that it comes on
+_ARRIVING_SECONDS = 2.0  # at most, for a request to follow the connection that it comes on, and …
+_TAKING_SECONDS = 0.25  # … for what came to be read and handed on, before no more is taken
 
 
 class FrontendProcess:
@@ -99,7 +100,8 @@ class FrontendProcess:
         if ipc is not None:
             ipc.stop_accepting()
         if self._spec.http_fd >= 0:  # those who wait there get an answer of the next engine; who was let in gets one of this
-            await self._unless(self._stop_now, asyncio.sleep(_ARRIVING_SECONDS))
+            await self._unless(self._stop_now, http.all_heard(), timeout=_ARRIVING_SECONDS)
+            await self._unless(self._stop_now, asyncio.sleep(_TAKING_SECONDS))
         await self._unless(self._stop_now, self._router.drain(), timeout=self._config.drain_timeout)
         self._router.fail_all(ShuttingDown(self._reason))
         servers: list[HttpServer | IpcServer] = [http] if ipc is None else [ipc, http]

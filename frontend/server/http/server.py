@@ -40,6 +40,7 @@ class HttpServer:
         self._server: asyncio.Server | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         self._emptied = asyncio.Event()
+        self._stirred = asyncio.Event()  # a connection does not rest any more
         self._date = b""
         self._date_until = 0.0
 
@@ -64,6 +65,12 @@ class HttpServer:
             self._server.close()
             for connection in [one for one in self._idle if not one.fresh]:
                 connection.finish()
+
+    async def all_heard(self) -> None:
+        """Returns when every connection that is here has brought its first request, or is gone."""
+        while any(connection.fresh for connection in self.connections):
+            self._stirred.clear()
+            await self._stirred.wait()
 
     async def finish(self) -> None:
         """Takes no more connections, lets the answers under way be written, for a moment, and closes everything."""
@@ -122,6 +129,7 @@ class HttpServer:
     def wake(self, connection: Connection) -> None:
         """See Host."""
         self._idle.pop(connection, None)
+        self._stirred.set()
 
     def hold(self, size: int) -> bool:
         """See Host."""

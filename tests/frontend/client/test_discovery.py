@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from frontend.client import discovery
 from frontend.client.discovery import find_socket
 from frontend.errors import EngineUnavailable, InvalidRequest
 
@@ -24,6 +25,21 @@ def test_the_argument_comes_first_then_the_environment_then_the_runtime_director
     assert (
         find_socket("/given.sock") == find_socket("unix:///given.sock") == find_socket(Path("/given.sock")) == Path("/given.sock")
     )
+
+
+def test_the_only_service_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path / "user"))
+    monkeypatch.setenv("ENGINE_SOCKET", "")
+    monkeypatch.setattr(discovery, "_SERVICES", tmp_path / "engine")
+    own = tmp_path / "user" / "twodeep.sock"
+    assert find_socket(None) == own
+    for name in ("one", "two"):
+        (tmp_path / "engine" / name).mkdir(parents=True)
+    one = tmp_path / "engine" / "one" / "api.sock"
+    one.touch()
+    assert find_socket(None) == one
+    (tmp_path / "engine" / "two" / "api.sock").touch()
+    assert find_socket(None) == own, "of two, one has to be named"
 
 
 def test_what_another_user_put_into_the_shared_directory_is_not_talked_to(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
