@@ -111,15 +111,20 @@ def _kind(schema: Json) -> str:
     if "enum" in schema:
         return " or ".join(f"<code>{escape(repr(value))}</code>" for value in schema["enum"])
     if schema.get("type") == "array":
-        return f"list of ({_kind(schema.get('items', {}))}){_range(schema, 'Items', 'items')}"
+        return f"list of {_nested(schema.get('items', {}))}{_range(schema, 'Items', 'items')}"
     if schema.get("type") == "object" and isinstance(schema.get("additionalProperties"), dict):
-        return f"object of ({_kind(schema['additionalProperties'])})"
+        return f"object of {_nested(schema['additionalProperties'])}"
     if schema.get("type") == "string":
         return f"string{_range(schema, 'Length', 'characters')}"
     if schema.get("type") in ("integer", "number"):
         low, high = schema.get("minimum", schema.get("exclusiveMinimum")), schema.get("maximum")
         return escape(f"{schema['type']}, {low} to {high}" if low is not None and high is not None else schema["type"])
     return escape(schema.get("type", "any"))
+
+
+def _nested(schema: Json) -> str:
+    kind = _kind(schema)
+    return f"({kind})" if " or " in kind else kind
 
 
 def _range(schema: Json, suffix: str, unit: str) -> str:

@@ -102,7 +102,7 @@ def test_answers_have_the_described_shapes(http: httpx.Client) -> None:
     for path, fields, kind in (("completions", prompt, shapes.Completion), ("chat/completions", messages, shapes.ChatChunk)):
         text = http.post(f"/v1/{path}", json=ask | fields | {"stream": True}).text
         events = re.findall(r"^data: (\{.*)$", text, re.MULTILINE)
-        assert len(events) > 2
+        assert len(events) >= 2  # tokens may have merged; the last event tells the usage
         for event in events:
             _has_shape(event.encode(), kind)
 
