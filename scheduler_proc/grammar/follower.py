@@ -68,13 +68,15 @@ _Asked: TypeAlias = tuple[int, _Followed, LLMatcher, int]  # row of a batch, req
 class Follower:
     """All constrained requests. A request that is not among them has ended, or failed: anything is allowed to it."""
 
-    def __init__(self, tokens: Tokens, suspect: Suspect) -> None:
+    def __init__(self, tokens: Tokens, suspect: Suspect, threads: int | None = None) -> None:
+        """`threads`: that work out masks at a time; None: as many as the processors allow."""
         self._tokens = tokens
         self._suspect = suspect
         self._requests: dict[int, _Followed] = {}
         self._ready: list[_Entry] = []
         self._slow: deque[_Entry] = deque()  # of matchers that take long
-        threads = min(_MOST_THREADS, len(os.sched_getaffinity(0)) // 2)  # the others are the workers' and the frontends'
+        if threads is None:
+            threads = min(_MOST_THREADS, len(os.sched_getaffinity(0)) // 2)  # the others are the workers' and the frontends'
         self._executor = LLExecutor(threads) if threads > 1 else None
         # Batches that are still to be measured row by row; all of them, where a predecessor died over several rows.
         self._careful = sys.maxsize if suspect.last == SEVERAL else 0

@@ -52,10 +52,10 @@ class Row:
 class Desk:
     """Wants masks of a follower, and checks each against the plain way."""
 
-    def __init__(self, tokens: Tokens) -> None:
+    def __init__(self, tokens: Tokens, threads: int = 1) -> None:
         self.tokens = tokens
         with tempfile.TemporaryDirectory() as run_dir:
-            self.follower = Follower(tokens, Suspect(run_dir))
+            self.follower = Follower(tokens, Suspect(run_dir), threads)
         self.step = 0
         self.forced: dict[int, list[Forced]] = {}
         self.failed: list[ConstraintFailed] = []
@@ -246,9 +246,26 @@ def test_behind_the_end_there_is_nothing_but_ends(tokens: Tokens, tokenizer: Tok
     assert not desk.failed
 
 
-def test_a_mask_that_is_wanted_twice_is_the_same(tokens: Tokens) -> None:
+def test_several_threads_say_the_same_as_one(tokens: Tokens) -> None:
+    desk, rng = Desk(tokens, threads=2), random.Random(1)
+    rows = [Row(number, GRAMMARS[number % len(GRAMMARS)]) for number in range(40)]
+    for row in rows:
+        desk.add(row)
+    for _ in range(8):
+        going_on = [row for row in rows if row.output[-1:] != [tokens.eos_ids[0]]]
+        step = desk.want(going_on)
+        masks = desk.masks()
+        for index, row in enumerate(going_on):
+            expected = desk.plain(row)
+            assert allowed(masks[step, index]) == expected
+            desk.advance(row, rng.choice(expected))
+    assert not desk.failed
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_a_mask_that_is_wanted_twice_is_the_same(tokens: Tokens, threads: int) -> None:
     """As the scheduler wants again what a predecessor may have said."""
-    desk = Desk(tokens)
+    desk = Desk(tokens, threads)
     rows = [Row(number, GRAMMARS[0]) for number in range(20)]
     for row in rows:
         desk.add(row)
