@@ -50,14 +50,16 @@ def catalogue(target: Target) -> list[Attack]:
 
 
 def _heads() -> Iterable[Attack]:
-    line = b"POST /v1/completions HTTP/1.1\r\nhost: x\r\n"
+    line = b"POST /v1/completions HTTP/1.1\r\nhost: localhost\r\n"
     yield Attack("one header of 64 MiB", lambda: line + b"x: " + b"a" * (64 * MIB), _talk)
     yield Attack("57 MiB of short headers", lambda: line + b"a:b\r\n" * (57 * MIB // 5), _talk)
     chunked = line + b"transfer-encoding: chunked\r\n\r\n"
     yield Attack("57 MiB of trailers", lambda: chunked + b"1\r\n{\r\n0\r\n" + b"a:b\r\n" * (57 * MIB // 5), _talk)
     yield Attack("16 MiB in chunks of a byte", lambda: chunked + b"1\r\n \r\n" * (16 * MIB // 6), _talk)
     yield Attack("chunk extensions of 32 MiB", lambda: chunked + b"1;" + b"a" * (32 * MIB), _talk)
-    yield Attack("a million requests behind each other", lambda: b"GET /health HTTP/1.1\r\nhost: x\r\n\r\n" * 1_000_000, _talk)
+    yield Attack(
+        "a million requests behind each other", lambda: b"GET /health HTTP/1.1\r\nhost: localhost\r\n\r\n" * 1_000_000, _talk
+    )
     yield Attack("32 MiB of empty lines", lambda: b"\r\n" * (16 * MIB), _talk)
 
 
@@ -146,7 +148,9 @@ def _numbered(beginning: str, piece: str, end: str) -> bytes:
 def _body(name: str, path: str, body: Callable[[], bytes]) -> Attack:
     async def send(target: Target, data: bytes) -> str:
         key = f"authorization: Bearer {target.api_key}\r\n" if target.api_key else ""
-        head = f"POST {path} HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n{key}content-length: {len(data)}\r\n\r\n"
+        head = (
+            f"POST {path} HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n{key}content-length: {len(data)}\r\n\r\n"
+        )
         return await _talk(target, head.encode() + data)
 
     return Attack(name, body, send)
@@ -180,7 +184,7 @@ async def _write(writer: asyncio.StreamWriter, data: bytes) -> None:
 
 
 def _crowds() -> Iterable[Attack]:
-    head = b"POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n"
+    head = b"POST /v1/completions HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n"
     many = msgspec.json.encode({"prompt": "a", "n": 1000, "max_tokens": 100, "stream": True, "ignore_eos": True})
     yield Attack("1000 connections that say nothing", bytes, _crowd(1000))
     yield Attack("1000 heads that do not end", lambda: b"GET /health HTTP/1.1\r\nx: " + b"a" * 60_000, _crowd(1000))
