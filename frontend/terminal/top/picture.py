@@ -60,12 +60,12 @@ def _workers(workers: Sequence[WorkerRates]) -> RenderableType:
 
 
 def _requests(stories: Sequence[Story]) -> RenderableType:
-    table = Table(box=None, pad_edge=False, header_style="dim")
-    table.add_column("request", justify="right")
-    table.add_column("name", no_wrap=True, max_width=36)
-    table.add_column("latest change")
-    table.add_column("ago", justify="right")
-    table.add_column("why", no_wrap=True)
+    table = Table(box=None, pad_edge=False, header_style="dim", expand=True)
+    table.add_column("request", justify="right", no_wrap=True)
+    table.add_column("name", no_wrap=True, max_width=24)
+    table.add_column("latest change", no_wrap=True)
+    table.add_column("ago", justify="right", no_wrap=True)
+    table.add_column("why", no_wrap=True, ratio=1)  # takes what width is left, and is cut there
     for story in reversed(stories):
         last = story.moves[-1]
         why = last.cause if last.after == "finished" else story.now

@@ -1,8 +1,13 @@
 """What an operator sees of a running engine."""
 
-import pytest
+import io
+import re
 
-from frontend.client import Client
+import pytest
+from rich.console import Console
+
+from frontend.client import Client, Health, Move, Story
+from frontend.terminal.top.picture import picture
 from frontend.terminal.top.rates import rates
 from protocol.errors import ExitCode
 from protocol.messages import EngineStats, WorkerStats
@@ -35,6 +40,24 @@ def test_a_worker_that_was_replaced_has_no_rates_yet() -> None:
     assert rates(before, stats(11 * _S, {}, worker(3, _S))).workers[0].idle is None
     assert rates(before, stats(11 * _S, {}, worker(0, 0, alive=False))).workers[0].idle is None
     assert rates(stats(9 * _S, {}), before).workers[0].idle is None
+
+
+@pytest.mark.parametrize("width", [80, 200])
+def test_a_narrow_terminal_cuts_the_causes_and_nothing_else(width: int) -> None:
+    looks = stats(10 * _S, {}, worker(1, _S)), stats(11 * _S, {}, worker(2, 2 * _S))
+    moves = (Move("new", "waiting", "arrived", 10 * _S), Move("waiting", "decoding", "every known token is planned", 10 * _S))
+    now = "decoding on worker 1 in slot 2: 572 tokens are here, it ends at 8191"
+    story = Story(1, 4711, moves, now, "90a5ce767182b89c5fe892af", now_ns=12 * _S)
+    health = Health(
+        status="ok", workers=1, workers_wanted=1, model="demo", device="sim", max_model_len=100, queue_depth=2, requests=0
+    )
+    console = Console(width=width, file=io.StringIO())
+    console.print(picture(health, rates(*looks), {}, [story]))
+    assert isinstance(console.file, io.StringIO)
+    shown = console.file.getvalue()
+    assert max(map(len, shown.splitlines())) <= width
+    assert re.search(r"4711  90a5ce767182b89c5fe892af  decoding +2\.0 s  decoding on worker", shown)
+    assert ("it ends at 8191" in shown) == (width == 200)
 
 
 def test_without_a_terminal_there_is_one_picture(served: Served) -> None:
