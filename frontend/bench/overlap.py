@@ -126,17 +126,24 @@ def _run_load(engine: RunningEngine, spec: LoadSpec, concurrency: int, share: fl
 async def _load(engine: RunningEngine, spec: LoadSpec, concurrency: int, share: float) -> tuple[list[RequestResult], float]:
     client, gate = HttpClient(engine.base_url), asyncio.Semaphore(concurrency)
 
-    async def send(index: int, token_ids: list[int], max_tokens: int) -> RequestResult:
+    async def send(token_ids: list[int], max_tokens: int, *, structured: bool) -> RequestResult:
         fields = {"prompt": token_ids, "max_tokens": max_tokens, "ignore_eos": True, "stream": True}
-        if int((index + 1) * share) > int(index * share):  # spread evenly
+        if structured:
             fields["structured_outputs"] = {"json": _SCHEMA}
         async with gate:
             return await stream_completion(client, msgspec.json.encode(fields), len(token_ids), lambda _: None)
 
     try:
+        await send([1], 1, structured=True)  # answered when the grammar process is there: its start takes processor time
         began = now()
         planned = enumerate(plan_load(spec))
-        results = await asyncio.gather(*(send(index, request.token_ids, request.max_tokens) for index, request in planned))
+        results = await asyncio.gather(
+            *(
+                # spread evenly
+                send(request.token_ids, request.max_tokens, structured=int((index + 1) * share) > int(index * share))
+                for index, request in planned
+            )
+        )
         return results, now() - began
     finally:
         client.close()
