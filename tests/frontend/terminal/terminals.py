@@ -76,7 +76,8 @@ def at_terminal(module: str, *arguments: str, socket: Path) -> Iterator[Terminal
     """`python -m MODULE` whose standard streams, and controlling terminal, are a new terminal."""
     master, slave = pty.openpty()
     environ = os.environ | {"ENGINE_SOCKET": str(socket), "TERM": "xterm-256color", "COLUMNS": "100", "LINES": "40"}
-    command = ["setsid", "--ctty", sys.executable, "-P", "-m", module, *arguments]
+    # What runs in the background of a shell ignores interrupts, and so would the program.
+    command = ["env", "--default-signal=INT", "setsid", "--ctty", sys.executable, "-P", "-m", module, *arguments]
     process = subprocess.Popen(command, stdin=slave, stdout=slave, stderr=slave, env=environ)
     os.close(slave)
     try:
