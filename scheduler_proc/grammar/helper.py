@@ -14,6 +14,7 @@ import socket
 import sys
 from collections import deque
 from dataclasses import dataclass
+from pathlib import Path
 
 from protocol.clock import now
 from protocol.codec import encode
@@ -186,6 +187,7 @@ def _die_with_parent() -> None:
 def main() -> None:
     """Serves until the other end is closed."""
     _die_with_parent()
+    Path("/proc/self/comm").write_text("grammar-helper")
     descriptor, run_dir, vocab_size = int(sys.argv[1]), sys.argv[2], int(sys.argv[3])
     tokens = Tokens(read_vocabulary(run_dir), vocab_size)
     Helper(tokens, Pipe(socket.socket(fileno=descriptor))).run()
