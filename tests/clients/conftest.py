@@ -22,8 +22,8 @@ def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engine]:
 
 @pytest.fixture(scope="session")
 def quick_engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engine]:
-    """The simulated device, for thousands of requests."""
-    with launch(tmp_path_factory.mktemp("quick"), *SIMULATED) as engine:
+    """The simulated device and a short context, for thousands of requests: most of them set no end to their outputs."""
+    with launch(tmp_path_factory.mktemp("quick"), *SIMULATED, "--max-model-len", "256") as engine:
         yield engine
 
 
