@@ -10,7 +10,7 @@ command = [
     Path(sys.executable).with_name("schemathesis"),
     "run",
     f"{BASE_URL}/openapi.json",
-    "--max-examples=5",
+    "--max-examples=15",
     "--seed=1",
     "--request-timeout=60",
     "--checks=not_a_server_error,status_code_conformance,content_type_conformance,response_schema_conformance",
