@@ -45,10 +45,10 @@ legacy = {**TARGET, "model": f"text-completion-openai/{MODEL}"}
 assert litellm.text_completion(prompt="One, two,", max_tokens=4, **legacy).choices[0].text
 answer = litellm.responses(input="Say hello.", max_output_tokens=8, **{k: v for k, v in TARGET.items() if k != "max_retries"})
 assert answer.output
-claude = asyncio.run(
+by_messages = asyncio.run(
     litellm.anthropic_messages(messages=SAY, model=f"anthropic/{MODEL}", api_base=BASE_URL, api_key="none", max_tokens=8)
 )
-assert claude["content"][0]["text"]
+assert by_messages["content"][0]["text"]
 try:
     litellm.completion(messages=[{"role": "user", "content": "word " * 20000}], **TARGET)
     raise AssertionError("a prompt beyond the context was taken")
