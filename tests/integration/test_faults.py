@@ -131,7 +131,8 @@ def test_a_freeze_of_the_whole_engine_kills_nobody(tmp_path: Path) -> None:
                 process.resume()
             finish = json.loads(stream.end()[-1])["choices"][0]["finish_reason"]
         assert finish == "length"
-        assert {one.pid for one in engine.children()} == {one.pid for one in everybody[1:]}
+        # What starts behind the ready line may have come meanwhile.
+        assert {one.pid for one in everybody[1:]} <= {one.pid for one in engine.children()}
         assert health(engine).json()["status"] == "ok"
         assert engine.stop() == ExitCode.OK
 
