@@ -5,7 +5,6 @@ ends, however it ends, the other reads an end of file. What tells how far things
 read; orders, hellos and last words wait until there is room, so every loop that owns an end flushes it.
 """
 
-import ctypes
 import logging
 import os
 import select
@@ -14,7 +13,6 @@ import socket
 import sys
 import threading
 from collections.abc import Callable
-from pathlib import Path
 from typing import Generic, NoReturn, TypeVar
 
 from protocol.clock import now
@@ -24,6 +22,7 @@ from protocol.errors import EngineError, ExitCode, ProtocolError, describe
 from protocol.logs import set_up_logging
 from protocol.messages import LAUNCHER_TO_CHILD, Failed, LauncherToChild, Progress, Pulse
 from protocol.outbox import Outbox
+from protocol.process import die_with_parent, name_process
 
 _LOG = logging.getLogger(__name__)
 
@@ -32,7 +31,6 @@ Message = TypeVar("Message")
 _MAX_FRAME = 1 << 17  # bytes; below the kernel's default send buffer, so that a packet is never refused for its size
 _MOST_WAITING = 1024  # packets behind a full socket: more orders or reports than an engine has causes for
 _LAST_WORDS_SECONDS = 1.0  # for the launcher to make room; it reads at once unless it is stopped
-_PR_SET_PDEATHSIG = 1
 
 
 class SupervisionLink(Generic[Message]):
@@ -135,7 +133,7 @@ def enter_child(fd: int, title: str, *, die_with_launcher: bool) -> tuple[ChildS
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     if die_with_launcher:
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+        die_with_parent()
     end = socket.socket(fileno=fd)
     frame = end.recv(_MAX_FRAME)
     if not frame:
@@ -144,8 +142,7 @@ def enter_child(fd: int, title: str, *, die_with_launcher: bool) -> tuple[ChildS
     if spec.version != PROTOCOL_VERSION:
         raise ProtocolError(f"the launcher speaks protocol {spec.version}, this process {PROTOCOL_VERSION}: reinstall twodeep")
     numbered = spec.role == "worker" or spec.index > 0
-    name = f"{title}-{spec.index}" if numbered else title
-    Path("/proc/self/comm").write_text(name[:15])  # the kernel keeps 15 characters
+    name_process(f"{title}-{spec.index}" if numbered else title)
     config = spec.config
     set_up_logging(f"{spec.role} {spec.index}" if numbered else spec.role, config.log_format, config.log_level)
     if spec.cpus:

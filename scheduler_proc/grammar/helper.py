@@ -5,7 +5,6 @@ process, which holds the tokenizer and nothing else, forks a child for each gram
 memory and stack, and is killed when nobody waits for it any more. There is one thread, so that a fork is a whole copy.
 """
 
-import ctypes
 import os
 import resource
 import select
@@ -14,10 +13,10 @@ import socket
 import sys
 from collections import deque
 from dataclasses import dataclass
-from pathlib import Path
 
 from protocol.clock import now
 from protocol.codec import encode
+from protocol.process import die_with_parent, name_process
 from protocol.vocabulary import read_vocabulary
 from scheduler_proc.grammar.errors import GrammarError
 from scheduler_proc.grammar.pipe import Pipe
@@ -34,7 +33,6 @@ _LOW = 10  # their niceness: they must not slow down the engine
 _TOO_LONG = "it is too complex: it takes too long to compile"
 _TOO_LARGE = "it is too complex: it takes too much memory to compile, or recurs too deeply"
 _NO_TIME = Verdict(error="too many grammars are being compiled: try again later", busy=True)
-_PR_SET_PDEATHSIG = 1
 
 
 @dataclass(slots=True)
@@ -172,7 +170,7 @@ def examine(tokens: Tokens, job: Job) -> Verdict:
 
 
 def _limit() -> None:
-    _die_with_parent()
+    die_with_parent()
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     with open("/proc/self/statm", "rb") as file:
         size = int(file.read().split()[0]) * resource.getpagesize()
@@ -180,14 +178,10 @@ def _limit() -> None:
     resource.setrlimit(resource.RLIMIT_STACK, (_STACK, _STACK))
 
 
-def _die_with_parent() -> None:
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-
-
 def main() -> None:
     """Serves until the other end is closed."""
-    _die_with_parent()
-    Path("/proc/self/comm").write_text("grammar-helper")
+    die_with_parent()
+    name_process("grammar-helper")
     descriptor, run_dir, vocab_size = int(sys.argv[1]), sys.argv[2], int(sys.argv[3])
     tokens = Tokens(read_vocabulary(run_dir), vocab_size)
     Helper(tokens, Pipe(socket.socket(fileno=descriptor))).run()

@@ -58,3 +58,15 @@ def renaming(names: Names) -> Iterator[list[str]]:
     except ApiError as error:
         param = error.param and renamed(error.param)
         raise ApiError(error.status, renamed(error.message), param=param, code=error.code, headers=error.headers) from error
+
+
+def given(value: str | None, where: str) -> str:
+    """Raises InvalidRequest when there is no text at this place of the client's body."""
+    if value is None:
+        raise InvalidRequest(f"{where} is missing", where)
+    return value
+
+
+def unsupported(message: str, where: str) -> ApiError:
+    """What to raise about a part of the client's body that no chat here can have."""
+    return ApiError(400, message, param=where, code="unsupported_parameter")

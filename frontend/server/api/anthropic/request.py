@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 import msgspec
 
 from frontend.errors import InvalidRequest
-from frontend.server.api.errors import ApiError
+from frontend.server.api.as_chat import given, unsupported
 
 _ABSENT = msgspec.Raw(b"")
 
@@ -186,7 +186,7 @@ def _of_others(role: str, blocks: Sequence[tuple[str, Block]], where: str) -> It
                 yield where, {"role": role, "content": texts}
                 texts = []
             result = "" if block.content is None else _texts(block.content)
-            yield at, {"role": "tool", "tool_call_id": _given(block.tool_use_id, f"{at}.tool_use_id"), "content": result}
+            yield at, {"role": "tool", "tool_call_id": given(block.tool_use_id, f"{at}.tool_use_id"), "content": result}
         else:
             texts.append(_text(block, at))
     if texts or not blocks:
@@ -201,8 +201,8 @@ def _of_assistant(blocks: Sequence[tuple[str, Block]]) -> dict[str, Any]:
         match block.type:
             case "tool_use":
                 arguments = bytes(block.input).decode() or "{}"
-                function = {"name": _given(block.name, f"{at}.name"), "arguments": arguments}
-                calls.append({"id": _given(block.id, f"{at}.id"), "type": "function", "function": function})
+                function = {"name": given(block.name, f"{at}.name"), "arguments": arguments}
+                calls.append({"id": given(block.id, f"{at}.id"), "type": "function", "function": function})
             case "thinking":
                 thoughts.append(block.thinking or "")
             case "redacted_thinking":
@@ -219,8 +219,8 @@ def _of_assistant(blocks: Sequence[tuple[str, Block]]) -> dict[str, Any]:
 
 def _text(block: Block, where: str) -> dict[str, Any]:
     if block.type != "text":
-        raise _unsupported(f"{where}: a block of type {block.type[:50]!r} is not supported here", where)
-    return {"type": "text", "text": _given(block.text, f"{where}.text")}
+        raise unsupported(f"{where}: a block of type {block.type[:50]!r} is not supported here", where)
+    return {"type": "text", "text": given(block.text, f"{where}.text")}
 
 
 def _texts(content: str | list[TextBlock]) -> str | list[dict[str, Any]]:
@@ -230,7 +230,7 @@ def _texts(content: str | list[TextBlock]) -> str | list[dict[str, Any]]:
 
 def _tool(tool: Tool, where: str) -> dict[str, Any]:
     if tool.type not in (None, "custom"):
-        raise _unsupported(f"{where}: a tool of type {tool.type[:50]!r} is not supported, only your own", where)
+        raise unsupported(f"{where}: a tool of type {tool.type[:50]!r} is not supported, only your own", where)
     function: dict[str, Any] = {"name": tool.name, "description": tool.description, "strict": tool.strict}
     if bytes(tool.input_schema):
         function["parameters"] = tool.input_schema
@@ -239,7 +239,7 @@ def _tool(tool: Tool, where: str) -> dict[str, Any]:
 
 def _choice(choice: ToolChoice) -> str | dict[str, Any]:
     if choice.type == "tool":
-        return {"type": "function", "function": {"name": _given(choice.name, "tool_choice.name")}}
+        return {"type": "function", "function": {"name": given(choice.name, "tool_choice.name")}}
     if choice.type not in _CHOICES:
         raise InvalidRequest(f"tool_choice.type is {choice.type[:50]!r}, none of auto, any, tool, none", "tool_choice.type")
     return _CHOICES[choice.type]
@@ -247,18 +247,8 @@ def _choice(choice: ToolChoice) -> str | dict[str, Any]:
 
 def _format(format: OutputFormat) -> dict[str, Any]:
     if format.type != "json_schema":
-        raise _unsupported(f"output_config.format of type {format.type[:50]!r} is not supported", "output_config.format")
+        raise unsupported(f"output_config.format of type {format.type[:50]!r} is not supported", "output_config.format")
     schema: dict[str, Any] = {"name": "answer"}
     if bytes(format.schema):
         schema["schema"] = format.schema
     return {"type": "json_schema", "json_schema": schema}
-
-
-def _given(value: str | None, where: str) -> str:
-    if value is None:
-        raise InvalidRequest(f"{where} is missing", where)
-    return value
-
-
-def _unsupported(message: str, where: str) -> ApiError:
-    return ApiError(400, message, param=where, code="unsupported_parameter")

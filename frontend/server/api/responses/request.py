@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 import msgspec
 
 from frontend.errors import InvalidRequest
-from frontend.server.api.errors import ApiError
+from frontend.server.api.as_chat import given, unsupported
 
 _ABSENT = msgspec.Raw(b"")
 
@@ -161,12 +161,12 @@ def check(asked: ResponsesRequest) -> None:
         raise InvalidRequest(f"metadata: at most {MAX_METADATA} entries, keys of 64 and values of 512 characters", "metadata")
     for index, tool in enumerate(asked.tools or ()):
         if tool.type != "function":
-            raise _unsupported(
+            raise unsupported(
                 f"tools[{index}]: a tool of type {tool.type[:50]!r} is not supported, only functions", f"tools[{index}]"
             )
     choice = asked.tool_choice
     if isinstance(choice, ToolChoice) and choice.type not in ("function", "allowed_tools"):
-        raise _unsupported(f"tool_choice of type {choice.type[:50]!r} is not supported", "tool_choice")
+        raise unsupported(f"tool_choice of type {choice.type[:50]!r} is not supported", "tool_choice")
 
 
 def chat_body(asked: ResponsesRequest) -> tuple[dict[str, Any], list[str]]:
@@ -217,15 +217,15 @@ def _messages(asked: ResponsesRequest) -> Iterator[tuple[str, dict[str, Any]]]:
             case "function_call":
                 answer |= {"role": "assistant", "tool_calls": [*answer.get("tool_calls", ()), _call(item, where)]}
             case "function_call_output":
-                call_id = _given(item.call_id, f"{where}.call_id")
+                call_id = given(item.call_id, f"{where}.call_id")
                 yield where, {"role": "tool", "tool_call_id": call_id, "content": _content(item.output, f"{where}.output")}
             case "message" if is_answer:
                 answer |= {"role": "assistant", "content": _content(item.content, f"{where}.content")}
             case "message":
-                role, content = _given(item.role, f"{where}.role"), _content(item.content, f"{where}.content")
+                role, content = given(item.role, f"{where}.role"), _content(item.content, f"{where}.content")
                 yield where, {"role": role, "content": content}
             case _:
-                raise _unsupported(f"{where}: an item of type {item.type[:50]!r} is not supported", where)
+                raise unsupported(f"{where}: an item of type {item.type[:50]!r} is not supported", where)
     if _says(answer):
         yield begun, answer
 
@@ -249,8 +249,8 @@ def _texts(content: str | list[Part] | None) -> str:
 
 
 def _call(item: InputItem, where: str) -> dict[str, Any]:
-    function = {"name": _given(item.name, f"{where}.name"), "arguments": _given(item.arguments, f"{where}.arguments")}
-    return {"id": _given(item.call_id, f"{where}.call_id"), "type": "function", "function": function}
+    function = {"name": given(item.name, f"{where}.name"), "arguments": given(item.arguments, f"{where}.arguments")}
+    return {"id": given(item.call_id, f"{where}.call_id"), "type": "function", "function": function}
 
 
 def _function(tool: FunctionTool) -> dict[str, Any]:
@@ -283,13 +283,3 @@ def as_given(value: Any) -> Any:
     if not isinstance(value, msgspec.Struct):
         return value
     return {key: part for key, part in msgspec.structs.asdict(value).items() if part is not None and part not in (_ABSENT, [])}
-
-
-def _given(value: str | None, where: str) -> str:
-    if value is None:
-        raise InvalidRequest(f"{where} is missing", where)
-    return value
-
-
-def _unsupported(message: str, where: str) -> ApiError:
-    return ApiError(400, message, param=where, code="unsupported_parameter")

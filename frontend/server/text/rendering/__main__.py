@@ -27,6 +27,7 @@ from frontend.server.text.rendering.messages import (
     frame,
 )
 from protocol.errors import ModelError, describe
+from protocol.process import name_process
 
 _BOOT_SECONDS = 5.0  # of the processor, until the first message is read
 
@@ -34,7 +35,7 @@ _BOOT_SECONDS = 5.0  # of the processor, until the first message is read
 def main() -> None:
     """Answers one question after the other until the frontend hangs up."""
     _limit_time(_BOOT_SECONDS)
-    Path("/proc/self/comm").write_text("chat-template")
+    name_process("chat-template")
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the terminal sends it to the whole group; the frontend says when to end
     for what in (resource.RLIMIT_CORE, resource.RLIMIT_FSIZE, resource.RLIMIT_NPROC):
         resource.setrlimit(what, (0, 0))

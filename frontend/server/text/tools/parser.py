@@ -90,6 +90,16 @@ class ToolParser(ABC):
             return self._no_call(size)
         return False
 
+    def _take_end(self, mark: str, final: bool) -> bool:
+        """Takes off the mark that closes what just ended, where it comes. False: it may still come."""
+        behind = self._text.lstrip()
+        if len(self._text) - len(behind) <= MOST_SPACE:
+            if behind.startswith(mark):
+                self._text = behind[len(mark) :]
+            elif mark.startswith(behind) and not final:
+                return False
+        return True
+
     def _begin_call(self, name: str) -> None:
         self._space, self._is_open, self._called = "", True, name
         self._events.append(CallBegun(self.num_calls, name))

@@ -62,13 +62,7 @@ class PythonicParser(ToolParser):
 
     def _behind(self, final: bool) -> bool:
         """Behind the list."""
-        text = self._text.lstrip()
-        if len(self._text) - len(text) <= MOST_SPACE:
-            if text.startswith(END):
-                self._text = text[len(END) :]
-            elif END.startswith(text) and not final:
-                return False
-        return super()._begin(final)
+        return self._take_end(END, final) and super()._begin(final)
 
     def _call(self, final: bool) -> bool:
         start = len(self._mark)

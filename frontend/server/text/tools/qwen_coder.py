@@ -3,7 +3,7 @@
 import json
 import re
 
-from frontend.server.text.tools.parser import MOST_SPACE, NAME, ToolParser, held
+from frontend.server.text.tools.parser import NAME, ToolParser, held
 from frontend.server.text.tools.python_values import inside_quotes, to_json
 
 OPEN, CLOSE = "<tool_call>", "</tool_call>"
@@ -24,13 +24,8 @@ class QwenCoderParser(ToolParser):
     _at_start = False  # of a value
 
     def _begin(self, final: bool) -> bool:
-        if self.num_calls:
-            behind = self._text.lstrip()
-            if len(self._text) - len(behind) <= MOST_SPACE:
-                if behind.startswith(CLOSE):
-                    self._text = behind[len(CLOSE) :]
-                elif CLOSE.startswith(behind) and not final:
-                    return False
+        if self.num_calls and not self._take_end(CLOSE, final):
+            return False
         return super()._begin(final)
 
     def _call(self, final: bool) -> bool:
