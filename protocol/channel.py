@@ -46,9 +46,9 @@ class Sender:
             raise ChannelFullError(f"{_HIGH_WATER_MARK} messages are waiting for a peer that does not read") from error
         return len(frame)
 
-    def close(self) -> None:
-        """Delivers what is queued, for at most a second, and closes."""
-        self._socket.close(linger=_LINGER_MS)
+    def close(self, *, deliver: bool = True) -> None:
+        """Closes. What is queued is delivered before, for at most a second; without `deliver` nobody wants it any more."""
+        self._socket.close(linger=_LINGER_MS if deliver else 0)
         if self._own is not None:
             self._own.term()
 
@@ -135,6 +135,11 @@ class Poller:
         watched = source if isinstance(source, int) else source._socket
         self._sources[watched] = source
         self._poller.register(watched, zmq.POLLIN)
+
+    def forget(self, source: "Receiver[Message]") -> None:
+        """Takes a receiver out, before it is closed."""
+        del self._sources[source._socket]
+        self._poller.unregister(source._socket)
 
     def wait(self, timeout: float | None) -> list[object]:
         """The sources that are readable, as soon as one is; none after `timeout` seconds; None waits for ever."""

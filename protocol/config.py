@@ -18,6 +18,8 @@ SchedulingPolicy = Literal["fcfs", "priority"]
 Quantization = Literal["auto", "none", "int8"]
 
 
+DEFAULT_MAX_RESTARTS = 10
+
 LogFormat = Literal["human", "json"]
 LogLevel = Literal["debug", "info", "warning", "error"]
 
@@ -70,6 +72,7 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
     simulated: SimulatedTimes = SimulatedTimes()
     pulse_timeout: float = 10.0  # seconds that a process may be stopped by a signal; for half of them /health waits
     boot_timeout: float = 1800.0  # seconds without progress while loading or compiling: one program may take minutes
+    max_restarts: int = DEFAULT_MAX_RESTARTS  # of the scheduler within a minute; one more death ends the engine
     restart_delay: float = 1.0  # seconds before a worker that dies again is started again; doubles up to thirty times this
 
     log_format: LogFormat = "human"
@@ -92,6 +95,7 @@ class ChildSpec(msgspec.Struct, frozen=True, kw_only=True):
     cpus: tuple[int, ...]  # processors that this child may run on; empty: all
     config: EngineConfig
     version: int = PROTOCOL_VERSION
+    session: int = 0  # which life of the scheduler it is, as this child begins
     http_fd: int = -1  # a frontend's: descriptor of the listening socket that the service manager holds; -1: there is none
 
 

@@ -9,6 +9,15 @@ GRAMMAR_INBOX = "grammar.sock"  # scheduler -> grammar process
 GRAMMAR_OUTBOX = "grammar-out.sock"  # grammar process -> scheduler
 GRAMMAR_QUESTIONS = "grammar-ask.sock"  # frontends -> grammar process
 LONGEST_SOCKET_PATH = 107  # bytes in sockaddr_un.sun_path, less the terminator
+MAX_SESSIONS = 100_000  # lives of one engine's scheduler: a bound on the length of their names
+
+
+def session_dir(run_dir: str, session: int) -> str:
+    """Where the sockets lie that go to and from the scheduler in its life number `session`.
+
+    Each life has its own, so that what was sent in one cannot be read in another: nothing comes late, and nothing comes twice.
+    """
+    return f"{run_dir}/{session}" if session else run_dir
 
 
 def frontend_inbox(index: int) -> str:

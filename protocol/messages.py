@@ -10,6 +10,7 @@ from typing import Literal
 import msgspec
 
 from protocol.codec import Decoder
+from protocol.config import PROTOCOL_VERSION
 from protocol.params import EngineParams
 
 FinishReason = Literal["stop", "length", "abort", "error"]
@@ -73,11 +74,13 @@ class GetStory(Message, frozen=True, tag="story"):
 
 
 class FrontendJoined(Message, frozen=True, tag="joined"):
-    """The hello of an incarnation of a frontend: answered with EngineReady, if not now then when the workers are there. Requests of
-    earlier incarnations have lost their clients, and end."""
+    """The hello of an incarnation of a frontend, the first message of each session: answered with EngineReady, if not now then when
+    the workers are there. Requests of earlier incarnations have lost their clients, and end. Those that it has accepted and that
+    have not ended follow, with the tokens that they have by now."""
 
     frontend: int
     epoch: int
+    version: int = PROTOCOL_VERSION
 
 
 FrontendToScheduler = AddRequest | AbortRequest | GetStats | GetTrace | GetStory | FrontendJoined
@@ -141,6 +144,7 @@ class TokenBatch(Message, frozen=True, tag="tokens"):
     num_cached_tokens: dict[int, int] = {}  # request id -> prompt tokens that the prefix cache held; with its first token
     queue_ns: dict[int, int] = {}  # request id -> from its arrival at the scheduler to its first slot; with its first token
     prompt_scores: dict[int, PromptScores] = {}  # request id -> what this step computed of them; before its first token
+    lengths_i32: bytes = b""  # of each token: how long its request is with it, prompt included
 
 
 class WorkerStats(Message, frozen=True):
@@ -396,6 +400,13 @@ class WorkerLost(Message, frozen=True, tag="lost"):
     killed_for: str = ""  # why the launcher had it killed; empty: it did not
 
 
+class SchedulerStarted(Message, frozen=True, tag="session"):
+    """To whoever talks with the scheduler: another one begins in place of one that ended. Its sockets lie in a directory of
+    their own (`protocol.endpoints.session_dir`); nothing of the session before is sent or believed any more."""
+
+    session: int
+
+
 class FrontendLost(Message, frozen=True, tag="frontend_lost"):
     """To the scheduler: one frontend of several ended. Its clients are gone, and so its requests end."""
 
@@ -410,5 +421,5 @@ class Stop(Message, frozen=True, tag="stop"):
     grace: float = 0.5  # seconds that clients get to read it
 
 
-LauncherToChild = Drain | WorkerLost | Stop | FrontendLost
+LauncherToChild = Drain | WorkerLost | Stop | FrontendLost | SchedulerStarted
 LAUNCHER_TO_CHILD: Decoder[LauncherToChild] = Decoder(LauncherToChild)

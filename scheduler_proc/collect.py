@@ -27,6 +27,7 @@ class Outcome:
 
     request_ids: UInt64Array  # [streamed tokens]
     token_ids: Int32Array  # [streamed tokens]
+    lengths: Int32Array  # [streamed tokens]: of their requests, with each
     finished: list[Finished] = field(default_factory=list)
     logprobs: dict[int, TopLogprobs] = field(default_factory=dict)
     prompt_scores: dict[int, PromptScores] = field(default_factory=dict)
@@ -38,7 +39,7 @@ class Outcome:
 
 def nothing_yet() -> Outcome:
     """An outcome to add to."""
-    return Outcome(_EMPTY_IDS, _EMPTY)
+    return Outcome(_EMPTY_IDS, _EMPTY, _EMPTY)
 
 
 def collect_step(lane: Lane, output: ModelRunnerOutput) -> tuple[InFlightStep, Outcome]:
@@ -68,7 +69,7 @@ def collect_step(lane: Lane, output: ModelRunnerOutput) -> tuple[InFlightStep, O
         _commit(lane, step.slots, step.ends)
     cohort = lane.gather(step.sampled_slots) if step.cohort is None else step.cohort
     logprobs = {int(cohort.request_ids[entry.row]): entry.logprobs for entry in output.logprobs}
-    outcome = Outcome(_EMPTY_IDS, _EMPTY, logprobs=logprobs, prompt_scores=scores)
+    outcome = Outcome(_EMPTY_IDS, _EMPTY, _EMPTY, logprobs=logprobs, prompt_scores=scores)
     if step.chunks:
         _begin(lane, (lane.requests[slot] for slot in step.sampled_slots[step.num_decodes :].tolist()), outcome)
     _believe(lane, cohort, token_ids, outcome)
@@ -178,13 +179,14 @@ def _believe(lane: Lane, cohort: Cohort, token_ids: Int32Array, outcome: Outcome
     lane.known[slots] = lengths
     outcome.num_tokens += len(slots)
     if cohort.streamed is None:
-        outcome.request_ids, outcome.token_ids = cohort.request_ids, token_ids
+        outcome.request_ids, outcome.token_ids, outcome.lengths = cohort.request_ids, token_ids, lengths
     elif cohort.streamed.any():
-        outcome.request_ids, outcome.token_ids = cohort.request_ids[cohort.streamed], token_ids[cohort.streamed]
+        rows = cohort.streamed
+        outcome.request_ids, outcome.token_ids, outcome.lengths = cohort.request_ids[rows], token_ids[rows], lengths[rows]
     if cohort.constrained is not None:
-        rows = cohort.constrained
-        positions = lengths[rows] - 1 - lane.num_prompt[slots[rows]]
-        lane.constraints.advance(cohort.request_ids[rows], positions, token_ids[rows])
+        masked = cohort.constrained
+        positions = lengths[masked] - 1 - lane.num_prompt[slots[masked]]
+        lane.constraints.advance(cohort.request_ids[masked], positions, token_ids[masked])
     candidates = (token_ids == cohort.first_stop) | (lengths >= cohort.target)
     if cohort.more_stops is not None:
         candidates |= cohort.more_stops
@@ -275,13 +277,14 @@ def _settle(lane: Lane, request: Request | None, token_id: int, failed: bool, ou
 def _note_tokens(lane: Lane, request: Request, token_ids: Int32Array, length: int, outcome: Outcome) -> None:
     """Notes new tokens of one request, with which it is `length` tokens long."""
     request_ids = np.full(len(token_ids), request.request_id, np.uint64)
+    lengths = np.arange(length - len(token_ids) + 1, length + 1, dtype=np.int32)
     outcome.num_tokens += len(token_ids)
     if request.stream:
         outcome.request_ids = np.concatenate([outcome.request_ids, request_ids])
         outcome.token_ids = np.concatenate([outcome.token_ids, token_ids])
+        outcome.lengths = np.concatenate([outcome.lengths, lengths])
     if request.params.structured is not None:
-        first = length - len(token_ids) - request.num_prompt_tokens
-        lane.constraints.advance(request_ids, np.arange(first, first + len(token_ids), dtype=np.int32), token_ids)
+        lane.constraints.advance(request_ids, lengths - 1 - request.num_prompt_tokens, token_ids)
 
 
 def _why_failed(request: Request) -> str:

@@ -15,14 +15,15 @@ from scheduler_proc.story import StoryRing
 class Fleet:
     """Which incarnation of each worker is believed. The requests of a lane that leaves are its caller's business."""
 
-    def __init__(self, config: EngineConfig, story: StoryRing, constraints: Constraints) -> None:
+    def __init__(self, config: EngineConfig, story: StoryRing, constraints: Constraints, *, resumed: bool = False) -> None:
+        """`resumed`: requests of a session before may be waiting, so that one worker is enough to begin."""
         self._config = config
         self._story = story
         self._constraints = constraints
         self.lanes: dict[int, Lane] = {}  # by worker
         self._retired: dict[int, int] = {}  # worker -> its newest epoch that ended, or is given up and awaits its replacement
-        self._complete = False  # every worker has joined once
-        self._capacity = EngineReady(0, 0, 0, 0, 0, "")  # as last announced
+        self._complete = resumed  # every worker has joined once, in this session or one before
+        self._capacity: EngineReady | None = None  # as last announced
 
     def refusal(self, ready: WorkerReady) -> str:
         """Why this hello is not believed; empty: it is."""
@@ -67,7 +68,7 @@ class Fleet:
     @property
     def announced(self) -> EngineReady | None:
         """What the frontends were told last."""
-        return self._capacity if self._complete else None
+        return self._capacity
 
     def announcement(self) -> EngineReady | None:
         """What the frontends should know by now; nothing before all workers were there at once."""
@@ -84,6 +85,6 @@ class Fleet:
                 block_size=lanes[0].block_size,
                 device=lanes[0].device,
             )
-        else:  # requests that come now wait for a successor, and are checked against the limits that it will have
+        elif self._capacity is not None:  # requests that come now wait for a successor, and are checked against its limits
             self._capacity = msgspec.structs.replace(self._capacity, workers=0)
         return self._capacity

@@ -36,6 +36,7 @@ class Frontends:
 
     def _split(self, batch: TokenBatch) -> Iterator[ToFrontend]:
         request_ids, token_ids = unpack_uint64(batch.request_ids_u64), unpack_int32(batch.token_ids_i32)
+        lengths = unpack_int32(batch.lengths_i32)
         owners = (request_ids >> np.uint64(FRONTEND_SHIFT)).astype(np.int32)
         others = (*(finished.request_id for finished in batch.finished), *batch.prompt_scores)
         concerned = {*owners.tolist(), *map(frontend_of, others)}
@@ -45,6 +46,7 @@ class Frontends:
                 batch,
                 request_ids_u64=request_ids[mine].astype("<u8").tobytes(),
                 token_ids_i32=token_ids[mine].astype("<i4").tobytes(),
+                lengths_i32=lengths[mine].astype("<i4").tobytes(),
                 finished=tuple(finished for finished in batch.finished if frontend_of(finished.request_id) == frontend),
                 logprobs={key: value for key, value in batch.logprobs.items() if frontend_of(key) == frontend},
                 num_cached_tokens={key: value for key, value in batch.num_cached_tokens.items() if frontend_of(key) == frontend},

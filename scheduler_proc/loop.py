@@ -9,6 +9,7 @@ from protocol.endpoints import (
     SCHEDULER_INBOX,
     frontend_inbox,
     ipc_address,
+    session_dir,
     worker_inbox,
     worker_outbox,
 )
@@ -37,8 +38,8 @@ class SchedulerLoop:
     """Owns the sockets of the scheduler process."""
 
     def __init__(self, spec: ChildSpec, launcher: SupervisionLink[LauncherToChild]) -> None:
-        config, directory = spec.config, spec.run_dir
-        self._state = SchedulerState(config)
+        config, directory = spec.config, session_dir(spec.run_dir, spec.session)
+        self._state = SchedulerState(config, session=spec.session)
         self._launcher = launcher
         self._from_frontend: Receiver[FrontendToScheduler] = Receiver(
             ipc_address(directory, SCHEDULER_INBOX), FRONTEND_TO_SCHEDULER, bind=True

@@ -120,7 +120,11 @@ class Request:
 
 
 def from_message(message: AddRequest, order: int) -> Request:
-    """The request that a frontend's message describes. `order`: its arrival number."""
+    """The request that a frontend's message describes. `order`: its arrival number.
+
+    One that has tokens already was begun under a scheduler that ended since.
+    """
+    begun = len(message.token_ids_i32) > 4 * message.num_prompt_tokens
     return Request(
         request_id=message.request_id,
         tokens=unpack_int32(message.token_ids_i32),
@@ -132,4 +136,6 @@ def from_message(message: AddRequest, order: int) -> Request:
         stream=message.stream,
         cache_salt=message.cache_salt,
         name=message.name,
+        begun=begun,
+        num_scored=message.num_prompt_tokens if begun else 1,
     )

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 from protocol.clock import ChargedClock
 from protocol.codec import unpack_int32
-from protocol.config import EngineConfig
+from protocol.config import PROTOCOL_VERSION, EngineConfig
 from protocol.credit import Verdict
 from protocol.errors import ProtocolError
 from protocol.grammar_messages import ConstraintFailed, Forced, GrammarReady, GrammarToScheduler
@@ -61,8 +61,9 @@ _LOG = logging.getLogger(__name__)
 class SchedulerState:
     """All requests, all lanes. `handle` is the only way in."""
 
-    def __init__(self, config: EngineConfig, *, strict: bool = False) -> None:
-        """`strict`: what must never happen is raised as a Breach, not only counted."""
+    def __init__(self, config: EngineConfig, *, session: int = 0, strict: bool = False) -> None:
+        """`session`: which life of the scheduler this is. `strict`: what must never happen is raised as a Breach, and not only
+        counted."""
         self._config = config
         self.counters: Counter[str] = Counter()
         self._sizes = StepSizes()
@@ -70,7 +71,7 @@ class SchedulerState:
         self.story = StoryRing(self.breaches)
         self.trace = TraceRing()
         self.constraints = Constraints()
-        self.fleet = Fleet(config, self.story, self.constraints)
+        self.fleet = Fleet(config, self.story, self.constraints, resumed=session > 0)
         self.lanes = self.fleet.lanes  # live workers
         self.requests: dict[int, Request] = {}  # by id, until they end
         self.frontends = Frontends(config.frontends)
@@ -131,8 +132,21 @@ class SchedulerState:
         self.counters["requests"] += 1
         self.counters["prompt_tokens"] += request.num_prompt_tokens
         self.requests[request.request_id] = request
-        self.story.move(request, RequestState.WAITING, "arrived")
+        self.story.move(request, RequestState.WAITING, "came back with its tokens" if request.begun else "arrived")
         self.admission.enqueue((request,))
+        if request.begun:
+            self.counters["resumed_requests"] += 1
+            self._end_if_complete(request)
+
+    def _end_if_complete(self, request: Request) -> None:
+        """Ends a request that came back with all of its tokens: only the word that it has ended was lost."""
+        length = len(request.tokens)
+        stops = request.stops_at(int(request.tokens[-1]), length)
+        if stops or length >= request.target:
+            self.story.move(request, RequestState.FINISHED, "it was complete")
+            finished = finished_message(request, "stop" if stops else "length", request.tokens)
+            self._forget(finished)
+            self._commands.extend(self.frontends.tokens(TokenBatch(0, -1, b"", b"", (finished,))))
 
     def _on_abort(self, request_id: int) -> None:
         request = self.requests.pop(request_id, None)
@@ -146,6 +160,9 @@ class SchedulerState:
         self.story.move(request, RequestState.FINISHED, "aborted")
 
     def _on_frontend_joined(self, joined: FrontendJoined) -> None:
+        if joined.version != PROTOCOL_VERSION:
+            self.counters["refused_hello"] += 1
+            return
         self._on_frontend_ended(joined.frontend, joined.epoch - 1)
         if (capacity := self.fleet.announced) is not None:
             self._commands.append(ToFrontend(capacity, joined.frontend))
@@ -371,6 +388,7 @@ def _token_batch(worker: int, step_id: int, outcome: Outcome) -> TokenBatch:
         step_id=step_id,
         request_ids_u64=outcome.request_ids.astype("<u8").tobytes(),
         token_ids_i32=outcome.token_ids.astype("<i4").tobytes(),
+        lengths_i32=outcome.lengths.astype("<i4").tobytes(),
         finished=tuple(outcome.finished),
         logprobs=outcome.logprobs,
         prompt_scores=outcome.prompt_scores,

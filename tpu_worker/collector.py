@@ -17,6 +17,8 @@ from protocol.messages import (
     RowLogprobs,
     ScoresReady,
     WorkerFailed,
+    WorkerReady,
+    WorkerToScheduler,
 )
 from protocol.supervision import SupervisionLink, leave
 from tpu_worker.device import Device
@@ -42,37 +44,60 @@ class Part:
     more: bool = False  # another part follows
 
 
-class Collector:
-    """It alone uses the outbox after the worker's hello."""
+@dataclass(frozen=True, slots=True)
+class Session:
+    """A scheduler begins: it is told hello, and then all that follows."""
 
-    def __init__(self, device: Device, outbox: Sender, launcher: SupervisionLink[LauncherToChild], epoch: int) -> None:
+    address: str  # of its pipe
+    hello: WorkerReady
+
+
+class Collector:
+    """It alone writes to the scheduler, to the one of the last `Session` that was put."""
+
+    def __init__(self, device: Device, launcher: SupervisionLink[LauncherToChild], epoch: int) -> None:
         self._device = device
-        self._outbox = outbox
+        self._outbox: Sender | None = None
         self._launcher = launcher
         self._epoch = epoch
         # Bounded by the credits of the scheduler.
-        self._parts: queue.SimpleQueue[Part | MasksMissing | ScoresReady] = queue.SimpleQueue()
+        self._parts: queue.SimpleQueue[Part | MasksMissing | ScoresReady | Session] = queue.SimpleQueue()
         self._scores: dict[int, PromptScores] = {}  # of the step whose tokens are still to come
         threading.Thread(target=self._run, name="collector", daemon=True).start()  # ends with the process
 
-    def put(self, part: Part | MasksMissing | ScoresReady) -> None:
+    def put(self, part: Part | MasksMissing | ScoresReady | Session) -> None:
         """Hands over what is on the device; it is answered in this order. What misses masks is told when all before it is done."""
         self._parts.put(part)
 
     def _run(self) -> None:
         while True:
             match self._parts.get():
+                case Session() as session:
+                    self._begin(session)
                 case MasksMissing() | ScoresReady() as report:
-                    self._outbox.send(report)
+                    self._send(report)
                 case Part() as part:
                     try:
                         self._answer(part)
                     except Exception as error:  # noqa: BLE001 - whatever a device raises, the scheduler hears of it before the end
                         self._fail(f"step {part.step_id} failed on the device: {describe(error)}")
 
+    def _begin(self, session: Session) -> None:
+        """What is on its way to the scheduler before is dropped with its pipe."""
+        if self._outbox is not None:
+            self._outbox.close(deliver=False)
+        self._scores = {}
+        self._outbox = Sender(session.address, bind=False, own_context=True)
+        self._outbox.send(session.hello)
+
+    def _send(self, message: WorkerToScheduler) -> None:
+        assert self._outbox is not None
+        self._outbox.send(message)
+
     def _fail(self, text: str) -> None:
-        self._outbox.send(WorkerFailed(self._epoch, text))
-        self._outbox.close()
+        if self._outbox is not None:
+            self._outbox.send(WorkerFailed(self._epoch, text))
+            self._outbox.close()
         self._launcher.send(Failed(ExitCode.CRASHED, text))
         self._launcher.deliver()
         leave(ExitCode.CRASHED)  # the main thread may be waiting for the very device that failed
@@ -83,7 +108,7 @@ class Collector:
         if part.more and not len(result.token_ids):  # every row waits for a mask
             self._scores = scores
             return
-        self._outbox.send(
+        self._send(
             ModelRunnerOutput(
                 epoch=self._epoch,
                 step_id=part.step_id,

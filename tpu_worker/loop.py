@@ -1,9 +1,9 @@
 """The worker's loop: receive, prepare, dispatch. What the device yields is another thread's business."""
 
-from protocol.channel import Poller, Receiver, Sender
+from protocol.channel import Poller, Receiver
 from protocol.clock import now_ns
 from protocol.config import PROTOCOL_VERSION, ChildSpec
-from protocol.endpoints import ipc_address, worker_inbox, worker_outbox
+from protocol.endpoints import ipc_address, session_dir, worker_inbox, worker_outbox
 from protocol.messages import (
     SCHEDULER_TO_WORKER,
     Drain,
@@ -11,12 +11,13 @@ from protocol.messages import (
     Progress,
     Pulse,
     Ready,
+    SchedulerStarted,
     SchedulerToWorker,
     WorkerReady,
 )
 from protocol.pulse import Metronome
 from protocol.supervision import SupervisionLink
-from tpu_worker.collector import Collector
+from tpu_worker.collector import Collector, Session
 from tpu_worker.device import Device
 from tpu_worker.masks import Masks
 from tpu_worker.slots import Slots
@@ -30,11 +31,10 @@ class WorkerLoop:
         self._spec = spec
         self._launcher = launcher
         self._device = device
-        directory, index = spec.run_dir, spec.index
-        self._inbox: Receiver[SchedulerToWorker] = Receiver(
-            ipc_address(directory, worker_inbox(index)), SCHEDULER_TO_WORKER, bind=True
-        )
-        self._outbox = Sender(ipc_address(directory, worker_outbox(index)), bind=False, own_context=True)
+        self._collector = Collector(device, launcher, spec.epoch)
+        self._poller = Poller()
+        self._poller.watch(launcher.fileno())
+        self._inbox = self._open_inbox(spec.session)
         self._metronome = Metronome(spec.config.pulse_interval)
 
     def run(self) -> None:
@@ -43,14 +43,20 @@ class WorkerLoop:
         Nobody wants the answers of steps in flight any more when it is told to end, since the scheduler has ended before, and the
         device is left to the kernel: to close it would wait for the program that is being compiled.
         """
-        steps = self._load()
-        poller = Poller()
-        poller.watch(self._inbox)
-        poller.watch(self._launcher.fileno())
-        running = True
-        while running and not self._launcher.closed:
-            if self._launcher.fileno() in poller.wait(self._spec.config.pulse_interval):
-                running = not isinstance(self._launcher.receive(), Drain)
+        hello = self._load()
+        steps = self._begin(self._spec.session, hello)
+        self._launcher.send(Ready())
+        while not self._launcher.closed:
+            if self._launcher.fileno() in self._poller.wait(self._spec.config.pulse_interval):
+                match self._launcher.receive():
+                    case Drain():
+                        return
+                    case SchedulerStarted(session):
+                        steps.abandon()
+                        self._poller.forget(self._inbox)
+                        self._inbox.close()
+                        self._inbox = self._open_inbox(session)
+                        steps = self._begin(session, hello)
             while (message := self._inbox.receive()) is not None:
                 steps.take_in(message)
                 self._beat(steps)
@@ -63,25 +69,32 @@ class WorkerLoop:
             self._launcher.send(Pulse("serving", steps.dispatched))
             steps.tell_missing()
 
-    def _load(self) -> Steps:
-        config, epoch = self._spec.config, self._spec.epoch
+    def _open_inbox(self, session: int) -> Receiver[SchedulerToWorker]:
+        address = ipc_address(session_dir(self._spec.run_dir, session), worker_inbox(self._spec.index))
+        inbox: Receiver[SchedulerToWorker] = Receiver(address, SCHEDULER_TO_WORKER, bind=True)
+        self._poller.watch(inbox)
+        return inbox
+
+    def _begin(self, session: int, hello: WorkerReady) -> Steps:
+        """A scheduler begins, for which every slot is free: weights, compiled programs and the device stay as they are."""
+        config = self._spec.config
+        address = ipc_address(session_dir(self._spec.run_dir, session), worker_outbox(self._spec.index))
+        self._collector.put(Session(address, hello))
+        masks = Masks(hello.epoch, hello.vocab_size, config.max_num_seqs, config.queue_depth)
+        return Steps(hello.epoch, Slots(config.max_num_seqs), masks, self._device, self._collector.put)
+
+    def _load(self) -> WorkerReady:
         capacity = self._device.load(lambda phase, done, total: self._launcher.send(Progress(phase, done, total)))
-        self._outbox.send(
-            WorkerReady(
-                version=PROTOCOL_VERSION,
-                worker=self._spec.index,
-                epoch=epoch,
-                num_blocks=capacity.num_blocks,
-                block_size=capacity.block_size,
-                max_num_seqs=config.max_num_seqs,
-                max_model_len=capacity.max_model_len,
-                vocab_size=capacity.vocab_size,
-                device=capacity.description,
-                saturating_tokens=capacity.saturating_tokens,
-                scores_ready=capacity.scores_ready,
-            )
+        return WorkerReady(
+            version=PROTOCOL_VERSION,
+            worker=self._spec.index,
+            epoch=self._spec.epoch,
+            num_blocks=capacity.num_blocks,
+            block_size=capacity.block_size,
+            max_num_seqs=self._spec.config.max_num_seqs,
+            max_model_len=capacity.max_model_len,
+            vocab_size=capacity.vocab_size,
+            device=capacity.description,
+            saturating_tokens=capacity.saturating_tokens,
+            scores_ready=capacity.scores_ready,
         )
-        self._launcher.send(Ready())
-        masks = Masks(epoch, capacity.vocab_size, config.max_num_seqs, config.queue_depth)
-        collector = Collector(self._device, self._outbox, self._launcher, epoch)
-        return Steps(epoch, Slots(config.max_num_seqs), masks, self._device, collector.put)

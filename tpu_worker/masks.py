@@ -23,7 +23,7 @@ class Masks:
 
     def __init__(self, epoch: int, vocab_size: int, max_num_seqs: int, queue_depth: int) -> None:
         self._epoch = epoch
-        self._words = -(-vocab_size // 32)  # of a row
+        self.num_words = -(-vocab_size // 32)  # of a row
         self._max_rows = max_num_seqs
         self._oldest = 0  # step that may still be sampled
         self._places: list[_Place | None] = [None] * (queue_depth + 1)  # of that step and those behind it, round and round
@@ -33,9 +33,9 @@ class Masks:
         if message.epoch != self._epoch or not self._oldest <= message.step_id < self._oldest + len(self._places):
             return  # for another incarnation, or a step that is sampled or cannot have been sent
         rows = unpack_int32(message.rows_i32)
-        if len(message.bits) != 4 * self._words * len(rows):
-            raise ProtocolError(f"masks of {len(message.bits)} bytes for {len(rows)} rows of {self._words} words")
-        bits = np.frombuffer(message.bits, "<u4").reshape(len(rows), self._words)
+        if len(message.bits) != 4 * self.num_words * len(rows):
+            raise ProtocolError(f"masks of {len(message.bits)} bytes for {len(rows)} rows of {self.num_words} words")
+        bits = np.frombuffer(message.bits, "<u4").reshape(len(rows), self.num_words)
         place = self._place(message.step_id)
         new = (rows >= 0) & (rows < self._max_rows)
         new[new] = ~place.here[rows[new]]
@@ -65,7 +65,7 @@ class Masks:
         index = step_id % len(self._places)
         place = self._places[index]
         if place is None:
-            bits, here = np.empty((self._max_rows, self._words), np.uint32), np.zeros(self._max_rows, bool)
+            bits, here = np.empty((self._max_rows, self.num_words), np.uint32), np.zeros(self._max_rows, bool)
             place = self._places[index] = _Place(step_id, bits, here)
         elif place.step_id != step_id:
             place.step_id = step_id

@@ -4,8 +4,10 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import numpy as np
+
 from protocol.clock import now_ns
-from protocol.codec import Int32Array, pack_int32
+from protocol.codec import Int32Array, UInt32Array, pack_int32
 from protocol.errors import EngineError, describe
 from protocol.messages import MasksMissing, PrepareScores, SchedulerOutput, SchedulerToWorker, ScoresReady, StepMasks
 from tpu_worker.collector import Part, StepTimes
@@ -53,6 +55,14 @@ class Steps:
         while self._sample_open() and self._waiting:
             self._forward(*self._waiting.popleft())
 
+    def abandon(self) -> None:
+        """Nobody believes what comes of the steps that were taken in. What the device has begun it ends, with tokens that mean
+        nothing."""
+        self._waiting.clear()
+        if self._open is not None:
+            allowed = np.full((len(self._open.masked_rows), self._masks.num_words), 0xFFFFFFFF, np.uint32)
+            self._sample(self._open, allowed)
+
     def tell_missing(self) -> None:
         """Called now and then: a step that has been open since the call before is reported, with the rows that it waits for."""
         if self._open is None:
@@ -87,10 +97,13 @@ class Steps:
         bits = self._masks.take(step.step_id, step.masked_rows)
         if bits is None:
             return False
+        self._sample(step, bits)
+        return True
+
+    def _sample(self, step: _Open, bits: UInt32Array) -> None:
         try:
             handle = self._device.sample(step.handle, bits)
         except Exception as error:
             raise EngineError(f"step {step.step_id} could not be sampled: {describe(error)}") from error
         self._collect(Part(step.step_id, handle, step.times, step.masked_rows))
         self._open = None
-        return True

@@ -42,7 +42,7 @@ from frontend.launcher.supervisor import Supervisor
 from frontend.server.bind import bind_http
 from protocol.clock import ChargedClock, now, now_ns
 from protocol.config import ChildSpec, EngineConfig
-from protocol.endpoints import LONGEST_SOCKET_PATH, ipc_address, worker_outbox
+from protocol.endpoints import LONGEST_SOCKET_PATH, MAX_SESSIONS, ipc_address, session_dir, worker_outbox
 from protocol.errors import ConfigError, ExitCode, ProtocolError
 from protocol.messages import Failed
 from protocol.pulse import Metronome
@@ -72,6 +72,7 @@ class Engine:
             workers=config.workers,
             drain_timeout=config.drain_timeout,
             restart_delay=config.restart_delay,
+            max_restarts=config.max_restarts,
             frontends=config.frontends,
             limits=Limits(config.pulse_timeout, config.step_timeout, config.boot_timeout),
         )
@@ -94,7 +95,9 @@ class Engine:
         """Starts the children and stays until all have ended. Returns the exit code."""
         self._run_dir = RunDirectory()
         try:
-            longest = ipc_address(self._run_dir.path, worker_outbox(self._config.workers)).removeprefix("ipc://")
+            longest = ipc_address(session_dir(self._run_dir.path, MAX_SESSIONS), worker_outbox(self._config.workers)).removeprefix(
+                "ipc://"
+            )
             if len(os.fsencode(longest)) > LONGEST_SOCKET_PATH:
                 raise ConfigError(f"{self._run_dir.path} is too long for sockets: set XDG_RUNTIME_DIR to a shorter directory")
             self._run_dir.sweep()
@@ -211,8 +214,8 @@ class Engine:
 
     def _execute(self, command: Command) -> None:
         match command:
-            case Spawn(child, epoch):
-                self._spawn(child, epoch)
+            case Spawn(child, epoch, session):
+                self._spawn(child, epoch, session)
             case Send(child, message):
                 if child in self._children:
                     self._children[child].send(message)
@@ -243,13 +246,15 @@ class Engine:
             case Exit(code):
                 self._exit_code = code
 
-    def _spawn(self, child: Child, epoch: int) -> None:
+    def _spawn(self, child: Child, epoch: int, session: int) -> None:
+        Path(session_dir(self._run_dir.path, session)).mkdir(mode=0o700, exist_ok=True)
         placed = self._placements[child.index] if child.role == "worker" else None
         spec = ChildSpec(
             role=child.role,
             index=child.index,
             epoch=epoch,
             run_dir=self._run_dir.path,
+            session=session,
             cpus=placed.cpus if placed is not None else (),
             config=self._config,
             http_fd=self._listener.fileno() if self._listener is not None and child.role == "frontend" else -1,

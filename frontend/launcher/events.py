@@ -80,6 +80,7 @@ class Spawn:
 
     child: Child
     epoch: int
+    session: int  # of the scheduler that it meets
 
 
 @dataclass(frozen=True, slots=True)

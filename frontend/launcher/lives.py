@@ -3,20 +3,22 @@
 import signal
 from collections.abc import Iterator
 
-from frontend.launcher.events import GRAMMAR, SCHEDULER, Child, Command, Signal, Spawn
+from frontend.launcher.events import GRAMMAR, SCHEDULER, Child, Command, Send, Signal, Spawn
 from frontend.launcher.incarnation import Incarnation
 from frontend.launcher.liveness import Liveness
 from frontend.launcher.restart import RestartPolicy
+from protocol.messages import SchedulerStarted
 
 
 class Lives:
     """The children of one engine. Starting and killing one appends the command for it to `commands`."""
 
-    def __init__(self, workers: int, frontends: int, restart_delay: float, commands: list[Command]) -> None:
+    def __init__(self, workers: int, frontends: int, restart_delay: float, max_restarts: int, commands: list[Command]) -> None:
         self.workers = {Child("worker", index): RestartPolicy(restart_delay) for index in range(workers)}
         self.frontends = {Child("frontend", index): RestartPolicy(restart_delay) for index in range(frontends)}
         self.grammar = RestartPolicy(restart_delay)
-        self._replaced = self.workers | {GRAMMAR: self.grammar}
+        self.scheduler = RestartPolicy(restart_delay, max_restarts=max_restarts)
+        self._replaced = self.workers | {GRAMMAR: self.grammar, SCHEDULER: self.scheduler}
         if frontends > 1:  # the engine does not outlive an only frontend
             self._replaced |= self.frontends
         self._latest: dict[Child, Incarnation] = {}
@@ -33,6 +35,11 @@ class Lives:
         """This very incarnation, if it lives."""
         life = self._latest.get(child)
         return life if life is not None and life.epoch == epoch and life.alive else None
+
+    @property
+    def session(self) -> int:
+        """Which life of the scheduler it is."""
+        return self._latest[SCHEDULER].epoch if SCHEDULER in self._latest else 0
 
     def is_ready(self, child: Child) -> bool:
         """Whether it lives and reads what it is told."""
@@ -101,4 +108,6 @@ class Lives:
         self._latest[child] = Incarnation(child, epoch, Liveness(now))
         if child in self._replaced:
             self._replaced[child].due = None
-        self._commands.append(Spawn(child, epoch))
+        self._commands.append(Spawn(child, epoch, self.session))
+        if child == SCHEDULER and epoch > 0:  # those that begin later are told at birth
+            self._commands += [Send(life.child, SchedulerStarted(epoch)) for life in self.alive() if life.child != SCHEDULER]

@@ -35,25 +35,36 @@ from frontend.launcher.incarnation import Incarnation
 from frontend.launcher.liveness import Limits
 from frontend.launcher.lives import Lives
 from frontend.launcher.phase import DRAIN_MARGIN, EXIT_GRACE, KILL_GRACE, LAST_WORDS, STOP_GRACE, STOP_WORDS, TERM_GRACE, Phase
+from protocol.config import DEFAULT_MAX_RESTARTS
 from protocol.errors import ExitCode
 from protocol.messages import ChildToLauncher, Drain, Failed, FrontendLost, Progress, Pulse, Ready, Stop, WorkerHung, WorkerLost
 
 _STOPPED = "the engine was stopped before the answer was complete"  # what clients are told
+_NOT_NEEDED = "it was not needed any more"
 _FAILED = "the engine failed before the answer was complete"
 
 
 class Supervisor:
     """The state of one engine's processes."""
 
-    def __init__(self, *, workers: int, drain_timeout: float, restart_delay: float, limits: Limits, frontends: int = 1) -> None:
+    def __init__(
+        self,
+        *,
+        workers: int,
+        drain_timeout: float,
+        restart_delay: float,
+        limits: Limits,
+        frontends: int = 1,
+        max_restarts: int = DEFAULT_MAX_RESTARTS,
+    ) -> None:
         """`drain_timeout`: seconds that a frontend gives running requests after a stop request. `restart_delay`: seconds before a
-        child that dies again is started again, the first time."""
+        child that dies again is started again, the first time. `max_restarts`: of the scheduler, see RestartPolicy."""
         self.phase = Phase.NEW
         self.exit_code = ExitCode.OK
         self._drain_timeout = drain_timeout
         self._limits = limits
         self._out: list[Command] = []
-        self._lives = Lives(workers, frontends, restart_delay, self._out)
+        self._lives = Lives(workers, frontends, restart_delay, max_restarts, self._out)
         self._deadline: float | None = None  # end of the current draining or stopping phase
         self._facts: dict[str, str | int] = {}  # of the first frontend's hello
 
@@ -97,7 +108,7 @@ class Supervisor:
         if watched:
             living = [self._lives[child].alive for child in self._lives.frontends]
             enough = all(living) if self.phase is Phase.STARTING else any(living)
-            assert self._lives[SCHEDULER].alive and enough, "a fatal death was overlooked"
+            assert (self._lives[SCHEDULER].alive or self.phase.in_service) and enough, "a fatal death was overlooked"
         assert (self._deadline is not None) == self.phase.has_deadline
 
     # what children say, and do not say
@@ -160,11 +171,13 @@ class Supervisor:
             self._worker_lost(life, returncode, now)
         elif life.child.role == "frontend" and self.phase.in_service and not self._is_vital(life.child):
             self._frontend_lost(life, returncode, now)
+        elif life.child == SCHEDULER and self.phase.in_service:
+            self._scheduler_lost(life, returncode, now)
         elif life.child == GRAMMAR and self.phase < Phase.DRAINING_WORKERS:
             self._grammar_lost(life, returncode, now)
         elif self.phase < Phase.DRAINING_FRONTEND:
             self._fail(life.exit_code(returncode), obituary, now)
-        elif self.phase is Phase.DRAINING_FRONTEND and (life.child == SCHEDULER or returncode != 0):
+        elif self.phase is Phase.DRAINING_FRONTEND and returncode != 0:
             self._fail(life.exit_code(returncode), f"{obituary} while the engine drained", now)
         else:
             if returncode != 0 and not life.killed_for:  # worth a line, but every request has had its end
@@ -192,7 +205,7 @@ class Supervisor:
     def _is_vital(self, child: Child) -> bool:
         """Whether the engine ends with it. A frontend is not while another serves or, in a drain, still has requests to finish."""
         if child.role != "frontend" or not self.phase.in_service:
-            return child.role not in ("worker", "grammar")
+            return child.role == "frontend" or (self.phase is Phase.STARTING and child == SCHEDULER)
         others = (self._lives[other] for other in self._lives.frontends if other != child)
         return not any(other.serves for other in others)
 
@@ -207,6 +220,18 @@ class Supervisor:
         elif returncode != 0:
             self.exit_code = self.exit_code or life.exit_code(returncode)
             self._out.append(Say(f"{obituary} while the engine drained; the others go on"))
+
+    def _scheduler_lost(self, life: Incarnation, returncode: int, now: float) -> None:
+        """The frontends know every request with the tokens that came, the workers have the model: another scheduler goes on."""
+        obituary, restart = life.obituary(returncode), self._lives.scheduler
+        delay = restart.died(now, was_ready=life.ready)
+        if restart.is_crash_loop:
+            text = f"{life.child} {restart.describe()}, so the engine gives up; last: {obituary}"
+            self._fail(life.exit_code(returncode), text, now)
+            return
+        again = "starting it again" + (f" in {delay:g} s" if delay else "")
+        self._out.append(Say(f"{obituary}; the requests wait; {again}"))
+        self._lives.tick(now)
 
     def _grammar_lost(self, life: Incarnation, returncode: int, now: float) -> None:
         """Structured outputs wait for its successor, and nothing else does."""
@@ -247,13 +272,18 @@ class Supervisor:
             self._lives.settle()
             self.phase, self._deadline = Phase.DRAINING_SCHEDULER, now + EXIT_GRACE
             self._out += [Send(other, Drain()) for other in (SCHEDULER, GRAMMAR) if self._lives.is_ready(other)]
+            scheduler = self._lives[SCHEDULER]
+            if not scheduler.alive:  # it died while the last requests ended without it, and no other is needed
+                self._drained(SCHEDULER, now)
+            elif not scheduler.ready:
+                self._lives.kill(scheduler, _NOT_NEEDED)
         elif self.phase is Phase.DRAINING_SCHEDULER and child == SCHEDULER:
             self.phase, self._deadline = Phase.DRAINING_WORKERS, now + EXIT_GRACE
             for life in self._lives.alive():
                 if life.ready:
                     self._out.append(Send(life.child, Drain()))
                 else:  # it is loading or compiling and reads no messages; nothing is lost with it
-                    self._lives.kill(life, "it was not needed any more")
+                    self._lives.kill(life, _NOT_NEEDED)
         if self.phase is Phase.DRAINING_WORKERS:
             self._end_if_alone()
 

@@ -20,7 +20,7 @@ from frontend.server.text.rendering.renderer import Renderer
 from frontend.server.text.tokenizer import load_tokenizer
 from protocol.clock import now_ns
 from protocol.config import ChildSpec
-from protocol.messages import Drain, LauncherToChild, Progress, Pulse, Ready, Stop
+from protocol.messages import Drain, LauncherToChild, Progress, Pulse, Ready, SchedulerStarted, Stop
 from protocol.supervision import SupervisionLink
 from protocol.vocabulary import write_vocabulary
 
@@ -35,7 +35,7 @@ class FrontendProcess:
         self._spec = spec
         self._config = spec.config
         self._launcher = launcher
-        self._router = Router(spec.config, spec.run_dir, index=spec.index, epoch=spec.epoch)
+        self._router = Router(spec.config, spec.run_dir, index=spec.index, epoch=spec.epoch, session=spec.session)
         self._renderer: Renderer | None = None
         self._stop = asyncio.Event()  # no new requests
         self._stop_now = asyncio.Event()  # nor the running ones
@@ -139,6 +139,8 @@ class FrontendProcess:
                     self._stop.set()
                 case Stop(reason, grace):
                     self._end_now(reason, grace)
+                case SchedulerStarted(session):
+                    self._router.rejoin(session)
         if self._launcher.closed:
             self._orphaned = True
             asyncio.get_running_loop().remove_reader(self._launcher.fileno())

@@ -1,7 +1,9 @@
 """Moves token ids between the frontend's interfaces and the scheduler: numbers requests, hands each one its tokens."""
 
 import asyncio
+import logging
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -15,7 +17,7 @@ from protocol.channel import Receiver, Sender
 from protocol.clock import ChargedClock, now_ns
 from protocol.codec import Int32Array, Int64Array, pack_int32, unpack_int32, unpack_uint64
 from protocol.config import EngineConfig
-from protocol.endpoints import SCHEDULER_INBOX, frontend_inbox, ipc_address
+from protocol.endpoints import SCHEDULER_INBOX, frontend_inbox, ipc_address, session_dir
 from protocol.errors import EngineError
 from protocol.messages import (
     SCHEDULER_TO_FRONTEND,
@@ -38,33 +40,43 @@ from protocol.messages import (
 from protocol.params import EngineParams
 from protocol.request_ids import request_ids
 
+_LOG = logging.getLogger(__name__)
+
 _MOST_REQUESTS = 16_384  # accepted and not ended, of all frontends: bounds the memory that clients can make the engine hold
 _MOST_TOKENS = 1 << 26  # of their prompts together: four bytes each, in the pipe and in the scheduler
 _FIRST_DECODE_SECONDS = 60.0  # at least: whatever is done once is done then
 _ANSWERED_CAPACITY = 8192  # as many steps as the scheduler's trace holds
 
 
+@dataclass(frozen=True, slots=True)
+class _Query:
+    """A question to the scheduler that is not answered."""
+
+    question: FrontendToScheduler
+    answer: asyncio.Future[EngineStats | TraceRecords | Story]
+
+
 class Router:
     """The frontend's end of the pipes to the scheduler. Runs on the frontend's event loop."""
 
-    def __init__(self, config: EngineConfig, run_dir: str, *, index: int = 0, epoch: int = 0) -> None:
-        """`index`, `epoch`: which frontend this is, in which incarnation."""
+    def __init__(self, config: EngineConfig, run_dir: str, *, index: int = 0, epoch: int = 0, session: int = 0) -> None:
+        """`index`, `epoch`: which frontend this is, in which incarnation. `session`: which life of the scheduler."""
         self._config = config
-        self._outbox = Sender(ipc_address(run_dir, SCHEDULER_INBOX), bind=False)
-        self._inbox: Receiver[SchedulerToFrontend] = Receiver(
-            ipc_address(run_dir, frontend_inbox(index)), SCHEDULER_TO_FRONTEND, bind=True
-        )
+        self._run_dir = run_dir
         self.index = index
+        self._open_pipes(session)
         self._hello = FrontendJoined(index, epoch)
         self._ids = request_ids(index, epoch)
         self._generations: dict[int, Generation] = {}
         self._num_tokens = 0  # of their prompts
-        self._queries: dict[int, asyncio.Future[EngineStats | TraceRecords | Story]] = {}
+        self._queries: dict[int, _Query] = {}
         self._capacity: EngineReady | None = None
         self._first_ready: asyncio.Future[EngineReady] | None = None
         self._answered = np.zeros((_ANSWERED_CAPACITY, 3), np.int64)
         self._num_answered = 0
         self.num_messages = 0  # from the scheduler
+        self.num_resumed = 0  # requests that another scheduler was told of again
+        self.num_repeated = 0  # tokens that came a second time, or behind others that are missing: dropped
         self.measures = Measures()
         self._board = MeasuresBoard(run_dir, index, config.frontends)
         self.latest_stats = EngineStats(0, 0, (), {})  # as the scheduler said last by itself, at its pulse
@@ -82,6 +94,28 @@ class Router:
         self._inbox.watch(loop, self._on_message)
         self._outbox.send(self._hello)
         return await self._first_ready
+
+    def rejoin(self, session: int) -> None:
+        """Another scheduler begins in place of one that ended: tells it of every request that has not ended, with the tokens that
+        came so far, and asks again what was not answered. Whoever waits for tokens notices nothing but the time that it takes.
+        """
+        watched = self._first_ready is not None
+        while (message := self._inbox.receive()) is not None:  # what is here is the last that comes of that session
+            self._handle(message)
+        if watched:
+            self._inbox.unwatch(asyncio.get_running_loop())
+        self._inbox.close()
+        self._outbox.close(deliver=False)
+        self._open_pipes(session)
+        self._heard_ns = self._clock.now_ns
+        if watched:
+            self._inbox.watch(asyncio.get_running_loop(), self._on_message)
+            self._outbox.send(self._hello)
+        for generation in self._generations.values():
+            self._outbox.send(generation.resume())
+        self.num_resumed += len(self._generations)
+        for query in self._queries.values():
+            self._outbox.send(query.question)
 
     @property
     def capacity(self) -> EngineReady:
@@ -142,23 +176,22 @@ class Router:
         most = _MOST_TOKENS // self._config.frontends
         if self._generations and self._num_tokens + len(token_ids) > most:
             raise Overloaded(f"requests with {most} tokens of prompts together are under way: try again later")
-        generation = Generation(self, next(self._ids), Timeline(len(token_ids), params.max_tokens, now_ns()), scores)
         visit = current()
+        request = AddRequest(
+            request_id=next(self._ids),
+            token_ids_i32=pack_int32(token_ids),
+            num_prompt_tokens=len(token_ids),
+            params=params,
+            priority=priority,
+            stream=stream,
+            cache_salt=cache_salt,
+            name=visit.name if visit is not None else "",
+        )
+        generation = Generation(self, request, Timeline(len(token_ids), params.max_tokens, now_ns()), scores)
         if visit is not None:
             visit.outputs.append(generation.timeline)
             visit.model = visit.model or self._config.served_model_names[0]
-        self._outbox.send(
-            AddRequest(
-                request_id=generation.request_id,
-                token_ids_i32=pack_int32(token_ids),
-                num_prompt_tokens=len(token_ids),
-                params=params,
-                priority=priority,
-                stream=stream,
-                cache_salt=cache_salt,
-                name=visit.name if visit is not None else "",
-            )
-        )
+        self._outbox.send(request)
         self._generations[generation.request_id] = generation
         self._num_tokens += len(token_ids)
         return generation
@@ -232,8 +265,8 @@ class Router:
         """
         self._refusal = self._failure = error
         for query in self._queries.values():
-            if not query.done():
-                query.set_exception(error)
+            if not query.answer.done():
+                query.answer.set_exception(error)
         self._queries.clear()
         for generation in list(self._generations.values()):
             generation.fail(error)
@@ -246,6 +279,13 @@ class Router:
         self._inbox.close()
         self._outbox.close()
 
+    def _open_pipes(self, session: int) -> None:
+        directory = session_dir(self._run_dir, session)
+        self._outbox = Sender(ipc_address(directory, SCHEDULER_INBOX), bind=False)
+        self._inbox: Receiver[SchedulerToFrontend] = Receiver(
+            ipc_address(directory, frontend_inbox(self.index)), SCHEDULER_TO_FRONTEND, bind=True
+        )
+
     def _check_scheduler(self) -> None:
         if self.is_stalled:
             raise EngineUnavailable(f"the scheduler has not answered for {self._stall_ns * 1e-9:g} s: try again shortly")
@@ -255,12 +295,11 @@ class Router:
             raise self._failure.with_traceback(None)
         self._check_scheduler()
         query_id = next(self._ids)
-        future: asyncio.Future[EngineStats | TraceRecords | Story] = asyncio.get_running_loop().create_future()
-        self._queries[query_id] = future
+        query = self._queries[query_id] = _Query(question(query_id), asyncio.get_running_loop().create_future())
         try:
-            self._outbox.send(question(query_id))
+            self._outbox.send(query.question)
             async with asyncio.timeout(self._config.pulse_timeout):
-                return await future
+                return await query.answer
         except TimeoutError as error:
             raise EngineUnavailable(f"the scheduler did not answer within {self._config.pulse_timeout:g} s") from error
         finally:
@@ -269,6 +308,9 @@ class Router:
     def _on_message(self, message: SchedulerToFrontend) -> None:
         self._heard_ns = self._clock.now_ns
         self.num_messages += 1
+        self._handle(message)
+
+    def _handle(self, message: SchedulerToFrontend) -> None:
         match message:
             case TokenBatch():
                 self._on_tokens(message)
@@ -279,9 +321,9 @@ class Router:
             case EngineStats(query_id=0):
                 self.latest_stats = message
             case EngineStats() | TraceRecords() | Story():
-                future = self._queries.pop(message.query_id, None)
-                if future is not None and not future.done():
-                    future.set_result(message)
+                query = self._queries.pop(message.query_id, None)
+                if query is not None and not query.answer.done():
+                    query.answer.set_result(message)
 
     def _on_tokens(self, batch: TokenBatch) -> None:
         came_ns = now_ns()
@@ -290,7 +332,7 @@ class Router:
         woken = []
         generations, logprobs = self._generations, batch.logprobs
         for request_id, count in batch.num_cached_tokens.items():
-            if (generation := generations.get(request_id)) is not None:
+            if (generation := generations.get(request_id)) is not None and not generation.resumed:
                 generation.num_cached_tokens = count
                 generation.timeline.queue_ns = batch.queue_ns.get(request_id, 0)
         waited: dict[int, int] = {}  # when a token before came in -> how many tokens of this batch follow one of that time
@@ -298,9 +340,14 @@ class Router:
             if (generation := generations.get(request_id)) is not None and generation.scores is not None:
                 generation.scores.add(scores)
         request_ids, token_ids = unpack_uint64(batch.request_ids_u64).tolist(), unpack_int32(batch.token_ids_i32).tolist()
-        for request_id, token_id in zip(request_ids, token_ids, strict=True):
+        lengths = unpack_int32(batch.lengths_i32).tolist()
+        for request_id, token_id, length in zip(request_ids, token_ids, lengths, strict=True):
             generation = generations.get(request_id)
             if generation is not None:
+                if length != generation.length + 1:
+                    self._on_misplaced(generation, length)
+                    continue
+                generation.lacks_tokens = False
                 generation.push(token_id, logprobs.get(request_id) if logprobs else None)
                 woken.append(generation)
                 timeline = generation.timeline
@@ -311,8 +358,9 @@ class Router:
                 timeline.last_ns = came_ns
         self.measures.others_came(waited, came_ns)
         for finished in batch.finished:
-            generation = generations.pop(finished.request_id, None)
-            if generation is not None:
+            generation = generations.get(finished.request_id)
+            if generation is not None and not generation.lacks_tokens:
+                del generations[finished.request_id]
                 self._num_tokens -= generation.timeline.num_prompt_tokens
                 generation.finish(finished)
                 self._measure(generation.count(), finished, came_ns)
@@ -321,8 +369,18 @@ class Router:
             generation.wake()
         self._note_end()
 
+    def _on_misplaced(self, generation: Generation, length: int) -> None:
+        """A token came that is not the next. One that came before is dropped; behind a gap, the request is told again, once."""
+        self.num_repeated += 1
+        if length > generation.length and not generation.lacks_tokens:
+            _LOG.error("tokens of request %d were lost on the way here: they are computed again", generation.request_id)
+            generation.lacks_tokens = True
+            self._outbox.send(AbortRequest(generation.request_id))
+            self._outbox.send(generation.resume())
+
     def _measure(self, timeline: Timeline, finished: Finished, now_ns: int) -> None:
-        timeline.queue_ns = finished.queue_ns
+        if not timeline.first_ns:
+            timeline.queue_ns = finished.queue_ns
         if timeline.num_tokens and not timeline.first_ns:
             self.measures.all_came(timeline, finished.prefill_ns, now_ns)
         self.measures.request_ended(timeline, finished.reason, now_ns)

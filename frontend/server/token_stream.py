@@ -1,15 +1,17 @@
 """The tokens of one request as they come from the scheduler, for whoever reads them."""
 
 import asyncio
+from array import array
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from typing import Protocol
 
+import msgspec
+
 from frontend.server.measures import Timeline
 from frontend.server.prompt_scores import PromptLogprobs
-from protocol.codec import unpack_int32
 from protocol.errors import EngineError
-from protocol.messages import Finished, FinishReason, TopLogprobs
+from protocol.messages import AddRequest, Finished, FinishReason, TopLogprobs
 
 
 @dataclass(slots=True)
@@ -35,6 +37,7 @@ class Aborts(Protocol):
 class Generation:
     """One request in the engine: an async iterator of TokenDelta. Tokens merge while nobody reads.
 
+    It keeps what the scheduler was told and every token that came, so that another scheduler can be told the same and goes on.
     It raises what `Router.fail_all` was given, behind the tokens that came before.
     """
 
@@ -43,23 +46,31 @@ class Generation:
         "_finished",
         "_logprobs",
         "_over",
+        "_request",
         "_router",
-        "_token_ids",
+        "_taken",
+        "_tokens",
         "_waiter",
+        "lacks_tokens",
         "num_cached_tokens",
         "request_id",
+        "resumed",
         "scores",
         "timeline",
     )
 
-    def __init__(self, router: Aborts, request_id: int, timeline: Timeline, scores: PromptLogprobs | None = None) -> None:
-        """`scores`: what takes those of the prompt."""
-        self.request_id = request_id
+    def __init__(self, router: Aborts, request: AddRequest, timeline: Timeline, scores: PromptLogprobs | None = None) -> None:
+        """`request`: as the scheduler is told of it. `scores`: what takes those of the prompt."""
+        self.request_id = request.request_id
+        self.resumed = False  # it was told again, so that what the scheduler says of its beginning is not of the whole
+        self.lacks_tokens = False  # some were lost on the way, and what comes behind them is not believed until they are here
         self.timeline = timeline
         self.scores = scores
         self.num_cached_tokens = 0  # of the prompt, known with the first token
         self._router = router
-        self._token_ids: list[int] = []
+        self._request = request
+        self._tokens = array("i")  # all that came
+        self._taken = 0  # of these, given to the reader
         self._logprobs: list[TopLogprobs] = []
         self._finished: Finished | None = None
         self._error: EngineError | None = None
@@ -72,7 +83,7 @@ class Generation:
     async def __anext__(self) -> TokenDelta:
         if self._over:
             raise StopAsyncIteration
-        while not self._token_ids and self._finished is None:
+        while self._taken == len(self._tokens) and self._finished is None:
             if self._error is not None:
                 self._over = True
                 raise self._error.with_traceback(None)  # the error is shared, its traceback is not
@@ -95,9 +106,20 @@ class Generation:
         self._end_scores()
         self.wake()
 
+    @property
+    def length(self) -> int:
+        """Tokens of the prompt, and those that came."""
+        return self._request.num_prompt_tokens + len(self._tokens)
+
+    def resume(self) -> AddRequest:
+        """The router's: what a scheduler is told that knows nothing of this request."""
+        self.resumed = True
+        request = self._request
+        return msgspec.structs.replace(request, token_ids_i32=request.token_ids_i32 + self._tokens.tobytes())
+
     def push(self, token_id: int, logprobs: TopLogprobs | None) -> None:
         """The router's: one more token."""
-        self._token_ids.append(token_id)
+        self._tokens.append(token_id)
         if logprobs is not None:
             self._logprobs.append(logprobs)
 
@@ -105,13 +127,14 @@ class Generation:
         """The router's: nothing follows."""
         self._finished = finished
         self._end_scores()
-        self.num_cached_tokens = finished.num_cached_tokens
+        if not self.resumed:
+            self.num_cached_tokens = finished.num_cached_tokens
         if finished.token_ids_i32:
-            self._token_ids = unpack_int32(finished.token_ids_i32).tolist()
+            self._tokens, self._taken = array("i", finished.token_ids_i32), 0
 
     def count(self) -> Timeline:
         """The router's: it ends here, with the tokens that came so far."""
-        self.timeline.num_tokens += len(self._token_ids)
+        self.timeline.num_tokens = len(self._tokens)
         self.timeline.num_cached_tokens = self.num_cached_tokens
         return self.timeline
 
@@ -130,11 +153,11 @@ class Generation:
             self.scores.end()
 
     def _take(self) -> TokenDelta:
-        token_ids, self._token_ids = self._token_ids, []
+        token_ids = self._tokens[self._taken :].tolist()
+        self._taken += len(token_ids)
         logprobs, self._logprobs = self._logprobs, []
         finished, cached = self._finished, self.num_cached_tokens
         if finished is None:
-            self.timeline.num_tokens += len(token_ids)
             return TokenDelta(token_ids, logprobs, num_cached_tokens=cached)
         self._over = True
         return TokenDelta(

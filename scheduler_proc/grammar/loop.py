@@ -4,7 +4,15 @@ from protocol.channel import Poller, Receiver, Sender
 from protocol.clock import now_ns
 from protocol.codec import unpack_int32
 from protocol.config import PROTOCOL_VERSION, ChildSpec
-from protocol.endpoints import GRAMMAR_INBOX, GRAMMAR_OUTBOX, GRAMMAR_QUESTIONS, grammar_answers, ipc_address, worker_inbox
+from protocol.endpoints import (
+    GRAMMAR_INBOX,
+    GRAMMAR_OUTBOX,
+    GRAMMAR_QUESTIONS,
+    grammar_answers,
+    ipc_address,
+    session_dir,
+    worker_inbox,
+)
 from protocol.grammar_messages import (
     FRONTEND_TO_GRAMMAR,
     SCHEDULER_TO_GRAMMAR,
@@ -18,7 +26,7 @@ from protocol.grammar_messages import (
     SchedulerToGrammar,
     WantMasks,
 )
-from protocol.messages import Drain, LauncherToChild, Pulse, Ready
+from protocol.messages import Drain, LauncherToChild, Pulse, Ready, SchedulerStarted
 from protocol.model_files import read_model_facts
 from protocol.pulse import Metronome
 from protocol.request_ids import frontend_of
@@ -40,6 +48,7 @@ class GrammarLoop:
     def __init__(self, spec: ChildSpec, launcher: SupervisionLink[LauncherToChild]) -> None:
         """Raises OSError or EngineError when the process cannot do its work."""
         config, directory = spec.config, spec.run_dir
+        self._config, self._run_dir = config, directory
         self._launcher = launcher
         self._epoch = spec.epoch
         vocab_size = read_model_facts(config.model_path, config.model_format).vocab_size
@@ -49,31 +58,24 @@ class GrammarLoop:
         self._compiler = Compiler(tokens)
         self._checker = Checker(directory, vocab_size)
         self._desk = Desk(self._checker, self._compiler)
-        self._from_scheduler: Receiver[SchedulerToGrammar] = Receiver(
-            ipc_address(directory, GRAMMAR_INBOX), SCHEDULER_TO_GRAMMAR, bind=True
-        )
         self._from_frontends: Receiver[FrontendToGrammar] = Receiver(
             ipc_address(directory, GRAMMAR_QUESTIONS), FRONTEND_TO_GRAMMAR, bind=True
         )
-        self._to_scheduler = Sender(ipc_address(directory, GRAMMAR_OUTBOX), bind=False)
         self._to_frontends = [
             Sender(ipc_address(directory, grammar_answers(index)), bind=False) for index in range(config.frontends)
         ]
-        self._to_workers = [Sender(ipc_address(directory, worker_inbox(index)), bind=False) for index in range(config.workers)]
         self._poller = Poller()
-        self._poller.watch(self._from_scheduler)
+        self._open_session(spec.session)
         self._poller.watch(self._from_frontends)
         for source in (launcher, self._checker, self._compiler):
             self._poller.watch(source.fileno())
         self._tick = config.pulse_interval
         self._metronome = Metronome(self._tick)
-        self._welcome = False  # what comes before the scheduler's answer was meant for a predecessor
         self._draining = False
         self._num_messages = 0
 
     def run(self) -> None:
         """Serves until the launcher says drain, or is gone."""
-        self._to_scheduler.send(GrammarReady(PROTOCOL_VERSION, self._epoch))
         self._launcher.send(Ready())
         while not (self._draining or self._launcher.closed):
             self._poller.wait(self._timeout())
@@ -89,10 +91,29 @@ class GrammarLoop:
         self._suspect.close()
         self._checker.close()
         self._compiler.close()
-        self._from_scheduler.close()
+        self._close_session()
         self._from_frontends.close()
-        for sender in (self._to_scheduler, *self._to_frontends, *self._to_workers):
+        for sender in self._to_frontends:
             sender.close()
+
+    def _open_session(self, session: int) -> None:
+        """A scheduler begins: it answers the hello with all that is to be known."""
+        directory = session_dir(self._run_dir, session)
+        self._from_scheduler: Receiver[SchedulerToGrammar] = Receiver(
+            ipc_address(directory, GRAMMAR_INBOX), SCHEDULER_TO_GRAMMAR, bind=True
+        )
+        self._to_scheduler = Sender(ipc_address(directory, GRAMMAR_OUTBOX), bind=False)
+        workers = range(self._config.workers)
+        self._to_workers = [Sender(ipc_address(directory, worker_inbox(index)), bind=False) for index in workers]
+        self._welcome = False  # what comes before the scheduler's answer was meant for a predecessor
+        self._poller.watch(self._from_scheduler)
+        self._to_scheduler.send(GrammarReady(PROTOCOL_VERSION, self._epoch))
+
+    def _close_session(self) -> None:
+        self._poller.forget(self._from_scheduler)
+        self._from_scheduler.close()
+        for sender in (self._to_scheduler, *self._to_workers):
+            sender.close(deliver=False)
 
     def _timeout(self) -> float:
         if self._follower.has_work:
@@ -101,7 +122,14 @@ class GrammarLoop:
 
     def _read(self) -> None:
         while (order := self._launcher.receive()) is not None:
-            self._draining = isinstance(order, Drain)
+            match order:
+                case Drain():
+                    self._draining = True
+                case SchedulerStarted(session):
+                    self._follower.clear()
+                    self._desk.clear()
+                    self._close_session()
+                    self._open_session(session)
         while (question := self._from_frontends.receive()) is not None:
             self._num_messages += 1
             self._desk.check(question.query_id, question.grammar)
