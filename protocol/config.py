@@ -72,7 +72,7 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
     simulated: SimulatedTimes = SimulatedTimes()
     pulse_timeout: float = 10.0  # seconds that a process may be stopped by a signal; for half of them /health waits
     boot_timeout: float = 1800.0  # seconds without progress while loading or compiling: one program may take minutes
-    max_restarts: int = DEFAULT_MAX_RESTARTS  # of the scheduler within a minute; one more death ends the engine
+    max_restarts: int = DEFAULT_MAX_RESTARTS  # of scheduler or frontend within a minute; one more death ends the engine
     restart_delay: float = 1.0  # seconds before a worker that dies again is started again; doubles up to thirty times this
 
     log_format: LogFormat = "human"
@@ -96,7 +96,8 @@ class ChildSpec(msgspec.Struct, frozen=True, kw_only=True):
     config: EngineConfig
     version: int = PROTOCOL_VERSION
     session: int = 0  # which life of the scheduler it is, as this child begins
-    http_fd: int = -1  # a frontend's: descriptor of the listening socket that the service manager holds; -1: there is none
+    http_fd: int = -1  # a frontend's: descriptor of the socket that it is to listen on; -1: it takes the port itself
+    http_outlives: bool = False  # the service manager holds that socket too: another engine will serve who waits there
 
 
 CHILD_SPEC_DECODER: Decoder[ChildSpec] = Decoder(ChildSpec)

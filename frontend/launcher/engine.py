@@ -89,7 +89,7 @@ class Engine:
         self._next_ping = now()
         self._pinged_at = 0.0  # on the clock of the limits
         self._exit_code: int | None = None
-        self._port: socket.socket | None = None  # bound, not listening
+        self._port: socket.socket | None = None  # bound; where one frontend alone listens, it inherits it
 
     def run(self) -> int:
         """Starts the children and stays until all have ended. Returns the exit code."""
@@ -103,10 +103,8 @@ class Engine:
             self._run_dir.sweep()
             if self._signals.take():
                 return ExitCode.OK
-            if (
-                self._config.frontends > 1 and self._listener is None
-            ):  # none of them alone holds the port, so it is held here: also to know which 0 means
-                self._port = bind_http(self._config.host, self._config.port, shared=True)
+            if self._listener is None:  # held here, so that nobody takes it when a frontend dies; also to know which 0 means
+                self._port = bind_http(self._config.host, self._config.port, shared=self._config.frontends > 1)
                 self._config = msgspec.structs.replace(self._config, port=self._port.getsockname()[1])
             self._selector.register(self._signals, selectors.EVENT_READ, self._signals)
             self._check_watchdog()
@@ -242,6 +240,8 @@ class Engine:
                 self._notifier.status(text)
             case Stopping():
                 self._close_display()
+                if self._port is not None:  # as soon as the frontends close it, nobody is let in any more
+                    self._port.close()
                 self._notifier.stopping(self._config.drain_timeout + LONGEST_END)
             case Exit(code):
                 self._exit_code = code
@@ -249,6 +249,7 @@ class Engine:
     def _spawn(self, child: Child, epoch: int, session: int) -> None:
         Path(session_dir(self._run_dir.path, session)).mkdir(mode=0o700, exist_ok=True)
         placed = self._placements[child.index] if child.role == "worker" else None
+        listener = self._listener or (self._port if self._config.frontends == 1 else None)
         spec = ChildSpec(
             role=child.role,
             index=child.index,
@@ -257,7 +258,8 @@ class Engine:
             session=session,
             cpus=placed.cpus if placed is not None else (),
             config=self._config,
-            http_fd=self._listener.fileno() if self._listener is not None and child.role == "frontend" else -1,
+            http_fd=listener.fileno() if listener is not None and child.role == "frontend" else -1,
+            http_outlives=self._listener is not None,
         )
         try:
             process = ChildProcess(child, spec, self._programs[child.role], placed.environ if placed is not None else {})

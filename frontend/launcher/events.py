@@ -80,7 +80,7 @@ class Spawn:
 
     child: Child
     epoch: int
-    session: int  # of the scheduler that it meets
+    session: int = 0  # which life of the scheduler it meets
 
 
 @dataclass(frozen=True, slots=True)

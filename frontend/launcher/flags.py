@@ -91,7 +91,7 @@ FLAGS = (
     ),
     Flag("step-timeout", "scheduling", "seconds without progress that a worker, or any main loop, may take", _SECONDS, "S"),
     Flag("pulse-timeout", "scheduling", "seconds that a process may be stopped by a signal", _SECONDS, "S"),
-    Flag("max-restarts", "scheduling", "restarts of the scheduler within a minute before giving up", integer(0, _MILLION), "N"),
+    Flag("max-restarts", "scheduling", "restarts of scheduler or frontend in a minute before giving up", integer(0, _MILLION), "N"),
     Flag("restart-delay", "scheduling", "seconds before a worker that dies again restarts; doubles, up to 30 times", _SECONDS, "S"),
     Flag("boot-timeout", "scheduling", "seconds without progress while a process loads or compiles", _SECONDS, "S"),
     Flag("host", "serving", "HTTP address", text, "ADDRESS"),

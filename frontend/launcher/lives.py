@@ -15,12 +15,12 @@ class Lives:
 
     def __init__(self, workers: int, frontends: int, restart_delay: float, max_restarts: int, commands: list[Command]) -> None:
         self.workers = {Child("worker", index): RestartPolicy(restart_delay) for index in range(workers)}
-        self.frontends = {Child("frontend", index): RestartPolicy(restart_delay) for index in range(frontends)}
+        self.frontends = {
+            Child("frontend", index): RestartPolicy(restart_delay, max_restarts=max_restarts) for index in range(frontends)
+        }
         self.grammar = RestartPolicy(restart_delay)
         self.scheduler = RestartPolicy(restart_delay, max_restarts=max_restarts)
-        self._replaced = self.workers | {GRAMMAR: self.grammar, SCHEDULER: self.scheduler}
-        if frontends > 1:  # the engine does not outlive an only frontend
-            self._replaced |= self.frontends
+        self._replaced = self.workers | self.frontends | {GRAMMAR: self.grammar, SCHEDULER: self.scheduler}
         self._latest: dict[Child, Incarnation] = {}
         self._commands = commands
 

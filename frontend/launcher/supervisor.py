@@ -105,10 +105,11 @@ class Supervisor:
         """Raises AssertionError when the state contradicts itself."""
         watched = self.phase is Phase.STARTING or self.phase.in_service
         self._lives.validate(workers_replaced=watched, frontends_replaced=self.phase is Phase.SERVING)
-        if watched:
-            living = [self._lives[child].alive for child in self._lives.frontends]
-            enough = all(living) if self.phase is Phase.STARTING else any(living)
-            assert (self._lives[SCHEDULER].alive or self.phase.in_service) and enough, "a fatal death was overlooked"
+        living = [self._lives[child].alive for child in self._lives.frontends]
+        if self.phase is Phase.STARTING:
+            assert self._lives[SCHEDULER].alive and all(living), "a fatal death was overlooked"
+        if self.phase is Phase.DRAINING_FRONTEND:
+            assert any(living), "nobody is left who could finish anything"
         assert (self._deadline is not None) == self.phase.has_deadline
 
     # what children say, and do not say
@@ -135,7 +136,7 @@ class Supervisor:
                     self._lives.begin_grammar(now)
             case Failed(exit_code, text):
                 life.failed = message
-                if self.phase is Phase.STARTING or (self.phase.in_service and self._is_vital(life.child)):
+                if self.phase is Phase.STARTING or self._is_vital(life.child):
                     self._fail(exit_code or ExitCode.CRASHED, f"{life.child}: {text}", now)
                 else:
                     life.kill_at = now + TERM_GRACE
@@ -169,7 +170,7 @@ class Supervisor:
             self._end_if_alone()
         elif life.child.role == "worker" and (self.phase.in_service or (self.phase is Phase.STARTING and life.killed_for)):
             self._worker_lost(life, returncode, now)
-        elif life.child.role == "frontend" and self.phase.in_service and not self._is_vital(life.child):
+        elif life.child.role == "frontend" and (self.phase is Phase.SERVING or self._drains_without(life.child)):
             self._frontend_lost(life, returncode, now)
         elif life.child == SCHEDULER and self.phase.in_service:
             self._scheduler_lost(life, returncode, now)
@@ -203,19 +204,30 @@ class Supervisor:
         self._lives.tick(now)
 
     def _is_vital(self, child: Child) -> bool:
-        """Whether the engine ends with it. A frontend is not while another serves or, in a drain, still has requests to finish."""
-        if child.role != "frontend" or not self.phase.in_service:
-            return child.role == "frontend" or (self.phase is Phase.STARTING and child == SCHEDULER)
-        others = (self._lives[other] for other in self._lives.frontends if other != child)
-        return not any(other.serves for other in others)
+        """Whether the engine ends with it: while it starts, and in a drain with the last one that has requests to finish."""
+        if self.phase is Phase.DRAINING_FRONTEND:
+            return child.role == "frontend" and not self._drains_without(child)
+        return self.phase is Phase.STARTING and child.role in ("frontend", "scheduler")
+
+    def _drains_without(self, frontend: Child) -> bool:
+        """Whether another one still finishes requests."""
+        others = (self._lives[other] for other in self._lives.frontends if other != frontend)
+        return self.phase is Phase.DRAINING_FRONTEND and any(other.serves for other in others)
 
     def _frontend_lost(self, life: Incarnation, returncode: int, now: float) -> None:
         """Its clients see their connections end; those of the others see nothing."""
         obituary = life.obituary(returncode)
         self._out.append(Send(SCHEDULER, FrontendLost(life.child.index, life.epoch)))
         if self.phase is Phase.SERVING:
-            delay = self._lives.frontends[life.child].died(now, was_ready=life.ready)
-            self._out.append(Say(f"{obituary}; the others serve on; starting it again" + (f" in {delay:g} s" if delay else "")))
+            restart = self._lives.frontends[life.child]
+            delay = restart.died(now, was_ready=life.ready)
+            others = any(self._lives[other].serves for other in self._lives.frontends)
+            if restart.is_crash_loop and not others:
+                text = f"{life.child} {restart.describe()}, so the engine gives up; last: {obituary}"
+                self._fail(life.exit_code(returncode), text, now)
+                return
+            meanwhile = "the others serve on" if others else "its clients see their connections end, and those who come wait"
+            self._out.append(Say(f"{obituary}; {meanwhile}; starting it again" + (f" in {delay:g} s" if delay else "")))
             self._lives.tick(now)
         elif returncode != 0:
             self.exit_code = self.exit_code or life.exit_code(returncode)
@@ -261,7 +273,10 @@ class Supervisor:
             limit = f"for up to {self._drain_timeout:.0f} s; a second signal stops at once"
             self._lives.settle_frontends()
             self._out += [Stopping(), Say(f"finishing the running requests {limit}")]
-            self._out += [Send(life.child, Drain(LAST_WORDS)) for life in self._lives.alive() if life.child.role == "frontend"]
+            frontends = [life.child for life in self._lives.alive() if life.child.role == "frontend"]
+            self._out += [Send(frontend, Drain(LAST_WORDS)) for frontend in frontends]
+            if not frontends:  # every request ended with them
+                self._drained(FRONTEND, now)
         elif self.phase is Phase.STOPPING:
             self._kill_all(now)
         elif self.phase < Phase.STOPPING:

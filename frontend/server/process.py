@@ -53,10 +53,8 @@ class FrontendProcess:
         loop.add_signal_handler(signal.SIGTERM, self._stop.set)
         self._beat()
         grammars = Grammars(config, self._spec.run_dir, index=self._spec.index, epoch=self._spec.epoch)
-        held = self._spec.http_fd >= 0
-        listener = (
-            socket.socket(fileno=self._spec.http_fd) if held else bind_http(config.host, config.port, shared=config.frontends > 1)
-        )
+        fd, held = self._spec.http_fd, self._spec.http_outlives
+        listener = socket.socket(fileno=fd) if fd >= 0 else bind_http(config.host, config.port, shared=True)
         # A path has one listener: the first frontend's. A successor takes the place of a dead one.
         ipc = IpcServer(Path(config.ipc_path)) if self._spec.index == 0 else None
         if ipc is not None:
@@ -99,7 +97,7 @@ class FrontendProcess:
         http.drain()
         if ipc is not None:
             ipc.stop_accepting()
-        if self._spec.http_fd >= 0:  # those who wait there get an answer of the next engine; who was let in gets one of this
+        if self._spec.http_outlives:  # those who wait there get an answer of the next engine; who was let in gets one of this
             await self._unless(self._stop_now, http.all_heard(), timeout=_ARRIVING_SECONDS)
             await self._unless(self._stop_now, asyncio.sleep(_TAKING_SECONDS))
         await self._unless(self._stop_now, self._router.drain(), timeout=self._config.drain_timeout)

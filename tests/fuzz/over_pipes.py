@@ -38,7 +38,10 @@ _NEW = NewRequest(0, bytes(16), 4, 0, bytes(4), _PARAMS)
 # What each socket takes, and some of it.
 _SOCKETS: dict[str, tuple[Any, list[object]]] = {
     endpoints.SCHEDULER_INBOX: (FRONTEND_TO_SCHEDULER, [AddRequest(1, bytes(16), 4, _PARAMS), AbortRequest(1), GetStats(1)]),
-    endpoints.frontend_inbox(0): (SCHEDULER_TO_FRONTEND, [EngineReady(1, 8, 8, 8, 8, "x"), TokenBatch(0, 1, bytes(8), bytes(4))]),
+    endpoints.frontend_inbox(0): (
+        SCHEDULER_TO_FRONTEND,
+        [EngineReady(1, 8, 8, 8, 8, "x"), TokenBatch(0, 1, bytes(8), bytes(4), lengths_i32=bytes(4))],
+    ),
     endpoints.worker_inbox(0): (SCHEDULER_TO_WORKER, [SchedulerOutput(1, 1, new=(_NEW,)), SchedulerOutput(1, 2)]),
     endpoints.worker_outbox(0): (WORKER_TO_SCHEDULER, [ModelRunnerOutput(1, 0, bytes(4))]),
     endpoints.GRAMMAR_INBOX: (SCHEDULER_TO_GRAMMAR, [GetStats(1), _NEW]),

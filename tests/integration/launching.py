@@ -5,13 +5,16 @@ import re
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import httpx
 import psutil
+
+from protocol.clock import now
 
 LAUNCH = (sys.executable, "-P", "-m", "frontend.launcher")
 START_LIMIT = 90  # seconds; a hang fails the test, with what the engine said
@@ -57,6 +60,14 @@ class Engine:
         response.raise_for_status()
         answer: dict[str, object] = response.json()
         return answer
+
+
+def wait_for(condition: Callable[[], object], what: str) -> None:
+    """Looks again and again until this holds."""
+    limit = now() + STOP_LIMIT
+    while not condition():
+        assert now() < limit, f"never came: {what}"
+        threading.Event().wait(0.01)
 
 
 @contextmanager

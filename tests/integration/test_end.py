@@ -17,7 +17,7 @@ _ENDLESS = {"prompt": "Hello", "ignore_eos": True, "max_tokens": 8000}
 @pytest.mark.parametrize("ends", ["the time to drain", "a second signal", "the scheduler"])
 def test_open_answers_end_as_answers_and_nobody_holds_up_the_end(tmp_path: Path, ends: str) -> None:
     drain = "0.3" if ends == "the time to drain" else "60"
-    with launch(tmp_path, *SIMULATED, "--sim-decode-us", "3000", "--drain-timeout", drain) as engine:
+    with launch(tmp_path, *SIMULATED, "--sim-decode-us", "3000", "--drain-timeout", drain, "--max-restarts", "0") as engine:
 
         async def clients() -> tuple[httpx.Response, str]:
             async with httpx.AsyncClient(base_url=engine.address, timeout=60) as client:

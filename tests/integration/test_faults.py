@@ -5,7 +5,7 @@ import signal
 import socket
 import subprocess
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -15,23 +15,15 @@ import pytest
 
 from frontend.client import Client, EngineUnavailable
 from frontend.wire import WIRE_VERSION, Ask, Hello, Submit, TokenPrompt, frames
-from protocol.clock import now
 from protocol.codec import encode, pack_int32
 from protocol.errors import ExitCode
 from protocol.params import SamplingParams
-from tests.integration.launching import SIMULATED, START_LIMIT, STOP_LIMIT, Engine, launch, start
+from tests.integration.launching import SIMULATED, START_LIMIT, STOP_LIMIT, Engine, launch, start, wait_for
 
 # Seconds: above any gap that a busy machine makes in a process's life, below what a test may take.
 PULSE = 1.5
 QUICK = (*SIMULATED, "--pulse-timeout", str(PULSE), "--restart-delay", "0.05")
 ENDLESS = ("--sim-decode-us", "10000")  # an answer that fills the context takes more than a minute
-
-
-def wait_for(condition: Callable[[], object], what: str) -> None:
-    limit = now() + STOP_LIMIT
-    while not condition():
-        assert now() < limit, f"never came: {what}"
-        threading.Event().wait(0.01)
 
 
 class Stream:
@@ -104,8 +96,12 @@ def test_a_worker_that_is_stopped_while_it_starts_is_replaced(tmp_path: Path) ->
         process.communicate()
 
 
-def test_a_scheduler_that_is_stopped_is_told_of_and_ends_the_engine_with_an_error_for_everyone(tmp_path: Path) -> None:
-    with launch(tmp_path, *QUICK, *ENDLESS) as engine, streaming(engine) as stream, Client(engine.socket) as client:
+def test_a_scheduler_that_is_stopped_is_told_of_and_without_restarts_the_engine_ends(tmp_path: Path) -> None:
+    with (
+        launch(tmp_path, *QUICK, *ENDLESS, "--max-restarts", "0") as engine,
+        streaming(engine) as stream,
+        Client(engine.socket) as client,
+    ):
         assert health(engine).json()["status"] == "ok"
         engine.child("scheduler_proc").suspend()
         wait_for(lambda: health(engine).status_code == 503, "the unhealthy answer")

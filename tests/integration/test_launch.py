@@ -111,8 +111,8 @@ def test_a_killed_worker_is_replaced_and_serves(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["scheduler_proc", "frontend"])
-def test_the_death_of_scheduler_or_frontend_ends_the_engine(tmp_path: Path, name: str) -> None:
-    with launch(tmp_path, *SIMULATED) as engine:
+def test_the_death_of_scheduler_or_frontend_without_restarts_ends_the_engine(tmp_path: Path, name: str) -> None:
+    with launch(tmp_path, *SIMULATED, "--max-restarts", "0") as engine:
         children = engine.children()
         engine.child(name).kill()
         assert engine.process.wait(STOP_LIMIT) == ExitCode.CRASHED

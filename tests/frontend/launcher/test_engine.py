@@ -120,8 +120,21 @@ def test_a_killed_worker_is_replaced(tmp_path: Path) -> None:
         assert process.returncode == 0
 
 
-def test_a_killed_scheduler_ends_the_engine(tmp_path: Path) -> None:
+def test_a_killed_scheduler_is_replaced_and_all_hear_of_it(tmp_path: Path) -> None:
     with launched("good", tmp_path) as process:
+        wait_ready(process)
+        (pid_file,) = tmp_path.glob("twodeep-*/scheduler0.epoch0")
+        os.kill(int(pid_file.read_text()), signal.SIGKILL)
+        assert "scheduler was killed by SIGKILL" in read_until(process, "scheduler is back (epoch 1)")
+        (run_dir,) = tmp_path.glob("twodeep-*")
+        assert (run_dir / "1").stat().st_mode & 0o777 == 0o700
+        process.send_signal(signal.SIGTERM)
+        _, errors = process.communicate(timeout=TIMEOUT)
+        assert process.returncode == 0, errors
+
+
+def test_a_scheduler_that_may_not_start_again_ends_the_engine(tmp_path: Path) -> None:
+    with launched("no-restarts", tmp_path) as process:
         wait_ready(process)
         (pid_file,) = tmp_path.glob("twodeep-*/scheduler0.epoch0")
         os.kill(int(pid_file.read_text()), signal.SIGKILL)

@@ -34,7 +34,19 @@ from frontend.launcher.phase import DRAIN_MARGIN, EXIT_GRACE, LAST_WORDS, STOP_G
 from frontend.launcher.restart import DEATHS_IN_WINDOW, FAILED_BOOTS, LONGEST
 from frontend.launcher.supervisor import Supervisor
 from protocol.errors import ExitCode
-from protocol.messages import ChildToLauncher, Drain, Failed, FrontendLost, Progress, Pulse, Ready, Stop, WorkerHung, WorkerLost
+from protocol.messages import (
+    ChildToLauncher,
+    Drain,
+    Failed,
+    FrontendLost,
+    Progress,
+    Pulse,
+    Ready,
+    SchedulerStarted,
+    Stop,
+    WorkerHung,
+    WorkerLost,
+)
 
 W0, W1 = Child("worker", 0), Child("worker", 1)
 LIMITS = Limits(pulse=10.0, step=60.0, boot=600.0)
@@ -43,14 +55,21 @@ LIMITS = Limits(pulse=10.0, step=60.0, boot=600.0)
 F1 = Child("frontend", 1)
 
 
-def starting(workers: int = 2, drain_timeout: float = 30.0, frontends: int = 1) -> Supervisor:
-    supervisor = Supervisor(workers=workers, frontends=frontends, drain_timeout=drain_timeout, restart_delay=1.0, limits=LIMITS)
+def starting(workers: int = 2, drain_timeout: float = 30.0, frontends: int = 1, max_restarts: int = 10) -> Supervisor:
+    supervisor = Supervisor(
+        workers=workers,
+        frontends=frontends,
+        drain_timeout=drain_timeout,
+        restart_delay=1.0,
+        limits=LIMITS,
+        max_restarts=max_restarts,
+    )
     supervisor.handle(Begin(), 0.0)
     return supervisor
 
 
-def serving(workers: int = 2, drain_timeout: float = 30.0, frontends: int = 1) -> Supervisor:
-    supervisor = starting(workers, drain_timeout, frontends)
+def serving(workers: int = 2, drain_timeout: float = 30.0, frontends: int = 1, max_restarts: int = 10) -> Supervisor:
+    supervisor = starting(workers, drain_timeout, frontends, max_restarts)
     supervisor.handle(Said(SCHEDULER, 0, Ready()), 0.5)
     for index in range(workers):
         supervisor.handle(Said(Child("worker", index), 0, Ready()), 1.0)
@@ -208,14 +227,88 @@ def test_a_worker_that_says_its_last_words_but_stays_is_killed() -> None:
     assert "device lost" in texts(supervisor.handle(Exited(W0, 0, -9), 9.0))
 
 
-def test_the_death_of_scheduler_or_frontend_ends_the_engine() -> None:
+def test_another_scheduler_takes_the_place_of_one_that_died_and_all_are_told() -> None:
+    supervisor = serving()
+    commands = supervisor.handle(Exited(SCHEDULER, 0, -signal.SIGSEGV), 5.0)
+    assert "scheduler was killed by SIGSEGV; the requests wait; starting it again" in texts(commands)
+    begun = commands.index(Spawn(SCHEDULER, 1, session=1))
+    told = {command.child for command in commands[begun:] if command == Send(command.child, SchedulerStarted(1))}
+    assert told == {FRONTEND, GRAMMAR, W0, W1}
+    assert "scheduler is back (epoch 1)" in texts(supervisor.handle(Said(SCHEDULER, 1, Ready()), 5.5))
+    assert Spawn(W0, 1, session=1) in supervisor.handle(Exited(W0, 0, -9), 6.0), "who begins later is told at birth"
+    assert Spawn(SCHEDULER, 2, session=2) in supervisor.handle(Exited(SCHEDULER, 1, 0), 7.0)
+
+
+def test_another_frontend_takes_the_place_of_the_last_one() -> None:
+    supervisor = serving()
+    commands = supervisor.handle(Exited(FRONTEND, 0, -9), 5.0)
+    assert commands[0] == Send(SCHEDULER, FrontendLost(0, 0))
+    assert commands[-1] == Spawn(FRONTEND, 1)
+    assert "its clients see their connections end, and those who come wait" in texts(commands)
+
+
+@pytest.mark.parametrize("child", [SCHEDULER, FRONTEND])
+def test_what_all_requests_go_through_starts_at_once_and_so_often_within_a_minute(child: Child) -> None:
+    supervisor = serving(max_restarts=3)
+    now, epoch = 5.0, 0
+    for _ in range(20):  # never more than three within a minute
+        assert Spawn(child, epoch + 1, session=epoch + 1 if child == SCHEDULER else 0) in supervisor.handle(
+            Exited(child, epoch, -9), now
+        )
+        now, epoch = now + 20.1, epoch + 1
+        supervisor.handle(Said(child, epoch, Ready()), now - 1)
+    for _ in range(1):
+        supervisor.handle(Exited(child, epoch, -9), now)
+        now, epoch = now + 0.1, epoch + 1
+        supervisor.handle(Said(child, epoch, Ready()), now)
+    commands = supervisor.handle(Exited(child, epoch, -9), now)
+    assert f"{child} died 4 times within 60 s, so the engine gives up; last: {child} was killed by SIGKILL" in texts(commands)
+    assert supervisor.exit_code == ExitCode.CRASHED
+
+
+@pytest.mark.parametrize("child", [SCHEDULER, FRONTEND])
+def test_what_all_requests_go_through_and_cannot_be_started_again_ends_the_engine(child: Child) -> None:
+    supervisor = serving()
+    supervisor.handle(Exited(child, 0, -9), 5.0)
+    for epoch in range(1, FAILED_BOOTS):
+        supervisor.handle(Said(child, epoch, Failed(ExitCode.ADDRESS_IN_USE, "taken")), 6.0 * epoch)
+        supervisor.handle(Exited(child, epoch, ExitCode.ADDRESS_IN_USE), 6.0 * epoch)
+        assert supervisor.exit_code == ExitCode.OK
+        supervisor.handle(Tick(), 6.0 * epoch + 5.0)
+    supervisor.handle(Said(child, FAILED_BOOTS, Failed(ExitCode.ADDRESS_IN_USE, "taken")), 50.0)
+    supervisor.handle(Exited(child, FAILED_BOOTS, ExitCode.ADDRESS_IN_USE), 50.0)
+    assert supervisor.exit_code == ExitCode.ADDRESS_IN_USE
+
+
+def test_a_stop_while_the_only_frontend_is_gone_ends_the_engine_in_order() -> None:
+    supervisor = serving(workers=1)
+    for epoch in range(2):  # the second time it is waited for
+        supervisor.handle(Exited(FRONTEND, epoch, 1), 5.0)
+    supervisor.handle(Exited(FRONTEND, 2, 1), 5.0)
+    assert supervisor.next_deadline() is not None
+    commands = supervisor.handle(StopRequested(), 5.1)
+    assert commands[-2:] == [Send(SCHEDULER, Drain()), Send(GRAMMAR, Drain())]
+
+
+def test_a_scheduler_that_died_in_a_drain_is_replaced_while_requests_run() -> None:
+    supervisor = serving(workers=1)
+    supervisor.handle(StopRequested(), 5.0)
+    assert Spawn(SCHEDULER, 1, session=1) in supervisor.handle(Exited(SCHEDULER, 0, -9), 6.0)
+    commands = supervisor.handle(Exited(FRONTEND, 0, 0), 6.1)
+    assert Signal(SCHEDULER, signal.SIGKILL) in commands, "nobody needs it any more, and it reads no messages yet"
+    assert Send(W0, Drain()) in supervisor.handle(Exited(SCHEDULER, 1, -9), 6.2)
+
+
+def test_the_death_of_scheduler_or_frontend_without_restarts_ends_the_engine() -> None:
     for child in (SCHEDULER, FRONTEND):
-        supervisor = serving()
+        supervisor = serving(max_restarts=0)
         commands = supervisor.handle(Exited(child, 0, -signal.SIGSEGV), 5.0)
         assert "SIGSEGV" in texts(commands)
         assert {command.child for command in commands if isinstance(command, Signal)} == {SCHEDULER, GRAMMAR, W0, W1} - {child}
         told = [command.message for command in commands if isinstance(command, Send)]
-        assert told == ([] if child == FRONTEND else [Stop("the engine failed before the answer was complete", STOP_WORDS)])
+        assert told[-1] == (
+            FrontendLost(0, 0) if child == FRONTEND else Stop("the engine failed before the answer was complete", STOP_WORDS)
+        )
         assert supervisor.exit_code == ExitCode.CRASHED
 
 
@@ -278,7 +371,7 @@ def test_a_worker_may_be_silent_as_long_as_a_step_may_take() -> None:
 
 
 @pytest.mark.parametrize("child", [SCHEDULER, FRONTEND])
-def test_a_scheduler_or_frontend_that_is_stopped_or_silent_ends_the_engine(child: Child) -> None:
+def test_a_scheduler_or_frontend_that_is_stopped_or_silent_is_killed_and_replaced(child: Child) -> None:
     for stopped, limit, why in ((True, 10.0, "it was stopped by a signal for 10 s"), (False, 60.0, "it made no progress for 60 s")):
         supervisor = serving(workers=1)
         others = {W0, SCHEDULER, FRONTEND, GRAMMAR} - {child}
@@ -288,10 +381,11 @@ def test_a_scheduler_or_frontend_that_is_stopped_or_silent_ends_the_engine(child
         assert look(supervisor, 4.9 + limit, *([child] if stopped else [])) == []
         pulse(supervisor, 5.1 + limit, *others)
         commands = look(supervisor, 5.1 + limit, *([child] if stopped else []))
-        assert Signal(child, signal.SIGKILL) in commands
+        assert commands == [Signal(child, signal.SIGKILL)]
+        commands = supervisor.handle(Exited(child, 0, -9), 5.2 + limit)
         assert f"{child} was killed: {why}" in texts(commands)
         assert stopped or "last seen idle after 7 events" in texts(commands)
-        assert supervisor.exit_code == ExitCode.CRASHED
+        assert Spawn(child, 1, session=1 if child == SCHEDULER else 0) in commands
 
 
 def test_a_start_is_deaf_for_as_long_as_a_compilation_may_take_but_not_stopped() -> None:
@@ -403,10 +497,11 @@ def test_once_every_request_has_ended_nothing_makes_the_exit_unclean() -> None:
 
 
 def test_a_fatal_cause_keeps_its_code_when_a_stop_signal_follows() -> None:
-    supervisor = serving(workers=1)
+    supervisor = serving(workers=1, max_restarts=0)
     supervisor.handle(Said(SCHEDULER, 0, Failed(ExitCode.PROTOCOL, "lost count")), 5.0)
+    supervisor.handle(Exited(SCHEDULER, 0, ExitCode.PROTOCOL), 5.0)
     supervisor.handle(StopRequested(), 5.1)
-    for child in (W0, SCHEDULER, GRAMMAR, FRONTEND):
+    for child in (W0, GRAMMAR, FRONTEND):
         commands = supervisor.handle(Exited(child, 0, 0), 5.5)
     assert commands == [Exit(ExitCode.PROTOCOL)]
 
@@ -428,7 +523,7 @@ def test_a_frontend_that_dies_while_another_serves_is_reported_and_replaced() ->
 
 
 def test_the_engine_ends_with_its_last_frontend() -> None:
-    supervisor = serving(workers=1, frontends=2)
+    supervisor = serving(workers=1, frontends=2, max_restarts=0)
     supervisor.handle(Exited(FRONTEND, 0, 1), 10.0)
     commands = supervisor.handle(Exited(F1, 0, 1), 10.1)  # the first is not back yet
     assert "frontend 1 ended with exit code 1" in texts(commands)
@@ -473,6 +568,7 @@ def test_a_frontend_that_waits_for_its_restart_is_not_started_in_a_drain() -> No
     supervisor = serving(workers=1, frontends=2)
     supervisor.handle(Exited(F1, 0, 1), 10.0)
     supervisor.handle(Exited(F1, 1, 1), 10.1)
+    supervisor.handle(Exited(F1, 2, 1), 10.1)
     assert supervisor.next_deadline() is not None
     supervisor.handle(StopRequested(), 10.2)
     assert supervisor.handle(Tick(), 12.0) == []
@@ -491,15 +587,18 @@ class Lives(RuleBasedStateMachine):
         self.lost: set[tuple[Child, int]] = set()
         self.exit_code: int | None = None
         self.announced = 0
+        self.session = 0
         self._apply(self.supervisor.handle(Begin(), self.now))
 
     def _apply(self, commands: list[Command]) -> None:
         for command in commands:
             match command:
-                case Spawn(child, epoch):
+                case Spawn(child, epoch, session):
+                    assert session == (epoch if child == SCHEDULER else self.session)
+                    self.session = session
                     assert self.exit_code is None
                     assert child not in self.alive, "two incarnations at once"
-                    assert epoch == 0 or child == GRAMMAR or (child, epoch - 1) in self.lost, (
+                    assert epoch == 0 or child in (GRAMMAR, SCHEDULER) or (child, epoch - 1) in self.lost, (
                         "restarted before the scheduler knew of the death"
                     )
                     self.alive[child] = epoch
@@ -507,6 +606,8 @@ class Lives(RuleBasedStateMachine):
                 case Send(_, WorkerLost(index, epoch)):
                     assert Child("worker", index) not in self.alive
                     self.lost.add((Child("worker", index), epoch))
+                case Send(child, SchedulerStarted(session)):
+                    assert session == self.session and child in self.alive and child != SCHEDULER
                 case Send(_, FrontendLost(index, epoch)):
                     assert Child("frontend", index) not in self.alive
                     self.lost.add((Child("frontend", index), epoch))

@@ -1,6 +1,6 @@
 """A child of the launcher that does as little as each role must: run as a program by test_engine.py.
 
-tiny_child.py BEHAVIOUR FD, where BEHAVIOUR is one of: good, cannot-boot, crash-once, mute-on-drain.
+tiny_child.py BEHAVIOUR FD, where BEHAVIOUR is one of: good, no-restarts, cannot-boot, crash-once, mute-on-drain.
 """
 
 import os

@@ -19,6 +19,8 @@ def main() -> int:
         workers=workers,
         ipc_path=ipc_path,
         drain_timeout=0.2,
+        port=0,
+        max_restarts=0 if behaviour == "no-restarts" else 10,
     )
     good = (*program[:2], "good")
     frontend = good if behaviour == "cannot-boot" else program

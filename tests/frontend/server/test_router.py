@@ -17,7 +17,7 @@ from protocol.channel import Receiver, Sender
 from protocol.clock import now_ns
 from protocol.codec import pack_int32, pack_uint64, unpack_int32
 from protocol.config import EngineConfig
-from protocol.endpoints import SCHEDULER_INBOX, frontend_inbox, ipc_address
+from protocol.endpoints import SCHEDULER_INBOX, frontend_inbox, ipc_address, session_dir
 from protocol.messages import (
     FRONTEND_TO_SCHEDULER,
     AbortRequest,
@@ -44,12 +44,14 @@ PARAMS = EngineParams(max_tokens=10)
 class Scheduler:
     """The other end."""
 
-    def __init__(self, run_dir: str) -> None:
+    def __init__(self, run_dir: str, session: int = 0) -> None:
+        run_dir = session_dir(run_dir, session)
         self._inbox = Receiver(ipc_address(run_dir, SCHEDULER_INBOX), FRONTEND_TO_SCHEDULER, bind=True)
         self._outbox = Sender(ipc_address(run_dir, frontend_inbox(0)), bind=False)
         self._heard: asyncio.Queue[FrontendToScheduler] = asyncio.Queue()
         self._inbox.watch(asyncio.get_running_loop(), self._heard.put_nowait)
         self._steps = 0
+        self._lengths: dict[int, int] = {}  # tokens told of each request
 
     async def hear(self) -> FrontendToScheduler:
         return await asyncio.wait_for(self._heard.get(), 10)
@@ -58,8 +60,17 @@ class Scheduler:
         self._outbox.send(message)
 
     def tokens(self, tokens: list[tuple[Generation, int]], *finished: Finished, cached: dict[int, int] | None = None) -> None:
-        ids = pack_uint64([generation.request_id for generation, _ in tokens])
-        self.say(TokenBatch(0, self._steps, ids, pack_int32([token for _, token in tokens]), finished, {}, cached or {}))
+        ids = [generation.request_id for generation, _ in tokens]
+        lengths = []
+        for request_id in ids:
+            self._lengths[request_id] = self._lengths.get(request_id, len(PROMPT)) + 1
+            lengths.append(self._lengths[request_id])
+        values = pack_int32([token for _, token in tokens])
+        self.say(
+            TokenBatch(
+                0, self._steps, pack_uint64(ids), values, finished, num_cached_tokens=cached or {}, lengths_i32=pack_int32(lengths)
+            )
+        )
         self._steps += 1
 
     def close(self) -> None:
@@ -371,3 +382,86 @@ def test_a_question_that_is_not_answered_is_given_up(tmp_path: Path, monkeypatch
         await settle(router, scheduler)
 
     on_pipes(tmp_path, test)
+
+
+def test_another_scheduler_is_told_of_all_that_has_not_ended_with_the_tokens_that_came(tmp_path: Path) -> None:
+    (tmp_path / "1").mkdir()
+
+    async def test(router: Router, scheduler: Scheduler) -> None:
+        ended, aborted, running, quiet = (
+            router.submit(PROMPT, PARAMS, priority=2, stream=stream) for stream in (True, True, True, False)
+        )
+        scheduler.tokens(
+            [(running, 7), (ended, 8)], Finished(ended.request_id, "stop", stop_token_id=8), cached={running.request_id: 2}
+        )
+        await settle_behind(router, scheduler, 4)
+        scheduler.tokens([(running, 9)])  # is here, and not read yet, when the news of the scheduler's death comes
+        await anext(running)
+        asked = asyncio.ensure_future(router.story(running.request_id))
+        await asyncio.sleep(0)
+        aborted.cancel()
+        router.rejoin(1)
+        successor = Scheduler(str(tmp_path), 1)
+        try:
+            assert await successor.hear() == FrontendJoined(0, 0)
+            told = [await successor.hear() for _ in range(2)]
+            assert [one.request_id for one in told if isinstance(one, AddRequest)] == [running.request_id, quiet.request_id]
+            one, other = told
+            assert isinstance(one, AddRequest) and isinstance(other, AddRequest)
+            known = unpack_int32(one.token_ids_i32).tolist()
+            assert known in ([1, 2, 3, 7], [1, 2, 3, 7, 9])
+            assert (one.num_prompt_tokens, one.priority, one.stream, other.stream) == (3, 2, True, False)
+            question = await successor.hear()
+            assert isinstance(question, GetStory)
+            successor.say(Story(question.query_id, running.request_id, (), "it runs"))
+            assert (await asked).now == "it runs"
+            lengths = pack_int32([len(known) + 1])
+            late = TokenBatch(0, 0, pack_uint64([running.request_id]), pack_int32([5]), lengths_i32=lengths)
+            successor.say(msgspec.structs.replace(late, num_cached_tokens={running.request_id: 0}))
+            successor.say(TokenBatch(0, 1, b"", b"", (Finished(running.request_id, "length"),)))
+            tokens = known[4:]  # what was not read before
+            async for delta in running:
+                assert delta.num_cached_tokens == 2, "of the first time"
+                tokens += delta.token_ids
+            assert tokens[-1] == 5
+            assert router.num_resumed == 2
+        finally:
+            successor.close()
+
+    on_pipes(tmp_path, test)
+
+
+def test_a_token_that_comes_twice_is_dropped_and_one_that_is_missing_asked_for_again_once(tmp_path: Path) -> None:
+    async def test(router: Router, scheduler: Scheduler) -> None:
+        generation = router.submit(PROMPT, PARAMS)
+        assert isinstance(await scheduler.hear(), AddRequest)
+
+        def say(token: int, length: int, *finished: Finished) -> None:
+            ids = pack_uint64([generation.request_id])
+            scheduler.say(TokenBatch(0, 0, ids, pack_int32([token]), finished, lengths_i32=pack_int32([length])))
+
+        say(7, 4)
+        say(7, 4)
+        say(9, 6)
+        say(10, 7, Finished(generation.request_id, "length"))
+        assert await scheduler.hear() == AbortRequest(generation.request_id)
+        again = await scheduler.hear()
+        assert isinstance(again, AddRequest) and unpack_int32(again.token_ids_i32).tolist() == [1, 2, 3, 7]
+        say(8, 5)
+        say(9, 6)
+        say(10, 7, Finished(generation.request_id, "length"))
+        tokens = []
+        async for delta in generation:
+            tokens += delta.token_ids
+        assert tokens == [7, 8, 9, 10]
+        assert router.num_repeated == 3
+        await settle(router, scheduler)  # nothing else was said
+
+    on_pipes(tmp_path, test)
+
+
+async def settle_behind(router: Router, scheduler: Scheduler, num_messages: int) -> None:
+    """The same, behind messages of the router that nobody looks at."""
+    for _ in range(num_messages):
+        await scheduler.hear()
+    await settle(router, scheduler)

@@ -23,7 +23,7 @@ from frontend.server.text.dialect import Dialect
 from frontend.server.text.tokenizer import Tokenizer, load_tokenizer
 from frontend.server.text_request import TextRequest
 from frontend.server.token_stream import Generation
-from protocol.messages import Finished, FinishReason
+from protocol.messages import AddRequest, Finished, FinishReason
 from protocol.params import EngineParams, SamplingParams
 from tests.frontend.server.api.running import RunningEngine, demo_config
 
@@ -43,7 +43,9 @@ def tokenizer() -> Tokenizer:
 @pytest.fixture
 def generation(tmp_path: Path) -> Iterator[Generation]:
     router = Router(demo_config(), str(tmp_path))
-    yield Generation(router, 1, Timeline(num_prompt_tokens=1, max_tokens=9, submitted_ns=0))
+    yield Generation(
+        router, AddRequest(1, bytes(4), 1, EngineParams(max_tokens=9)), Timeline(num_prompt_tokens=1, max_tokens=9, submitted_ns=0)
+    )
     router._inbox.close()
     router._outbox.close()
 
