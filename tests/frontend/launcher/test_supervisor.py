@@ -232,7 +232,7 @@ def test_another_scheduler_takes_the_place_of_one_that_died_and_all_are_told() -
     commands = supervisor.handle(Exited(SCHEDULER, 0, -signal.SIGSEGV), 5.0)
     assert "scheduler was killed by SIGSEGV; the requests wait; starting it again" in texts(commands)
     begun = commands.index(Spawn(SCHEDULER, 1, session=1))
-    told = {command.child for command in commands[begun:] if command == Send(command.child, SchedulerStarted(1))}
+    told = {command.child for command in commands[begun:] if isinstance(command, Send) and command.message == SchedulerStarted(1)}
     assert told == {FRONTEND, GRAMMAR, W0, W1}
     assert "scheduler is back (epoch 1)" in texts(supervisor.handle(Said(SCHEDULER, 1, Ready()), 5.5))
     assert Spawn(W0, 1, session=1) in supervisor.handle(Exited(W0, 0, -9), 6.0), "who begins later is told at birth"
