@@ -116,7 +116,7 @@ def test_a_frontend_that_is_killed_takes_its_own_requests_along_and_comes_back(t
         assert engine.stop() == 0
 
 
-def test_the_last_frontend_ends_the_engine(tmp_path: Path) -> None:
+def test_all_frontends_end_and_the_engine_outlives_them(tmp_path: Path) -> None:
     with launch(tmp_path, *SIMULATED, "--frontends", "2", "--max-model-len", "4096") as engine, Client(engine.socket) as client:
         stream = client.stream([1, 2, 3], ignore_eos=True)
         assert next(stream).token_ids
@@ -124,4 +124,7 @@ def test_the_last_frontend_ends_the_engine(tmp_path: Path) -> None:
             process.send_signal(signal.SIGKILL)
         with pytest.raises(RequestLost):
             list(stream)
-        assert engine.process.wait(30) == 1
+        for name in ("frontend", "frontend-1"):
+            wait_until_back(engine, name)
+        assert len(engine.complete([1, 2, 3], max_tokens=5)["choices"]) == 1
+        assert engine.stop() == 0
