@@ -126,5 +126,5 @@ def test_all_frontends_end_and_the_engine_outlives_them(tmp_path: Path) -> None:
             list(stream)
         for name in ("frontend", "frontend-1"):
             wait_until_back(engine, name)
-        assert len(engine.complete([1, 2, 3], max_tokens=5)["choices"]) == 1
+        assert engine.complete([1, 2, 3], max_tokens=5)["choices"]
         assert engine.stop() == 0
