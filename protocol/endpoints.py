@@ -4,12 +4,12 @@ import os
 import tempfile
 from pathlib import Path
 
-SCHEDULER_INBOX = "scheduler.sock"  # frontends -> scheduler
-GRAMMAR_INBOX = "grammar.sock"  # scheduler -> grammar process
-GRAMMAR_OUTBOX = "grammar-out.sock"  # grammar process -> scheduler
-GRAMMAR_QUESTIONS = "grammar-ask.sock"  # frontends -> grammar process
+SCHEDULER_INBOX = "scheduler"  # frontends -> scheduler
+GRAMMAR_INBOX = "grammar"  # scheduler -> grammar process
+GRAMMAR_OUTBOX = "grammar-out"  # grammar process -> scheduler
+GRAMMAR_QUESTIONS = "grammar-ask"  # frontends -> grammar process
 LONGEST_SOCKET_PATH = 107  # bytes in sockaddr_un.sun_path, less the terminator
-MAX_SESSIONS = 100_000  # lives of one engine's scheduler: a bound on the length of their names
+MAX_SESSIONS = 1000  # with names of their own
 
 
 def session_dir(run_dir: str, session: int) -> str:
@@ -17,27 +17,27 @@ def session_dir(run_dir: str, session: int) -> str:
 
     Each life has its own, so that what was sent in one cannot be read in another: nothing comes late, and nothing comes twice.
     """
-    return f"{run_dir}/{session}" if session else run_dir
+    return f"{run_dir}/{session % MAX_SESSIONS}" if session else run_dir
 
 
 def frontend_inbox(index: int) -> str:
     """File name of the socket that carries the scheduler's messages to frontend `index`."""
-    return f"frontend{index}.sock"
+    return f"frontend{index}"
 
 
 def grammar_answers(index: int) -> str:
     """File name of the socket that carries the grammar process's answers to frontend `index`."""
-    return f"grammar{index}.sock"
+    return f"grammar{index}"
 
 
 def worker_inbox(index: int) -> str:
     """File name of the socket that carries SchedulerOutput and StepMasks to worker `index`."""
-    return f"worker{index}-in.sock"
+    return f"worker{index}-in"
 
 
 def worker_outbox(index: int) -> str:
     """File name of the socket that carries ModelRunnerOutput from worker `index`."""
-    return f"worker{index}-out.sock"
+    return f"worker{index}-out"
 
 
 def ipc_address(run_dir: str, name: str) -> str:

@@ -95,7 +95,7 @@ class Engine:
         """Starts the children and stays until all have ended. Returns the exit code."""
         self._run_dir = RunDirectory()
         try:
-            longest = ipc_address(session_dir(self._run_dir.path, MAX_SESSIONS), worker_outbox(self._config.workers)).removeprefix(
+            longest = ipc_address(session_dir(self._run_dir.path, MAX_SESSIONS - 1), worker_outbox(self._config.workers)).removeprefix(
                 "ipc://"
             )
             if len(os.fsencode(longest)) > LONGEST_SOCKET_PATH:
