@@ -42,7 +42,7 @@ from frontend.launcher.supervisor import Supervisor
 from frontend.server.bind import bind_http
 from protocol.clock import ChargedClock, now, now_ns
 from protocol.config import ChildSpec, EngineConfig
-from protocol.endpoints import LONGEST_SOCKET_PATH, MAX_SESSIONS, ipc_address, session_dir, worker_outbox
+from protocol.endpoints import LONGEST_SOCKET_PATH, MAX_SESSIONS, session_dir, worker_outbox
 from protocol.errors import ConfigError, ExitCode, ProtocolError
 from protocol.messages import Failed
 from protocol.pulse import Metronome
@@ -95,9 +95,7 @@ class Engine:
         """Starts the children and stays until all have ended. Returns the exit code."""
         self._run_dir = RunDirectory()
         try:
-            longest = ipc_address(session_dir(self._run_dir.path, MAX_SESSIONS - 1), worker_outbox(self._config.workers)).removeprefix(
-                "ipc://"
-            )
+            longest = f"{session_dir(self._run_dir.path, MAX_SESSIONS - 1)}/{worker_outbox(self._config.workers)}"
             if len(os.fsencode(longest)) > LONGEST_SOCKET_PATH:
                 raise ConfigError(f"{self._run_dir.path} is too long for sockets: set XDG_RUNTIME_DIR to a shorter directory")
             self._run_dir.sweep()
