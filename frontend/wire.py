@@ -94,6 +94,23 @@ TEMPLATE_ARGUMENTS = ("enable_thinking", "thinking", "reasoning_effort")
 Prompt = TokenPrompt | TextPrompt | Conversation
 
 
+class ResumedOutput(Message, frozen=True):
+    """What a client has of one output: the engine sends what comes behind it."""
+
+    token_ids_i32: bytes
+    text: int  # characters
+    reasoning: int = 0  # characters
+    tool_calls: int = 0
+
+
+class Resumed(Message, frozen=True):
+    """What a client knows of a request that was submitted before, over a connection that ended when the frontend did."""
+
+    prompt_i32: bytes  # as it was accepted; empty: that did not come
+    seed: int | None  # that was drawn for it; None: that did not come, or was not needed
+    outputs: tuple[ResumedOutput | None, ...]  # None: it has ended
+
+
 class Submit(Message, frozen=True, tag="submit"):
     """A request: `params.n` outputs of one prompt."""
 
@@ -102,6 +119,7 @@ class Submit(Message, frozen=True, tag="submit"):
     params: SamplingParams
     stream: bool = True  # False: one Delta per output, when it is complete
     cache_salt: str = ""
+    resumed: Resumed | None = None  # it was submitted before: it goes on from there
 
 
 class Cancel(Message, frozen=True, tag="cancel"):
@@ -149,11 +167,12 @@ class Welcome(Message, frozen=True, tag="welcome"):
 
 
 class Accepted(Message, frozen=True, tag="accepted"):
-    """What a request became, before the first Delta. Not sent where a prompt came as token ids and nothing was changed."""
+    """What a request became, before the first Delta. Not sent where a prompt came as token ids and nothing was changed or drawn."""
 
     request_id: int
     prompt_i32: bytes  # its token ids
     max_tokens_clipped: int | None = None  # what was granted, where the context has no room for what was asked
+    seed: int | None = None  # that was drawn for a request without one; a request that is resumed needs it
 
 
 class Logprob(Message, frozen=True, gc=False):

@@ -1,10 +1,12 @@
 """The asyncio client's socket."""
 
 import asyncio
+import contextlib
 from typing import TypeVar, cast
 
 from frontend.client.awaited import Awaited
-from frontend.client.session import Session
+from frontend.client.session import RETRY_SECONDS, Session
+from protocol.clock import now
 
 Answer = TypeVar("Answer")
 
@@ -17,6 +19,7 @@ class AsyncPipe(asyncio.Protocol):
         self._loop: asyncio.AbstractEventLoop | None = None
         self._transport: asyncio.Transport | None = None
         self._flush_is_due = False
+        self._return: asyncio.Task[None] | None = None  # to an engine that was gone
 
     async def connect(self, timeout: float | None) -> None:
         """Waits until the engine is ready. Raises EngineUnavailable when none is there, DeadlineExceeded when it takes too long."""
@@ -66,6 +69,8 @@ class AsyncPipe(asyncio.Protocol):
     def close(self) -> None:
         """Hangs up. Idempotent."""
         self._session.close()
+        if self._return is not None:
+            self._return.cancel()
         if self._transport is not None:
             self._transport.abort()  # what was not sent yet is of no use any more
 
@@ -78,7 +83,25 @@ class AsyncPipe(asyncio.Protocol):
         self._flush()
 
     def connection_lost(self, error: Exception | None) -> None:  # noqa: D102
-        self._session.feed(b"")
+        if self._session.broke() and self._return is None and self._loop is not None:
+            self._return = self._loop.create_task(self._reconnect())
+
+    async def _reconnect(self) -> None:
+        """Until an engine is there again, or was waited for long enough."""
+        assert self._loop is not None
+        deadline = now() + self._session.reconnect
+        try:
+            while self._session.lost is None and not self._session.greeted:
+                if now() > deadline:
+                    self._session.give_up()
+                    self.close()
+                    return
+                if self._transport is None or self._transport.is_closing():
+                    with contextlib.suppress(OSError):
+                        await self._loop.create_unix_connection(lambda: self, str(self._session.path))
+                await asyncio.sleep(RETRY_SECONDS)
+        finally:
+            self._return = None
 
     def _flush(self) -> None:
         self._flush_is_due = False

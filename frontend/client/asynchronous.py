@@ -10,7 +10,7 @@ from frontend.client.outputs import RequestOutput
 from frontend.client.parameters import SamplingFields, merged
 from frontend.client.prompts import Messages, Prompt, Prompts, TokenIds, Tools, conversation
 from frontend.client.requests import StreamedRequest, WholeRequest
-from frontend.client.session import CONNECT_SECONDS, QUESTION_SECONDS, Session
+from frontend.client.session import CONNECT_SECONDS, QUESTION_SECONDS, RECONNECT_SECONDS, Session
 from frontend.client.steps import Steps
 from frontend.errors import InvalidRequest
 from frontend.wire import Delta, Health
@@ -78,10 +78,14 @@ class AsyncClient:
     """A connection to a running engine: `async with AsyncClient() as client`. A task that is cancelled aborts what it waits for."""
 
     def __init__(
-        self, socket_path: str | os.PathLike[str] | None = None, *, connect_timeout: float | None = CONNECT_SECONDS
+        self,
+        socket_path: str | os.PathLike[str] | None = None,
+        *,
+        connect_timeout: float | None = CONNECT_SECONDS,
+        reconnect: float = RECONNECT_SECONDS,
     ) -> None:
-        """The socket is found as the blocking client finds it."""
-        self._session = Session(socket_path)
+        """As the blocking client's."""
+        self._session = Session(socket_path, reconnect)
         self._pipe = AsyncPipe(self._session)
         self._connect_timeout = connect_timeout
 

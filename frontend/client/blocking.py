@@ -10,7 +10,7 @@ from frontend.client.outputs import RequestOutput
 from frontend.client.parameters import SamplingFields, merged
 from frontend.client.prompts import Messages, Prompt, Prompts, TokenIds, Tools, conversation
 from frontend.client.requests import StreamedRequest, WholeRequest
-from frontend.client.session import CONNECT_SECONDS, QUESTION_SECONDS, Session
+from frontend.client.session import CONNECT_SECONDS, QUESTION_SECONDS, RECONNECT_SECONDS, Session
 from frontend.client.steps import Steps
 from frontend.errors import InvalidRequest
 from frontend.wire import Delta, Health
@@ -79,14 +79,20 @@ class Client:
     """
 
     def __init__(
-        self, socket_path: str | os.PathLike[str] | None = None, *, connect_timeout: float | None = CONNECT_SECONDS
+        self,
+        socket_path: str | os.PathLike[str] | None = None,
+        *,
+        connect_timeout: float | None = CONNECT_SECONDS,
+        reconnect: float = RECONNECT_SECONDS,
     ) -> None:
         """Connects to `socket_path` (a path or unix:///path), $ENGINE_SOCKET, or where an engine listens that was not told where.
 
-        An engine that is still starting is waited for. Raises EngineUnavailable, naming the socket, when none is there,
-        DeadlineExceeded when it does not get ready, ProtocolError when it is of another version.
+        An engine that is still starting is waited for. One that goes away while it is needed is waited for too, for `reconnect`
+        seconds (0: not at all): what is under way goes on where it stands, without a token lost or repeated, in another frontend
+        process, or in another engine that serves the same model at the same path. Raises EngineUnavailable, naming the socket,
+        when none is there, DeadlineExceeded when it does not get ready, ProtocolError when it is of another version.
         """
-        self._session = Session(socket_path)
+        self._session = Session(socket_path, reconnect)
         self._pipe = BlockingPipe(self._session, connect_timeout)
 
     def __repr__(self) -> str:

@@ -1,12 +1,13 @@
 """The blocking client's socket: it is read and written only while somebody waits, and then for all requests of the connection."""
 
+import contextlib
 import select
 import socket
 from collections.abc import Callable
 from typing import TypeVar
 
 from frontend.client.awaited import Awaited
-from frontend.client.session import Session
+from frontend.client.session import RETRY_SECONDS, Session
 from protocol.clock import now
 
 Answer = TypeVar("Answer")
@@ -23,6 +24,7 @@ class BlockingPipe:
         self._socket = socket.socket(socket.AF_UNIX)
         self._unsent = memoryview(b"")
         self._busy = False
+        self._give_up: float | None = None  # when an engine that is gone is waited for no longer
         deadline = _deadline(timeout)
         try:
             self._socket.settimeout(timeout)
@@ -84,9 +86,14 @@ class BlockingPipe:
                 if until() or self._session.lost is not None:
                     return True
                 # What the engine says is taken in also while it is to be sent something: it may wait for that before it reads on.
-                if (data := self._read()) is not None:
+                data = self._read()
+                if data:
                     self._session.feed(data)
-                elif not self._poll(deadline):
+                    self._give_up = None if self._session.greeted else self._give_up
+                elif data is None:
+                    if not self._poll(deadline):
+                        return False
+                elif self._session.broke() and not self._reconnect(deadline):
                     return False
         finally:
             self._busy = False
@@ -100,9 +107,26 @@ class BlockingPipe:
                 self._unsent = self._unsent[self._socket.send(self._unsent) :]
         except BlockingIOError:
             pass
-        except OSError:  # the engine hung up; what it said before tells why
-            while self._session.lost is None:
-                self._session.feed(self._read() or b"")
+        except OSError:  # the engine hung up; what it said before tells why, and is read first
+            self._unsent = memoryview(b"")
+
+    def _reconnect(self, deadline: float | None) -> bool:
+        """Connects to an engine that was gone, as soon as it is there again; False when it is not by the deadline."""
+        self._give_up = self._give_up or now() + self._session.reconnect
+        while True:
+            select.select([], [], [], RETRY_SECONDS)
+            self._socket.close()
+            self._socket, self._unsent = socket.socket(socket.AF_UNIX), memoryview(b"")
+            with contextlib.suppress(OSError):
+                self._socket.settimeout(1.0)
+                self._socket.connect(str(self._session.path))
+                self._socket.setblocking(False)
+                return True
+            if now() > self._give_up:
+                self._session.give_up()
+                return True
+            if deadline is not None and now() > deadline:
+                return False
 
     def _read(self) -> bytes | None:
         try:

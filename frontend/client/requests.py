@@ -1,6 +1,7 @@
 """Requests under way, and how their answers are put together from what comes."""
 
 from abc import abstractmethod
+from array import array
 from collections import deque
 from collections.abc import Callable
 from typing import ClassVar
@@ -8,9 +9,30 @@ from typing import ClassVar
 from frontend.client.awaited import Answer, Awaited
 from frontend.client.outputs import CompletionOutput, RequestOutput
 from frontend.errors import DeadlineExceeded, RequestLost
-from frontend.wire import Delta, Logprob, Prompt, PromptScored, TextPrompt, TokenPrompt
+from frontend.wire import Accepted, Delta, Logprob, Prompt, PromptScored, Resumed, ResumedOutput, TextPrompt, TokenPrompt
 from protocol.codec import unpack_float32, unpack_int32
 from protocol.errors import EngineError
+
+
+class _Came:
+    """How far one output is."""
+
+    __slots__ = ("reasoning", "text", "token_ids", "tool_calls")
+
+    def __init__(self) -> None:
+        self.token_ids = array("i")
+        self.text = 0  # characters
+        self.reasoning = 0  # characters
+        self.tool_calls = 0
+
+    def add(self, delta: Delta) -> None:
+        self.token_ids.extend(delta.token_ids)
+        self.text += len(delta.text)
+        self.reasoning += len(delta.reasoning)
+        self.tool_calls += len(delta.tool_calls)
+
+    def describe(self) -> ResumedOutput:
+        return ResumedOutput(self.token_ids.tobytes(), self.text, self.reasoning, self.tool_calls)
 
 
 class Request(Awaited[Answer]):
@@ -24,6 +46,13 @@ class Request(Awaited[Answer]):
         self.request_id = request_id
         self._withdraw = withdraw
         self._open = n  # outputs that have not ended
+        self._came: list[_Came | None] = [_Came() for _ in range(n)]
+        self._prompt_i32 = b""
+        self._seed: int | None = None
+
+    def progress(self) -> Resumed:
+        """What an engine has to know that is to go on with it."""
+        return Resumed(self._prompt_i32, self._seed, tuple(None if came is None else came.describe() for came in self._came))
 
     @property
     def ended(self) -> bool:
@@ -34,8 +63,10 @@ class Request(Awaited[Answer]):
         """Its number on this connection and how it stands, for people."""
         return f"{self.request_id}: {self.error or ('ended' if self.ended else 'under way')}"
 
-    def accept(self, prompt_i32: bytes, max_tokens_clipped: int | None = None) -> None:
-        """The engine took the prompt; these are its tokens, and the limit that it set in place of a larger one."""
+    def accept(self, accepted: Accepted) -> None:
+        """The engine took the prompt."""
+        self._prompt_i32 = accepted.prompt_i32
+        self._seed = accepted.seed if self._seed is None else self._seed
 
     def score(self, scored: PromptScored) -> None:
         """Log-probabilities of the prompt came."""
@@ -43,8 +74,11 @@ class Request(Awaited[Answer]):
     def add(self, delta: Delta) -> None:
         """Takes in a piece of one output."""
         self._take(delta)
+        if (came := self._came[delta.index]) is not None:
+            came.add(delta)
         if delta.finish_reason is not None:
             self._open -= 1
+            self._came[delta.index] = None
         if delta.finish_reason == "error":
             self.error = RequestLost(delta.message or "the engine failed on this request")
         self.notify()
@@ -79,7 +113,7 @@ class WholeRequest(Request[RequestOutput]):
         text = prompt.text if isinstance(prompt, TextPrompt) else None
         self._output = RequestOutput(text, [], [CompletionOutput(index) for index in range(n)])
         if isinstance(prompt, TokenPrompt):
-            self.accept(prompt.token_ids_i32)
+            self._output.prompt_token_ids = unpack_int32(prompt.token_ids_i32).tolist()
 
     @property
     def ready(self) -> bool:
@@ -97,10 +131,11 @@ class WholeRequest(Request[RequestOutput]):
             raise self.error
         return self._output
 
-    def accept(self, prompt_i32: bytes, max_tokens_clipped: int | None = None) -> None:
+    def accept(self, accepted: Accepted) -> None:
         """Part of the answer."""
-        self._output.max_tokens_clipped = max_tokens_clipped
-        self._output.prompt_token_ids = unpack_int32(prompt_i32).tolist()
+        super().accept(accepted)
+        self._output.max_tokens_clipped = accepted.max_tokens_clipped
+        self._output.prompt_token_ids = unpack_int32(accepted.prompt_i32).tolist()
 
     def score(self, scored: PromptScored) -> None:
         """Part of the answer."""

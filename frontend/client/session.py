@@ -5,6 +5,8 @@ import os
 from collections.abc import Callable, Sequence
 from typing import Literal, TypeVar
 
+import msgspec
+
 from frontend.client.batch import Batch
 from frontend.client.discovery import cannot_connect, find_socket
 from frontend.client.parameters import checked, checked_salt, sendable
@@ -50,6 +52,8 @@ from protocol.params import SamplingParams
 
 CONNECT_SECONDS = 60.0  # an engine that compiles for the first time takes so long
 QUESTION_SECONDS = 30.0  # an engine that is alive answers in milliseconds
+RECONNECT_SECONDS = 30.0  # a frontend that died is back in one or two, an engine that a service manager starts anew in ten
+RETRY_SECONDS = 0.05  # between two attempts
 
 AnyRequest = WholeRequest | StreamedRequest
 AnyQuestion = Reply[Health] | Reply[EngineStats] | Reply[Steps] | Reply[tuple[Story, ...]] | Reply[list[int]] | Reply[str]
@@ -60,15 +64,21 @@ Answer = TypeVar("Answer", Health, EngineStats, Steps, tuple[Story, ...], list[i
 class Session:
     """One connection. What users ask returns at once, with something to wait for; the faces send, feed and wait."""
 
-    def __init__(self, socket_path: str | os.PathLike[str] | None) -> None:
-        """Finds the socket. Raises InvalidRequest or EngineUnavailable as `find_socket` does."""
+    def __init__(self, socket_path: str | os.PathLike[str] | None, reconnect: float = RECONNECT_SECONDS) -> None:
+        """Finds the socket. `reconnect`: seconds that an engine is waited for that was there before. Raises InvalidRequest or
+        EngineUnavailable as `find_socket` does.
+        """
         self.path = find_socket(socket_path)
+        self.reconnect = reconnect
+        self.greeted = False  # the engine at the other end of this very connection said its welcome
         self.greeting = Reply(Welcome, f"the engine at {self.path} was not ready")
         self.lost: EngineError | None = None
         self._reader = FrameReader()
         self._ids = itertools.count(WHOLE_CONNECTION + 1)
         self._requests: dict[int, AnyRequest] = {}
+        self._submitted: dict[int, Submit] = {}  # what these are, to be said again to an engine that has lost them
         self._questions: dict[int, AnyQuestion] = {}
+        self._asked: dict[int, bytes] = {}
         self._outgoing: list[bytes] = [encode(Hello(WIRE_VERSION))]
 
     def describe(self) -> str:
@@ -77,7 +87,8 @@ class Session:
             return f"{self.path}: {self.lost}"
         if not self.greeting.ready:
             return f"{self.path}: not connected yet"
-        return f"{self.path}: {self.greeting.result().models[0]}, {len(self._requests)} requests under way"
+        away = "" if self.greeted else ", waiting for the engine to come back"
+        return f"{self.path}: {self.greeting.result().models[0]}, {len(self._requests)} requests under way{away}"
 
     # what users ask; each raises what ended the connection, or InvalidRequest naming what is wrong, before anything is sent
 
@@ -143,10 +154,7 @@ class Session:
         return frames(outgoing) if self.lost is None else b""
 
     def feed(self, data: bytes) -> None:
-        """Takes in what came from the engine; no bytes mean that it is gone. What came may leave something to be sent."""
-        if not data:
-            self.lose(RequestLost("the engine closed the connection: it ended, or was shut down"))
-            return
+        """Takes in what came from the engine. What came may leave something to be sent."""
         try:
             for frame in self._reader.feed(data):
                 for message in SERVER_MESSAGES.decode(frame):
@@ -155,6 +163,22 @@ class Session:
             self.lose(error)
         except (IndexError, ValueError) as error:
             self.lose(ProtocolError(f"the engine's answer makes no sense: {error!r}"))
+
+    def broke(self) -> bool:
+        """The connection ended. Returns whether to connect again: what is under way then goes on where it stands."""
+        if self.lost is not None:
+            return False
+        if not self.greeting.ready or not self.reconnect:
+            self.lose(RequestLost("the engine closed the connection: it ended, or was shut down"))
+            return False
+        self.greeted = False
+        self._reader = FrameReader()
+        self._outgoing = [encode(Hello(WIRE_VERSION))]
+        return True
+
+    def give_up(self) -> None:
+        """The engine did not come back."""
+        self.lose(RequestLost(f"the engine closed the connection, and none answered at {self.path} within {self.reconnect:g} s"))
 
     def cannot_connect(self, error: OSError, seconds: float | None) -> EngineError:
         """What to raise when there is no connection, or no greeting in so many seconds."""
@@ -175,8 +199,8 @@ class Session:
         self.greeting.fail(early if isinstance(error, RequestLost) else error)
         for waiting in (*self._requests.values(), *self._questions.values()):  # copied: a stream may be collected at any point
             waiting.fail(error)
-        self._requests.clear()
-        self._questions.clear()
+        for kept in (self._requests, self._submitted, self._questions, self._asked):
+            kept.clear()
 
     # messages
 
@@ -186,10 +210,10 @@ class Session:
                 if (request := self._requests.get(message.request_id)) is not None:
                     request.add(message)
                     if request.ended:
-                        self._requests.pop(message.request_id, None)
-            case Accepted(request_id, prompt_i32, clipped):
+                        self._forget(message.request_id)
+            case Accepted(request_id):
                 if (request := self._requests.get(request_id)) is not None:
-                    request.accept(prompt_i32, clipped)
+                    request.accept(message)
             case PromptScored(request_id):
                 if (request := self._requests.get(request_id)) is not None:
                     request.score(message)
@@ -197,7 +221,7 @@ class Session:
                 error = _error(message)
                 if request_id == WHOLE_CONNECTION:
                     self.lose(error)
-                elif waiting := self._requests.pop(request_id, None) or self._questions.pop(request_id, None):
+                elif waiting := self._forget(request_id):
                     waiting.fail(error)
             case HealthReport(request_id, report) | StatsReport(request_id, report):
                 self._on_report(request_id, report)
@@ -210,7 +234,7 @@ class Session:
             case Detokenized(request_id, text):
                 self._on_report(request_id, text)
             case Welcome():
-                self.greeting.take(message)
+                self._on_welcome(message)
 
     def _request(
         self, kind: type[KindOfRequest], prompt: WirePrompt, params: SamplingParams, cache_salt: str = ""
@@ -218,24 +242,50 @@ class Session:
         self._check()
         request = kind(next(self._ids), prompt, params.n, self._withdraw)
         param = "messages" if isinstance(prompt, Conversation) else "prompt"
+        submit = Submit(request.request_id, prompt, params, kind.streams, cache_salt)
         try:
-            message = encode(Submit(request.request_id, prompt, params, kind.streams, cache_salt))
+            message = encode(submit)
         except (UnicodeEncodeError, TypeError) as error:
             raise InvalidRequest(f"the {param} cannot be encoded: {error}", param) from error
         if len(message) > MAX_FRAME // 2:
             raise InvalidRequest(f"the {param} takes {len(message)} bytes: no context holds it", param)
-        self._requests[request.request_id] = request
-        self._outgoing.append(message)
+        self._requests[request.request_id], self._submitted[request.request_id] = request, submit
+        self._say(message)
         return request
+
+    def _on_welcome(self, welcome: Welcome) -> None:
+        first = not self.greeting.ready
+        if first:
+            self.greeting.take(welcome)
+        elif welcome != self.greeting.result():
+            self.lose(RequestLost(f"another engine answers at {self.path} than before: it serves {', '.join(welcome.models)}"))
+            return
+        self.greeted = True
+        for request_id, submit in self._submitted.items():  # in their order, as ids must rise
+            self._say(encode(msgspec.structs.replace(submit, resumed=self._requests[request_id].progress())))
+        for question in self._asked.values():
+            self._say(question)
+
+    def _say(self, message: bytes) -> None:
+        """Says it now. Where the engine is waited for, it is said with all that is under way, behind the welcome."""
+        if self.greeted:
+            self._outgoing.append(message)
+
+    def _forget(self, request_id: int) -> AnyRequest | AnyQuestion | None:
+        """It is over."""
+        self._submitted.pop(request_id, None)
+        self._asked.pop(request_id, None)
+        return self._requests.pop(request_id, None) or self._questions.pop(request_id, None)
 
     def _withdraw(self, request_id: int) -> None:
         """Aborts a request; nothing of it is taken in from now on. Without effect on one that has ended."""
-        if (request := self._requests.pop(request_id, None)) is not None:
-            self._outgoing.append(encode(Cancel(request_id)))
+        if (request := self._forget(request_id)) is not None:
+            self._say(encode(Cancel(request_id)))
             request.fail(RequestLost("the request was cancelled"))
 
     def _on_report(self, request_id: int, report: Health | EngineStats | Steps | tuple[Story, ...] | list[int] | str) -> None:
-        if (question := self._questions.pop(request_id, None)) is not None:
+        question = self._forget(request_id)
+        if isinstance(question, Reply):
             question.take(report)
 
     def _ask(self, what: Literal["health", "stats", "trace", "story"], kind: type[Answer], subject: str = "") -> Reply[Answer]:
@@ -245,13 +295,13 @@ class Session:
         self._check()
         request_id = next(self._ids)
         overdue = f"the engine at {self.path} did not answer"
-        question = Reply(kind, overdue, lambda: self._questions.pop(request_id, None))
+        question = Reply(kind, overdue, lambda: self._forget(request_id))
         try:
             message = encode(make(request_id))
         except (UnicodeEncodeError, TypeError) as error:
             raise InvalidRequest(f"the prompt cannot be encoded: {error}", "prompt") from error
-        self._questions[request_id] = question
-        self._outgoing.append(message)
+        self._questions[request_id], self._asked[request_id] = question, message
+        self._say(message)
         return question
 
     @property

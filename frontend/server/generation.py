@@ -26,7 +26,7 @@ from frontend.server.text.tokenizer import Tokenizer
 from frontend.server.text.tools.calling import Calling
 from frontend.server.text.tools.events import Event
 from frontend.server.text.tools.schemas import arguments_grammar
-from frontend.server.text_request import TextRequest, prepare
+from frontend.server.text_request import TextRequest, check_known, prepare
 from frontend.server.token_stream import Generation, TokenDelta
 from frontend.server.visit import current
 from frontend.wire import Tool
@@ -87,6 +87,11 @@ class TextGeneration:
         # Where log-probabilities are asked: tokens whose text is not out yet.
         self._held: deque[tuple[int, TopLogprobs | None]] = deque()
         self._finished = False
+
+    @property
+    def seed(self) -> int | None:
+        """Of the request: where it had none, the one that was drawn for it."""
+        return self._request.params.seed
 
     @property
     def request_id(self) -> int:
@@ -350,11 +355,22 @@ class TextEngine:
         strict, capacity = self.config.strict_max_tokens, self.capacity
         return prepare(prompts, params, capacity, self.tokenizer, strict_max_tokens=strict, reading=reading, seeds=self._seeds)
 
-    def start(self, request: TextRequest, *, index: int = 0, stream: bool = True, cache_salt: str = "") -> TextGeneration:
+    def start(
+        self,
+        request: TextRequest,
+        *,
+        index: int = 0,
+        stream: bool = True,
+        cache_salt: str = "",
+        known: Int32Array | None = None,
+    ) -> TextGeneration:
         """Submits one output; the caller asks once per `index < params.n`. Raises what the router raises.
 
         `stream=False`: the caller wants the whole text only; it then comes as one delta where stop strings allow.
+        `known`: output tokens of a request that is resumed; they come first, as if just made, without log-probabilities.
         """
+        if known is not None:
+            check_known(known, request.engine_params(index), self.capacity.vocab_size)
         params = request.params
         generation = self.router.submit(
             request.prompt,
@@ -363,5 +379,6 @@ class TextEngine:
             stream=stream or bool(params.stop) or params.logprobs is not None,
             cache_salt=cache_salt,
             scores=request.scores if index == 0 else None,
+            known=known,
         )
         return TextGeneration(generation, request)

@@ -162,8 +162,10 @@ class Router:
         stream: bool = True,
         cache_salt: str = "",
         scores: PromptLogprobs | None = None,
+        known: Int32Array | None = None,
     ) -> Generation:
         """Hands a request to the scheduler. `token_ids`: int32, shape [prompt]. `scores`: what takes those of the prompt.
+        `known`: int32, shape [output tokens], of a request that is resumed.
 
         Raises Overloaded when too many are under way, EngineUnavailable while the scheduler is stalled, ShuttingDown while
         draining, what `fail_all` was given after it.
@@ -187,11 +189,12 @@ class Router:
             cache_salt=cache_salt,
             name=visit.name if visit is not None else "",
         )
-        generation = Generation(self, request, Timeline(len(token_ids), params.max_tokens, now_ns()), scores)
+        timeline = Timeline(len(token_ids), params.max_tokens, now_ns())
+        generation = Generation(self, request, timeline, scores, () if known is None else known.tolist())
         if visit is not None:
             visit.outputs.append(generation.timeline)
             visit.model = visit.model or self._config.served_model_names[0]
-        self._outbox.send(request)
+        self._outbox.send(request if known is None else generation.resume())
         self._generations[generation.request_id] = generation
         self._num_tokens += len(token_ids)
         return generation

@@ -1,8 +1,7 @@
 """A request, checked against the model once for all of its outputs, with every default filled."""
 
-import secrets
 from collections.abc import Sequence
-from random import Random
+from random import Random, SystemRandom
 
 from msgspec.structs import replace
 
@@ -67,6 +66,17 @@ class TextRequest:
         return replace(self._engine_params, seed=_seed(self.params.seed, index), prompt_logprobs=-1)
 
 
+_CHANCE = SystemRandom()  # it has no state
+
+
+def check_known(token_ids: Int32Array, params: EngineParams, vocab_size: int) -> None:
+    """Raises InvalidRequest where output tokens, said to have come before, cannot be those of a request with these parameters."""
+    if len(token_ids) > params.max_tokens:
+        raise InvalidRequest(f"{len(token_ids)} tokens are said to have come, of {params.max_tokens} at most", "resumed")
+    if len(token_ids) and not 0 <= token_ids.min() <= token_ids.max() < vocab_size:
+        raise InvalidRequest(f"the tokens that came hold ids outside the vocabulary of {vocab_size}", "resumed")
+
+
 def prepare(
     prompts: Sequence[Prompt],
     params: SamplingParams,
@@ -87,7 +97,7 @@ def prepare(
     stops = StopPatterns(params.stop, include_in_output=params.include_stop_str_in_output) if params.stop else None
     requests = []
     for prompt in prompts:
-        mine = params if seeds is None or params.seed is not None else replace(params, seed=seeds.getrandbits(63))
+        mine = params if params.seed is not None else replace(params, seed=(seeds or _CHANCE).getrandbits(63))
         room = _room(prompt, params, capacity, strict_max_tokens=strict_max_tokens)
         clips = params.max_tokens is not None and params.max_tokens > room
         # Where none is wanted, there is one all the same, which is not shown: so that there is an end.
@@ -163,6 +173,5 @@ def _followed(params: SamplingParams) -> Grammar | None:
 
 
 def _seed(seed: int | None, index: int) -> int:
-    if seed is None:
-        return secrets.randbits(63)
+    assert seed is not None
     return (seed + index) % 2**63  # never negative, and an int64 also for the last of `n` at the limit

@@ -2,7 +2,7 @@
 
 import asyncio
 from array import array
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -44,6 +44,7 @@ class Generation:
     __slots__ = (
         "_error",
         "_finished",
+        "_known",
         "_logprobs",
         "_over",
         "_request",
@@ -59,8 +60,16 @@ class Generation:
         "timeline",
     )
 
-    def __init__(self, router: Aborts, request: AddRequest, timeline: Timeline, scores: PromptLogprobs | None = None) -> None:
-        """`request`: as the scheduler is told of it. `scores`: what takes those of the prompt."""
+    def __init__(
+        self,
+        router: Aborts,
+        request: AddRequest,
+        timeline: Timeline,
+        scores: PromptLogprobs | None = None,
+        known: Iterable[int] = (),
+    ) -> None:
+        """`request`: as the scheduler is told of it, without output. `scores`: what takes those of the prompt. `known`: output that
+        came before; the first delta is of it."""
         self.request_id = request.request_id
         self.resumed = False  # it was told again, so that what the scheduler says of its beginning is not of the whole
         self.lacks_tokens = False  # some were lost on the way, and what comes behind them is not believed until they are here
@@ -69,7 +78,8 @@ class Generation:
         self.num_cached_tokens = 0  # of the prompt, known with the first token
         self._router = router
         self._request = request
-        self._tokens = array("i")  # all that came
+        self._tokens = array("i", known)  # all that came
+        self._known = len(self._tokens)
         self._taken = 0  # of these, given to the reader
         self._logprobs: list[TopLogprobs] = []
         self._finished: Finished | None = None
@@ -153,6 +163,9 @@ class Generation:
             self.scores.end()
 
     def _take(self) -> TokenDelta:
+        if self._taken < self._known:  # alone, since it has no log-probabilities
+            self._taken = self._known
+            return TokenDelta(self._tokens[: self._known].tolist(), [], num_cached_tokens=self.num_cached_tokens)
         token_ids = self._tokens[self._taken :].tolist()
         self._taken += len(token_ids)
         logprobs, self._logprobs = self._logprobs, []

@@ -3,6 +3,7 @@
 import asyncio
 from collections import deque
 from collections.abc import Callable, Coroutine
+from dataclasses import replace
 
 import msgspec
 
@@ -11,6 +12,7 @@ from frontend.server.access import log_visit
 from frontend.server.generation import TextEngine, TextGeneration
 from frontend.server.ipc.calls import CallsInMaking
 from frontend.server.ipc.refusals import lost, refused
+from frontend.server.ipc.resumption import NOTHING, Remainder, outputs
 from frontend.server.text.tools.calling import Calling
 from frontend.server.visit import Visit, begin, new_name
 from frontend.wire import (
@@ -21,6 +23,7 @@ from frontend.wire import (
     Logprob,
     PromptScored,
     Refused,
+    ResumedOutput,
     ServerMessage,
     Submit,
     TextPrompt,
@@ -28,7 +31,7 @@ from frontend.wire import (
     ToolCall,
 )
 from protocol.clock import now
-from protocol.codec import pack_float32, pack_int32
+from protocol.codec import pack_float32, pack_int32, unpack_int32
 from protocol.errors import EngineError
 
 _MOST_REQUESTS = 20_000  # accepted or waiting to be: a little above what the engine itself takes
@@ -138,6 +141,10 @@ class Requests:
     async def _submit(self, submit: Submit) -> None:
         request_id, params = submit.request_id, submit.params
         generations: list[TextGeneration] = []
+        started: list[tuple[int, ResumedOutput, TextGeneration]] = []
+        resumed = submit.resumed
+        if resumed is not None and resumed.seed is not None and params.seed is None:
+            params = msgspec.structs.replace(params, seed=resumed.seed)
         begin(self._visits.setdefault(request_id, Visit(new_name(), "unix", "stream" if submit.stream else "generate")))
         try:
             asked, calling = submit.prompt, None
@@ -145,6 +152,8 @@ class Requests:
                 calling = Calling.of(asked)
                 asked = asked if calling is not None else msgspec.structs.replace(asked, tools=())
             (prompt,) = await self._engine.encode([asked], params)
+            if resumed is not None and resumed.prompt_i32:  # what a template says may have changed since: the date, for one
+                prompt = replace(prompt, token_ids=unpack_int32(resumed.prompt_i32))
             reading = self._engine.dialect.reading(calling, prompt.tail) if isinstance(asked, Conversation) else None
             params = await self._engine.follow(params, reading)
             if request_id not in self._running:  # cancelled while a long text was tokenized
@@ -152,8 +161,13 @@ class Requests:
             if submit.stream and params.prompt_logprobs is not None:
                 raise InvalidRequest("prompt_logprobs come with whole answers, not with streams", "prompt_logprobs")
             (request,) = self._engine.prepare([prompt], params, reading)  # checks `n` before anything is made `n` times
-            for index in range(params.n):
-                generations.append(self._engine.start(request, index=index, stream=submit.stream, cache_salt=submit.cache_salt))
+            for index, came in outputs(submit):
+                known = unpack_int32(came.token_ids_i32) if submit.stream else None
+                generation = self._engine.start(
+                    request, index=index, stream=submit.stream, cache_salt=submit.cache_salt, known=known
+                )
+                generations.append(generation)
+                started.append((index, came, generation))
         except EngineError as error:
             for generation in generations:
                 generation.cancel()
@@ -162,15 +176,17 @@ class Requests:
             self._end(request_id, _REFUSED)
             return
         changed = request.max_tokens_clipped is not None or params.truncate_prompt_tokens is not None
-        if not isinstance(submit.prompt, TokenPrompt) or changed:
-            self._say(Accepted(request_id, pack_int32(prompt.token_ids), request.max_tokens_clipped))
-        self._running[request_id] = list(generations)
-        for index, generation in enumerate(generations):
-            self.start(request_id, self._deliver(submit, index, generation))
+        drawn = None if params.seed is not None else request.params.seed
+        if not isinstance(submit.prompt, TokenPrompt) or changed or drawn is not None:
+            self._say(Accepted(request_id, pack_int32(prompt.token_ids), request.max_tokens_clipped, drawn))
+        self._running[request_id] = generations
+        for index, came, generation in started:
+            self.start(request_id, self._deliver(submit, index, came, generation))
 
-    async def _deliver(self, submit: Submit, index: int, generation: TextGeneration) -> None:
-        """Says one output as it comes, or once it is complete."""
+    async def _deliver(self, submit: Submit, index: int, came: ResumedOutput, generation: TextGeneration) -> None:
+        """Says one output as it comes, or once it is complete. `came`: what the client has of it."""
         request_id, stream = submit.request_id, submit.stream
+        missing = Remainder(came) if stream and came is not NOTHING else None
         texts: list[str] = []
         token_ids: list[int] = []
         logprobs: list[Logprob] = []
@@ -195,10 +211,24 @@ class Requests:
             end = delta.finish_reason
             if end is None and not stream:
                 continue
-            text, cached = "".join(texts), generation.num_cached_tokens
-            told = "".join(thoughts), tuple(calls)
+            text, reasoning, tool_calls = "".join(texts), "".join(thoughts), tuple(calls)
+            if missing is not None:
+                token_ids = missing.tokens(token_ids)
+                text, reasoning, tool_calls = missing.of(text, reasoning, tool_calls)
             self._say(
-                Delta(request_id, index, text, token_ids, end, delta.stop_reason, cached, tuple(logprobs), delta.message, *told)
+                Delta(
+                    request_id,
+                    index,
+                    text,
+                    token_ids,
+                    end,
+                    delta.stop_reason,
+                    generation.num_cached_tokens,
+                    tuple(logprobs),
+                    delta.message,
+                    reasoning,
+                    tool_calls,
+                )
             )
             texts, token_ids, logprobs, thoughts, calls = [], [], [], [], []
             if not self.may_say.is_set():
