@@ -419,6 +419,7 @@ class Stop(Message, frozen=True, tag="stop"):
 
     reason: str
     grace: float = 0.5  # seconds that clients get to read it
+    may_return: bool = False  # it is no operator's wish, so another engine may be started: who can wait for it is told nothing
 
 
 LauncherToChild = Drain | WorkerLost | Stop | FrontendLost | SchedulerStarted

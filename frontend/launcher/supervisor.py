@@ -335,7 +335,7 @@ class Supervisor:
             if life.child.role != "frontend":
                 self._lives.kill(life, reason)
             elif life.ready:
-                self._out.append(Send(life.child, Stop(reason, STOP_WORDS)))
+                self._out.append(Send(life.child, Stop(reason, STOP_WORDS, may_return=reason == _FAILED)))
             else:
                 self._out.append(Signal(life.child, signal.SIGTERM))
         self._end_if_alone()

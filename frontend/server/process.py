@@ -41,6 +41,7 @@ class FrontendProcess:
         self._stop_now = asyncio.Event()  # nor the running ones
         self._reason = "the engine was shut down before the answer was complete"
         self._grace = Drain().grace
+        self._may_return = False  # another engine may take this one's place
         self._orphaned = False
 
     async def run(self) -> None:
@@ -101,6 +102,8 @@ class FrontendProcess:
             await self._unless(self._stop_now, http.all_heard(), timeout=_ARRIVING_SECONDS)
             await self._unless(self._stop_now, asyncio.sleep(_TAKING_SECONDS))
         await self._unless(self._stop_now, self._router.drain(), timeout=self._config.drain_timeout)
+        if self._may_return and ipc is not None:  # its clients wait for that, and go on where they stand
+            ipc.abort()
         self._router.fail_all(ShuttingDown(self._reason))
         servers: list[HttpServer | IpcServer] = [http] if ipc is None else [ipc, http]
         goodbye = asyncio.gather(*(server.finish() for server in servers))
@@ -135,17 +138,17 @@ class FrontendProcess:
                 case Drain(grace):
                     self._grace = grace
                     self._stop.set()
-                case Stop(reason, grace):
-                    self._end_now(reason, grace)
+                case Stop(reason, grace, may_return):
+                    self._end_now(reason, grace, may_return=may_return)
                 case SchedulerStarted(session):
                     self._router.rejoin(session)
         if self._launcher.closed:
             self._orphaned = True
             asyncio.get_running_loop().remove_reader(self._launcher.fileno())
-            self._end_now("the engine ended before the answer was complete", Stop("").grace)
+            self._end_now("the engine ended before the answer was complete", Stop("").grace, may_return=True)
 
-    def _end_now(self, reason: str, grace: float) -> None:
-        self._reason, self._grace = reason, grace
+    def _end_now(self, reason: str, grace: float, *, may_return: bool) -> None:
+        self._reason, self._grace, self._may_return = reason, grace, may_return
         self._stop.set()
         self._stop_now.set()
 

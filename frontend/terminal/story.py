@@ -25,7 +25,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--ipc", metavar="PATH", help="the socket of the engine; default: as the Python client finds it")
     options = parser.parse_args(arguments)
     try:
-        with Client(options.ipc) as client:
+        with Client(options.ipc, reconnect=0) as client:
             stories = client.story(options.request)
     except EngineError as error:
         print(f"engine-story: {printable(str(error))}", file=sys.stderr)

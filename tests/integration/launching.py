@@ -74,7 +74,7 @@ def wait_for(condition: Callable[[], object], what: str) -> None:
 def launch(directory: Path, *flags: str, command: Sequence[str] = LAUNCH, pass_fds: Sequence[int] = ()) -> Iterator[Engine]:
     """An engine with these flags on a free port, ready. A test that has not stopped it leaves one that stops cleanly."""
     runtime = directory / "run"
-    runtime.mkdir(mode=0o700, parents=True)
+    runtime.mkdir(mode=0o700, parents=True, exist_ok=True)
     process = start(directory, "--port", "0", "--ipc", str(runtime / "api.sock"), *flags, command=command, pass_fds=pass_fds)
     try:
         assert process.stdout is not None

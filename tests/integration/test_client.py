@@ -8,7 +8,7 @@ import pytest
 
 from frontend.client import Client, RequestLost, RequestOutput, SamplingParams
 from protocol.errors import ExitCode
-from tests.integration.launching import SIMULATED, STOP_LIMIT, launch
+from tests.integration.launching import SIMULATED, STOP_LIMIT, launch, wait_for
 
 LONG = SamplingParams(max_tokens=300, seed=7, ignore_eos=True)
 ENDLESS = SamplingParams(seed=7, ignore_eos=True)
@@ -43,14 +43,23 @@ def test_what_the_drain_has_no_time_for_is_lost_and_told(tmp_path: Path) -> None
         assert list(engine.directory.iterdir()) == []
 
 
-def test_a_killed_frontend_is_noticed_by_its_clients(tmp_path: Path) -> None:
-    with launch(tmp_path, *SIMULATED) as engine, Client(engine.socket) as client:
+def test_a_killed_frontend_is_noticed_by_clients_who_do_not_wait_for_another(tmp_path: Path) -> None:
+    with launch(tmp_path, *SIMULATED) as engine, Client(engine.socket, reconnect=0) as client:
         stream = client.stream("endless", ENDLESS)
         next(stream)
         engine.child("frontend").kill()
         with pytest.raises(RequestLost):
             list(stream)
-        assert engine.process.wait(STOP_LIMIT) == ExitCode.CRASHED
+        wait_for(lambda: "frontend is back" in engine.said(), "another frontend")
+
+
+def test_an_engine_that_does_not_come_back_is_not_waited_for_for_ever(tmp_path: Path) -> None:
+    with launch(tmp_path, *SIMULATED) as engine, Client(engine.socket, reconnect=0.3) as client:
+        stream = client.stream("endless", ENDLESS)
+        next(stream)
+        engine.process.kill()
+        with pytest.raises(RequestLost, match=r"none answered at .* within 0.3 s"):
+            list(stream)
 
 
 def test_a_stream_survives_the_death_of_its_worker(tmp_path: Path) -> None:

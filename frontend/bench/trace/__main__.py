@@ -19,7 +19,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--last", type=_count, default=2000, metavar="STEPS", help="how many steps at the most (2000)")
     options = parser.parse_args(arguments)
     try:
-        with Client(options.ipc) as client:
+        with Client(options.ipc, reconnect=0) as client:
             steps = client.trace()
     except EngineError as error:
         print(f"engine-trace: {error}", file=sys.stderr)

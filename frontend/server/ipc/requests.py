@@ -162,7 +162,7 @@ class Requests:
                 raise InvalidRequest("prompt_logprobs come with whole answers, not with streams", "prompt_logprobs")
             (request,) = self._engine.prepare([prompt], params, reading)  # checks `n` before anything is made `n` times
             for index, came in outputs(submit):
-                known = unpack_int32(came.token_ids_i32) if submit.stream else None
+                known = unpack_int32(came.token_ids_i32) if submit.stream and came.token_ids_i32 else None
                 generation = self._engine.start(
                     request, index=index, stream=submit.stream, cache_salt=submit.cache_salt, known=known
                 )

@@ -6,6 +6,7 @@ from frontend.client import AsyncClient, Delta, EngineUnavailable, RequestLost, 
 from frontend.terminal.chat.screen import Screen
 from protocol.clock import now
 
+_RECONNECT_SECONDS = 3.0  # an answer goes on in a new frontend process; who types sees that it takes long
 _STARTING_SECONDS = 0.5  # a connection takes milliseconds, unless the engine is still starting
 
 
@@ -25,7 +26,9 @@ class Engine:
                 return self._client
             except (EngineUnavailable, RequestLost):
                 self.close()
-        client = AsyncClient(self._socket, connect_timeout=None)  # the user sees that it takes long, and can stop it
+        client = AsyncClient(
+            self._socket, connect_timeout=None, reconnect=_RECONNECT_SECONDS
+        )  # the user sees that it takes long, and can stop it
         connecting = asyncio.ensure_future(client.connect())
         try:
             await asyncio.wait({connecting}, timeout=_STARTING_SECONDS)

@@ -250,7 +250,7 @@ def test_health_statistics_and_trace(client: Client) -> None:
 
 def test_the_engine_goes_while_requests_wait(face: str, served: Served, tmp_path: Path) -> None:
     with serving(served.running, tmp_path / "api.sock") as other:
-        client = connect(face, other.path)
+        client = connect(face, other.path, reconnect=0)
         stream = client.stream("endless", ENDLESS)
         next(stream)
         handle = client.submit("endless", ENDLESS)

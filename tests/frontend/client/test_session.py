@@ -15,25 +15,31 @@ from frontend.wire import (
     CLIENT_MESSAGES,
     WIRE_VERSION,
     Accepted,
+    Ask,
     Cancel,
     Delta,
     FrameReader,
+    Hello,
     Refused,
+    Resumed,
+    ResumedOutput,
     StatsReport,
     Submit,
     TraceReport,
     Welcome,
     frames,
 )
-from protocol.codec import encode
+from protocol.codec import encode, pack_int32, unpack_int32
 from protocol.errors import EngineError, ProtocolError
 from protocol.messages import EngineStats, TraceRecords
 from protocol.params import SamplingParams
 
+WELCOME = Welcome(WIRE_VERSION, ("demo",), 100, 50)
 
-def connected() -> Session:
-    session = Session("/engine.sock")
-    feed(session, Welcome(WIRE_VERSION, ("demo",), 100, 50))
+
+def connected(reconnect: float = 1.0) -> Session:
+    session = Session("/engine.sock", reconnect)
+    feed(session, WELCOME)
     session.take_outgoing()
     return session
 
@@ -59,16 +65,16 @@ def test_nothing_is_asked_before_the_welcome() -> None:
     for ask in (lambda: session.submit("a", None, ""), session.stats):
         with pytest.raises(EngineUnavailable, match="not connected"):
             ask()
-    session.feed(b"")
+    assert not session.broke()
     with pytest.raises(EngineUnavailable, match="before it was ready"):
         session.greeting.result()
 
 
 def test_what_came_before_the_loss_is_read_before_the_error() -> None:
-    session = connected()
+    session = connected(reconnect=0)
     stream = session.stream("a", None, "")
     feed(session, Delta(1, 0, "x", [5]), Delta(1, 0, "y", [6]))
-    session.feed(b"")
+    assert not session.broke()
     assert [stream.result(), stream.result()] == [Delta(1, 0, "x", [5]), Delta(1, 0, "y", [6])]
     with pytest.raises(RequestLost):
         stream.result()
@@ -183,7 +189,29 @@ class Conversation(RuleBasedStateMachine):
                 if not asked.over:
                     asked.end = RequestLost
             self.cancelled.clear()
-        self.session.feed(b"")
+        self.session.reconnect = 0
+        assert not self.session.broke()
+
+    @precondition(lambda self: self.session.lost is None)
+    @rule(more_than_once=st.booleans())
+    def breaks(self, more_than_once: bool) -> None:
+        """Another process answers, and is told what is under way, and what came of it."""
+        for _ in range(1 + more_than_once):
+            assert self.session.broke()
+        assert sent(self.session) == [Hello(WIRE_VERSION)]
+        self.cancelled.clear()  # it does not know what it should cancel
+        feed(self.session, WELCOME)
+        told = {message.request_id: message.resumed for message in sent(self.session) if isinstance(message, Submit)}
+        assert list(told) == sorted(told)
+        running = {asked.request.request_id: asked for asked in self.asked if not asked.over}
+        assert told.keys() == running.keys()
+        for request_id, resumed in told.items():
+            assert resumed is not None
+            asked = running[request_id]
+            for index, output in enumerate(resumed.outputs):
+                assert (output is not None) == (index in asked.open)
+                if output is not None:
+                    assert unpack_int32(output.token_ids_i32).tolist() == asked.tokens[index]
 
     @invariant()
     def everything_is_as_it_was_told(self) -> None:
@@ -214,3 +242,34 @@ class Conversation(RuleBasedStateMachine):
 
 TestConversation = Conversation.TestCase
 TestConversation.settings = settings(max_examples=40)
+
+
+def test_an_engine_that_comes_back_is_asked_again_and_told_of_what_came() -> None:
+    session = connected()
+    question = session.health()
+    seen = session.stream("a", SamplingParams(n=2), "salt")
+    sent(session)
+    prompt = pack_int32([7, 8])
+    feed(session, Accepted(2, prompt, None, 99), Delta(2, 0, "abc", [1, 2], reasoning="hm"), Delta(2, 1, "x", [3], "stop"))
+    assert session.broke()
+    late = session.submit("b", None, "")  # while nobody is there
+    assert sent(session) == [Hello(WIRE_VERSION)]
+    assert "waiting for the engine to come back" in session.describe()
+    feed(session, WELCOME)
+    again, new, asked = sent(session)
+    assert isinstance(again, Submit) and isinstance(new, Submit)
+    assert again.resumed == Resumed(prompt, 99, (ResumedOutput(pack_int32([1, 2]), 3, 2, 0), None))
+    assert (again.cache_salt, again.stream, new.request_id) == ("salt", True, late.request_id)
+    assert asked == Ask(1, "health")
+    feed(session, Delta(2, 0, "d", [4], "length"))
+    assert [piece.token_ids for piece in read(seen)] == [[1, 2], [3], [4]]
+    assert not question.ready and not late.ready
+
+
+def test_another_model_is_not_taken_for_the_same_engine() -> None:
+    session = connected()
+    stream = session.stream("a", None, "")
+    assert session.broke()
+    feed(session, Welcome(WIRE_VERSION, ("other",), 100, 50))
+    with pytest.raises(RequestLost, match=r"another engine answers at /engine.sock than before: it serves other"):
+        stream.result()
