@@ -2,6 +2,7 @@
 
 import os
 import selectors
+import shutil
 import socket
 from collections import deque
 from collections.abc import Mapping
@@ -11,6 +12,7 @@ import msgspec
 
 from frontend.launcher.child import PROGRAMS, ChildProcess, Programs
 from frontend.launcher.events import (
+    SCHEDULER,
     Announce,
     Begin,
     Child,
@@ -245,7 +247,10 @@ class Engine:
                 self._exit_code = code
 
     def _spawn(self, child: Child, epoch: int, session: int) -> None:
-        Path(session_dir(self._run_dir.path, session)).mkdir(mode=0o700, exist_ok=True)
+        if child == SCHEDULER and session > 0:
+            Path(session_dir(self._run_dir.path, session)).mkdir(mode=0o700, exist_ok=True)
+            if session > 2:  # nobody looks there any more
+                shutil.rmtree(session_dir(self._run_dir.path, session - 2), ignore_errors=True)
         placed = self._placements[child.index] if child.role == "worker" else None
         listener = self._listener or (self._port if self._config.frontends == 1 else None)
         spec = ChildSpec(

@@ -14,12 +14,13 @@ class Lives:
     """The children of one engine. Starting and killing one appends the command for it to `commands`."""
 
     def __init__(self, workers: int, frontends: int, restart_delay: float, max_restarts: int, commands: list[Command]) -> None:
-        self.workers = {Child("worker", index): RestartPolicy(restart_delay) for index in range(workers)}
+        several = max(1, max_restarts // 2)  # deaths of a process without which the engine still serves
+        self.workers = {Child("worker", index): RestartPolicy(restart_delay, several) for index in range(workers)}
         self.frontends = {
-            Child("frontend", index): RestartPolicy(restart_delay, max_restarts=max_restarts) for index in range(frontends)
+            Child("frontend", index): RestartPolicy(restart_delay, max_restarts + 1, vital=True) for index in range(frontends)
         }
-        self.grammar = RestartPolicy(restart_delay)
-        self.scheduler = RestartPolicy(restart_delay, max_restarts=max_restarts)
+        self.grammar = RestartPolicy(restart_delay, several)
+        self.scheduler = RestartPolicy(restart_delay, max_restarts + 1, vital=True)
         self._replaced = self.workers | self.frontends | {GRAMMAR: self.grammar, SCHEDULER: self.scheduler}
         self._latest: dict[Child, Incarnation] = {}
         self._commands = commands

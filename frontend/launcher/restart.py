@@ -4,7 +4,6 @@ from collections import deque
 
 LONGEST = 30  # times the first delay; beyond this an operator waits longer for a mended device than the device needs
 WINDOW = 300.0  # seconds over which deaths are counted
-DEATHS_IN_WINDOW = 5  # this many deaths of one worker within the window are a crash loop
 VITAL_WINDOW = 60.0  # seconds over which deaths of a process are counted that all requests go through
 FAILED_BOOTS = 3  # deaths in a row before ready: a start may take longer than the window, so these count without one
 
@@ -13,15 +12,15 @@ class RestartPolicy:
     """The deaths of one child. It starts again at once, since most deaths are single, then after 1, 2, 4, … 30 times the first
     delay while deaths stay close."""
 
-    def __init__(self, first_delay: float, *, max_restarts: int | None = None) -> None:
-        """`first_delay`: seconds before the second restart in a row. `max_restarts`: of a process that all requests go through. It
-        always starts again at once, unless it fails to start, and this often within VITAL_WINDOW (as supervisors of Erlang/OTP
-        have it: an intensity).
+    def __init__(self, first_delay: float, max_deaths: int, *, vital: bool = False) -> None:
+        """`first_delay`: seconds before the second restart in a row. `max_deaths`: this many within a window are a crash loop (what
+        supervisors of Erlang/OTP call an intensity). `vital`: all requests go through it, so it always starts again at once, unless
+        it fails to start.
         """
         self._first_delay = first_delay
-        self._vital = max_restarts is not None
-        self._max_deaths = DEATHS_IN_WINDOW if max_restarts is None else max_restarts + 1
-        self._window = WINDOW if max_restarts is None else VITAL_WINDOW
+        self._vital = vital
+        self._max_deaths = max_deaths
+        self._window = VITAL_WINDOW if vital else WINDOW
         self._deaths: deque[float] = deque()  # within the window
         self._failed_boots = 0
         self.due: float | None = None  # when it starts again, seconds; None: it lives

@@ -31,7 +31,7 @@ from frontend.launcher.events import (
 )
 from frontend.launcher.liveness import Limits
 from frontend.launcher.phase import DRAIN_MARGIN, EXIT_GRACE, LAST_WORDS, STOP_GRACE, STOP_WORDS, TERM_GRACE
-from frontend.launcher.restart import DEATHS_IN_WINDOW, FAILED_BOOTS, LONGEST
+from frontend.launcher.restart import FAILED_BOOTS, LONGEST
 from frontend.launcher.supervisor import Supervisor
 from protocol.errors import ExitCode
 from protocol.messages import (
@@ -49,6 +49,7 @@ from protocol.messages import (
 )
 
 W0, W1 = Child("worker", 0), Child("worker", 1)
+DEATHS = 5  # of a worker that are a crash loop: half of the restarts that others have
 LIMITS = Limits(pulse=10.0, step=60.0, boot=600.0)
 
 
@@ -164,7 +165,7 @@ def test_starts_that_fail_are_tried_for_ever_too() -> None:
 def test_the_only_worker_in_a_crash_loop_ends_the_engine() -> None:
     supervisor = serving(workers=1)
     commands, delays = die_again_and_again(supervisor, 40)
-    assert len(delays) == DEATHS_IN_WINDOW - 1
+    assert len(delays) == DEATHS - 1
     assert "worker 0 died 5 times within 300 s, so the engine gives up; last: worker 0 ended with exit code 1" in texts(commands)
     assert supervisor.exit_code == ExitCode.CRASHED
 
@@ -192,7 +193,7 @@ def test_a_single_death_of_the_last_worker_does_not_end_the_engine() -> None:
 
 def test_deaths_far_apart_are_no_crash_loop() -> None:
     supervisor = serving()
-    for epoch in range(3 * DEATHS_IN_WINDOW):
+    for epoch in range(3 * DEATHS):
         assert Spawn(W0, epoch + 1) in supervisor.handle(Exited(W0, epoch, 1), 1000.0 * (epoch + 1))
         supervisor.handle(Said(W0, epoch + 1, Ready()), 1000.0 * (epoch + 1) + 5)
 
@@ -316,7 +317,7 @@ def test_the_death_of_scheduler_or_frontend_without_restarts_ends_the_engine() -
 
 def test_a_grammar_process_that_dies_or_is_stuck_is_replaced_however_often() -> None:
     supervisor = serving(workers=1)
-    for epoch in range(2 * DEATHS_IN_WINDOW):
+    for epoch in range(2 * DEATHS):
         commands = supervisor.handle(Exited(GRAMMAR, epoch, -signal.SIGKILL), 10.0 + 100.0 * epoch)
         assert "structured outputs wait" in texts(commands)
         if Spawn(GRAMMAR, epoch + 1) not in commands:
@@ -324,7 +325,7 @@ def test_a_grammar_process_that_dies_or_is_stuck_is_replaced_however_often() -> 
             assert deadline is not None
             assert supervisor.handle(Tick(), deadline) == [Spawn(GRAMMAR, epoch + 1)]
     supervisor.validate()
-    epoch = 2 * DEATHS_IN_WINDOW
+    epoch = 2 * DEATHS
     supervisor.handle(Said(GRAMMAR, epoch, Ready()), 2000.0)
     assert supervisor.handle(Said(GRAMMAR, epoch, Failed(1, "no memory")), 2001.0) == []
     assert supervisor.handle(Tick(), 2001.0 + TERM_GRACE) == [Signal(GRAMMAR, signal.SIGKILL)]
