@@ -1,32 +1,28 @@
 """Moves token ids between the frontend's interfaces and the scheduler: numbers requests, hands each one its tokens."""
 
 import asyncio
-import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 
 from frontend.errors import EngineUnavailable, Overloaded, ShuttingDown
-from frontend.server.measures import Measures, Snapshot, Timeline
+from frontend.server.journal import Journal
+from frontend.server.measures import Measures, Snapshot
 from frontend.server.measures_board import MeasuresBoard
 from frontend.server.prompt_scores import PromptLogprobs
 from frontend.server.token_stream import Generation
 from frontend.server.visit import current
 from protocol.channel import Receiver, Sender
 from protocol.clock import ChargedClock, now_ns
-from protocol.codec import Int32Array, Int64Array, pack_int32, unpack_int32, unpack_uint64
+from protocol.codec import Int32Array, Int64Array
 from protocol.config import EngineConfig
 from protocol.endpoints import SCHEDULER_INBOX, frontend_inbox, ipc_address, session_dir
 from protocol.errors import EngineError
 from protocol.messages import (
     SCHEDULER_TO_FRONTEND,
-    AbortRequest,
-    AddRequest,
     EngineReady,
     EngineStats,
-    Finished,
-    FinishReason,
     FrontendJoined,
     FrontendToScheduler,
     GetStats,
@@ -38,9 +34,6 @@ from protocol.messages import (
     TraceRecords,
 )
 from protocol.params import EngineParams
-from protocol.request_ids import request_ids
-
-_LOG = logging.getLogger(__name__)
 
 _MOST_REQUESTS = 16_384  # accepted and not ended, of all frontends: bounds the memory that clients can make the engine hold
 _MOST_TOKENS = 1 << 26  # of their prompts together: four bytes each, in the pipe and in the scheduler
@@ -66,18 +59,13 @@ class Router:
         self.index = index
         self._open_pipes(session)
         self._hello = FrontendJoined(index, epoch)
-        self._ids = request_ids(index, epoch)
-        self._generations: dict[int, Generation] = {}
-        self._num_tokens = 0  # of their prompts
+        self.journal = Journal(index, epoch, self._say, self._note_end)
         self._queries: dict[int, _Query] = {}
         self._capacity: EngineReady | None = None
         self._first_ready: asyncio.Future[EngineReady] | None = None
         self._answered = np.zeros((_ANSWERED_CAPACITY, 3), np.int64)
         self._num_answered = 0
         self.num_messages = 0  # from the scheduler
-        self.num_resumed = 0  # requests that another scheduler was told of again
-        self.num_repeated = 0  # tokens that came a second time, or behind others that are missing: dropped
-        self.measures = Measures()
         self._board = MeasuresBoard(run_dir, index, config.frontends)
         self.latest_stats = EngineStats(0, 0, (), {})  # as the scheduler said last by itself, at its pulse
         self._clock = ChargedClock(int(config.pulse_interval * 1e9), now_ns())
@@ -111,9 +99,7 @@ class Router:
         if watched:
             self._inbox.watch(asyncio.get_running_loop(), self._on_message)
             self._outbox.send(self._hello)
-        for generation in self._generations.values():
-            self._outbox.send(generation.resume())
-        self.num_resumed += len(self._generations)
+        self.journal.tell_again()
         for query in self._queries.values():
             self._outbox.send(query.question)
 
@@ -137,12 +123,17 @@ class Router:
     @property
     def num_requests(self) -> int:
         """Requests accepted and not ended."""
-        return len(self._generations)
+        return len(self.journal)
+
+    @property
+    def measures(self) -> Measures:
+        """Of the requests of this frontend."""
+        return self.journal.measures
 
     @property
     def is_full(self) -> bool:
         """Whether as many requests are under way as may be."""
-        return len(self._generations) >= _MOST_REQUESTS // self._config.frontends
+        return len(self.journal) >= _MOST_REQUESTS // self._config.frontends
 
     @property
     def malformed_frames(self) -> int:
@@ -176,36 +167,23 @@ class Router:
         if self.is_full:
             raise Overloaded(f"{_MOST_REQUESTS // self._config.frontends} requests are under way: try again later")
         most = _MOST_TOKENS // self._config.frontends
-        if self._generations and self._num_tokens + len(token_ids) > most:
+        if len(self.journal) and self.journal.num_tokens + len(token_ids) > most:
             raise Overloaded(f"requests with {most} tokens of prompts together are under way: try again later")
         visit = current()
-        request = AddRequest(
-            request_id=next(self._ids),
-            token_ids_i32=pack_int32(token_ids),
-            num_prompt_tokens=len(token_ids),
-            params=params,
+        generation = self.journal.accept(
+            token_ids,
+            params,
             priority=priority,
             stream=stream,
             cache_salt=cache_salt,
             name=visit.name if visit is not None else "",
+            scores=scores,
+            known=() if known is None else known.tolist(),
         )
-        timeline = Timeline(len(token_ids), params.max_tokens, now_ns())
-        generation = Generation(self, request, timeline, scores, () if known is None else known.tolist())
         if visit is not None:
             visit.outputs.append(generation.timeline)
             visit.model = visit.model or self._config.served_model_names[0]
-        self._outbox.send(request if known is None else generation.resume())
-        self._generations[generation.request_id] = generation
-        self._num_tokens += len(token_ids)
         return generation
-
-    def abort(self, generation: Generation, reason: FinishReason = "abort") -> None:
-        """Forgets a request and tells the scheduler; late tokens are dropped. `reason`: why, in measures."""
-        if self._generations.pop(generation.request_id, None) is not None:
-            self._num_tokens -= generation.timeline.num_prompt_tokens
-            self.measures.request_ended(generation.count(), reason, now_ns())
-            self._outbox.send(AbortRequest(generation.request_id))
-            self._note_end()
 
     async def try_out(self) -> None:
         """Has every worker read a prompt and decode, through all processes, before anybody is served. What that took is no measure
@@ -223,7 +201,7 @@ class Router:
                             raise EngineUnavailable(f"the first decode failed: {delta.message}")
         except TimeoutError as error:
             raise EngineUnavailable(f"the first decode took more than {seconds:g} s") from error
-        self.measures = Measures()
+        self.journal.measures = Measures()
 
     async def stats(self) -> EngineStats:
         """The scheduler's statistics. Raises EngineUnavailable when it does not answer, and what `fail_all` was given."""
@@ -258,7 +236,7 @@ class Router:
     async def drain(self) -> None:
         """Takes no new requests and returns when the running ones have ended."""
         self._refusal = self._refusal or ShuttingDown("the engine is shutting down and takes no new requests")
-        if self._generations:
+        if len(self.journal):
             await self._emptied.wait()
 
     def fail_all(self, error: EngineError) -> None:
@@ -271,9 +249,9 @@ class Router:
             if not query.answer.done():
                 query.answer.set_exception(error)
         self._queries.clear()
-        for generation in list(self._generations.values()):
+        for generation in self.journal.open():
             generation.fail(error)
-            self.abort(generation, "error")
+            self.journal.abort(generation, "error")
             generation.wake()
 
     def close(self) -> None:
@@ -297,7 +275,7 @@ class Router:
         if self._failure is not None:
             raise self._failure.with_traceback(None)
         self._check_scheduler()
-        query_id = next(self._ids)
+        query_id = next(self.journal.ids)
         query = self._queries[query_id] = _Query(question(query_id), asyncio.get_running_loop().create_future())
         try:
             self._outbox.send(query.question)
@@ -332,62 +310,11 @@ class Router:
         came_ns = now_ns()
         self._answered[self._num_answered % _ANSWERED_CAPACITY] = batch.worker, batch.step_id, came_ns
         self._num_answered += 1
-        woken = []
-        generations, logprobs = self._generations, batch.logprobs
-        for request_id, count in batch.num_cached_tokens.items():
-            if (generation := generations.get(request_id)) is not None and not generation.resumed:
-                generation.num_cached_tokens = count
-                generation.timeline.queue_ns = batch.queue_ns.get(request_id, 0)
-        waited: dict[int, int] = {}  # when a token before came in -> how many tokens of this batch follow one of that time
-        for request_id, scores in batch.prompt_scores.items():
-            if (generation := generations.get(request_id)) is not None and generation.scores is not None:
-                generation.scores.add(scores)
-        request_ids, token_ids = unpack_uint64(batch.request_ids_u64).tolist(), unpack_int32(batch.token_ids_i32).tolist()
-        lengths = unpack_int32(batch.lengths_i32).tolist()
-        for request_id, token_id, length in zip(request_ids, token_ids, lengths, strict=True):
-            generation = generations.get(request_id)
-            if generation is not None:
-                if length != generation.length + 1:
-                    self._on_misplaced(generation, length)
-                    continue
-                generation.lacks_tokens = False
-                generation.push(token_id, logprobs.get(request_id) if logprobs else None)
-                woken.append(generation)
-                timeline = generation.timeline
-                if previous := timeline.last_ns:
-                    waited[previous] = waited.get(previous, 0) + 1
-                else:
-                    self.measures.first_came(timeline, came_ns)
-                timeline.last_ns = came_ns
-        self.measures.others_came(waited, came_ns)
-        for finished in batch.finished:
-            generation = generations.get(finished.request_id)
-            if generation is not None and not generation.lacks_tokens:
-                del generations[finished.request_id]
-                self._num_tokens -= generation.timeline.num_prompt_tokens
-                generation.finish(finished)
-                self._measure(generation.count(), finished, came_ns)
-                woken.append(generation)
-        for generation in woken:
-            generation.wake()
-        self._note_end()
+        self.journal.take(batch, came_ns)
 
-    def _on_misplaced(self, generation: Generation, length: int) -> None:
-        """A token came that is not the next. One that came before is dropped; behind a gap, the request is told again, once."""
-        self.num_repeated += 1
-        if length > generation.length and not generation.lacks_tokens:
-            _LOG.error("tokens of request %d were lost on the way here: they are computed again", generation.request_id)
-            generation.lacks_tokens = True
-            self._outbox.send(AbortRequest(generation.request_id))
-            self._outbox.send(generation.resume())
-
-    def _measure(self, timeline: Timeline, finished: Finished, now_ns: int) -> None:
-        if not timeline.first_ns:
-            timeline.queue_ns = finished.queue_ns
-        if timeline.num_tokens and not timeline.first_ns:
-            self.measures.all_came(timeline, finished.prefill_ns, now_ns)
-        self.measures.request_ended(timeline, finished.reason, now_ns)
+    def _say(self, message: FrontendToScheduler) -> None:
+        self._outbox.send(message)  # that of the session
 
     def _note_end(self) -> None:
-        if self._refusal is not None and not self._generations:
+        if self._refusal is not None:
             self._emptied.set()

@@ -28,7 +28,7 @@ class TokenDelta:
 
 
 class Aborts(Protocol):
-    """The router, as a request sees it."""
+    """The journal, as a request sees it."""
 
     def abort(self, generation: "Generation", reason: FinishReason) -> None:
         """Forgets a request and tells the scheduler."""
@@ -44,11 +44,11 @@ class Generation:
     __slots__ = (
         "_error",
         "_finished",
+        "_journal",
         "_known",
         "_logprobs",
         "_over",
         "_request",
-        "_router",
         "_taken",
         "_tokens",
         "_waiter",
@@ -62,7 +62,7 @@ class Generation:
 
     def __init__(
         self,
-        router: Aborts,
+        journal: Aborts,
         request: AddRequest,
         timeline: Timeline,
         scores: PromptLogprobs | None = None,
@@ -76,7 +76,7 @@ class Generation:
         self.timeline = timeline
         self.scores = scores
         self.num_cached_tokens = 0  # of the prompt, known with the first token
-        self._router = router
+        self._journal = journal
         self._request = request
         self._tokens = array("i", known)  # all that came
         self._known = len(self._tokens)
@@ -93,7 +93,7 @@ class Generation:
     async def __anext__(self) -> TokenDelta:
         if self._over:
             raise StopAsyncIteration
-        while self._taken == len(self._tokens) and self._finished is None:
+        while not self.has_news:
             if self._error is not None:
                 self._over = True
                 raise self._error.with_traceback(None)  # the error is shared, its traceback is not
@@ -104,7 +104,12 @@ class Generation:
                 self._waiter = None
             if self._over:
                 raise StopAsyncIteration
-        return self._take()
+        return self.take()
+
+    @property
+    def has_news(self) -> bool:
+        """Whether there is a delta that nobody has."""
+        return self._taken < len(self._tokens) or self._finished is not None
 
     def cancel(self, reason: FinishReason = "abort") -> None:
         """Aborts the request; nothing follows. Idempotent, and without effect on one that has ended. `reason`: why, in measures."""
@@ -112,7 +117,7 @@ class Generation:
             return
         self._over = True
         if self._finished is None:
-            self._router.abort(self, reason)
+            self._journal.abort(self, reason)
         self._end_scores()
         self.wake()
 
@@ -122,19 +127,19 @@ class Generation:
         return self._request.num_prompt_tokens + len(self._tokens)
 
     def resume(self) -> AddRequest:
-        """The router's: what a scheduler is told that knows nothing of this request."""
+        """The journal's: what a scheduler is told that knows nothing of this request."""
         self.resumed = True
         request = self._request
         return msgspec.structs.replace(request, token_ids_i32=request.token_ids_i32 + self._tokens.tobytes())
 
     def push(self, token_id: int, logprobs: TopLogprobs | None) -> None:
-        """The router's: one more token."""
+        """The journal's: one more token."""
         self._tokens.append(token_id)
         if logprobs is not None:
             self._logprobs.append(logprobs)
 
     def finish(self, finished: Finished) -> None:
-        """The router's: nothing follows."""
+        """The journal's: nothing follows."""
         self._finished = finished
         self._end_scores()
         if not self.resumed:
@@ -143,18 +148,18 @@ class Generation:
             self._tokens, self._taken = array("i", finished.token_ids_i32), 0
 
     def count(self) -> Timeline:
-        """The router's: it ends here, with the tokens that came so far."""
+        """The journal's: it ends here, with the tokens that came so far."""
         self.timeline.num_tokens = len(self._tokens)
         self.timeline.num_cached_tokens = self.num_cached_tokens
         return self.timeline
 
     def fail(self, error: EngineError) -> None:
-        """The router's: no further tokens, and no answer."""
+        """The journal's: no further tokens, and no answer."""
         self._error = error
         self._end_scores()
 
     def wake(self) -> None:
-        """The router's: lets the reader see what was pushed."""
+        """The journal's: lets the reader see what was pushed."""
         if self._waiter is not None and not self._waiter.done():
             self._waiter.set_result(None)
 
@@ -162,7 +167,8 @@ class Generation:
         if self.scores is not None:
             self.scores.end()
 
-    def _take(self) -> TokenDelta:
+    def take(self) -> TokenDelta:
+        """The delta that `has_news` speaks of."""
         if self._taken < self._known:  # alone, since it has no log-probabilities
             self._taken = self._known
             return TokenDelta(self._tokens[: self._known].tolist(), [], num_cached_tokens=self.num_cached_tokens)

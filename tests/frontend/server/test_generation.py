@@ -1,15 +1,14 @@
 """Tokens of the router to text: the real generation object, its tokens pushed by hand."""
 
 import asyncio
-from collections.abc import Iterator, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 
 import numpy as np
 import pytest
 
 from frontend.server.generation import TextDelta, TextGeneration
+from frontend.server.journal import Journal
 from frontend.server.measures import Timeline
-from frontend.server.router import Router
 from frontend.server.text.stops import StopPatterns
 from frontend.server.text.tokenizer import Tokenizer, load_tokenizer
 from frontend.server.text_request import TextRequest
@@ -26,13 +25,10 @@ def tokenizer() -> Tokenizer:
 
 
 @pytest.fixture
-def generation(tmp_path: Path) -> Iterator[Generation]:
-    router = Router(demo_config(), str(tmp_path))
-    yield Generation(
-        router, AddRequest(1, bytes(4), 1, EngineParams(max_tokens=9)), Timeline(num_prompt_tokens=1, max_tokens=9, submitted_ns=0)
-    )
-    router._inbox.close()
-    router._outbox.close()
+def generation() -> Generation:
+    request = AddRequest(1, bytes(4), 1, EngineParams(max_tokens=9))
+    timeline = Timeline(num_prompt_tokens=1, max_tokens=9, submitted_ns=0)
+    return Generation(Journal(0, 0, lambda _: None), request, timeline)
 
 
 def _finished(reason: FinishReason = "length", stop_token_id: int = -1) -> Finished:

@@ -424,7 +424,7 @@ def test_another_scheduler_is_told_of_all_that_has_not_ended_with_the_tokens_tha
                 assert delta.num_cached_tokens == 2, "of the first time"
                 tokens += delta.token_ids
             assert tokens[-1] == 5
-            assert router.num_resumed == 2
+            assert router.journal.num_resumed == 2
         finally:
             successor.close()
 
@@ -454,7 +454,7 @@ def test_a_token_that_comes_twice_is_dropped_and_one_that_is_missing_asked_for_a
         async for delta in generation:
             tokens += delta.token_ids
         assert tokens == [7, 8, 9, 10]
-        assert router.num_repeated == 3
+        assert router.journal.num_misplaced == 3
         await settle(router, scheduler)  # nothing else was said
 
     on_pipes(tmp_path, test)

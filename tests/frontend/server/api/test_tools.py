@@ -2,8 +2,6 @@
 
 import asyncio
 import json
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import httpx
@@ -17,8 +15,8 @@ from frontend.server.api.chat import ChatAnswer
 from frontend.server.api.schemas import CHAT_DECODER, ChatRequest
 from frontend.server.api.tools import calling_of, tools_of
 from frontend.server.generation import TextGeneration
+from frontend.server.journal import Journal
 from frontend.server.measures import Timeline
-from frontend.server.router import Router
 from frontend.server.text.dialect import Dialect
 from frontend.server.text.tokenizer import Tokenizer, load_tokenizer
 from frontend.server.text_request import TextRequest
@@ -41,13 +39,10 @@ def tokenizer() -> Tokenizer:
 
 
 @pytest.fixture
-def generation(tmp_path: Path) -> Iterator[Generation]:
-    router = Router(demo_config(), str(tmp_path))
-    yield Generation(
-        router, AddRequest(1, bytes(4), 1, EngineParams(max_tokens=9)), Timeline(num_prompt_tokens=1, max_tokens=9, submitted_ns=0)
-    )
-    router._inbox.close()
-    router._outbox.close()
+def generation() -> Generation:
+    request = AddRequest(1, bytes(4), 1, EngineParams(max_tokens=9))
+    timeline = Timeline(num_prompt_tokens=1, max_tokens=9, submitted_ns=0)
+    return Generation(Journal(0, 0, lambda _: None), request, timeline)
 
 
 def _asked(**fields: Any) -> ChatRequest:
