@@ -16,7 +16,7 @@ from protocol.errors import ModelError
 from tpu_worker.inputs import StepInputs
 from tpu_worker.models.family import Parameters, Weights
 from tpu_worker.models.files import ConfigJson, GgufFile, check_num_layers, check_sizes
-from tpu_worker.models.layers import activate, rms_norm
+from tpu_worker.models.layers import gated, rms_norm
 from tpu_worker.models.spec import LayerSpec, LogicalAxis, ModelSpec, ParameterSpec, Part
 from tpu_worker.platforms.metadata import AttentionSpec
 from tpu_worker.platforms.platform import Cache, Platform, Prepared
@@ -282,7 +282,7 @@ def _mix(eps: float, platform: Platform, weights: Weights, x: jax.Array, attende
     if "gate_up_bias" in weights:
         both = linear(x, gate_up, num_rows=num_rows, norm=norm, eps=eps) + value(weights["gate_up_bias"])
         gate, up = jnp.split(both, 2, axis=-1)
-        inner = activate("silu", gate) * up
+        inner = gated("silu", gate, up)
     else:
         inner = linear(x, gate_up, activation="silu", num_rows=num_rows, norm=norm, eps=eps)
     x = linear(inner, weights["down"], num_rows=num_rows, residual=x)

@@ -6,16 +6,24 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-Activation = Literal["silu", "gelu_tanh"]
+Activation = Literal["silu", "gelu_tanh", "clamped_swiglu"]
+
+SWIGLU_LIMIT, SWIGLU_SLOPE = 7.0, 1.702  # of "clamped_swiglu": where it is clamped, and how steep its logistic function is
 
 
-def activate(activation: Activation, x: jax.Array) -> jax.Array:
-    """x / (1 + e^-x), or the Gaussian error linear unit with its approximation by a hyperbolic tangent."""
+def gated(activation: Activation, gate: jax.Array, up: jax.Array) -> jax.Array:
+    """activation(gate) * up: with x / (1 + e^-x), or the Gaussian error linear unit, approximated by a hyperbolic tangent.
+
+    "clamped_swiglu" is gpt-oss's (OpenAI 2025): both are clamped, and 1 is added to up.
+    """
     match activation:
         case "silu":
-            return jax.nn.silu(x)
+            return jax.nn.silu(gate) * up
         case "gelu_tanh":
-            return jax.nn.gelu(x, approximate=True)
+            return jax.nn.gelu(gate, approximate=True) * up
+        case "clamped_swiglu":
+            gate, up = jnp.minimum(gate, SWIGLU_LIMIT), jnp.clip(up, -SWIGLU_LIMIT, SWIGLU_LIMIT)
+            return gate * jax.nn.sigmoid(gate * SWIGLU_SLOPE) * (up + 1.0)
         case _:
             assert_never(activation)
 

@@ -1,6 +1,6 @@
 """The seam between what the worker does anywhere and how a platform does it: attention, products, memory."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeAlias
 
@@ -107,6 +107,57 @@ class Linear(Protocol):
         ...
 
 
+class PackExperts(Protocol):
+    """`Pack`, of the weights of a layer's experts: one expert after the other, so that they are never there twice."""
+
+    def __call__(
+        self, read: Callable[[int], HostArray | BlockMatrix], num_experts: int, allocate: Allocate, *, gated: bool = False
+    ) -> Packed:
+        """read(expert): its weight as `Pack` takes it, all of one shape and kind."""
+        ...
+
+
+class Experts(Protocol):
+    """The products of a mixture of experts: each token's, with the weights of the experts that it chose, and of no others."""
+
+    def __call__(
+        self,
+        x: jax.Array,
+        chosen: jax.Array,
+        shares: jax.Array,
+        gate_up: Packed,
+        down: Packed,
+        *,
+        activation: Activation,
+        num_rows: jax.Array,
+        norm: Operand | None = None,
+        eps: float = 0.0,
+        gate_up_bias: Operand | None = None,
+        down_bias: Operand | None = None,
+        residual: jax.Array | None = None,
+    ) -> jax.Array:
+        """x [T, in] float32 -> residual + for each of its choices shares[t, c] * expert chosen[t, c] of x[t]: [T, out] float32.
+
+        chosen [T, C] int32, shares [T, C] float32: added up in this order. A choice that is no expert's number counts nothing.
+        gate_up, gated, and down are `PackExperts`'s. gate_up_bias [2 E, mlp]: those of all gates, then the others; down_bias
+        [E, out]. num_rows, norm, eps and residual are as in `Linear`.
+        """
+        ...
+
+
+class Scores(Protocol):
+    """How well each expert suits a token."""
+
+    def __call__(
+        self, x: jax.Array, weight: Operand, *, num_rows: jax.Array, norm: Operand | None = None, eps: float = 0.0
+    ) -> jax.Array:
+        """x [T, in] float32, weight [E, in] float32 -> x times weight [T, E], float32 throughout. The rest is as in `Linear`.
+
+        Nothing is rounded further: where two experts are nearly as good, that could choose the other one.
+        """
+        ...
+
+
 class Lookup(Protocol):
     """Rows of a table."""
 
@@ -161,6 +212,9 @@ class Products:
     place: Place
     pack: Pack
     linear: Linear
+    pack_experts: PackExperts
+    experts: Experts
+    scores: Scores
     lookup: Lookup
     greedy: Greedy
     pick: Pick

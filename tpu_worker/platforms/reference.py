@@ -1,8 +1,14 @@
-"""What paged attention means, in NumPy, one token after the other. Tests hold every fast path against it."""
+"""What paged attention and mixtures of experts mean, in NumPy, one token after the other. Tests hold every fast path against it."""
+
+from collections.abc import Callable
+from typing import Any, TypeAlias
 
 import numpy as np
+import numpy.typing as npt
 
 from protocol.codec import Float32Array, Int32Array
+
+Reals: TypeAlias = npt.NDArray[np.floating[Any]]
 
 
 def attend(
@@ -45,3 +51,32 @@ def attend(
                 out[token + i, head] = weights @ values[:, head // group] / weights.sum()
         token += count
     return out, cache
+
+
+def experts(
+    x: Reals,
+    chosen: Int32Array,
+    shares: Reals,
+    gate_up: Reals,
+    down: Reals,
+    gated: Callable[[Reals, Reals], Reals],
+    gate_up_bias: Reals | None = None,
+    down_bias: Reals | None = None,
+) -> Reals:
+    """What a mixture of experts makes of x [T, in], one token and one choice after the other: [T, out].
+
+    chosen [T, C]: expert numbers, others count nothing; shares [T, C]. gate_up [E, 2 mlp, in], gates first, down [E, out, mlp];
+    gate_up_bias [2 E, mlp], those of all gates first, down_bias [E, out].
+    """
+    num_experts, mlp = len(down), down.shape[2]
+    both = np.zeros((2 * num_experts, mlp)) if gate_up_bias is None else gate_up_bias
+    last = np.zeros(down.shape[:2]) if down_bias is None else down_bias
+    out = np.zeros((len(x), down.shape[1]))
+    for token, row in enumerate(x):
+        for expert, share in zip(chosen[token], shares[token], strict=True):
+            if not 0 <= expert < num_experts:
+                continue
+            gate = gate_up[expert, :mlp] @ row + both[expert]
+            up = gate_up[expert, mlp:] @ row + both[num_experts + expert]
+            out[token] += share * (down[expert] @ gated(gate, up) + last[expert])
+    return out

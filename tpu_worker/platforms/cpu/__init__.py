@@ -8,17 +8,20 @@ from protocol.config import Quantization
 from protocol.errors import ConfigError
 from tpu_worker.models.layers import lookup
 from tpu_worker.platforms import xla
-from tpu_worker.platforms.cpu import attention, products
+from tpu_worker.platforms.cpu import attention, experts, products
 from tpu_worker.platforms.cpu.memory import HostMemory
 from tpu_worker.platforms.cpu.native import build
 from tpu_worker.platforms.cpu.processor import preferred, prefers_blocks
 from tpu_worker.platforms.cpu.stability import measure_rows
 from tpu_worker.platforms.platform import Attention, Platform, Products
+from tpu_worker.platforms.xla import experts as xla_experts
 
 _SATURATING_TOKENS = 128  # products of so many rows run at the speed of arithmetic on every CPU measured
 _BLOCK_SIZE = 16  # tokens: a panel of the C++ kernel, and small blocks are shared between more prompts
 
-XLA_PRODUCTS = replace(xla.PRODUCTS, rows_are_stable=measure_rows)
+XLA_PRODUCTS = replace(
+    xla.PRODUCTS, experts=xla_experts.experts_in_tiles, scores=xla_experts.scores_in_tiles, rows_are_stable=measure_rows
+)
 ATTENTION = Attention(make_caches=attention.make_caches, prepare=attention.prepare, attend=attention.attend)
 
 
@@ -31,6 +34,9 @@ def make_products(quantization: Quantization) -> Products:
         place=products.place,
         pack=functools.partial(products.pack_into, quantization=quantization),
         linear=products.linear,
+        pack_experts=functools.partial(experts.pack_experts, quantization=quantization),
+        experts=experts.experts,
+        scores=experts.scores,
         lookup=lookup,
         greedy=products.greedy,
         pick=products.pick,

@@ -27,7 +27,7 @@ from tpu_worker.stacking import Operand, find
 from tpu_worker.weights.blocks import BLOCK, BlockMatrix, quantise
 
 # As native/gemm.h numbers them; 0 is none.
-_ACTIVATIONS: Mapping[Activation | None, int] = MappingProxyType({None: 0, "silu": 1, "gelu_tanh": 2})
+ACTIVATIONS: Mapping[Activation | None, int] = MappingProxyType({None: 0, "silu": 1, "gelu_tanh": 2, "clamped_swiglu": 3})
 
 
 @jax.tree_util.register_dataclass
@@ -161,7 +161,7 @@ def linear(
         rows,
         layer,
         eps=np.float32(eps),
-        activation=np.int32(_ACTIVATIONS[activation]),
+        activation=np.int32(ACTIVATIONS[activation]),
     )
     return product
 

@@ -2,7 +2,7 @@
 
 from tpu_worker.models.layers import lookup
 from tpu_worker.platforms.platform import Attention, Platform, Products
-from tpu_worker.platforms.xla import attention, products
+from tpu_worker.platforms.xla import attention, experts, products
 from tpu_worker.platforms.xla.memory import AcceleratorMemory
 
 ATTENTION = Attention(make_caches=attention.make_caches, prepare=attention.prepare, attend=attention.attend)
@@ -13,6 +13,9 @@ PRODUCTS = Products(
     place=products.place,
     pack=products.pack,
     linear=products.linear,
+    pack_experts=experts.pack_experts,
+    experts=experts.experts,
+    scores=experts.scores,
     lookup=lookup,
     greedy=products.greedy,
     pick=products.pick,

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tpu_worker import sampler
-from tpu_worker.models.layers import Activation, activate, rms_norm
+from tpu_worker.models.layers import Activation, gated, rms_norm
 from tpu_worker.platforms.platform import Allocate
 from tpu_worker.stacking import Operand, value
 from tpu_worker.weights.blocks import BlockMatrix
@@ -70,7 +70,7 @@ def linear(
     out = jax.lax.dot_general(x.astype(jnp.bfloat16), weight.values, sides, preferred_element_type=jnp.float32)[:rows]
     if activation is not None:
         gate, up = jnp.split(out, 2, axis=-1)
-        out = activate(activation, gate) * up
+        out = gated(activation, gate, up)
     return out if residual is None else out + residual
 
 

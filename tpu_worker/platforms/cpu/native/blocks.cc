@@ -1,6 +1,7 @@
 // An XLA custom call for matrix products with weights in blocks of few bits, and the packing of such weights.
 #include "blocks.h"
 
+#include "experts.h"
 #include "linear.h"
 
 namespace twodeep {
@@ -9,15 +10,26 @@ namespace {
 using Bits4 = Block4<kLanes>;
 using Bits8 = Block8<kLanes>;
 
+// Calls body(blocks, elements) with weights [..., bytes of a block of all columns] as the blocks that have this size.
+template <class Body>
+void as_blocks(const Buffer& weights, const Body& body) {
+  const auto* data = weights.data<uint8_t>();
+  const auto bytes = static_cast<size_t>(weights.dim(weights.rank() - 1));
+  if (bytes == sizeof(Bits4)) {
+    body(reinterpret_cast<const Bits4*>(data), 1);
+  } else {
+    body(reinterpret_cast<const Bits8*>(data), bytes == sizeof(Bits8));
+  }
+}
+
 // For `linear`: weights [layers, panels, blocks, bytes of a block of all columns].
 void linear_blocks(const Call& call) {
-  const Buffer weights = call.operand(1);
-  const auto* data = weights.data<uint8_t>();
-  if (weights.dim(3) == sizeof(Bits4)) {
-    linear(call, reinterpret_cast<const Bits4*>(data), 1);
-  } else {
-    linear(call, reinterpret_cast<const Bits8*>(data), weights.dim(3) == sizeof(Bits8));
-  }
+  as_blocks(call.operand(1), [&](const auto* blocks, int64_t elements) { linear(call, blocks, elements); });
+}
+
+// For `experts`: weights [layers, experts, panels, blocks, bytes of a block of all columns].
+void experts_blocks(const Call& call) {
+  as_blocks(call.operand(1), [&](const auto* blocks, int64_t elements) { experts(call, blocks, elements); });
 }
 
 void pack_block(const uint8_t* quants, uint16_t scale, uint16_t minimum, int column, Bits4& block) {
@@ -41,6 +53,8 @@ void pack_block(const uint8_t* quants, uint16_t scale, int column, Bits8& block)
 }  // namespace twodeep
 
 extern "C" XLA_FFI_Error* twodeep_linear_blocks(XLA_FFI_CallFrame* frame) { return twodeep::handle(frame, twodeep::linear_blocks); }
+
+extern "C" XLA_FFI_Error* twodeep_experts_blocks(XLA_FFI_CallFrame* frame) { return twodeep::handle(frame, twodeep::experts_blocks); }
 
 // Bytes of a block of all columns of a panel.
 extern "C" int twodeep_block_bytes(int bits) { return bits == 4 ? sizeof(twodeep::Bits4) : sizeof(twodeep::Bits8); }

@@ -32,8 +32,8 @@ SOURCES = Path(__file__).parent
 # Of each library, which is a .cc file, the custom calls.
 LIBRARIES: Mapping[str, Sequence[str]] = MappingProxyType(
     {
-        "matmul": ("twodeep_linear", "twodeep_greedy", "twodeep_pick", "twodeep_mask"),
-        "blocks": ("twodeep_linear_blocks",),
+        "matmul": ("twodeep_linear", "twodeep_experts", "twodeep_scores", "twodeep_greedy", "twodeep_pick", "twodeep_mask"),
+        "blocks": ("twodeep_linear_blocks", "twodeep_experts_blocks"),
         "attention": ("twodeep_attend", "twodeep_reserve"),
     }
 )

@@ -30,10 +30,10 @@ template <int W, class B>
 inline constexpr size_t kRowBytes = kRowElements<W, B> * sizeof(B);
 
 // Scratch memory: what all threads read of the caller's, and what a thread has for itself.
-enum { kPrepared, kProducts, kExpanded };
+enum { kPrepared, kProducts, kExpanded, kSummands };
 
-// What is done to a gate before it multiplies.
-enum class Activation : int32_t { kNone, kSilu, kGeluTanh };
+// What is done to a gate before it multiplies. The last one is gpt-oss's: both are clamped, and 1 is added to what it multiplies.
+enum class Activation : int32_t { kNone, kSilu, kGeluTanh, kClampedSwiglu };
 
 // For each type B of panel elements there are, in narrow.h or blocks.h, `prepare`, which returns the inputs of all rows as they are
 // multiplied, and `multiply`, which multiplies some of them with some panels.
@@ -47,6 +47,9 @@ struct Gemm {
   int rows, k, n, panels;
   float eps;
   Activation activation;  // but for none, panels alternate between gate and up: out = activation(gate) * up, n counts pairs of columns
+  const int32_t* from = nullptr;   // [rows]: which row of x each one is; null: they are the rows of x
+  const float* bias = nullptr;     // [N], added to products before anything else is done to them, or null; if gated, to those of the gate,
+  const float* bias_up = nullptr;  // [N], and to the others
 
   bool gated() const { return activation != Activation::kNone; }
   int depth() const { return (k + kSpan<B> - 1) / kSpan<B>; }
@@ -90,7 +93,7 @@ void rms_norm(const float* x, const float* weight, float eps, int k, float* y) {
 // A row of inputs, normed if need be.
 template <int W, class B>
 const float* input_row(const Gemm<B>& g, int row) {
-  const float* x = g.x + static_cast<size_t>(row) * g.k;
+  const float* x = g.x + static_cast<size_t>(g.from ? g.from[row] : row) * g.k;
   if (!g.norm) return x;
   float* normed = scratch<kProducts>(g.k);
   rms_norm<W>(x, g.norm, g.eps, g.k, normed);
@@ -109,6 +112,28 @@ template <int W>
   return x * (s < 0.0f ? e : splat<F>(1.0f)) / (1.0f + e);
 }
 
+// What a gated weight yields of a gate and of what it multiplies. The constants of the clamped one are those of gpt-oss (OpenAI 2025).
+template <int W>
+[[gnu::always_inline]] inline typename Vec<W>::f32 gated(Activation activation, typename Vec<W>::f32 gate, typename Vec<W>::f32 up) {
+  using F = typename Vec<W>::f32;
+  if (activation != Activation::kClampedSwiglu) return activate<W>(activation, gate) * up;
+  constexpr float kLimit = 7.0f, kSlope = 1.702f;
+  const F limit = splat<F>(kLimit);
+  gate = gate > limit ? limit : gate;
+  up = up > limit ? limit : up;
+  up = up < -limit ? -limit : up;
+  return activate<W>(Activation::kSilu, gate * kSlope) * (1.0f / kSlope) * (up + 1.0f);
+}
+
+// W numbers of a bias from `column` on, zeros behind its end.
+template <int W>
+[[gnu::always_inline]] inline typename Vec<W>::f32 bias_at(const float* bias, int column, int n) {
+  if (column + W <= n) return load<typename Vec<W>::f32>(bias + column);
+  float lanes[W] = {};
+  for (int i = 0; column + i < n; ++i) lanes[i] = bias[column + i];
+  return load<typename Vec<W>::f32>(lanes);
+}
+
 // From raw products to one row of the output: columns [first * 2W, last * 2W) of the panels, cut off at the width of the output.
 template <int W, class B>
 void finish(const Gemm<B>& g, const float* c, int row, int first, int last) {
@@ -122,7 +147,12 @@ void finish(const Gemm<B>& g, const float* c, int row, int first, int last) {
     for (int h = 0; h < kColumns; h += W) {
       const int at = (p - first) * kColumns + h;
       F y = load<F>(c + at);
-      if (g.gated()) y = activate<W>(g.activation, y) * load<F>(c + at + kColumns);
+      if (g.bias) y += bias_at<W>(g.bias, column + h, g.n);
+      if (g.gated()) {
+        F up = load<F>(c + at + kColumns);
+        if (g.bias_up) up += bias_at<W>(g.bias_up, column + h, g.n);
+        y = gated<W>(g.activation, y, up);
+      }
       const int width = std::min(W, g.n - column - h);
       if (width == W) {
         if (residual) y += load<F>(residual + column + h);

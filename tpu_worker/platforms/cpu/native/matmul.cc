@@ -1,4 +1,5 @@
 // XLA custom calls for matrix products with bf16 weights and for the largest of a row of logits, and the packing of such weights.
+#include "experts.h"
 #include "linear.h"
 #include "masked.h"
 #include "narrow.h"
@@ -8,6 +9,9 @@ namespace {
 
 // For `linear`: bf16 weights [layers, panels, depth, columns].
 void linear_narrow(const Call& call) { linear(call, call.operand(1).data<Narrow>(), call.operand(1).dim(3)); }
+
+// For `experts`: bf16 weights [layers, experts, panels, depth, columns].
+void experts_narrow(const Call& call) { experts(call, call.operand(1).data<Narrow>(), call.operand(1).dim(4)); }
 
 // Index of the first of the largest of x[0 … n); -1 if that is NaN or infinite.
 template <int W>
@@ -79,6 +83,10 @@ void pack(const S* weight, int n, int k, bool gated, Narrow* panels) {
 }  // namespace twodeep
 
 extern "C" XLA_FFI_Error* twodeep_linear(XLA_FFI_CallFrame* frame) { return twodeep::handle(frame, twodeep::linear_narrow); }
+
+extern "C" XLA_FFI_Error* twodeep_experts(XLA_FFI_CallFrame* frame) { return twodeep::handle(frame, twodeep::experts_narrow); }
+
+extern "C" XLA_FFI_Error* twodeep_scores(XLA_FFI_CallFrame* frame) { return twodeep::handle(frame, twodeep::scores); }
 
 extern "C" XLA_FFI_Error* twodeep_greedy(XLA_FFI_CallFrame* frame) { return twodeep::handle(frame, twodeep::greedy); }
 

@@ -105,12 +105,10 @@ template <int W, int R, int P>
 
 // The inputs of all rows as they are multiplied: as they are, normed, or normed and rounded, in memory of this thread.
 inline Rows<uint16_t> prepare(const Pool& pool, const Gemm<uint16_t>& g, int threads) {
-  if (!g.norm) return Rows<uint16_t>{g.x, static_cast<size_t>(g.k), {}};
+  if (!g.norm && !g.from) return Rows<uint16_t>{g.x, static_cast<size_t>(g.k), {}};
   const size_t stride = g.k + kLanes;
   float* values = scratch<kPrepared>(g.rows * stride);
-  parallel_for(pool, g.rows, threads, [&](int r) {
-    rms_norm<kLanes>(g.x + static_cast<size_t>(r) * g.k, g.norm, g.eps, g.k, values + r * stride);
-  });
+  parallel_for(pool, g.rows, threads, [&](int r) { std::memcpy(values + r * stride, input_row<kLanes>(g, r), g.k * sizeof(float)); });
   return Rows<uint16_t>{values, stride, {}};
 }
 
