@@ -42,6 +42,7 @@ class AddRequest(Message, frozen=True, tag="add"):
     stream: bool = True  # False: the tokens come once, in `Finished`; not for requests that ask for log-probabilities
     cache_salt: str = ""  # requests share prefix-cache blocks only with the same salt
     name: str = ""  # what its client calls it, for people: an HTTP answer's x-request-id; several requests may share one
+    again: bool = False  # the scheduler may know it: from now on, this is how it stands
 
 
 class AbortRequest(Message, frozen=True, tag="abort"):

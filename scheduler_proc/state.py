@@ -122,8 +122,10 @@ class SchedulerState:
 
     def _on_add(self, message: AddRequest) -> None:
         if message.request_id in self.requests:
-            self.counters["refused_duplicate_request"] += 1
-            return
+            if not message.again:
+                self.counters["refused_duplicate_request"] += 1
+                return
+            self._on_abort(message.request_id)
         if self.frontends.has_lost(message.request_id):
             self.counters["refused_frontend_lost"] += 1
             return

@@ -41,6 +41,7 @@ class Steps:
         self._waiting: deque[tuple[SchedulerOutput, int]] = deque()  # behind an open step, with when they came; at most the credits
         self._open: _Open | None = None
         self._told = -1  # the open step when `tell_missing` was called last
+        self._next = 0  # step that is due
         self.dispatched = 0
 
     def take_in(self, message: SchedulerToWorker) -> None:
@@ -50,8 +51,12 @@ class Steps:
                 self._masks.add(message)
             case PrepareScores(epoch=self._epoch):
                 self._device.prepare_scores(lambda error: self._collect(ScoresReady(self._epoch, error)))
-            case SchedulerOutput(epoch=self._epoch):  # else it was meant for a predecessor
-                self._waiting.append((message, now_ns()))
+            case SchedulerOutput(epoch=self._epoch, step_id=step_id):  # else it was meant for a predecessor
+                if step_id > self._next:
+                    raise EngineError(f"step {step_id} came where step {self._next} was due: what came between was lost")
+                if step_id == self._next:  # else it came before
+                    self._next += 1
+                    self._waiting.append((message, now_ns()))
         while self._sample_open() and self._waiting:
             self._forward(*self._waiting.popleft())
 

@@ -139,7 +139,6 @@ class Journal:
         if length > generation.length and not generation.lacks_tokens:
             _LOG.error("tokens of request %d were lost on the way here: they are computed again", generation.request_id)
             generation.lacks_tokens = True
-            self._say(AbortRequest(generation.request_id))
             self._say(generation.resume())
 
     def _measure(self, timeline: Timeline, finished: Finished, now_ns: int) -> None:

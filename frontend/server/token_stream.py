@@ -130,7 +130,7 @@ class Generation:
         """The journal's: what a scheduler is told that knows nothing of this request."""
         self.resumed = True
         request = self._request
-        return msgspec.structs.replace(request, token_ids_i32=request.token_ids_i32 + self._tokens.tobytes())
+        return msgspec.structs.replace(request, token_ids_i32=request.token_ids_i32 + self._tokens.tobytes(), again=True)
 
     def push(self, token_id: int, logprobs: TopLogprobs | None) -> None:
         """The journal's: one more token."""

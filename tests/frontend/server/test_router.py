@@ -444,9 +444,8 @@ def test_a_token_that_comes_twice_is_dropped_and_one_that_is_missing_asked_for_a
         say(7, 4)
         say(9, 6)
         say(10, 7, Finished(generation.request_id, "length"))
-        assert await scheduler.hear() == AbortRequest(generation.request_id)
         again = await scheduler.hear()
-        assert isinstance(again, AddRequest) and unpack_int32(again.token_ids_i32).tolist() == [1, 2, 3, 7]
+        assert isinstance(again, AddRequest) and again.again and unpack_int32(again.token_ids_i32).tolist() == [1, 2, 3, 7]
         say(8, 5)
         say(9, 6)
         say(10, 7, Finished(generation.request_id, "length"))
