@@ -18,10 +18,11 @@ SchedulingPolicy = Literal["fcfs", "priority"]
 Quantization = Literal["auto", "none", "int8"]
 
 
-DEFAULT_MAX_RESTARTS = 10
-
 LogFormat = Literal["human", "json"]
 LogLevel = Literal["debug", "info", "warning", "error"]
+
+DEFAULT_MAX_RESTARTS = 10
+DEFAULT_LOG_LEVEL: LogLevel = "info"
 
 
 class SimulatedTimes(msgspec.Struct, frozen=True):
@@ -76,7 +77,7 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
     restart_delay: float = 1.0  # seconds before a worker that dies again is started again; doubles up to thirty times this
 
     log_format: LogFormat = "human"
-    log_level: LogLevel = "info"
+    log_level: LogLevel = DEFAULT_LOG_LEVEL
     log_prompts: bool = False  # whether the line of each request says what was asked
 
     @property

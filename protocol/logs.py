@@ -117,10 +117,16 @@ def set_up_logging(process: str, style: LogFormat = "human", level: LogLevel = "
     """For the whole process, libraries and Python's own warnings included. `process`: as the launcher calls it."""
     handler = _Handler(LineSink())
     handler.setFormatter(LineFormat(process, style))
-    logging.basicConfig(handlers=[handler], level=max(logging.WARNING, _number(level)), force=True)
+    logging.basicConfig(handlers=[handler], force=True)
+    set_level(level)
+    logging.captureWarnings(True)
+
+
+def set_level(level: LogLevel) -> None:
+    """For the whole process; libraries say nothing below a warning."""
+    logging.getLogger().setLevel(max(logging.WARNING, _number(level)))
     for package in _OURS:
         logging.getLogger(package).setLevel(_number(level))
-    logging.captureWarnings(True)
 
 
 def _number(level: LogLevel) -> int:

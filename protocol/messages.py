@@ -10,7 +10,7 @@ from typing import Literal
 import msgspec
 
 from protocol.codec import Decoder
-from protocol.config import PROTOCOL_VERSION
+from protocol.config import PROTOCOL_VERSION, LogLevel
 from protocol.params import EngineParams
 
 FinishReason = Literal["stop", "length", "abort", "error"]
@@ -423,5 +423,12 @@ class Stop(Message, frozen=True, tag="stop"):
     may_return: bool = False  # it is no operator's wish, so another engine may be started: who can wait for it is told nothing
 
 
-LauncherToChild = Drain | WorkerLost | Stop | FrontendLost | SchedulerStarted
+class Reload(Message, frozen=True, tag="reload"):
+    """To every child: the operator changed what may change while the engine runs."""
+
+    api_keys: tuple[str, ...]
+    log_level: LogLevel
+
+
+LauncherToChild = Drain | WorkerLost | Stop | FrontendLost | SchedulerStarted | Reload
 LAUNCHER_TO_CHILD: Decoder[LauncherToChild] = Decoder(LauncherToChild)

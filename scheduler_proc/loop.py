@@ -14,6 +14,7 @@ from protocol.endpoints import (
     worker_outbox,
 )
 from protocol.grammar_messages import GRAMMAR_TO_SCHEDULER, GrammarToScheduler
+from protocol.logs import set_level
 from protocol.messages import (
     FRONTEND_TO_SCHEDULER,
     WORKER_TO_SCHEDULER,
@@ -23,6 +24,7 @@ from protocol.messages import (
     LauncherToChild,
     Pulse,
     Ready,
+    Reload,
     WorkerLost,
     WorkerToScheduler,
 )
@@ -121,6 +123,8 @@ class SchedulerLoop:
                 match order:
                     case Drain():
                         self._draining = True
+                    case Reload():
+                        set_level(order.log_level)
                     case WorkerLost() | FrontendLost():
                         events.append(order)
         if self._from_frontend in ready:

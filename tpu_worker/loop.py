@@ -4,6 +4,7 @@ from protocol.channel import Poller, Receiver
 from protocol.clock import now_ns
 from protocol.config import PROTOCOL_VERSION, ChildSpec
 from protocol.endpoints import ipc_address, session_dir, worker_inbox, worker_outbox
+from protocol.logs import set_level
 from protocol.messages import (
     SCHEDULER_TO_WORKER,
     Drain,
@@ -11,6 +12,7 @@ from protocol.messages import (
     Progress,
     Pulse,
     Ready,
+    Reload,
     SchedulerStarted,
     SchedulerToWorker,
     WorkerReady,
@@ -51,6 +53,8 @@ class WorkerLoop:
                 match self._launcher.receive():
                     case Drain():
                         return
+                    case Reload(log_level=level):
+                        set_level(level)
                     case SchedulerStarted(session):
                         steps.abandon()
                         self._poller.forget(self._inbox)

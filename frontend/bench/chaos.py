@@ -10,7 +10,6 @@ from collections.abc import Sequence
 
 import msgspec
 import numpy as np
-import psutil
 import uvloop
 
 from frontend.bench.chaos_requests import Answer, Clients, Question, make_questions, undisturbed
@@ -89,6 +88,8 @@ class _Chaos:
     """One run against one engine."""
 
     def __init__(self, engine: RunningEngine, options: argparse.Namespace) -> None:
+        import psutil
+
         self._engine = engine
         self._launcher = psutil.Process(engine.pid)
         self._options = options

@@ -4,24 +4,24 @@ import os
 import sys
 
 from frontend.launcher.output import Voice, finish, open_standard_descriptors, say
-from frontend.launcher.signals import StopSignals
+from frontend.launcher.signals import Signals
 from protocol.errors import ConfigError, EngineError
 
 
 def main() -> int:
     """Entry point. Returns the exit code: 0 after a requested stop, `protocol.errors.ExitCode` otherwise."""
     open_standard_descriptors()
-    signals = StopSignals()
+    signals = Signals()
     try:
         _check_packages()
         # Imported here: a stop may come while they are, and the signals are caught by now.
         from frontend.launcher.activation import inherited_listener
         from frontend.launcher.engine import Engine
-        from frontend.launcher.options import read_options
+        from frontend.launcher.options import read_options, read_reloadable
 
         listener = inherited_listener(os.environ)
         config, remarks = read_options(sys.argv[1:], own_port=listener is None)
-        engine = Engine(config, signals, listener=listener)
+        engine = Engine(config, signals, reread=lambda: read_reloadable(sys.argv[1:]), listener=listener)
         voice = Voice(config.log_format)
         for remark in remarks:
             voice.say(remark)

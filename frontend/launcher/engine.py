@@ -5,7 +5,7 @@ import selectors
 import shutil
 import socket
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import msgspec
@@ -39,14 +39,14 @@ from frontend.launcher.phase import LONGEST_END, Phase
 from frontend.launcher.placement import place_workers
 from frontend.launcher.progress import StartDisplay, start_display
 from frontend.launcher.run_directory import RunDirectory
-from frontend.launcher.signals import StopSignals
+from frontend.launcher.signals import Signals
 from frontend.launcher.supervisor import Supervisor
 from frontend.server.bind import bind_http
 from protocol.clock import ChargedClock, now, now_ns
 from protocol.config import ChildSpec, EngineConfig
 from protocol.endpoints import LONGEST_SOCKET_PATH, MAX_SESSIONS, session_dir, worker_outbox
-from protocol.errors import ConfigError, ExitCode, ProtocolError
-from protocol.messages import Failed
+from protocol.errors import ConfigError, EngineError, ExitCode, ProtocolError
+from protocol.messages import Failed, Reload
 from protocol.pulse import Metronome
 
 
@@ -56,13 +56,15 @@ class Engine:
     def __init__(
         self,
         config: EngineConfig,
-        signals: StopSignals,
+        signals: Signals,
         *,
+        reread: Callable[[], Reload] | None = None,
         programs: Programs = PROGRAMS,
         environ: Mapping[str, str] = os.environ,
         listener: socket.socket | None = None,
     ) -> None:
-        """Nothing is started yet. `listener`: what the frontends are to listen on, in place of a port of their own.
+        """Nothing is started yet. `reread`: finds out what is to change, at a SIGHUP. `listener`: what the frontends are to listen
+        on, in place of a port of their own.
 
         Raises ConfigError when the host's chips do not suffice.
         """
@@ -78,6 +80,7 @@ class Engine:
             frontends=config.frontends,
             limits=Limits(config.pulse_timeout, config.step_timeout, config.boot_timeout),
         )
+        self._reread = reread
         self._listener = listener
         self._voice = Voice(config.log_format)
         self._notifier = Notifier(environ)
@@ -101,7 +104,7 @@ class Engine:
             if len(os.fsencode(longest)) > LONGEST_SOCKET_PATH:
                 raise ConfigError(f"{self._run_dir.path} is too long for sockets: set XDG_RUNTIME_DIR to a shorter directory")
             self._run_dir.sweep()
-            if self._signals.take():
+            if "stop" in self._signals.take():
                 return ExitCode.OK
             if self._listener is None:  # held here, so that nobody takes it when a frontend dies; also to know which 0 means
                 self._port = bind_http(self._config.host, self._config.port, shared=self._config.frontends > 1)
@@ -127,9 +130,12 @@ class Engine:
         self._clock.advance(now_ns())
         for key, ready in events:
             match key.data:
-                case StopSignals():
-                    for _ in range(key.data.take()):
-                        self._handle(StopRequested())
+                case Signals():
+                    for wanted in key.data.take():
+                        if wanted == "stop":
+                            self._handle(StopRequested())
+                        else:
+                            self._reload()
                 case ChildProcess() if self._children.get(key.data.child) is key.data:  # not buried in this pass
                     if ready & selectors.EVENT_WRITE:
                         key.data.flush()
@@ -142,6 +148,21 @@ class Engine:
             self._handle(Looked(frozenset(child for child, process in self._children.items() if process.is_stopped())))
             self._notifier.retry()
         self._ping()
+
+    def _reload(self) -> None:
+        """The operator asks for what may change while the engine runs to be read again."""
+        if self._reread is None:
+            return
+        try:
+            found = self._reread()
+        except EngineError as error:
+            self._voice.say(f"nothing is changed: {error}")
+            return
+        self._config = msgspec.structs.replace(self._config, api_keys=found.api_keys, log_level=found.log_level)
+        for process in self._children.values():
+            process.send(found)
+            self._watch(process)
+        self._voice.say(f"read again: {len(found.api_keys)} API keys, log level {found.log_level}")
 
     def _check_watchdog(self) -> None:
         """Says so when it is quicker than our own limits."""

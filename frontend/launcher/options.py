@@ -15,8 +15,9 @@ from frontend.launcher.models import examine_model, resolve_model
 from frontend.launcher.placement import place_workers, resolve_device
 from frontend.launcher.values import api_key
 from protocol.cache_directory import default_cache, private_directory, temporary_cache
-from protocol.config import Device, EngineConfig
+from protocol.config import DEFAULT_LOG_LEVEL, Device, EngineConfig, LogLevel
 from protocol.errors import ConfigError
+from protocol.messages import Reload
 from protocol.model_files import check_length
 from protocol.sharding import check_shards
 
@@ -49,6 +50,13 @@ def read_options(
     if sum(len(name.encode()) for name in names) > _NAMES_LIMIT:
         raise ConfigError(f"--served-model-name: at most {_NAMES_LIMIT} bytes of names in all are possible")
     return msgspec.structs.replace(draft, model_path=files.path, model_format=files.format, served_model_names=names), remarks
+
+
+def read_reloadable(arguments: Sequence[str], environ: Mapping[str, str] = os.environ) -> Reload:
+    """What may change while the engine runs, as flags, configuration file and key file say by now. Raises ConfigError."""
+    own, _ = accept(arguments, flag_names())
+    values = read_flags(own)
+    return Reload(_keys(values, environ, []), cast(LogLevel, values.get("log_level", DEFAULT_LOG_LEVEL)))
 
 
 def _without_model(values: dict[str, object], environ: Mapping[str, str]) -> tuple[EngineConfig, list[str]]:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from frontend.errors import ShuttingDown
 from frontend.server.api.app import create_app
+from frontend.server.api.guard import ApiKeys
 from frontend.server.bind import bind_http
 from frontend.server.generation import TextEngine
 from frontend.server.grammars import Grammars
@@ -20,7 +21,8 @@ from frontend.server.text.rendering.renderer import Renderer
 from frontend.server.text.tokenizer import load_tokenizer
 from protocol.clock import now_ns
 from protocol.config import ChildSpec
-from protocol.messages import Drain, LauncherToChild, Progress, Pulse, Ready, SchedulerStarted, Stop
+from protocol.logs import set_level
+from protocol.messages import Drain, LauncherToChild, Progress, Pulse, Ready, Reload, SchedulerStarted, Stop
 from protocol.supervision import SupervisionLink
 from protocol.vocabulary import write_vocabulary
 
@@ -36,6 +38,7 @@ class FrontendProcess:
         self._config = spec.config
         self._launcher = launcher
         self._router = Router(spec.config, spec.run_dir, index=spec.index, epoch=spec.epoch, session=spec.session)
+        self._api_keys = ApiKeys(spec.config.api_keys, shares_prefixes=spec.config.shared_prefix_cache)
         self._renderer: Renderer | None = None
         self._stop = asyncio.Event()  # no new requests
         self._stop_now = asyncio.Event()  # nor the running ones
@@ -74,7 +77,7 @@ class FrontendProcess:
             grammars.start()
             engine = TextEngine(config, router, tokenizer, self._renderer, grammars)
             limits = Limits(body=body_limit(router.capacity.max_model_len))
-            http = HttpServer(create_app(engine, config), listener, limits, held=held)
+            http = HttpServer(create_app(engine, config, self._api_keys), listener, limits, held=held)
             await http.start()
             if ipc is not None:
                 await ipc.start(engine)
@@ -142,6 +145,9 @@ class FrontendProcess:
                     self._end_now(reason, grace, may_return=may_return)
                 case SchedulerStarted(session):
                     self._router.rejoin(session)
+                case Reload(api_keys, log_level):
+                    self._api_keys.set(api_keys)
+                    set_level(log_level)
         if self._launcher.closed:
             self._orphaned = True
             asyncio.get_running_loop().remove_reader(self._launcher.fileno())

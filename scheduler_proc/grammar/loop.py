@@ -26,7 +26,8 @@ from protocol.grammar_messages import (
     SchedulerToGrammar,
     WantMasks,
 )
-from protocol.messages import Drain, LauncherToChild, Pulse, Ready, SchedulerStarted
+from protocol.logs import set_level
+from protocol.messages import Drain, LauncherToChild, Pulse, Ready, Reload, SchedulerStarted
 from protocol.model_files import read_model_facts
 from protocol.pulse import Metronome
 from protocol.request_ids import frontend_of
@@ -125,6 +126,8 @@ class GrammarLoop:
             match order:
                 case Drain():
                     self._draining = True
+                case Reload():
+                    set_level(order.log_level)
                 case SchedulerStarted(session):
                     self._follower.clear()
                     self._desk.clear()

@@ -9,7 +9,7 @@ from starlette.routing import Route
 from starlette.types import ASGIApp
 
 from frontend.server.api.errors import EXPECTED, show_error
-from frontend.server.api.guard import Guard
+from frontend.server.api.guard import ApiKeys, Guard
 from frontend.server.api.hosts import Hosts
 from frontend.server.api.ignored_fields import IgnoredFields
 from frontend.server.api.openapi import Description
@@ -19,8 +19,11 @@ from frontend.server.generation import TextEngine
 from protocol.config import EngineConfig
 
 
-def create_app(engine: TextEngine, config: EngineConfig) -> ASGIApp:
-    """The ASGI application of a started engine. It has no lifespan: who starts the engine also ends it."""
+def create_app(engine: TextEngine, config: EngineConfig, api_keys: ApiKeys | None = None) -> ASGIApp:
+    """The ASGI application of a started engine. It has no lifespan: who starts the engine also ends it.
+
+    `api_keys`: in place of those of `config`, since they may change.
+    """
     table = operations(engine)
     description = Description(table)
     app = Starlette(
@@ -38,8 +41,7 @@ def create_app(engine: TextEngine, config: EngineConfig) -> ASGIApp:
     app.state.created = int(time.time())  # shown to people only
     return Guard(
         app,
-        config.api_keys,
-        shares_prefixes=config.shared_prefix_cache,
+        api_keys or ApiKeys(config.api_keys, shares_prefixes=config.shared_prefix_cache),
         hosts=Hosts(config.host, config.allowed_hosts),
         origins=Origins(config.allowed_origins, credentials=config.allow_credentials),
     )

@@ -23,23 +23,45 @@ _NO_KEY = ApiError(
 )
 
 
+class ApiKeys:
+    """The keys that are good by now."""
+
+    def __init__(self, keys: Sequence[str] = (), *, shares_prefixes: bool = False) -> None:
+        """`keys` empty: any key, or none, is good. `shares_prefixes`: a prefix that came with one key is found with another."""
+        self._shares_prefixes = shares_prefixes
+        self.set(keys)
+
+    def set(self, keys: Sequence[str]) -> None:
+        """These are good from now on, and no others."""
+        self._keys = [(key.encode(), "" if self._shares_prefixes else _salt(key)) for key in keys]
+
+    def __bool__(self) -> bool:
+        return bool(self._keys)
+
+    def salt_of(self, authorization: bytes) -> str:
+        """What keeps the prefixes of this key's holder apart from those of others. Raises ApiError for a key that is none."""
+        scheme, _, key = authorization.partition(b" ")
+        # Each key is compared, so that the time tells nothing about which one is close.
+        matches = [salt for known, salt in self._keys if hmac.compare_digest(key.strip(), known)]
+        if not matches or scheme.lower() != b"bearer":
+            raise _NO_KEY
+        return matches[0]
+
+
 class Guard:
     """ASGI middleware, around all others: whatever the application answers goes through here."""
 
     def __init__(
         self,
         app: ASGIApp,
-        api_keys: Sequence[str] = (),
+        api_keys: ApiKeys | None = None,
         *,
-        shares_prefixes: bool = False,
         hosts: Hosts | None = None,
         origins: Origins | None = None,
     ) -> None:
-        """`api_keys` empty: any key, or none, is good. `shares_prefixes`: a prefix that came with one key is found with another.
-        `hosts` None: any. `origins` None: no pages but its own.
-        """
+        """`api_keys` None: none are needed. `hosts` None: any. `origins` None: no pages but its own."""
         self._app = app
-        self._keys = [(key.encode(), "" if shares_prefixes else _salt(key)) for key in api_keys]
+        self._keys = ApiKeys() if api_keys is None else api_keys
         self._hosts = hosts or Hosts("0.0.0.0")
         self._origins = origins or Origins(())
 
@@ -71,7 +93,7 @@ class Guard:
                 if origin and scope["method"] == "OPTIONS" and "access-control-request-method" in (headers := Headers(scope=scope)):
                     answer = self._origins.preflight(headers)
             if self._keys and not self._is_open(scope):
-                scope.setdefault("state", {})["cache_salt"] = self._salt_of(authorization or own_key)
+                scope.setdefault("state", {})["cache_salt"] = self._keys.salt_of(authorization or own_key)
         except ApiError as error:
             answer = error.response(scope["path"])
         statuses: list[int] = []
@@ -82,15 +104,6 @@ class Guard:
 
     def _is_open(self, scope: Scope) -> bool:
         return scope["path"] in _OPEN or scope["method"] == "OPTIONS"  # which browsers ask without a key, and which tells nothing
-
-    def _salt_of(self, authorization: bytes) -> str:
-        """What keeps the prefixes of this key's holder apart from those of others. Raises ApiError for a key that is none."""
-        scheme, _, key = authorization.partition(b" ")
-        # Each key is compared, so that the time tells nothing about which one is close.
-        matches = [salt for known, salt in self._keys if hmac.compare_digest(key.strip(), known)]
-        if not matches or scheme.lower() != b"bearer":
-            raise _NO_KEY
-        return matches[0]
 
 
 def _salt(key: str) -> str:

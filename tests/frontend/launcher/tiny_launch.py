@@ -4,7 +4,7 @@ import sys
 from pathlib import Path
 
 from frontend.launcher.engine import Engine
-from frontend.launcher.signals import StopSignals
+from frontend.launcher.signals import Signals
 from protocol.config import EngineConfig
 
 
@@ -26,9 +26,7 @@ def main() -> int:
     frontend = good if behaviour == "cannot-boot" else program
     if behaviour == "no-program":
         program = (str(Path(__file__).with_name("no-such-program")),)
-    return Engine(
-        config, StopSignals(), programs={"frontend": frontend, "scheduler": good, "worker": program, "grammar": good}
-    ).run()
+    return Engine(config, Signals(), programs={"frontend": frontend, "scheduler": good, "worker": program, "grammar": good}).run()
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 
 import pytest
 
-from frontend.server.api.guard import Guard
+from frontend.server.api.guard import ApiKeys, Guard
 from tests.frontend.server.http.serving import Served, get, on_server, post
 
 _SIZE = 4 << 20
@@ -25,7 +25,7 @@ def test_a_body_without_a_key_is_not_read(headers: tuple[str, ...]) -> None:
         assert most == 0
         assert served.application.started == []
 
-    on_server(test, front=lambda app: Guard(app, ["key"]))
+    on_server(test, front=lambda app: Guard(app, ApiKeys(["key"])))
 
 
 def test_with_the_key_it_is_read() -> None:
@@ -35,4 +35,4 @@ def test_with_the_key_it_is_read() -> None:
             client.send(request)
             assert (await client.answer()).status == 200
 
-    on_server(test, front=lambda app: Guard(app, ["key"]))
+    on_server(test, front=lambda app: Guard(app, ApiKeys(["key"])))

@@ -10,7 +10,7 @@ from starlette.routing import Route
 from starlette.testclient import TestClient
 
 from frontend.server import router
-from frontend.server.api.guard import Guard
+from frontend.server.api.guard import ApiKeys, Guard
 
 
 def test_models(http: httpx.Client) -> None:
@@ -80,7 +80,7 @@ def test_every_answer_has_a_request_id(http: httpx.Client) -> None:
 @pytest.fixture
 def guarded() -> Iterator[TestClient]:
     routes = [Route(path, lambda _: PlainTextResponse("in")) for path in ("/v1/models", "/health", "/new")]
-    with TestClient(Guard(Starlette(routes=routes), ["first", "second"])) as client:
+    with TestClient(Guard(Starlette(routes=routes), ApiKeys(["first", "second"]))) as client:
         yield client
 
 
