@@ -209,7 +209,7 @@ class Delta(Message, frozen=True, tag="delta", gc=False):
     tool_calls: tuple[ToolCall, ...] = ()  # of a chat: calls that are complete by now
 
 
-Refusal = Literal["malformed", "version", "invalid", "overloaded", "unavailable", "lost"]
+Refusal = Literal["malformed", "version", "invalid", "overloaded", "unavailable", "lost", "late"]
 
 
 class Refused(Message, frozen=True, tag="refused"):

@@ -8,6 +8,7 @@ MAX_LOGPROBS = 20  # what OpenAI allows; the device program that finds the top c
 MAX_STOP_TOKEN_IDS = 16  # held per slot on the device, where min_tokens masks them
 MAX_STOP_STRINGS = 16
 MAX_STOP_CHARACTERS = 4096  # of all stop strings of a request: each is an automaton
+MAX_TIMEOUT = 1e6  # seconds
 MAX_LOGIT_BIAS = 512  # tokens of a request; held per slot on the device, like the next two
 MAX_BAD_WORDS = 64  # strings of a request, each as up to two sequences of tokens: with and without a space before it
 MAX_BAD_WORD_TOKENS = 16  # of one sequence
@@ -41,6 +42,8 @@ class SamplingParams(
     `prompt_logprobs=k` those of each token of the prompt but the first; with it, `max_tokens` may be 0.
     `truncate_prompt_tokens=k` leaves of the prompt its last k tokens, -1 as many as the context has room for.
 
+    `timeout` seconds after its acceptance a request is ended with an error, wherever it stands.
+
     `logit_bias` adds to the logits of tokens, -100 rules one out. `allowed_token_ids` rules out all others. `bad_words`, as
     the tokenizer writes them: the last token of one is ruled out where the output ends with those before it.
     """
@@ -70,6 +73,7 @@ class SamplingParams(
     bad_words: list[str] = []
     prompt_logprobs: int | None = None
     truncate_prompt_tokens: int | None = None
+    timeout: float | None = None
 
 
 class EngineParams(msgspec.Struct, frozen=True, array_like=True):
@@ -148,6 +152,8 @@ def check(params: SamplingParams, vocab_size: int) -> None:
         )
     for token_id in params.stop_token_ids:
         _between("stop_token_ids", token_id, 0, vocab_size - 1)
+    if params.timeout is not None and not 0.0 < params.timeout <= MAX_TIMEOUT:
+        raise ParameterError("timeout", f"timeout must be above 0 and at most {MAX_TIMEOUT:g} seconds, not {params.timeout:g}")
     if params.truncate_prompt_tokens is not None:
         _between("truncate_prompt_tokens", params.truncate_prompt_tokens, -1, 2**31 - 1)
     if len(params.logit_bias) > MAX_LOGIT_BIAS:

@@ -14,7 +14,7 @@ from frontend.client.prompts import Prompt, Prompts, TokenIds, pair, to_wire
 from frontend.client.reply import Reply
 from frontend.client.requests import StreamedRequest, WholeRequest
 from frontend.client.steps import Steps, read_steps
-from frontend.errors import EngineUnavailable, InvalidRequest, Overloaded, RequestLost
+from frontend.errors import DeadlineExceeded, EngineUnavailable, InvalidRequest, Overloaded, RequestLost
 from frontend.wire import (
     MAX_FRAME,
     SERVER_MESSAGES,
@@ -328,3 +328,5 @@ def _error(refused: Refused) -> EngineError:
             return ProtocolError(refused.message)
         case "lost":
             return RequestLost(refused.message)
+        case "late":
+            return DeadlineExceeded(refused.message)

@@ -381,4 +381,6 @@ class TextEngine:
             scores=request.scores if index == 0 else None,
             known=known,
         )
+        if params.timeout is not None:
+            generation.expire_after(params.timeout)
         return TextGeneration(generation, request)

@@ -8,6 +8,7 @@ from typing import Protocol
 
 import msgspec
 
+from frontend.errors import DeadlineExceeded
 from frontend.server.measures import Timeline
 from frontend.server.prompt_scores import PromptLogprobs
 from protocol.errors import EngineError
@@ -43,6 +44,7 @@ class Generation:
 
     __slots__ = (
         "_error",
+        "_expiry",
         "_finished",
         "_journal",
         "_known",
@@ -85,6 +87,7 @@ class Generation:
         self._finished: Finished | None = None
         self._error: EngineError | None = None
         self._waiter: asyncio.Future[None] | None = None
+        self._expiry: asyncio.TimerHandle | None = None
         self._over = False
 
     def __aiter__(self) -> AsyncIterator[TokenDelta]:
@@ -111,6 +114,17 @@ class Generation:
         """Whether there is a delta that nobody has."""
         return self._taken < len(self._tokens) or self._finished is not None
 
+    def expire_after(self, seconds: float) -> None:
+        """Aborts it then, unless it has ended: behind the tokens that came, the reader gets DeadlineExceeded."""
+        late = DeadlineExceeded(f"the answer was not complete within the {seconds:g} s of its timeout; the request was aborted")
+        self._expiry = asyncio.get_running_loop().call_later(seconds, self._expire, late)
+
+    def _expire(self, late: DeadlineExceeded) -> None:
+        if not self._over and self._finished is None:
+            self._journal.abort(self, "abort")
+            self.fail(late)
+            self.wake()
+
     def cancel(self, reason: FinishReason = "abort") -> None:
         """Aborts the request; nothing follows. Idempotent, and without effect on one that has ended. `reason`: why, in measures."""
         if self._over:
@@ -119,6 +133,7 @@ class Generation:
         if self._finished is None:
             self._journal.abort(self, reason)
         self._end_scores()
+        self._cancel_expiry()
         self.wake()
 
     @property
@@ -142,6 +157,7 @@ class Generation:
         """The journal's: nothing follows."""
         self._finished = finished
         self._end_scores()
+        self._cancel_expiry()
         if not self.resumed:
             self.num_cached_tokens = finished.num_cached_tokens
         if finished.token_ids_i32:
@@ -162,6 +178,11 @@ class Generation:
         """The journal's: lets the reader see what was pushed."""
         if self._waiter is not None and not self._waiter.done():
             self._waiter.set_result(None)
+
+    def _cancel_expiry(self) -> None:
+        if self._expiry is not None:
+            self._expiry.cancel()
+            self._expiry = None
 
     def _end_scores(self) -> None:
         if self.scores is not None:

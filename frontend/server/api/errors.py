@@ -97,7 +97,7 @@ def from_engine(error: Exception) -> ApiError:
     if isinstance(error, EngineUnavailable):
         return ApiError(503, str(error), code="engine_unavailable", headers={"retry-after": "1"})
     if isinstance(error, DeadlineExceeded):
-        return ApiError(504, str(error), code="deadline_exceeded")
+        return ApiError(504, str(error), code="deadline_exceeded", headers={"x-should-retry": "false"})
     if isinstance(error, RequestLost):
         return ApiError(500, str(error), code="request_lost")
     if isinstance(error, ClientDisconnect | ClientGone):

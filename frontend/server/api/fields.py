@@ -11,6 +11,7 @@ from protocol.params import (
     MAX_REPETITION_PENALTY,
     MAX_STOP_STRINGS,
     MAX_STOP_TOKEN_IDS,
+    MAX_TIMEOUT,
     MIN_REPETITION_PENALTY,
     SEED_LIMIT,
 )
@@ -59,6 +60,9 @@ FIELDS: dict[str, dict[str, Any]] = {
         "Likely tokens to list beside each token of the prompt; not in streams.", minimum=0, maximum=MAX_LOGPROBS
     ),
     "truncate_prompt_tokens": _field("How many last tokens of a prompt are left of it; -1: as many as have room.", minimum=-1),
+    "timeout": _field(
+        "Seconds after which an answer that is not complete ends with an error.", exclusiveMinimum=0, maximum=MAX_TIMEOUT
+    ),
     "response_format": _field(
         "What the answer must be: {'type': 'json_object'}, {'type': 'json_schema', 'json_schema': {'name': …, 'schema': …}}, "
         "{'type': 'structural_tag', …}, or {'type': 'text'}."

@@ -70,6 +70,7 @@ class GenerationRequest(msgspec.Struct, frozen=True, kw_only=True):
     bad_words: list[str] | None = None
     prompt_logprobs: int | None = None
     truncate_prompt_tokens: int | None = None
+    timeout: float | None = None
     priority: int | None = None
     cache_salt: str | None = None
     add_special_tokens: bool | None = None

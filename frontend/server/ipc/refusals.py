@@ -2,7 +2,7 @@
 
 import logging
 
-from frontend.errors import EngineUnavailable, InvalidRequest, Overloaded
+from frontend.errors import DeadlineExceeded, EngineUnavailable, InvalidRequest, Overloaded
 from frontend.wire import Refusal, Refused
 from protocol.errors import EngineError
 
@@ -29,4 +29,6 @@ def refused(request_id: int, error: BaseException) -> Refused:
 
 def lost(request_id: int, error: BaseException) -> Refused:
     """For what was begun."""
-    return Refused(request_id, "lost", str(error)) if isinstance(error, EngineError) else refused(request_id, error)
+    if not isinstance(error, EngineError):
+        return refused(request_id, error)
+    return Refused(request_id, "late" if isinstance(error, DeadlineExceeded) else "lost", str(error))

@@ -8,6 +8,7 @@ from typing import Any
 from uuid import uuid4
 
 import httpx
+import msgspec
 import numpy as np
 import pytest
 
@@ -404,3 +405,10 @@ def test_what_is_wrong_with_tools_is_named(client: Client, options: dict[str, An
     with pytest.raises(InvalidRequest) as caught:
         client.chat([{"role": "user", "content": "a"}], SHORT, **options)
     assert caught.value.param == param
+
+
+def test_a_timeout_among_the_parameters_ends_streams_too(client: Client) -> None:
+    stream = client.stream("endless", msgspec.structs.replace(ENDLESS, timeout=0.2))
+    next(stream)
+    with pytest.raises(DeadlineExceeded, match="0.2 s of its timeout"):
+        list(stream)

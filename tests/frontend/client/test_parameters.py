@@ -114,6 +114,7 @@ def test_whatever_is_passed_travels_or_is_an_invalid_request_that_names_one_of_t
 def test_the_keywords_are_the_fields() -> None:
     kinds = get_type_hints(SamplingParams)
     fields = {name: kinds[name] for name in SamplingParams.__struct_fields__}
+    del fields["timeout"]  # the client's methods have one of their own
     assert get_type_hints(SamplingFields) == fields | get_type_hints(StructuredFields)
 
 

@@ -98,3 +98,17 @@ def test_conversations_are_cut_too(http: httpx.Client) -> None:
     assert http.post("/v1/chat/completions", json=body).status_code == 400
     choice = http.post("/v1/chat/completions", json=body | {"truncate_prompt_tokens": -1}).json()["choices"][0]
     assert len(choice["prompt_token_ids"]) == 8190
+
+
+def test_an_answer_that_is_late_ends_with_an_error_and_is_not_computed_to_its_end(
+    http: httpx.Client, running: RunningEngine
+) -> None:
+    endless: dict[str, Any] = {"model": "demo", "prompt": "Hello", "max_tokens": 8000, "ignore_eos": True, "timeout": 0.2}
+    answer = http.post("/v1/completions", json=endless)
+    assert (answer.status_code, answer.headers["x-should-retry"]) == (504, "false")
+    assert answer.json()["error"]["code"] == "deadline_exceeded"
+    events = http.post("/v1/completions", json=endless | {"stream": True}).text.split("\n\n")
+    assert len(events) > 3, "what came before is shown"
+    assert '"deadline_exceeded"' in events[-3] and events[-2] == "data: [DONE]"
+    running.wait_until_idle()
+    assert http.post("/v1/completions", json=_ASK | {"timeout": 100}).json()["choices"][0]["token_ids"] == tokens(http)
