@@ -43,6 +43,7 @@ class AddRequest(Message, frozen=True, tag="add"):
     cache_salt: str = ""  # requests share prefix-cache blocks only with the same salt
     name: str = ""  # what its client calls it, for people: an HTTP answer's x-request-id; several requests may share one
     again: bool = False  # the scheduler may know it: from now on, this is how it stands
+    line: int = 0  # requests of the same number wait in one line, and lines take turns; 0: it is alone in its own
 
 
 class AbortRequest(Message, frozen=True, tag="abort"):

@@ -6,6 +6,7 @@ from scheduler_proc.lane import Lane, Scores
 from scheduler_proc.policy import choose_lane
 from scheduler_proc.probation import Probation
 from scheduler_proc.request import Request
+from scheduler_proc.rounds import Rounds
 from scheduler_proc.waiting import WaitingQueue
 
 
@@ -17,6 +18,7 @@ class Admission:
         """`lanes`: by worker, those that live; `requests`: by id, those that have not ended; `num_workers`: that should live."""
         self.waiting = WaitingQueue()
         self.unscored = WaitingQueue()
+        self.rounds = Rounds()
         self._lanes = lanes
         self.probation = Probation(lanes, requests, num_workers)
 
@@ -57,6 +59,7 @@ class Admission:
             open_lane = choose_lane(lanes, request)
             if open_lane is None:
                 return
+            self.rounds.begin(request.round)
             open_lane.admit(self.waiting.pop(), f"admitted to worker {open_lane.worker}")
 
     def _can_score(self) -> bool:

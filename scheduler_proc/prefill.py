@@ -15,7 +15,7 @@ class PrefillQueue:
 
     def __init__(self) -> None:
         self._ends: dict[int, int] = {}  # slot -> length at which its prefill ends
-        self._order: list[tuple[tuple[int, int], int]] = []  # (rank, slot), rising
+        self._order: list[tuple[tuple[int, int, int], int]] = []  # (rank, slot), rising
         self._waiting: set[int] = set()  # not started
         self._coming: dict[bytes, int] = {}  # name of a block -> the started slot that will compute it
         self._names: dict[int, Sequence[bytes]] = {}  # started slot -> names of all the blocks that it computes
@@ -42,7 +42,7 @@ class PrefillQueue:
         """The slot under way that will compute the block of this name, or None."""
         return self._coming.get(name)
 
-    def add(self, slot: int, rank: tuple[int, int], end: int) -> None:
+    def add(self, slot: int, rank: tuple[int, int, int], end: int) -> None:
         """A request took this slot."""
         self._ends[slot] = end
         self._waiting.add(slot)
@@ -60,7 +60,7 @@ class PrefillQueue:
         if self._coming.get(name) == slot:
             del self._coming[name]
 
-    def remove(self, slot: int, rank: tuple[int, int]) -> None:
+    def remove(self, slot: int, rank: tuple[int, int, int]) -> None:
         """All of it is planned, or its request leaves."""
         del self._ends[slot]
         del self._order[bisect_left(self._order, (rank, slot))]

@@ -62,10 +62,11 @@ class Request:
     target: int  # total length at which it ends: prompt + max_tokens, and within the context once it was admitted
     params: EngineParams
     priority: int
-    order: int  # arrival number: earlier first within a priority
+    order: int  # arrival number: earlier first within a round
     stream: bool
     cache_salt: str
     name: str = ""  # what its client calls it
+    round: int = 0  # of its client's turns, see Rounds: earlier first within a priority
     state: RequestState = RequestState.NEW
     worker: int = NOWHERE  # of the slot that it holds
     slot: int = NOWHERE
@@ -81,9 +82,9 @@ class Request:
     in_flight: int = 0  # sampled tokens still to come from before its preemption; it is admitted again when they are here
 
     @property
-    def rank(self) -> tuple[int, int]:
+    def rank(self) -> tuple[int, int, int]:
         """Sorts requests by who runs first."""
-        return self.priority, self.order
+        return self.priority, self.round, self.order
 
     @property
     def queue_ns(self) -> int:
@@ -119,8 +120,8 @@ class Request:
         return token_id in self.params.stop_token_ids and length - self.num_prompt_tokens > self.params.min_tokens
 
 
-def from_message(message: AddRequest, order: int) -> Request:
-    """The request that a frontend's message describes. `order`: its arrival number.
+def from_message(message: AddRequest, order: int, number: int = 0) -> Request:
+    """The request that a frontend's message describes. `order`: its arrival number; `number`: of its round.
 
     One that has tokens already was begun under a scheduler that ended since.
     """
@@ -136,6 +137,7 @@ def from_message(message: AddRequest, order: int) -> Request:
         stream=message.stream,
         cache_salt=message.cache_salt,
         name=message.name,
+        round=number,
         begun=begun,
         num_scored=message.num_prompt_tokens if begun else 1,
     )

@@ -129,7 +129,8 @@ class SchedulerState:
         if self.frontends.has_lost(message.request_id):
             self.counters["refused_frontend_lost"] += 1
             return
-        request = from_message(message, self._arrivals)
+        tokens = message.num_prompt_tokens + message.params.max_tokens
+        request = from_message(message, self._arrivals, self.admission.rounds.place(message.line, tokens))
         self._arrivals += 1
         self.counters["requests"] += 1
         self.counters["prompt_tokens"] += request.num_prompt_tokens

@@ -1,4 +1,4 @@
-"""Requests that wait for a slot: first come, first served within each priority."""
+"""Requests that wait for a slot: by priority, then by their clients' turns, then first come, first served."""
 
 import heapq
 from collections.abc import Iterator
@@ -8,10 +8,10 @@ from scheduler_proc.request import Request
 
 
 class WaitingQueue:
-    """A heap by (priority, arrival). Removal is lazy: an entry whose request left is skipped when it comes to the top."""
+    """A heap by (priority, round, arrival). Removal is lazy: an entry whose request left is skipped when it comes to the top."""
 
     def __init__(self) -> None:
-        self._heap: list[tuple[tuple[int, int], int, Request]] = []
+        self._heap: list[tuple[tuple[int, int, int], int, Request]] = []
         self._entries: dict[int, int] = {}  # request id -> number of its entry; entries with another number are left behind
         self._numbers = count()
 

@@ -6,6 +6,7 @@ It lives as long as its frontend. Another scheduler is told from it what to go o
 
 import logging
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 
 from frontend.server.measures import Measures, Timeline
 from frontend.server.prompt_scores import PromptLogprobs
@@ -17,6 +18,23 @@ from protocol.params import EngineParams
 from protocol.request_ids import request_ids
 
 _LOG = logging.getLogger(__name__)
+
+
+@dataclass(slots=True)
+class Share:
+    """Of one client: its requests that have not ended, and the tokens of their prompts."""
+
+    requests: int = 0
+    tokens: int = 0
+
+    def add(self, requests: int, tokens: int) -> bool:
+        """Returns whether nothing is left."""
+        self.requests += requests
+        self.tokens += tokens
+        return not self.requests
+
+
+_NOTHING = Share()
 
 
 class Journal:
@@ -38,6 +56,7 @@ class Journal:
         self._say = say
         self._on_empty = on_empty
         self._generations: dict[int, Generation] = {}
+        self._lines: dict[int, Share] = {}  # of clients with several requests
 
     def __len__(self) -> int:
         return len(self._generations)
@@ -51,11 +70,12 @@ class Journal:
         stream: bool = True,
         cache_salt: str = "",
         name: str = "",
+        line: int = 0,
         scores: PromptLogprobs | None = None,
         known: Iterable[int] = (),
     ) -> Generation:
         """Numbers a request and hands it to the scheduler. `token_ids`: int32, shape [prompt]. `name`: what its client calls it.
-        `scores`: what takes those of the prompt. `known`: output of a request that is resumed."""
+        `line`: see AddRequest. `scores`: what takes those of the prompt. `known`: output of a request that is resumed."""
         request = AddRequest(
             request_id=next(self.ids),
             token_ids_i32=pack_int32(token_ids),
@@ -65,21 +85,28 @@ class Journal:
             stream=stream,
             cache_salt=cache_salt,
             name=name,
+            line=line,
         )
         timeline = Timeline(len(token_ids), params.max_tokens, now_ns())
         generation = Generation(self, request, timeline, scores, known)
         self._say(generation.resume() if known else request)
         self._generations[request.request_id] = generation
         self.num_tokens += len(token_ids)
+        if line:
+            self._lines.setdefault(line, Share()).add(1, len(token_ids))
         return generation
 
     def abort(self, generation: Generation, reason: FinishReason = "abort") -> None:
         """Forgets a request and tells the scheduler; late tokens are dropped. `reason`: why, in measures."""
         if self._generations.pop(generation.request_id, None) is not None:
-            self.num_tokens -= generation.timeline.num_prompt_tokens
+            self._forget(generation)
             self.measures.request_ended(generation.count(), reason, now_ns())
             self._say(AbortRequest(generation.request_id))
             self._note_end()
+
+    def share(self, line: int) -> "Share":
+        """What one line has under way."""
+        return self._lines.get(line, _NOTHING)
 
     def open(self) -> list[Generation]:
         """Those that have not ended."""
@@ -125,13 +152,19 @@ class Journal:
             generation = generations.get(finished.request_id)
             if generation is not None and not generation.lacks_tokens:
                 del generations[finished.request_id]
-                self.num_tokens -= generation.timeline.num_prompt_tokens
+                self._forget(generation)
                 generation.finish(finished)
                 self._measure(generation.count(), finished, came_ns)
                 woken.append(generation)
         for generation in woken:
             generation.wake()
         self._note_end()
+
+    def _forget(self, generation: Generation) -> None:
+        num_tokens = generation.timeline.num_prompt_tokens
+        self.num_tokens -= num_tokens
+        if (line := generation.line) and self._lines[line].add(-1, -num_tokens):
+            del self._lines[line]
 
     def _on_misplaced(self, generation: Generation, length: int) -> None:
         """A token came that is not the next. One that came before is dropped; behind a gap, the request is told again, once."""

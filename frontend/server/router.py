@@ -170,6 +170,16 @@ class Router:
         if len(self.journal) and self.journal.num_tokens + len(token_ids) > most:
             raise Overloaded(f"requests with {most} tokens of prompts together are under way: try again later")
         visit = current()
+        if visit is not None and visit.outputs and not visit.line:  # what has several outputs is one client
+            visit.line = self.new_line()
+        line = visit.line if visit is not None else 0
+        share = self.journal.share(line)
+        if line and (
+            share.requests >= _MOST_REQUESTS // self._config.frontends // 2
+            or (share.tokens and share.tokens + len(token_ids) > most // 2)
+        ):
+            text = f"{share.requests} requests of this client are under way, with {share.tokens} tokens of prompts: half of all"
+            raise Overloaded(f"{text}: try again later")
         generation = self.journal.accept(
             token_ids,
             params,
@@ -177,6 +187,7 @@ class Router:
             stream=stream,
             cache_salt=cache_salt,
             name=visit.name if visit is not None else "",
+            line=line,
             scores=scores,
             known=() if known is None else known.tolist(),
         )
@@ -184,6 +195,10 @@ class Router:
             visit.outputs.append(generation.timeline)
             visit.model = visit.model or self._config.served_model_names[0]
         return generation
+
+    def new_line(self) -> int:
+        """A number that requests of one client have in common: see AddRequest."""
+        return next(self.journal.ids)
 
     async def try_out(self) -> None:
         """Has every worker read a prompt and decode, through all processes, before anybody is served. What that took is no measure

@@ -141,6 +141,11 @@ class Generation:
         """Tokens of the prompt, and those that came."""
         return self._request.num_prompt_tokens + len(self._tokens)
 
+    @property
+    def line(self) -> int:
+        """See AddRequest."""
+        return self._request.line
+
     def resume(self) -> AddRequest:
         """The journal's: what a scheduler is told that knows nothing of this request."""
         self.resumed = True

@@ -25,6 +25,7 @@ class Visit:
     began_ns: int = field(default_factory=now_ns)
     outputs: list[Timeline] = field(default_factory=list)  # what the engine was asked for on its behalf
     outputs_per_prompt: int = 1
+    line: int = 0  # that its requests wait in, see AddRequest; 0: none yet
 
 
 _CURRENT: ContextVar[Visit | None] = ContextVar("visit", default=None)

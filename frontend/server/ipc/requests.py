@@ -34,7 +34,7 @@ from protocol.clock import now
 from protocol.codec import pack_float32, pack_int32, unpack_int32
 from protocol.errors import EngineError
 
-_MOST_REQUESTS = 20_000  # accepted or waiting to be: a little above what the engine itself takes
+_MOST_REQUESTS = 20_000  # accepted or waiting to be: above what the engine itself takes
 _MOST_WAITING = 1 << 20  # bytes of prompts that wait to be tokenized, and …
 _LEAST = 100  # … of any of them
 _ANSWERED, _REFUSED = 200, 400  # in the log, as over HTTP
@@ -49,6 +49,7 @@ class Requests:
         self._engine = engine
         self._say = say
         self._last_id = WHOLE_CONNECTION
+        self._line = engine.router.new_line()
         self._on_room = on_room
         self._intake: deque[Submit] = deque()
         self._waiting = 0  # bytes of these
@@ -145,7 +146,8 @@ class Requests:
         resumed = submit.resumed
         if resumed is not None and resumed.seed is not None and params.seed is None:
             params = msgspec.structs.replace(params, seed=resumed.seed)
-        begin(self._visits.setdefault(request_id, Visit(new_name(), "unix", "stream" if submit.stream else "generate")))
+        what = "stream" if submit.stream else "generate"
+        begin(self._visits.setdefault(request_id, Visit(new_name(), "unix", what, line=self._line)))
         try:
             asked, calling = submit.prompt, None
             if isinstance(asked, Conversation):
