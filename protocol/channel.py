@@ -9,6 +9,7 @@ where a binding one refuses to send.
 
 import asyncio
 from collections.abc import Callable
+from itertools import islice
 from typing import Generic, TypeVar
 
 import zmq
@@ -22,7 +23,7 @@ _HIGH_WATER_MARK = 100_000  # messages; reached only when a peer is stuck, and t
 _MAX_FRAME = 256 * 1024 * 1024  # bytes: above any batch of prompts, below what would exhaust memory
 _RECONNECT_MS = 10  # children start in any order; the default of 100 ms would be felt at start
 _LINGER_MS = 1000  # long enough to deliver a last word to a live peer, short enough for an exit
-_MOST_PER_TURN = 64  # messages handled before the other work of an event loop gets its turn: a few milliseconds at most
+_MOST_PER_TURN = 64  # messages handled before the other work of a loop gets its turn: a few milliseconds at most
 
 
 class ChannelFullError(ProtocolError):
@@ -68,6 +69,10 @@ class Receiver(Generic[Message]):
             if (message := self._decode(frame)) is not None:
                 return message
         return None
+
+    def receive_some(self) -> list[Message]:
+        """Messages that are here, as many as are handled at a turn. Those that are left make the receiver ready at the next."""
+        return list(islice(iter(self.receive, None), _MOST_PER_TURN))
 
     def watch(self, loop: asyncio.AbstractEventLoop, on_message: Callable[[Message], None]) -> None:
         """Calls `on_message` on `loop` for each message, in order, until `unwatch`.

@@ -1,7 +1,5 @@
 """The scheduler's only I/O: waits, reads every pipe, lets the state decide, sends what it says."""
 
-from itertools import islice
-
 from protocol.channel import Poller, Receiver, Sender
 from protocol.clock import now_ns
 from protocol.config import ChildSpec
@@ -36,10 +34,6 @@ from scheduler_proc.breaches import Breach
 from scheduler_proc.events import Command, Event, FromWorker, MasksToWorker, Prepare, ToFrontend, ToGrammar, ToLauncher, ToWorker
 from scheduler_proc.invariants import validate_idle
 from scheduler_proc.state import SchedulerState
-
-# Messages of clients, or about their grammars, that are taken in before steps go on: a few milliseconds' work. The rest waits in
-# the pipe, which is ready again at the next turn. Answers of workers are bounded by the steps in flight.
-_MOST_PER_TURN = 64
 
 
 class SchedulerLoop:
@@ -134,9 +128,9 @@ class SchedulerLoop:
                     case WorkerLost() | FrontendLost():
                         events.append(order)
         if self._from_frontend in ready:
-            events += islice(iter(self._from_frontend.receive, None), _MOST_PER_TURN)
+            events += self._from_frontend.receive_some()
         if self._from_grammar in ready:
-            events += islice(iter(self._from_grammar.receive, None), _MOST_PER_TURN)
+            events += self._from_grammar.receive_some()
         for worker, receiver in enumerate(self._from_workers):
             if receiver in ready:
                 while (answer := receiver.receive()) is not None:

@@ -36,6 +36,23 @@ def test_messages_arrive_in_order_whoever_starts_first(tmp_path: Path) -> None:
     receiver.close()
 
 
+def test_a_flood_is_taken_in_a_little_at_a_turn(tmp_path: Path) -> None:
+    address, most = f"ipc://{tmp_path}/a.sock", channel._MOST_PER_TURN
+    receiver, sender, poller = Receiver(address, FRONTEND_TO_SCHEDULER, bind=True), Sender(address, bind=False), Poller()
+    poller.watch(receiver)
+    for i in range(10 * most):
+        sender.send(AbortRequest(i))
+    got: list[FrontendToScheduler] = []
+    while len(got) < 10 * most:
+        assert poller.wait(10.0) == [receiver], "what is left makes it ready again"
+        some = receiver.receive_some()
+        assert len(some) <= most
+        got += some
+    assert got == [AbortRequest(i) for i in range(10 * most)]
+    sender.close()
+    receiver.close()
+
+
 def test_malformed_frames_are_dropped_and_counted(tmp_path: Path) -> None:
     address = f"ipc://{tmp_path}/a.sock"
     receiver = Receiver(address, FRONTEND_TO_SCHEDULER, bind=True)

@@ -13,6 +13,7 @@ from frontend.errors import EngineUnavailable, Overloaded, ShuttingDown
 from frontend.server import router as router_module
 from frontend.server.router import Router
 from frontend.server.token_stream import Generation
+from frontend.server.visit import Visit, begin
 from protocol.channel import Receiver, Sender
 from protocol.clock import now_ns
 from protocol.codec import pack_int32, pack_uint64, unpack_int32
@@ -244,6 +245,27 @@ def test_so_many_tokens_of_prompts_are_under_way_and_no_more(tmp_path: Path, mon
             router.submit(PROMPT, PARAMS)
         with pytest.raises(Overloaded):
             router.submit(PROMPT[:1], PARAMS)
+
+    on_pipes(tmp_path, test)
+
+
+def test_one_client_has_half_of_what_may_be_under_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(router_module, "_MOST_REQUESTS", 8)
+    monkeypatch.setattr(router_module, "_MOST_TOKENS", 8 * len(PROMPT))
+
+    async def test(router: Router, scheduler: Scheduler) -> None:
+        begin(Visit("flood", line=router.new_line()))
+        generations = [router.submit(PROMPT, PARAMS) for _ in range(4)]
+        with pytest.raises(Overloaded, match="this client"):
+            router.submit(PROMPT, PARAMS)
+        begin(Visit("other"))
+        for _ in range(2):  # is another client, with several outputs
+            router.submit(PROMPT, PARAMS)
+        begin(Visit("flood", line=generations[0].line))
+        generations[0].cancel()
+        router.submit(PROMPT[:1], PARAMS)
+        with pytest.raises(Overloaded, match="this client"):
+            router.submit(PROMPT, PARAMS)
 
     on_pipes(tmp_path, test)
 
