@@ -2,13 +2,15 @@
 
 import random
 
+import msgspec
+
 from scheduler_proc import rounds
 from scheduler_proc.rounds import QUANTUM, Rounds
 from tests.scheduler_proc.world import World
 
 
 def test_clients_of_one_request_each_are_served_in_the_order_in_which_they_come() -> None:
-    turns, places = Rounds(), []
+    turns, places = Rounds(), list[int]()
     for _ in range(1000):
         places.append(turns.place(0, random.Random(len(places)).randrange(3 * QUANTUM)))
         if random.Random(-len(places)).random() < 0.5:
@@ -57,7 +59,8 @@ def test_clients_that_had_their_turn_are_forgotten() -> None:
 def test_a_flood_of_one_client_lets_others_in_between() -> None:
     world = World(slots=2)
     for number in range(50):
-        world.add(number, range(8), line=1, max_tokens=QUANTUM)  # as many as it may take: they end at the context's end
+        message = world.message(number, range(8), max_tokens=QUANTUM)
+        world.feed(msgspec.structs.replace(message, line=1))  # as many as it may take: they end at the context's end
     world.add(100, range(8), max_tokens=2)
     ahead = world.state.admission.waiting.num_ahead(world.state.requests[100])
     assert ahead <= 1

@@ -295,20 +295,19 @@ class World:
                         self.join(index, self.epochs[index])
         raise AssertionError(f"not idle after {rounds} rounds: {len(self.state.requests)} requests are stuck")
 
-    def add(
-        self, request_id: int, prompt: Iterable[int], *, priority: int = 0, stream: bool = True, line: int = 0, **params: object
-    ) -> None:
+    def add(self, request_id: int, prompt: Iterable[int], *, priority: int = 0, stream: bool = True, **params: object) -> None:
         """A request arrives."""
-        self.feed(self.message(request_id, prompt, priority=priority, stream=stream, line=line, **params))
+        self.feed(self.message(request_id, prompt, priority=priority, stream=stream, **params))
 
     def message(
-        self, request_id: int, prompt: Iterable[int], *, priority: int = 0, stream: bool = True, line: int = 0, **params: object
+        self, request_id: int, prompt: Iterable[int], *, priority: int = 0, stream: bool = True, **params: object
     ) -> AddRequest:
         """The message of a request; the test expects its answer from now on."""
         tokens = list(prompt)
         self.sent[request_id] = Sent(tokens, EngineParams(**params), self.max_model_len, stream)  # type: ignore[arg-type]
-        sent = self.sent[request_id].params
-        return AddRequest(request_id, pack_int32(tokens), len(tokens), sent, priority=priority, stream=stream, line=line)
+        return AddRequest(
+            request_id, pack_int32(tokens), len(tokens), self.sent[request_id].params, priority=priority, stream=stream
+        )
 
     def fail_grammar(self, request_id: int) -> None:
         """The grammar process cannot follow a request any more."""
