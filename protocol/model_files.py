@@ -20,9 +20,17 @@ from protocol.safetensors_header import read_tensors
 from protocol.sharding import LayerSizes
 
 # The names under which files call the architectures that the worker has a family for.
-HF_ARCHITECTURES = ("LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM")
-GGUF_ARCHITECTURES = ("llama", "qwen2", "qwen3")
+HF_ARCHITECTURES = (
+    "LlamaForCausalLM",
+    "MistralForCausalLM",
+    "Qwen2ForCausalLM",
+    "Qwen3ForCausalLM",
+    "MixtralForCausalLM",
+    "Qwen3MoeForCausalLM",
+)
+GGUF_ARCHITECTURES = ("llama", "qwen2", "qwen3", "qwen3moe")
 
+_EXPERTS = ("num_experts", "num_local_experts", "expert_count")
 _AGAIN = ": download the model again, or convert it again"
 _LARGEST_CONFIG = 1 << 24  # bytes
 _LARGEST_SIZE = 1 << 31  # positions and token ids are int32
@@ -134,7 +142,9 @@ def _size(path: str | Path, fields: Mapping[str, Any], key: str) -> int:
 
 
 def _layer_sizes(fields: Mapping[str, Any], heads: str, kv_heads: str, mlp: str) -> LayerSizes | None:
-    """None where a size is not said or differs between the layers: the worker's reader of the family knows more."""
+    """None where a size is not said or differs between the layers, or where there are experts: the family's reader knows more."""
+    if any(str(key).rpartition(".")[2] in _EXPERTS and count for key, count in fields.items()):
+        return None
     sizes = [fields.get(heads), fields.get(kv_heads) or fields.get(heads), fields.get(mlp)]
     numbers = [size for size in sizes if isinstance(size, int) and not isinstance(size, bool) and size > 0]
     return LayerSizes(*numbers) if len(numbers) == len(sizes) else None

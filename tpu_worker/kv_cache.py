@@ -7,7 +7,7 @@ import jax
 from protocol.config import EngineConfig
 from protocol.errors import CapacityError
 from tpu_worker.buckets import Bucket
-from tpu_worker.models.spec import ModelSpec
+from tpu_worker.models.spec import LayerSpec, ModelSpec
 from tpu_worker.platforms.platform import Attention, Memory
 from tpu_worker.stacking import Layers, group_alike, group_sizes
 
@@ -25,9 +25,17 @@ def working_memory(spec: ModelSpec, bucket: Bucket) -> int:
     The compiler's own figure would come too late: programs are compiled for a cache of a certain size.
     """
     widest = max(
-        max((layer.num_heads + 2 * layer.num_kv_heads) * layer.head_dim, 3 * layer.intermediate_size) for layer in spec.layers
+        max((layer.num_heads + 2 * layer.num_kv_heads) * layer.head_dim, _width_of_mlp(layer, spec.hidden_size))
+        for layer in spec.layers
     )
     return 4 * (2 * bucket.rows * spec.vocab_size + bucket.tokens * (2 * spec.hidden_size + widest))
+
+
+def _width_of_mlp(layer: LayerSpec, hidden_size: int) -> int:
+    """Of an MLP gate, other half and product; of experts as many for each that a token chose, with its inputs and what it makes."""
+    if layer.experts is None:
+        return 3 * layer.intermediate_size
+    return layer.experts.chosen * (3 * layer.intermediate_size + 2 * hidden_size)
 
 
 def make_caches(spec: ModelSpec, attention: Attention, num_blocks: int, block_size: int) -> Layers:

@@ -23,8 +23,9 @@ Tree: TypeAlias = Any
 HostArray: TypeAlias = npt.NDArray[Any]
 
 AXIS = "tensor"
-# The heads of a chip attend, its part of the MLP is applied, its part of the vocabulary is looked up, without the others.
-RULES: Mapping[LogicalAxis, str] = MappingProxyType({"vocab": AXIS, "heads": AXIS, "kv_heads": AXIS, "mlp": AXIS})
+# The heads of a chip attend, its part of the MLP or its experts are applied, its part of the vocabulary is looked up, without the
+# others. Experts that cannot be dealt out evenly are cut like an MLP, each of them.
+RULES: Mapping[LogicalAxis, str] = MappingProxyType({"vocab": AXIS, "heads": AXIS, "kv_heads": AXIS, "mlp": AXIS, "experts": AXIS})
 
 REPLICATED = PartitionSpec()
 SHARDED = PartitionSpec(AXIS)  # the shards' arrays, one after the other along the first axis
@@ -45,7 +46,12 @@ class Layout:
 
     def check(self, spec: ModelSpec, source: str) -> None:
         """Raises ConfigError when the model cannot be cut so. `source`: where its sizes are said."""
-        sizes = {LayerSizes(layer.num_heads, layer.num_kv_heads, layer.intermediate_size): None for layer in spec.layers}
+        sizes = {
+            LayerSizes(
+                layer.num_heads, layer.num_kv_heads, layer.intermediate_size, layer.experts.count if layer.experts else 0
+            ): None
+            for layer in spec.layers
+        }
         check_shards(self.num_shards, sizes, source)
 
     def spec_of_shard(self, spec: ModelSpec) -> ModelSpec:
@@ -66,19 +72,41 @@ class Layout:
 
         Of a matrix [out, in], 0: each shard yields some of the features, 1: each shard yields a part of the sum of all.
         """
-        (dimensions,) = {tuple(axis in self.rules for axis in part.axes) for part in parameter.parts}
-        return dimensions.index(True) if any(dimensions) and self.num_shards > 1 else None
+        if self.num_shards == 1:
+            return None
+        if parameter.num_experts and self._deals_out(parameter.num_experts):
+            return 0
+        (dimension,) = {self._dimension(part) for part in parameter.parts}
+        return dimension
+
+    def experts_of_shard(self, num_experts: int, shard: int) -> range:
+        """Which of the experts of a layer a shard has: its share, or all where each of them is cut."""
+        each = num_experts // self.num_shards if self._deals_out(num_experts) else num_experts
+        return range(shard * each, (shard + 1) * each) if each < num_experts else range(num_experts)
+
+    def _deals_out(self, num_experts: int) -> bool:
+        return "experts" in self.rules and num_experts % self.num_shards == 0
+
+    def _dimension(self, part: Part) -> int | None:
+        """The first along which the part is cut."""
+        for dimension, axis in enumerate(part.axes):
+            if axis in self.rules and (axis != "experts" or self._deals_out(part.shape[dimension])):
+                return dimension
+        return None
 
     def part_of_shard(self, values: HostArray, part: Part, layer: LayerSpec | None, shard: int) -> HostArray:
         """What a shard has of a tensor [part.shape]. `layer`: that of the tensor, if it is in one.
 
         Parts that make one parameter are cut before they are put together: q, k and v of a shard lie side by side.
         """
-        for dimension, axis in enumerate(part.axes):
-            if axis in self.rules and self.num_shards > 1:
-                units = _units(axis, layer)
-                values = _part(values, dimension, units, shard, self.num_shards)
-        return values
+        dimension = self._dimension(part)
+        if self.num_shards == 1 or dimension is None or self._is_of_whole_expert(part, layer):
+            return values
+        return _part(values, dimension, _units(part.axes[dimension], layer), shard, self.num_shards)
+
+    def _is_of_whole_expert(self, part: Part, layer: LayerSpec | None) -> bool:
+        """Whether it belongs to one of the experts that are dealt out as they are."""
+        return part.expert is not None and layer is not None and layer.experts is not None and self._deals_out(layer.experts.count)
 
     def place(self, shards: Sequence[Tree], sharded: bool, place: Place) -> Tree:
         """On the chips: what each shard has of a parameter, pytrees of arrays alike in shape. `place` puts it on a single chip."""
@@ -96,7 +124,9 @@ class Layout:
 
     def size_of_shard(self, parameter: ParameterSpec) -> tuple[int, int]:
         """About what a shard has of a matrix (out, in)."""
-        out, width = parameter.shape
+        out, width = parameter.of_expert(0).shape if parameter.num_experts else parameter.shape
+        if parameter.num_experts and self._deals_out(parameter.num_experts):
+            return out, width
         match self.cuts(parameter):
             case 0:
                 return -(-out // self.num_shards), width

@@ -1,7 +1,7 @@
 """A platform as one shard of several uses it: its results are whole where those of its products are parts of a sum."""
 
 import functools
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from tpu_worker.mesh.layout import AXIS
 from tpu_worker.models.layers import Activation
 from tpu_worker.platforms.platform import Packed, Platform, Products
-from tpu_worker.stacking import Operand
+from tpu_worker.stacking import Operand, value
 
 
 @jax.tree_util.register_dataclass
@@ -20,10 +20,24 @@ class PartialWeight:
     weight: Packed
 
 
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True, slots=True)
+class SomeExperts:
+    """The packed weights of some experts, of which each shard has as many, in order."""
+
+    weight: Packed
+    count: int = field(metadata={"static": True})
+
+
 def shard_platform(platform: Platform) -> Platform:
     """The same kernels, within a program of several shards. A model's forward pass sees no difference."""
     products = platform.products
-    sharded = replace(products, linear=functools.partial(_linear, products), lookup=functools.partial(_lookup, products))
+    sharded = replace(
+        products,
+        linear=functools.partial(_linear, products),
+        experts=functools.partial(_experts, products),
+        lookup=functools.partial(_lookup, products),
+    )
     return replace(platform, products=sharded)
 
 
@@ -44,6 +58,45 @@ def _linear(
     if norm is not None or activation is not None:
         raise ValueError("a norm over all inputs and an activation of the sum need more than a shard's part of them")
     total: jax.Array = jax.lax.psum(products.linear(x, weight.weight, num_rows=num_rows), AXIS)
+    return total if residual is None else total + residual
+
+
+def _experts(
+    products: Products,
+    x: jax.Array,
+    chosen: jax.Array,
+    shares: jax.Array,
+    gate_up: Packed,
+    down: Packed,
+    *,
+    activation: Activation,
+    num_rows: jax.Array,
+    norm: Operand | None = None,
+    eps: float = 0.0,
+    gate_up_bias: Operand | None = None,
+    down_bias: Operand | None = None,
+    residual: jax.Array | None = None,
+) -> jax.Array:
+    """`platform.Experts`: each shard has some of the experts, or a part of each. One sum over the shards, float32."""
+    shard = jax.lax.axis_index(AXIS)
+    if isinstance(down, SomeExperts):
+        chosen, gate_up = chosen - shard * down.count, gate_up.weight
+    elif down_bias is not None:  # which is added once
+        down_bias = jnp.where(shard == 0, value(down_bias), 0.0)
+    made = products.experts(
+        x,
+        chosen,
+        shares,
+        gate_up,
+        down.weight,
+        activation=activation,
+        num_rows=num_rows,
+        norm=norm,
+        eps=eps,
+        gate_up_bias=gate_up_bias,
+        down_bias=down_bias,
+    )
+    total: jax.Array = jax.lax.psum(made, AXIS)
     return total if residual is None else total + residual
 
 

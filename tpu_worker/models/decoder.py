@@ -14,6 +14,7 @@ import msgspec
 
 from protocol.errors import ModelError
 from tpu_worker.inputs import StepInputs
+from tpu_worker.models import experts
 from tpu_worker.models.family import Parameters, Weights
 from tpu_worker.models.files import ConfigJson, GgufFile, check_num_layers, check_sizes
 from tpu_worker.models.layers import gated, rms_norm
@@ -37,6 +38,7 @@ GGUF_NAMES = {
     "mlp.down_proj": "ffn_down",
     "input_layernorm": "attn_norm",
     "post_attention_layernorm": "ffn_norm",
+    **experts.GGUF_NAMES,
 }
 
 
@@ -136,10 +138,8 @@ def spec_from_gguf(
     mlp_bias: bool = False,
     qk_norm: bool = False,
 ) -> ModelSpec:
-    """The spec of a GGUF file whose layers are alike. Raises ModelError naming the field at fault."""
+    """The spec of a GGUF file whose layers are alike but for experts. Raises ModelError naming the field at fault."""
     path, architecture = file.path, file.architecture
-    if file.says("expert_count") and file.number("expert_count"):
-        raise ModelError(f"{path}: mixtures of experts are not supported")
     heads, hidden = file.integer("attention.head_count"), file.integer("embedding_length")
     head_dim = file.integer("attention.key_length", hidden // max(1, heads))
     for key in ("attention.value_length", "rope.dimension_count"):
@@ -164,7 +164,7 @@ def spec_from_gguf(
         context_length=file.integer("context_length"),
         norm_eps=file.number("attention.layer_norm_rms_epsilon"),
         tied_embeddings=not file.has("output.weight"),
-        layers=(layer,) * check_num_layers(path, file.integer("block_count")),
+        layers=experts.layers_of_gguf(file, (layer,) * check_num_layers(path, file.integer("block_count"))),
     )
     return check_sizes(path, spec)
 
@@ -180,8 +180,8 @@ def parameters(spec: ModelSpec) -> Parameters:
     }
 
 
-def layer_parameters(spec: ModelSpec, index: int) -> Parameters:
-    """Those of one layer. Projections that read the same input are one matrix."""
+def layer_parameters(spec: ModelSpec, index: int, names: experts.Names = experts.NAMES) -> Parameters:
+    """Those of one layer. Projections that read the same input are one matrix. `names`: of what belongs to experts."""
     layer, prefix, hidden = spec.layers[index], f"model.layers.{index}.", spec.hidden_size
     q_size, kv_size, mlp = layer.num_heads * layer.head_dim, layer.num_kv_heads * layer.head_dim, layer.intermediate_size
     qkv: tuple[tuple[str, int, LogicalAxis], ...] = (("q", q_size, "heads"), ("k", kv_size, "kv_heads"), ("v", kv_size, "kv_heads"))
@@ -202,15 +202,18 @@ def layer_parameters(spec: ModelSpec, index: int) -> Parameters:
         "qkv": ParameterSpec("matrix", matrix("self_attn", qkv)),
         "output": ParameterSpec("matrix", (Part(prefix + "self_attn.o_proj.weight", (hidden, q_size), ("embed", "heads")),)),
         "mlp_norm": _vector(prefix + "post_attention_layernorm.weight", hidden, "embed"),
-        # A bias goes between the product and the gate, so then they are not one.
-        "gate_up": ParameterSpec("matrix" if layer.mlp_bias else "gated", matrix("mlp", gate_up)),
-        "down": ParameterSpec("matrix", (Part(prefix + "mlp.down_proj.weight", (hidden, mlp), ("embed", "mlp")),)),
     }
+    if layer.experts is not None:
+        found |= experts.parameters(layer, hidden, prefix, names)
+    else:
+        # A bias goes between the product and the gate, so then they are not one.
+        found["gate_up"] = ParameterSpec("matrix" if layer.mlp_bias else "gated", matrix("mlp", gate_up))
+        found["down"] = ParameterSpec("matrix", (Part(prefix + "mlp.down_proj.weight", (hidden, mlp), ("embed", "mlp")),))
     if layer.qkv_bias:
         found["qkv_bias"] = biases("self_attn", qkv)
     if layer.output_bias:
         found["output_bias"] = _vector(prefix + "self_attn.o_proj.bias", hidden, "embed")
-    if layer.mlp_bias:
+    if layer.mlp_bias and layer.experts is None:
         found["gate_up_bias"] = biases("mlp", gate_up)
         found["down_bias"] = _vector(prefix + "mlp.down_proj.bias", hidden, "embed")
     if layer.qk_norm:
@@ -228,14 +231,14 @@ def forward(spec: ModelSpec, platform: Platform, weights: Weights, caches: Layer
     num_tokens = inputs.num_tokens  # the kernels may leave out the rest
     # Functions of their own, jitted: traced once for layers that are alike, which is most of the tracing time at start.
     attends = {layer: jax.jit(functools.partial(_attend, layer, spec.norm_eps, platform)) for layer in set(spec.layers)}
-    mix = jax.jit(functools.partial(_mix, spec.norm_eps, platform))
+    mixes = {layer: jax.jit(functools.partial(_mix, layer, spec.norm_eps, platform)) for layer in set(spec.layers)}
     for index, layer in enumerate(spec.layers):
         mine, rope = weights["layers"].take(index), weights["ropes"][spec.ropes.index(layer.rope)]
         attended, cache = attends[layer](mine, caches.take(index), x, rope, inputs.prepared, num_tokens)
         caches = caches.put(index, cache)
         if index == len(spec.layers) - 1:
             x, attended, num_tokens = x[inputs.sampled], attended[inputs.sampled], inputs.num_sampled
-        x = mix(mine, x, attended, num_tokens)
+        x = mixes[layer](mine, x, attended, num_tokens)
     return x, caches
 
 
@@ -272,12 +275,16 @@ def _norm_heads(qkv: jax.Array, layer: LayerSpec, q_norm: jax.Array, k_norm: jax
     return jnp.concatenate([rms_norm(q, q_norm, eps), rms_norm(k, k_norm, eps), v], axis=1).reshape(qkv.shape)
 
 
-def _mix(eps: float, platform: Platform, weights: Weights, x: jax.Array, attended: jax.Array, num_rows: jax.Array) -> jax.Array:
-    """The second half, token by token: output projection and MLP."""
+def _mix(
+    layer: LayerSpec, eps: float, platform: Platform, weights: Weights, x: jax.Array, attended: jax.Array, num_rows: jax.Array
+) -> jax.Array:
+    """The second half, token by token: output projection and MLP, or experts."""
     linear = platform.products.linear
     x = linear(attended, weights["output"], num_rows=num_rows, residual=x)
     if "output_bias" in weights:
         x += value(weights["output_bias"])
+    if layer.experts is not None:
+        return experts.apply(layer.experts, eps, platform, weights, x, num_rows)
     gate_up, norm = weights["gate_up"], weights["mlp_norm"]
     if "gate_up_bias" in weights:
         both = linear(x, gate_up, num_rows=num_rows, norm=norm, eps=eps) + value(weights["gate_up_bias"])

@@ -56,6 +56,8 @@ class Family:
         if module in self.gguf_names:
             return f"{self.gguf_names[module]}.{kind}"
         _, _, layer, module = module.split(".", 3)
+        if f"{module}.{kind}" in self.gguf_names:  # a tensor without the name of a kind
+            return f"blk.{layer}.{self.gguf_names[f'{module}.{kind}']}"
         return f"blk.{layer}.{self.gguf_names[module]}.{kind}"
 
 

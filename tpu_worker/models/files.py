@@ -62,6 +62,13 @@ class GgufFile:
             raise ModelError(f"{self.path}: {self.architecture}.{key} is {value}, not a whole number")
         return int(value)
 
+    def flag(self, key: str, *, default: bool) -> bool:
+        """A field of the architecture that is true or false. Raises ModelError when it is neither."""
+        value = self.header.metadata.get(f"{self.architecture}.{key}", default)
+        if not isinstance(value, bool):
+            raise ModelError(f"{self.path}: {self.architecture}.{key} is {value!r}, not true or false")
+        return value
+
     def says(self, key: str) -> bool:
         """Whether the file has this field of the architecture."""
         return f"{self.architecture}.{key}" in self.header.metadata
@@ -111,6 +118,11 @@ def check_sizes(path: object, spec: ModelSpec) -> ModelSpec:
             raise ModelError(f"{path}: {layer.num_heads} heads cannot share {layer.num_kv_heads} key and value heads evenly")
         if layer.sliding_window is not None:
             _at_least_one(path, "sliding_window", layer.sliding_window)
+        if layer.experts is not None:
+            _at_least_one(path, "number of experts", layer.experts.count)
+            _at_least_one(path, "number of experts per token", layer.experts.chosen)
+            if layer.experts.chosen > layer.experts.count:
+                raise ModelError(f"{path}: {layer.experts.chosen} experts per token of {layer.experts.count} in all")
     return spec
 
 

@@ -1,9 +1,24 @@
 """What a model is: its sizes and constants, layer by layer, and the specification of each parameter."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
+import numpy.typing as npt
+
+from tpu_worker.models.layers import Activation
 from tpu_worker.models.rope import Rope
+
+
+@dataclass(frozen=True, slots=True)
+class ExpertsSpec:
+    """The mixture of experts in a layer, each of which is an MLP of the layer's `intermediate_size`."""
+
+    count: int
+    chosen: int  # by each token
+    renormalised: bool  # the shares of those chosen add up to 1; else they are what a softmax over all experts gives them
+    activation: Activation = "silu"
+    router_bias: bool = False
+    bias: bool = False  # on both products of each expert
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,6 +35,8 @@ class LayerSpec:
     output_bias: bool = False  # on the attention's output projection
     mlp_bias: bool = False
     qk_norm: bool = False  # queries and keys are normed, head by head, before they are rotated
+    sinks: bool = False  # each head has a score that takes part in its softmax, and that nothing is weighted with
+    experts: ExpertsSpec | None = None  # in place of the MLP
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +57,24 @@ class ModelSpec:
         return tuple(dict.fromkeys(layer.rope for layer in self.layers))
 
 
-LogicalAxis = Literal["vocab", "embed", "heads", "kv_heads", "head_dim", "mlp", "rotary"]
+# "choices" are experts, too: of a router, of which every chip has all.
+LogicalAxis = Literal["vocab", "embed", "heads", "kv_heads", "head_dim", "mlp", "rotary", "experts", "choices"]
+
+
+@dataclass(frozen=True, slots=True)
+class Within:
+    """Where a part lies in a tensor that holds others, too."""
+
+    name: str
+    shape: tuple[int, ...]  # of the whole tensor
+    index: tuple[int | range | None, ...]  # along its first dimensions what the part has of them; None: all
+    transposed: bool = False  # the part is what is found there, turned round
+
+    def take(self, tensor: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        """The part of a tensor of this shape."""
+        slices = tuple(slice(one.start, one.stop, one.step) if isinstance(one, range) else one for one in self.index)
+        found = tensor[tuple(slice(None) if one is None else one for one in slices)]
+        return found.T if self.transposed else found
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +84,8 @@ class Part:
     name: str
     shape: tuple[int, ...]
     axes: tuple[LogicalAxis | None, ...]  # what each dimension ranges over: a mesh maps names to chips
+    expert: int | None = None  # whose it is; GGUF files hold those of all experts in one tensor
+    within: tuple[Within, ...] = ()  # where it may lie in Hugging Face checkpoints instead
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +98,12 @@ class ParameterSpec:
 
     kind: Literal["matrix", "gated", "vector", "table"]
     parts: tuple[Part, ...]
+    num_experts: int = 0  # of a matrix: one for each of so many, whose parts follow one another
+
+    def of_expert(self, expert: int) -> "ParameterSpec":
+        """One expert's matrix."""
+        each = len(self.parts) // self.num_experts
+        return ParameterSpec(self.kind, self.parts[expert * each : (expert + 1) * each])
 
     @property
     def shape(self) -> tuple[int, ...]:

@@ -1,5 +1,6 @@
 """Weights from a GGUF file, memory-mapped, dequantised or in the blocks that they are held in."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -61,14 +62,28 @@ class GgufSource:
         return frequencies / self._dequantise(_ROPE_FACTORS, info)
 
     def _name(self, part: Part) -> str:
-        return self.model.family.gguf_name(part.name)
+        """Of the tensor that holds the part: of an expert's that of all experts, or its own in older files."""
+        if part.expert is None:
+            return self.model.family.gguf_name(part.name)
+        before, _, after = part.name.partition(f".experts.{part.expert}.")
+        name = self.model.family.gguf_name(f"{before}.experts.{after}")
+        own = name.replace("_exps.", f".{part.expert}.")
+        return own if own in self._header.tensors and name not in self._header.tensors else name
 
     def _find(self, part: Part) -> TensorInfo:
-        info = self._header.tensors.get(self._name(part))
+        """The tensor of a part, or the piece of it that is an expert's."""
+        name = self._name(part)
+        info = self._header.tensors.get(name)
         if info is None:
             raise missing_tensor(self._path, part)
-        check_shape(self._path, part, info.shape)
-        return info
+        if part.expert is None or "_exps." not in name:
+            check_shape(self._path, part, info.shape)
+            return info
+        parameter = self.model.spec.layers[int(part.name.split(".")[2])].experts
+        assert parameter is not None
+        check_shape(self._path, Part(name, (parameter.count, *part.shape), (None, *part.axes)), info.shape)
+        size = info.num_bytes // parameter.count
+        return replace(info, shape=part.shape, offset=info.offset + part.expert * size, num_bytes=size)
 
     def _row_order(self, part: Part) -> npt.NDArray[np.intp] | None:
         """Which row of the file each row of the part is, if not the same."""

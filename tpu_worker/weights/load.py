@@ -11,14 +11,14 @@ import numpy as np
 
 from protocol.config import EngineConfig
 from tpu_worker.mesh.layout import Layout, bytes_on_each
-from tpu_worker.mesh.shards import PartialWeight
+from tpu_worker.mesh.shards import PartialWeight, SomeExperts
 from tpu_worker.models.family import Parameters, Weights
 from tpu_worker.models.rope import rotary_table
 from tpu_worker.models.spec import LayerSpec, ParameterSpec, Part
 from tpu_worker.platforms.platform import Allocate, HostArray, Products
 from tpu_worker.program import Shapes
 from tpu_worker.stacking import Layers, group_alike, group_sizes
-from tpu_worker.weights.blocks import concatenate
+from tpu_worker.weights.blocks import BlockMatrix, concatenate
 from tpu_worker.weights.source import WeightSource
 from tpu_worker.weights.stacks import Stacks
 
@@ -146,6 +146,9 @@ class WeightLoader:
         weights: dict[str, list[Any]] = {}
         for name, parameter in parameters.items():
             dimension = self._layout.cuts(parameter)
+            if parameter.num_experts:
+                weights[name] = self._load_experts(parameter, layer, allocate, name in in_blocks)
+                continue
             if name in in_blocks:
                 blocks = concatenate([self._source.read_blocks(part) for part in parameter.parts])
                 weights[name] = [self._products.pack(blocks, allocate, gated=parameter.kind == "gated")]
@@ -157,8 +160,31 @@ class WeightLoader:
             for shard in range(1 if dimension is None else self._layout.num_shards):
                 parts = [self._layout.part_of_shard(read[part], part, layer, shard) for part in parameter.parts]
                 packed = self._pack(parameter, parts[0] if len(parts) == 1 else np.concatenate(parts), allocate)
-                weights[name].append(PartialWeight(packed) if dimension == 1 else packed)
+                partial = dimension == 1 and parameter.kind == "matrix"
+                weights[name].append(PartialWeight(packed) if partial else packed)
         return weights
+
+    def _load_experts(self, parameter: ParameterSpec, layer: LayerSpec | None, allocate: Allocate, in_blocks: bool) -> list[Any]:
+        """Of the matrices of experts what the shards have of them. They are read and packed one by one."""
+        dimension = self._layout.cuts(parameter)
+
+        def read(shard: int, expert: int) -> HostArray | BlockMatrix:
+            parts = parameter.of_expert(expert).parts
+            if in_blocks:
+                return concatenate([self._source.read_blocks(part) for part in parts])
+            values = [self._layout.part_of_shard(self._source.read(part), part, layer, shard) for part in parts]
+            return values[0] if len(values) == 1 else np.concatenate(values)
+
+        shards: list[Any] = []
+        for shard in range(1 if dimension is None else self._layout.num_shards):
+            experts = self._layout.experts_of_shard(parameter.num_experts, shard)
+            read_one = functools.partial(lambda shard, first, index: read(shard, first + index), shard, experts.start)
+            packed = self._products.pack_experts(read_one, len(experts), allocate, gated=parameter.kind == "gated")
+            if len(experts) < parameter.num_experts:
+                shards.append(SomeExperts(packed, len(experts)))
+            else:
+                shards.append(PartialWeight(packed) if dimension == 1 else packed)
+        return shards
 
     def _pack(self, parameter: ParameterSpec, values: HostArray, allocate: Allocate) -> Any:
         if parameter.kind in ("matrix", "gated"):

@@ -1,5 +1,6 @@
 """Weights from a Hugging Face directory: one safetensors file, or shards with their index."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from protocol.errors import ModelError
 from protocol.safetensors_header import weight_files
 from tpu_worker.models.registry import model_from_config
 from tpu_worker.models.rope import Rope
-from tpu_worker.models.spec import Part
+from tpu_worker.models.spec import Part, Within
 from tpu_worker.weights.blocks import BlockMatrix
 from tpu_worker.weights.source import check_all_used, check_shape, missing_tensor
 
@@ -29,7 +30,8 @@ class SafetensorsSource:
         self.model = model_from_config(self._directory / "config.json")
         self._files = {path.name: _open(path) for path in weight_files(self._directory)}
         self._where = {tensor: name for name, file in self._files.items() for tensor in file.keys()}  # noqa: SIM118 not a dict
-        used = {part.name for group in self.model.parameters() for one in group.values() for part in one.parts}
+        parts = (part for group in self.model.parameters() for one in group.values() for part in one.parts)
+        used = {self._locate(part)[0] for part in parts}
         unused = {name for name in self._where if name not in used and not name.endswith(_DERIVED)}
         if self.model.spec.tied_embeddings and self._same(_HEAD, _EMBEDDING):
             unused.discard(_HEAD)
@@ -37,15 +39,31 @@ class SafetensorsSource:
 
     def read(self, part: Part) -> npt.NDArray[Any]:
         """As the protocol says."""
-        name = self._where.get(part.name)
+        tensor, within = self._locate(part)
+        name = self._where.get(tensor)
         if name is None:
             raise missing_tensor(self._directory, part)
         path, file = self._directory / name, self._files[name]
-        view = file.get_slice(part.name)
-        check_shape(path, part, tuple(view.get_shape()))
+        view = file.get_slice(tensor)
+        check_shape(path, part if within is None else within, tuple(view.get_shape()))
         if view.get_dtype() not in _FLOATS:
-            raise ModelError(f"{path}: tensor {part.name} is of type {view.get_dtype()}; supported: {', '.join(_FLOATS)}")
-        return file.get_tensor(part.name)  # type: ignore[no-any-return]
+            raise ModelError(f"{path}: tensor {tensor} is of type {view.get_dtype()}; supported: {', '.join(_FLOATS)}")
+        if within is None:
+            return file.get_tensor(tensor)  # type: ignore[no-any-return]
+        first, *others = (*within.index, None)
+        if not isinstance(first, int):
+            return within.take(file.get_tensor(tensor))
+        # One expert's, so that the others are not read.
+        alone = replace(within, index=(0, *others), shape=(1, *within.shape[1:]))
+        return alone.take(view[first : first + 1])
+
+    def _locate(self, part: Part) -> tuple[str, Within | None]:
+        """The tensor that holds a part, and where in there if it holds others, too; of one that is missing its own name."""
+        if part.name not in self._where:
+            for within in part.within:
+                if within.name in self._where:
+                    return within.name, within
+        return part.name, None
 
     def stored_bits(self, part: Part) -> int | None:
         """As the protocol says: these files hold floats."""

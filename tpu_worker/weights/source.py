@@ -9,7 +9,7 @@ from protocol.codec import Float32Array
 from protocol.errors import ModelError
 from tpu_worker.models.family import Model
 from tpu_worker.models.rope import Rope
-from tpu_worker.models.spec import Part
+from tpu_worker.models.spec import Part, Within
 from tpu_worker.weights.blocks import BlockMatrix
 
 
@@ -54,7 +54,7 @@ def check_all_used(path: object, model: Model, unused: Iterable[str]) -> None:
         )
 
 
-def check_shape(path: object, part: Part, found: tuple[int, ...]) -> None:
+def check_shape(path: object, part: Part | Within, found: tuple[int, ...]) -> None:
     """Raises ModelError when a tensor has another shape than the model's sizes ask for."""
     if found != part.shape:
         raise ModelError(f"{path}: tensor {part.name} has shape {list(found)}, but the model's sizes ask for {list(part.shape)}")

@@ -1,0 +1,124 @@
+"""Mixtures of experts against Hugging Face transformers, on every kind of kernels, and what of their files is refused."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from protocol.errors import ModelError
+from tests.margins import Margins, rounding_of_logits
+from tests.tpu_worker.models.test_families import PLATFORMS, all_logits
+from tests.tpu_worker.tiny_experts import FAMILIES, make_tensors, write_gguf
+from tests.tpu_worker.tiny_models import Tensors, hash_of, write_model
+from tpu_worker.platforms.platform import Platform
+from tpu_worker.weights.gguf import GgufSource
+from tpu_worker.weights.safetensors import SafetensorsSource
+from tpu_worker.weights.source import WeightSource
+
+REFERENCES = Path(__file__).parents[2] / "data/families"
+SPREAD = 2.0  # of the logits of likely candidates
+
+
+def errors_of(name: str, source: WeightSource, platform: Platform) -> Any:
+    """Differences of the log-probabilities of a forced continuation from those of transformers."""
+    reference = json.loads((REFERENCES / f"{name}.json").read_text())
+    assert reference["weights"] == hash_of(make_tensors(FAMILIES[name])), "run scripts/make_family_references.py"
+    token_ids = np.array(reference["token_ids"], np.int32)
+    logits = all_logits(source, platform, token_ids).astype(np.float64)
+    logits -= logits.max(-1, keepdims=True)
+    logprobs = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
+    return logprobs[np.arange(len(token_ids) - 1), token_ids[1:]] - np.array(reference["logprobs"])
+
+
+@pytest.mark.every_processor
+@pytest.mark.parametrize("format", ["safetensors", "gguf"])
+@pytest.mark.parametrize("platform", PLATFORMS, ids=lambda platform: platform.name)
+@pytest.mark.parametrize("name", FAMILIES)
+def test_logprobs_are_those_of_transformers(margins: Margins, tmp_path: Path, name: str, platform: Platform, format: str) -> None:
+    config = FAMILIES[name]
+    tensors = make_tensors(config)
+    if format == "gguf":
+        source: WeightSource = GgufSource(write_gguf(tmp_path / "model.gguf", config, tensors))
+    else:
+        source = SafetensorsSource(write_model(tmp_path, config, tensors))
+    errors = errors_of(name, source, platform)
+    margins.check_logprobs(f"mixtures, {platform.name}", errors.tolist(), rounding_of_logits(config["num_hidden_layers"], SPREAD))
+    assert np.abs(errors).max() < 0.1
+
+
+def test_layers_differ_as_the_config_says(tmp_path: Path) -> None:
+    config = {**FAMILIES["qwen3_moe"], "num_hidden_layers": 6, "decoder_sparse_step": 2, "mlp_only_layers": [3]}
+    layers = SafetensorsSource(write_model(tmp_path, config, make_tensors(config))).model.spec.layers
+    assert [layer.intermediate_size for layer in layers] == [80, 24, 80, 80, 80, 24]
+    assert [layer.experts is not None for layer in layers] == [False, True, False, False, False, True]
+
+
+def fused(tensors: Tensors, num_layers: int) -> Tensors:
+    """Experts as transformers holds them, those of a layer in one tensor."""
+    found = {name: values for name, values in tensors.items() if ".experts." not in name}
+    for layer in range(num_layers):
+        mine = [values for name, values in tensors.items() if f"layers.{layer}.block_sparse_moe.experts." in name]
+        prefix = f"model.layers.{layer}.mlp.experts."
+        pairs = zip(mine[::3], mine[1::3], strict=True)
+        found[prefix + "gate_up_proj"] = np.stack([np.concatenate([gate, up]) for gate, up in pairs])
+        found[prefix + "down_proj"] = np.stack(mine[2::3])
+    return found
+
+
+def test_experts_in_one_tensor_are_the_same(tmp_path: Path) -> None:
+    config = FAMILIES["mixtral"]
+    tensors = make_tensors(config)
+    apart = SafetensorsSource(write_model(tmp_path / "apart", config, tensors))
+    together = SafetensorsSource(write_model(tmp_path / "together", config, fused(tensors, config["num_hidden_layers"])))
+    for parameters in apart.model.parameters():
+        for parameter in parameters.values():
+            for part in parameter.parts:
+                np.testing.assert_array_equal(apart.read(part), together.read(part))
+
+
+def test_older_gguf_files_have_a_tensor_for_each_expert(tmp_path: Path) -> None:
+    config = FAMILIES["mixtral"]
+    tensors = make_tensors(config)
+    stacked = GgufSource(write_gguf(tmp_path / "stacked.gguf", config, tensors))
+    apart = GgufSource(write_gguf(tmp_path / "apart.gguf", config, tensors, stacked=False))
+    for parameter in stacked.model.parameters()[1].values():
+        for part in parameter.parts:
+            np.testing.assert_array_equal(stacked.read(part), apart.read(part))
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"num_experts_per_tok": 9}, "9 experts per token of 8 in all"),
+        ({"num_experts_per_tok": 0}, "number of experts per token is 0"),
+        ({"num_experts": 7}, r"no use for these tensors: model.layers.0.mlp.experts.7.down_proj.weight"),
+        ({"num_experts": 9}, r"mlp.gate.weight has shape \[8, 64\], but the model's sizes ask for \[9, 64\]"),
+        ({"moe_intermediate_size": 25}, r"experts.0.gate_proj.weight has shape \[24, 64\].* ask for \[25, 64\]"),
+        ({"mlp_only_layers": []}, r"no use for these tensors: model.layers.1.mlp.down_proj.weight"),
+        ({"mlp_only_layers": [1, 3]}, r"mlp_only_layers \[1, 3\] names layers that are not among the 3"),
+        ({"decoder_sparse_step": 0}, "decoder_sparse_step is 0"),
+    ],
+)
+def test_what_contradicts_the_tensors_is_named(tmp_path: Path, changes: dict[str, Any], reason: str) -> None:
+    config = FAMILIES["qwen3_moe"]
+    directory = write_model(tmp_path, {**config, **changes}, make_tensors(config))
+    with pytest.raises(ModelError, match=reason):
+        read_all(SafetensorsSource(directory))
+
+
+@pytest.mark.parametrize("name", ["mlp.experts.3.up_proj.weight", "mlp.gate.weight"])
+def test_a_missing_tensor_is_named(tmp_path: Path, name: str) -> None:
+    config = FAMILIES["qwen3_moe"]
+    tensors = make_tensors(config)
+    del tensors[f"model.layers.0.{name}"]
+    with pytest.raises(ModelError, match=f"{name} of shape .* is missing"):
+        read_all(SafetensorsSource(write_model(tmp_path, config, tensors)))
+
+
+def read_all(source: WeightSource) -> None:
+    for parameters in source.model.parameters():
+        for parameter in parameters.values():
+            for part in parameter.parts:
+                source.read(part)

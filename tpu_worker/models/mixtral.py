@@ -1,0 +1,63 @@
+"""Mixtral: Mistral with experts in place of its MLP, of which each token goes to some (Jiang et al. 2024).
+
+GGUF files call it llama, whose file reads them.
+"""
+
+import functools
+
+import msgspec
+
+from tpu_worker.models import decoder
+from tpu_worker.models.experts import Names
+from tpu_worker.models.family import Family
+from tpu_worker.models.files import ConfigJson, check_num_layers
+from tpu_worker.models.spec import ExpertsSpec, LayerSpec, ModelSpec
+
+
+class Config(msgspec.Struct):
+    """The fields of a config.json that this family reads; the defaults are those of transformers."""
+
+    vocab_size: int
+    hidden_size: int
+    intermediate_size: int
+    num_hidden_layers: int
+    num_attention_heads: int
+    num_key_value_heads: int | None = 8
+    head_dim: int | None = None
+    max_position_embeddings: int = 4096 * 32
+    rms_norm_eps: float = 1e-5
+    tie_word_embeddings: bool = False
+    sliding_window: int | None = None
+    num_local_experts: int = 8
+    num_experts_per_tok: int = 2
+
+
+def read_config(file: ConfigJson) -> ModelSpec:
+    """See Family."""
+    config = file.read(Config)
+    head_dim = config.head_dim or config.hidden_size // max(1, config.num_attention_heads)
+    layer = LayerSpec(
+        num_heads=config.num_attention_heads,
+        num_kv_heads=config.num_key_value_heads or config.num_attention_heads,
+        head_dim=head_dim,
+        intermediate_size=config.intermediate_size,
+        rope=file.rope(head_dim),
+        sliding_window=config.sliding_window,
+        experts=ExpertsSpec(config.num_local_experts, config.num_experts_per_tok, renormalised=True),
+    )
+    return decoder.spec_from_config(file, config, (layer,) * check_num_layers(file.path, config.num_hidden_layers))
+
+
+FAMILY = Family(
+    huggingface=("MixtralForCausalLM",),
+    gguf=(),
+    read_config=read_config,
+    read_gguf=decoder.spec_from_gguf,
+    parameters=decoder.parameters,
+    layer_parameters=functools.partial(
+        decoder.layer_parameters, names=Names("block_sparse_moe.gate", "block_sparse_moe.experts", "w1", "w3", "w2")
+    ),
+    gguf_names=decoder.GGUF_NAMES,
+    forward=decoder.forward,
+    logits=decoder.logits,
+)
