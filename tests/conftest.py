@@ -1,15 +1,18 @@
 """What all tests share: the processor that they run on, or pass for, and the margins of their bounds."""
 
+import hashlib
 import os
+import shutil
 from pathlib import Path
 
 import pytest
 
 from tests.margins import Margins
-from tests.processors import PROCESSORS, describe, flags_of
+from tests.processors import PROCESSORS, describe, flags_of, read_processor
 
 _MARGINS = pytest.StashKey[Margins]()
 _PATCH = pytest.StashKey[pytest.MonkeyPatch]()
+_MOST_PROGRAMS = 8192  # that are kept; the tests compile about a thousand, and others when what they test has changed
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -20,6 +23,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     processor: str | None = config.getoption("--processor")
     config.stash[_MARGINS] = Margins(processor or "here")
+    _keep_programs(config, processor)
     if processor is None:
         return
     os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_cpu_max_isa={PROCESSORS[processor].xla_isa}"
@@ -30,6 +34,23 @@ def pytest_configure(config: pytest.Config) -> None:
     patch.setattr(build, "FLAGS", tuple(f"-march={processor}" if flag == "-march=native" else flag for flag in build.FLAGS))
     for module in (build, chosen_by):
         patch.setattr(module, "cpu_flags", lambda: flags_of(processor))
+
+
+def _keep_programs(config: pytest.Config, passing_for: str | None) -> None:
+    """What XLA compiled for one test is there for all others, in child processes too, and when the tests run again.
+
+    XLA's name for a program follows from the program, its own version and its flags, and the directory's from the processor.
+    """
+    if (cache := config.cache) is None or "JAX_COMPILATION_CACHE_DIR" in os.environ:
+        return
+    name, flags = read_processor()
+    key = hashlib.sha256(f"{passing_for} {name} {sorted(flags)}".encode()).hexdigest()[:16]
+    directory = cache.mkdir(f"programs-{key}")
+    if len(list(directory.iterdir())) > _MOST_PROGRAMS:
+        shutil.rmtree(directory)
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = str(directory)
+    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+    os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:

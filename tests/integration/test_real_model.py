@@ -1,12 +1,14 @@
 """The demo model on the CPU, in real processes: what users get, however the engine is set up."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
+import pytest
 from openai import OpenAI
 from openai.types.chat import ChatCompletionMessageParam
 
 from frontend.client import Client, SamplingParams
-from tests.integration.launching import launch
+from tests.integration.launching import Engine, launch
 
 _SMALL = ("--device", "cpu", "--max-model-len", "512", "--max-num-seqs", "16")
 _PROMPTS = [
@@ -27,21 +29,28 @@ _PARAMS = [
 ] * 2
 
 
-def answers(directory: Path, *flags: str) -> list[list[int]]:
-    """The tokens of one set of requests under one set of flags."""
-    directory.mkdir()
-    with launch(directory, *_SMALL, *flags) as engine, Client(engine.socket) as client:
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engine]:
+    """One worker, one step at a time."""
+    with launch(tmp_path_factory.mktemp("plain"), *_SMALL, "--queue-depth", "1", "--max-num-batched-tokens", "512") as engine:
+        yield engine
+
+
+def answers(engine: Engine) -> list[list[int]]:
+    """The tokens of one set of requests."""
+    with Client(engine.socket) as client:
         return [output.token_ids for output in client.generate(_PROMPTS, _PARAMS, progress=False)]
 
 
-def test_depth_and_workers_change_no_token(tmp_path: Path) -> None:
-    plain = answers(tmp_path / "one", "--queue-depth", "1", "--max-num-batched-tokens", "512")
-    assert answers(tmp_path / "two", "--queue-depth", "2", "--workers", "2", "--max-num-batched-tokens", "32") == plain
-    assert plain[:6] == plain[6:], "the same request twice in one batch"
+def test_depth_and_workers_change_no_token(plain: Engine, tmp_path: Path) -> None:
+    expected = answers(plain)
+    with launch(tmp_path, *_SMALL, "--queue-depth", "2", "--workers", "2", "--max-num-batched-tokens", "32") as engine:
+        assert answers(engine) == expected
+    assert expected[:6] == expected[6:], "the same request twice in one batch"
 
 
-def test_the_official_client(tmp_path: Path) -> None:
-    with launch(tmp_path, *_SMALL) as engine, OpenAI(base_url=engine.address + "/v1", api_key="none", max_retries=0) as client:
+def test_the_official_client(plain: Engine) -> None:
+    with OpenAI(base_url=plain.address + "/v1", api_key="none", max_retries=0) as client:
         model = client.models.list().data[0].id
         question: list[ChatCompletionMessageParam] = [{"role": "user", "content": "What is the capital of France?"}]
         whole = client.chat.completions.create(model=model, messages=question, temperature=0, logprobs=True, top_logprobs=2)
@@ -58,6 +67,6 @@ def test_the_official_client(tmp_path: Path) -> None:
             counted = chunk.usage or counted
         assert "".join(pieces) == choice.message.content and len(pieces) > 1  # what comes faster than it is read is one piece
         assert counted is not None and counted.completion_tokens == usage.completion_tokens
-        plain = client.completions.create(model=model, prompt="1, 2, 3, 4,", temperature=0, max_tokens=40).choices[0].text
+        counted_up = client.completions.create(model=model, prompt="1, 2, 3, 4,", temperature=0, max_tokens=40).choices[0].text
         cut = client.completions.create(model=model, prompt="1, 2, 3, 4,", temperature=0, max_tokens=40, stop=["7"]).choices[0]
-        assert cut.text == plain[: plain.index("7")] and cut.finish_reason == "stop"
+        assert cut.text == counted_up[: counted_up.index("7")] and cut.finish_reason == "stop"

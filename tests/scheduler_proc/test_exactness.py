@@ -6,7 +6,7 @@ import pytest
 from tests.scheduler_proc.world import World, random_requests
 
 
-@pytest.mark.parametrize("depth", [1, 2, 3, 4])
+@pytest.mark.parametrize("depth", [1, 2, 3, pytest.param(4, marks=pytest.mark.slow)])
 @pytest.mark.parametrize(
     "shape",
     [

@@ -13,6 +13,7 @@ import pytest
 
 from protocol.config import EngineConfig
 from protocol.errors import CapacityError
+from tests.tpu_worker.tiny_engine import MAX_MODEL_LEN, MAX_NUM_SEQS, tiny_config
 from tests.tpu_worker.tiny_models import CONFIG as TINY
 from tests.tpu_worker.tiny_models import make_tensors, write_model
 from tpu_worker.kv_cache import bytes_per_block, count_blocks, make_caches
@@ -128,9 +129,7 @@ def test_the_cache_leaves_room_for_weights_that_are_not_there_yet(tmp_path: Path
     """It is sized when the first layer is on the chip: together with the others, it fits all the same."""
     model = {**TINY, "num_hidden_layers": 4, "intermediate_size": 512}
     path = write_model(tmp_path, model, make_tensors(model))
-    config = msgspec.structs.replace(
-        CONFIG, model_path=str(path), model_format="huggingface", max_num_seqs=4, max_num_batched_tokens=16, max_model_len=128
-    )
+    config = tiny_config(path, max_num_batched_tokens=16)
     chip = Accelerator(1_500_000)
     device = JaxDevice(config, replace(make_xla_platform(), memory=Figures(chip)))
     gc.collect()
@@ -138,7 +137,9 @@ def test_the_cache_leaves_room_for_weights_that_are_not_there_yet(tmp_path: Path
     capacity = device.load(lambda *_: None)
     device.close()
     cache = 4 * 2 * 2 * 32 * 16 * 2 * capacity.num_blocks
-    assert capacity.num_blocks < 4 * 8, "there is room for all that the batch could use: the test shows nothing"
+    assert capacity.num_blocks < MAX_NUM_SEQS * MAX_MODEL_LEN // 16, (
+        "there is room for all that the batch could use: the test shows nothing"
+    )
     assert chip.memory_stats()["bytes_in_use"] <= chip.bytes_limit
     assert cache > 0.15 * chip.bytes_limit
 

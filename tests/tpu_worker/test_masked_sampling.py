@@ -11,9 +11,9 @@ import pytest
 from msgspec.structs import replace
 
 from protocol.codec import Int32Array, UInt32Array, unpack_float32, unpack_int32
-from protocol.config import EngineConfig
 from protocol.params import EngineParams, Grammar
 from tests.tpu_worker.device_driver import Driver, allowed_at, pack_bits
+from tests.tpu_worker.tiny_engine import BLOCK_SIZE, tiny_config
 from tests.tpu_worker.tiny_models import CONFIG, make_tensors, write_model
 from tpu_worker.device import Admission, Capacity, Extension, StepPlan
 from tpu_worker.platforms.cpu import make_xla_platform
@@ -22,7 +22,7 @@ from tpu_worker.platforms.platform import Mask, Pick
 from tpu_worker.platforms.xla import products as xla
 from tpu_worker.runner import JaxDevice
 
-VOCAB, BLOCK_SIZE = 96, 16
+VOCAB = 96
 PROMPTS = [list(range(1, 24)), [5, 6], list(range(90, 30, -1)), [7] * 16, [3, 1, 4, 1, 5, 9, 2, 6, 5]]
 ANY = Grammar("json_object")
 
@@ -67,11 +67,7 @@ def test_kernels(products: object, width: int) -> None:
 @pytest.fixture(scope="module", params=[None, make_xla_platform()], ids=["fastest", "xla"])
 def loaded(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Iterator[tuple[JaxDevice, Capacity]]:
     path: Path = write_model(tmp_path_factory.mktemp("tiny"), CONFIG, make_tensors(CONFIG))
-    config = EngineConfig(
-        model_path=str(path), model_format="huggingface", served_model_names=("tiny",), device="cpu", max_num_seqs=8,
-        max_num_batched_tokens=128, max_model_len=160, block_size=BLOCK_SIZE,
-    )  # fmt: skip
-    device = JaxDevice(config, request.param)
+    device = JaxDevice(tiny_config(path), request.param)
     yield device, device.load(lambda *_: None)
     device.close()
 

@@ -8,11 +8,11 @@ import pytest
 from msgspec.structs import replace
 
 from protocol.codec import unpack_float32, unpack_int32
-from protocol.config import EngineConfig
 from protocol.errors import CapacityError, ConfigError, DeviceError, ModelError
 from protocol.params import EngineParams
 from tests.margins import Margins, rounding_of_logits
 from tests.tpu_worker.device_driver import Driver
+from tests.tpu_worker.tiny_engine import BLOCK_SIZE, MAX_MODEL_LEN, tiny_config
 from tests.tpu_worker.tiny_models import CONFIG, make_tensors, reference_logits, write_model
 from tpu_worker.device import Admission, Capacity, StepPlan
 from tpu_worker.needs import LOGPROBS, needs
@@ -20,30 +20,16 @@ from tpu_worker.platforms.cpu import make_xla_platform
 from tpu_worker.runner import JaxDevice
 
 TENSORS = make_tensors(CONFIG)
-BLOCK_SIZE, MAX_MODEL_LEN = 16, 160
 EMPTY = np.empty(0, np.int32)
 # The logits of this small model spread by 1.6; its weights are larger than a trained one's, and magnify errors about twice.
 ROUNDING = 2 * rounding_of_logits(CONFIG["num_hidden_layers"], spread=1.6)
 PROMPTS = [list(range(1, 24)), [5, 6], list(range(90, 30, -1)), [7] * 16, [3, 1, 4, 1, 5, 9, 2, 6, 5]]
 
 
-def config(path: Path) -> EngineConfig:
-    return EngineConfig(
-        model_path=str(path),
-        model_format="huggingface",
-        served_model_names=("tiny",),
-        device="cpu",
-        max_num_seqs=8,
-        max_num_batched_tokens=128,
-        max_model_len=MAX_MODEL_LEN,
-        block_size=BLOCK_SIZE,
-    )
-
-
 @pytest.fixture(scope="module", params=[None, make_xla_platform()], ids=["fastest", "xla"])
 def loaded(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Iterator[tuple[JaxDevice, Capacity]]:
     path = write_model(tmp_path_factory.mktemp("tiny"), CONFIG, TENSORS)
-    device = JaxDevice(config(path), request.param)
+    device = JaxDevice(tiny_config(path), request.param)
     phases: list[tuple[str, int, int]] = []
     capacity = device.load(lambda *progress: phases.append(progress))
     assert {phase for phase, _, _ in phases} == {"loading weights", "compiling"}
@@ -199,7 +185,7 @@ def test_a_row_that_is_not_finite_fails_alone(tmp_path: Path) -> None:
     embedding = tensors["model.embed_tokens.weight"].copy()
     embedding[11] = np.nan
     tensors["model.embed_tokens.weight"] = embedding
-    device = JaxDevice(config(write_model(tmp_path, CONFIG, tensors)))
+    device = JaxDevice(tiny_config(write_model(tmp_path, CONFIG, tensors)))
     capacity = device.load(lambda *_: None)
     try:
         prompts = [[1, 2, 3], [4, 11, 5]]
@@ -212,7 +198,7 @@ def test_a_row_that_is_not_finite_fails_alone(tmp_path: Path) -> None:
 
 
 def test_what_cannot_be_loaded_is_said(tmp_path: Path) -> None:
-    base = config(write_model(tmp_path, CONFIG, TENSORS))
+    base = tiny_config(write_model(tmp_path, CONFIG, TENSORS))
     for wrong, error, message in (
         (replace(base, model_path=str(tmp_path / "nowhere")), ModelError, "nowhere/config.json: No such file"),
         (replace(base, max_model_len=257), ConfigError, "--max-model-len 257 is more than the 256 tokens"),

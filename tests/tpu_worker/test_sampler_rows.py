@@ -13,10 +13,10 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from protocol.codec import pack_bits
-from protocol.config import EngineConfig
 from protocol.params import EngineParams
 from tests.tpu_worker.compiler import needs_compiler
 from tests.tpu_worker.device_driver import Driver
+from tests.tpu_worker.tiny_engine import tiny_config
 from tests.tpu_worker.tiny_models import CONFIG, make_tensors, write_model
 from tpu_worker import sampler
 from tpu_worker.device import StepPlan
@@ -168,16 +168,7 @@ def test_a_row_that_cannot_be_sampled_is_told_whatever_it_asks_for(kind: str) ->
 
 @pytest.mark.parametrize("platform", ["the fastest", "XLA"])
 def test_requests_of_all_sorts_side_by_side_get_what_each_gets_alone(tmp_path: Path, platform: str) -> None:
-    config = EngineConfig(
-        model_path=str(write_model(tmp_path, CONFIG, make_tensors(CONFIG))),
-        model_format="huggingface",
-        served_model_names=("tiny",),
-        device="cpu",
-        max_num_seqs=4,  # so that one row runs in the same shapes as four
-        max_num_batched_tokens=128,
-        max_model_len=64,
-        block_size=16,
-    )
+    config = tiny_config(write_model(tmp_path, CONFIG, make_tensors(CONFIG)))
     wishes = [
         EngineParams(9, logprobs=3),
         EngineParams(9, temperature=1e-38, logprobs=3),

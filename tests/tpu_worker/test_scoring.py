@@ -15,6 +15,7 @@ from protocol.params import EngineParams
 from tests.margins import Margins, rounding_of_logits
 from tests.tpu_worker.device_driver import Driver, Running
 from tests.tpu_worker.test_reference import EXPECTED, demo_model
+from tests.tpu_worker.tiny_engine import tiny_config
 from tests.tpu_worker.tiny_models import CONFIG, make_tensors, reference_logits, write_model
 from tpu_worker.platforms.cpu import make_xla_platform
 from tpu_worker.runner import JaxDevice
@@ -36,16 +37,7 @@ def prepare(device: JaxDevice) -> None:
 
 @pytest.fixture(scope="module", params=["fastest", "XLA"])
 def device(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[JaxDevice]:
-    config = EngineConfig(
-        model_path=str(write_model(tmp_path_factory.mktemp("model"), CONFIG, make_tensors(CONFIG))),
-        model_format="huggingface",
-        served_model_names=("tiny",),
-        device="cpu",
-        max_num_seqs=4,
-        max_num_batched_tokens=160,
-        max_model_len=128,
-        block_size=16,
-    )
+    config = tiny_config(write_model(tmp_path_factory.mktemp("model"), CONFIG, make_tensors(CONFIG)))
     device = JaxDevice(config, make_xla_platform() if request.param == "XLA" else None)
     device.load(lambda *_: None)
     prepare(device)
@@ -84,7 +76,7 @@ def test_neither_chunks_nor_neighbours_change_a_bit(device: JaxDevice) -> None:
     wishes = [EngineParams(9, temperature=1.0, seed=3, logprobs=2), EngineParams(9), EngineParams(2, prompt_logprobs=0)]
     (alone,) = run(device, [PROMPT], [SCORED])
     beside = [run(device, [other], [wish])[0] for other, wish in zip(others, wishes, strict=True)]
-    for chunk in (1, 7, 37):
+    for chunk in (1, 7, 31):
         together = run(device, [PROMPT, *others], [SCORED, *wishes], chunk)
         for one, expected in zip(together, [alone, *beside], strict=True):
             assert one.tokens == expected.tokens and one.logprobs == expected.logprobs

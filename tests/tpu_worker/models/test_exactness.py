@@ -4,33 +4,22 @@ from collections.abc import Iterator
 
 import pytest
 
-from protocol.config import EngineConfig
 from protocol.params import EngineParams
 from tests.tpu_worker.compiler import needs_compiler
 from tests.tpu_worker.device_driver import Driver
+from tests.tpu_worker.tiny_engine import BLOCK_SIZE, tiny_config
 from tests.tpu_worker.tiny_models import FAMILIES, make_tensors, write_model
 from tpu_worker.device import Capacity
 from tpu_worker.runner import JaxDevice
 
 PROMPTS = [list(range(1, 24)), [5, 6], list(range(90, 30, -1)), [7] * 16, [3, 1, 4, 1, 5, 9, 2, 6, 5]]
-BLOCK_SIZE = 16
 
 
 @pytest.fixture(scope="module", params=["llama", "qwen2 with windows", pytest.param("qwen3", marks=pytest.mark.every_processor)])
 def loaded(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[JaxDevice, Capacity]]:
     family = FAMILIES[request.param]
     path = write_model(tmp_path_factory.mktemp("tiny"), family, make_tensors(family))
-    config = EngineConfig(
-        model_path=str(path),
-        model_format="huggingface",
-        served_model_names=("tiny",),
-        device="cpu",
-        max_num_seqs=8,
-        max_num_batched_tokens=128,
-        max_model_len=160,
-        block_size=BLOCK_SIZE,
-    )
-    device = JaxDevice(config)
+    device = JaxDevice(tiny_config(path))
     capacity = device.load(lambda *_: None)
     yield device, capacity
     device.close()

@@ -98,7 +98,8 @@ def test_while_the_first_token_is_awaited(slow: RunningEngine, path: str) -> Non
 
 @pytest.mark.parametrize("path", ["/v1/responses", "/v1/messages"])
 def test_streams_of_other_formats_are_kept_alive_too(slow: RunningEngine, path: str) -> None:
-    body = {"model": "demo", "input": "a", "messages": [{"role": "user", "content": "a"}], "max_tokens": 3, "stream": True}
+    asked = {"input": "a", "max_output_tokens": 3} if path == "/v1/responses" else {"max_tokens": 3}
+    body = {"model": "demo", "messages": [{"role": "user", "content": "a"}], "stream": True} | asked
     with another_front(slow, stream_keep_alive=0.02) as http:
         assert COMMENT in http.post(path, json=body).text
 
