@@ -55,6 +55,7 @@ class Generation:
         "_tokens",
         "_waiter",
         "lacks_tokens",
+        "length",
         "num_cached_tokens",
         "request_id",
         "resumed",
@@ -82,6 +83,7 @@ class Generation:
         self._request = request
         self._tokens = array("i", known)  # all that came
         self._known = len(self._tokens)
+        self.length = request.num_prompt_tokens + self._known  # tokens of the prompt, and those that came
         self._taken = 0  # of these, given to the reader
         self._logprobs: list[TopLogprobs] = []
         self._finished: Finished | None = None
@@ -96,7 +98,7 @@ class Generation:
     async def __anext__(self) -> TokenDelta:
         if self._over:
             raise StopAsyncIteration
-        while not self.has_news:
+        while self._taken == len(self._tokens) and self._finished is None:  # `has_news`, without a call for each token
             if self._error is not None:
                 self._over = True
                 raise self._error.with_traceback(None)  # the error is shared, its traceback is not
@@ -137,11 +139,6 @@ class Generation:
         self.wake()
 
     @property
-    def length(self) -> int:
-        """Tokens of the prompt, and those that came."""
-        return self._request.num_prompt_tokens + len(self._tokens)
-
-    @property
     def line(self) -> int:
         """See AddRequest."""
         return self._request.line
@@ -155,6 +152,7 @@ class Generation:
     def push(self, token_id: int, logprobs: TopLogprobs | None) -> None:
         """The journal's: one more token."""
         self._tokens.append(token_id)
+        self.length += 1
         if logprobs is not None:
             self._logprobs.append(logprobs)
 
@@ -167,6 +165,7 @@ class Generation:
             self.num_cached_tokens = finished.num_cached_tokens
         if finished.token_ids_i32:
             self._tokens, self._taken = array("i", finished.token_ids_i32), 0
+            self.length = self._request.num_prompt_tokens + len(self._tokens)
 
     def count(self) -> Timeline:
         """The journal's: it ends here, with the tokens that came so far."""

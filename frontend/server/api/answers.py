@@ -39,6 +39,7 @@ class Answer(ABC):
         self._wants_usage = options is not None and options.include_usage is True
         self._continuous = options is not None and options.continuous_usage_stats is True
         self._begun: set[int] = set()
+        self._plain = False  # chunks hold a text and nothing else, but for the first and the last of a choice
 
     @abstractmethod
     def pieces(self, index: int, delta: TextDelta, *, first: bool, needed: bool) -> list[bytes]:
@@ -73,9 +74,14 @@ class Answer(ABC):
     def add(self, index: int, generation: TextGeneration, delta: TextDelta) -> bytes:
         """See Events. Only the first of several chunks tells of tokens, and only the last one of the end."""
         first = index not in self._begun
+        if not first and delta.finish_reason is None and self._plain:  # nearly every chunk
+            between = b',"logprobs":null,"finish_reason":null}]}\n\ndata: %b%d,' % (self._open, index)
+            text = between.join(self.pieces(index, delta, first=False, needed=False))
+            return text and b'data: %b%d,%b,"logprobs":null,"finish_reason":null}]}\n\n' % (self._open, index, text)
         self._begun.add(index)
         reason = None if delta.finish_reason is None else self.finish_reason(generation, delta.finish_reason)
         logprobs = self.logprobs(index, delta.logprobs, first=first)
+        self._plain = logprobs is None and not self._token_ids and not self._continuous
         extra = b',"logprobs":' + (b"null" if logprobs is None else _json(logprobs))
         if self._token_ids:
             ids = b',"token_ids":' + _json(delta.token_ids)

@@ -11,6 +11,7 @@ from frontend.server.api.errors import EXPECTED, ApiError, ClientGone, from_engi
 from frontend.server.api.jobs import Output, fail_on_error, notes
 from frontend.server.api.keep_alive import KeepAlive
 from frontend.server.generation import TextDelta, TextGeneration
+from frontend.server.http.exchange import STREAM
 
 _LOG = logging.getLogger(__name__)
 
@@ -57,20 +58,20 @@ class EventStream:
         """Streams until every generation has ended or the client leaves."""
         interval: float = scope["app"].state.engine.config.stream_keep_alive
         try:
-            await unless_gone(receive, self._write(send, interval))
+            await unless_gone(receive, self._write(send, scope.get("extensions", {}).get(STREAM, send), interval))
         except ClientGone:
             pass
         finally:
             for generation in self._generations:
                 generation.cancel()
 
-    async def _write(self, send: Send, interval: float) -> None:
+    async def _write(self, send: Send, more: Send, interval: float) -> None:
         await send({"type": "http.response.start", "status": 200, "headers": _HEADERS + notes(self._generations)})
         events = self._events
         try:
             if data := events.begin():
-                await send({"type": "http.response.body", "body": data, "more_body": True})
-            async with KeepAlive(send, interval) as stream:
+                await more({"type": "http.response.body", "body": data, "more_body": True})
+            async with KeepAlive(more, interval) as stream:
                 async for index, generation, delta in interleave(self._generations):
                     fail_on_error(delta)
                     if data := events.add(index, generation, delta):
@@ -81,7 +82,7 @@ class EventStream:
         except Exception as error:  # noqa: BLE001 - logged, and told to the client
             _LOG.exception("a stream failed")
             end = events.fail(from_engine(error))
-        await send({"type": "http.response.body", "body": end})
+        await more({"type": "http.response.body", "body": end})
 
 
 async def interleave(generations: Sequence[TextGeneration]) -> AsyncIterator[tuple[int, TextGeneration, TextDelta]]:

@@ -18,6 +18,10 @@ _FAULTS = OccasionalLog(logging.getLogger(__name__), logging.ERROR)
 _PROTOCOL = b"HTTP/1.1 "  # how every answer begins
 _MOST_PROBES = len(_PROTOCOL)
 
+# An extension of ASGI's scope: `send` for the pieces of a body that has begun, past all that stands around the application, which
+# looks at nothing but the head.
+STREAM = "http.response.stream"
+
 Headers = Iterable[tuple[bytes, bytes]]
 
 
@@ -72,6 +76,7 @@ class Exchange:
 
     async def run(self, app: ASGIApp) -> None:
         """Lets the application answer. Whatever it does, there is an answer, or the connection is cut."""
+        self.head.scope.setdefault("extensions", {})[STREAM] = self.send
         try:
             await app(self.head.scope, self.receive, self.send)
         except Exception as error:  # noqa: BLE001 - a fault of ours, which concerns this request
