@@ -49,6 +49,7 @@ class Report(msgspec.Struct, frozen=True):
         str, tuple[int, float, float]
     ]  # by victim: how many blows, median and 99th percentile of the seconds without a token
     leaks: list[str]
+    memory_mib: dict[str, tuple[float, float]]  # resident, of each process, before the first blow and after the last
     examples: list[str]  # of what went wrong
 
 
@@ -61,6 +62,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--questions", type=int, default=56, metavar="N", help="different requests")
     parser.add_argument("--interval", type=float, default=1.0, metavar="S", help="mean time between two blows")
     parser.add_argument("--only", nargs="+", choices=sorted(_VICTIMS), default=sorted(_VICTIMS), help="whom to hit")
+    parser.add_argument("--seconds", type=float, default=0.0, metavar="S", help="go on for so long at least")
     parser.add_argument("--sim-decode-us", type=float, default=3000.0)
     parser.add_argument("--model", default="demo")
     parser.add_argument("--json", action="store_true", help="one line of JSON in place of the table")
@@ -109,13 +111,13 @@ class _Chaos:
             began = now()
             readers = [asyncio.ensure_future(self._read(clients)) for _ in range(self._options.concurrency)]
             await self._strike_all()
+            await asyncio.sleep(max(0.0, began + self._options.seconds - now()))
             self._over = True
             await asyncio.gather(*readers)
             seconds = now() - began
             await self._until_well()
             again = await undisturbed(clients, self._questions, self._options.concurrency)
-            leaks = self._leaks(before)
-            return self._report(expected, again, leaks, seconds)
+            return self._report(expected, again, before, seconds)
         finally:
             clients.close()
 
@@ -195,8 +197,8 @@ class _Chaos:
         processes = [self._launcher, *self._launcher.children(recursive=True)]
         return {process.name(): (process.num_fds(), process.memory_info().rss) for process in processes}
 
-    def _leaks(self, before: dict[str, tuple[int, int]]) -> list[str]:
-        after = self._footprint()
+    @staticmethod
+    def _leaks(before: dict[str, tuple[int, int]], after: dict[str, tuple[int, int]]) -> list[str]:
         leaks = [f"processes of another name: {name}" for name in sorted(after.keys() ^ before.keys())]
         for name in sorted(after.keys() & before.keys()):
             (fds, rss), (fds_before, rss_before) = after[name], before[name]
@@ -206,7 +208,8 @@ class _Chaos:
                 leaks.append(f"{name}: {rss >> 20} MiB, {rss_before >> 20} before")
         return leaks
 
-    def _report(self, expected: list[Answer], again: list[Answer], leaks: list[str], seconds: float) -> Report:
+    def _report(self, expected: list[Answer], again: list[Answer], before: dict[str, tuple[int, int]], seconds: float) -> Report:
+        after = self._footprint()
         differences: Counter[str] = Counter()
         examples: list[str] = []
         for answer in (*self._answers, *again):
@@ -222,7 +225,8 @@ class _Chaos:
             requests=dict(Counter(answer.outcome for answer in self._answers)),
             differences=dict(differences),
             stalls=stalls(self._blows, self._answers),
-            leaks=leaks,
+            leaks=self._leaks(before, after),
+            memory_mib={name: (before[name][1] / 2**20, after[name][1] / 2**20) for name in sorted(before.keys() & after.keys())},
             examples=examples[:10],
         )
 
@@ -273,6 +277,8 @@ def _print(report: Report) -> None:
     console.print("requests: " + ", ".join(f"{count} {outcome}" for outcome, count in sorted(report.requests.items())))
     wrong = ", ".join(f"{count} {what}" for what, count in report.differences.items())
     console.print(f"lost {report.requests.get('lost', 0)}; tokens: {wrong or 'none lost, none repeated, none changed'}")
+    memory = (f"{name} {first:.0f} to {last:.0f} MiB" for name, (first, last) in report.memory_mib.items())
+    console.print("memory: " + ", ".join(memory))
     console.print("leaks: " + ("; ".join(report.leaks) or "none"))
     for example in report.examples:
         console.print(f"  {example}", markup=False)
