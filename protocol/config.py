@@ -78,6 +78,7 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
 
     log_format: LogFormat = "human"
     log_level: LogLevel = DEFAULT_LOG_LEVEL
+    otlp_traces_endpoint: str = ""  # URL that takes spans of requests; empty: none are made
     log_prompts: bool = False  # whether the line of each request says what was asked
 
     @property

@@ -132,6 +132,7 @@ FLAGS = (
         choice("auto", "none", *REASONING_PARSERS),
         "NAME",
     ),
+    Flag("otlp-traces-endpoint", "serving", "collector that takes OpenTelemetry spans of requests over HTTP", text, "URL"),
     Flag("shared-prefix-cache", "serving", "let the holders of different API keys find each other's prefixes in the cache (off)"),
     Flag("strict-max-tokens", "serving", "refuse a max_tokens beyond the context, as OpenAI does, instead of clipping it (off)"),
     Flag("log-format", "logging", "lines for people, or JSON objects", choice("human", "json"), "human|json"),

@@ -13,6 +13,7 @@ from frontend.launcher.habits import accept
 from frontend.launcher.memory import check_memory
 from frontend.launcher.models import examine_model, resolve_model
 from frontend.launcher.placement import place_workers, resolve_device
+from frontend.launcher.traces import traces_endpoint
 from frontend.launcher.values import api_key
 from protocol.cache_directory import default_cache, private_directory, temporary_cache
 from protocol.config import DEFAULT_LOG_LEVEL, Device, EngineConfig, LogLevel
@@ -75,6 +76,7 @@ def _without_model(values: dict[str, object], environ: Mapping[str, str]) -> tup
     if values.get("allow_credentials") and "*" in cast("tuple[str, ...]", values.get("allowed_origins", ())):
         raise ConfigError("--allow-credentials: pages of every origin (*) cannot have that: name the --allowed-origins")
     values["api_keys"] = _keys(values, environ, remarks)
+    values["otlp_traces_endpoint"] = traces_endpoint(cast(str, values.pop("otlp_traces_endpoint", "")), environ, remarks)
     _check_dtype(cast(str, values.pop("dtype", "auto")), remarks)
     if "gpu_memory_utilization" in values and (device == "sim" or "kv_cache_memory" in values):
         reason = "with --device sim" if device == "sim" else "beside --kv-cache-memory"

@@ -18,6 +18,7 @@ from frontend.server.grammars import INVALID_GRAMMAR, Grammars
 from frontend.server.prompt_scores import PromptLogprobs
 from frontend.server.prompts import Asked, Prompt, Prompts, off_loop
 from frontend.server.router import Router
+from frontend.server.spans import Spans
 from frontend.server.text.detokenizer import decode
 from frontend.server.text.dialect import Dialect, Reading
 from frontend.server.text.output import OutputText, TokenText
@@ -258,13 +259,16 @@ class TextEngine:
         tokenizer: Tokenizer,
         renderer: Renderer,
         grammars: Grammars | None = None,
+        spans: Spans | None = None,
     ) -> None:
-        """`grammars`: None where no grammar process runs, so that no output can be made to follow one."""
+        """`grammars`: None where no grammar process runs, so that no output can be made to follow one. `spans`: None where nobody
+        wants them."""
         self.config = config
         self._grammars = grammars
         self.router = router
         self.tokenizer = tokenizer
         self.renderer = renderer
+        self.spans = spans
         parsers = {"tool_parser": config.tool_call_parser, "reasoning_parser": config.reasoning_parser}
         self.dialect = Dialect(tokenizer, takes_tools=renderer.takes_tools, **parsers)
         self.prompts = Prompts(tokenizer, renderer, rewrites_tools=self.dialect.rewrites_tools)
@@ -349,7 +353,7 @@ class TextEngine:
         Raises InvalidRequest naming the field that is wrong.
         """
         if (visit := current()) is not None:
-            visit.outputs_per_prompt = params.n
+            visit.outputs_per_prompt, visit.params = params.n, params
         grammar = params.structured
         assert grammar is None or (self._grammars is not None and self._grammars.has_passed(grammar)), "check comes first"
         strict, capacity = self.config.strict_max_tokens, self.capacity

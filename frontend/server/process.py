@@ -17,6 +17,7 @@ from frontend.server.http.limits import Limits, body_limit
 from frontend.server.http.server import HttpServer
 from frontend.server.ipc.server import IpcServer
 from frontend.server.router import Router
+from frontend.server.spans import Spans
 from frontend.server.text.rendering.renderer import Renderer
 from frontend.server.text.tokenizer import load_tokenizer
 from protocol.clock import now_ns
@@ -40,6 +41,7 @@ class FrontendProcess:
         self._router = Router(spec.config, spec.run_dir, index=spec.index, epoch=spec.epoch, session=spec.session)
         self._api_keys = ApiKeys(spec.config.api_keys, shares_prefixes=spec.config.shared_prefix_cache)
         self._renderer: Renderer | None = None
+        self._spans: Spans | None = None
         self._stop = asyncio.Event()  # no new requests
         self._stop_now = asyncio.Event()  # nor the running ones
         self._reason = "the engine was shut down before the answer was complete"
@@ -75,7 +77,8 @@ class FrontendProcess:
                 if not await self._unless(self._stop, router.try_out()):
                     return
             grammars.start()
-            engine = TextEngine(config, router, tokenizer, self._renderer, grammars)
+            self._spans = Spans(config.otlp_traces_endpoint) if config.otlp_traces_endpoint else None
+            engine = TextEngine(config, router, tokenizer, self._renderer, grammars, self._spans)
             limits = Limits(body=body_limit(router.capacity.max_model_len))
             http = HttpServer(create_app(engine, config, self._api_keys), listener, limits, held=held)
             await http.start()
@@ -90,6 +93,8 @@ class FrontendProcess:
             grammars.close()
             if self._renderer is not None:
                 await self._renderer.close()
+            if self._spans is not None:
+                await self._spans.close()
             if ipc is not None:
                 ipc.close()
             listener.close()

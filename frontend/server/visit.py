@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 
 from frontend.server.measures import Timeline
 from protocol.clock import now_ns
+from protocol.params import SamplingParams
 
 _LONGEST_NAME = 256
 
@@ -26,6 +27,8 @@ class Visit:
     outputs: list[Timeline] = field(default_factory=list)  # what the engine was asked for on its behalf
     outputs_per_prompt: int = 1
     line: int = 0  # that its requests wait in, see AddRequest; 0: none yet
+    params: SamplingParams | None = None  # of the outputs
+    trace: dict[str, str] = field(default_factory=dict)  # W3C's headers of the trace that the request is a part of
 
 
 _CURRENT: ContextVar[Visit | None] = ContextVar("visit", default=None)

@@ -44,6 +44,7 @@ def create_app(engine: TextEngine, config: EngineConfig, api_keys: ApiKeys | Non
         api_keys or ApiKeys(config.api_keys, shares_prefixes=config.shared_prefix_cache),
         hosts=Hosts(config.host, config.allowed_hosts),
         origins=Origins(config.allowed_origins, credentials=config.allow_credentials),
+        spans=engine.spans,
     )
 
 

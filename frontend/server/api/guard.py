@@ -11,10 +11,12 @@ from frontend.server.access import in_log, log_visit
 from frontend.server.api.errors import ApiError
 from frontend.server.api.hosts import Hosts
 from frontend.server.api.origins import HeaderList, Origins
+from frontend.server.spans import Spans
 from frontend.server.visit import Visit, begin, new_name
 
 # All else needs a key where keys are set.
 _OPEN = frozenset({"/health", "/ready", "/ping", "/version", "/metrics", "/openapi.json", "/docs"})
+_TRACE = frozenset({b"traceparent", b"tracestate"})
 _NO_KEY = ApiError(
     401,
     "no valid API key: send it as 'Authorization: Bearer KEY', or as 'x-api-key: KEY'",
@@ -58,12 +60,14 @@ class Guard:
         *,
         hosts: Hosts | None = None,
         origins: Origins | None = None,
+        spans: Spans | None = None,
     ) -> None:
-        """`api_keys` None: none are needed. `hosts` None: any. `origins` None: no pages but its own."""
+        """None: no keys are needed (`api_keys`), any host will do (`hosts`), no pages but its own (`origins`), no spans are made."""
         self._app = app
         self._keys = ApiKeys() if api_keys is None else api_keys
         self._hosts = hosts or Hosts("0.0.0.0")
         self._origins = origins or Origins(())
+        self._spans = spans
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answers itself, or lets the application answer."""
@@ -85,6 +89,8 @@ class Guard:
                 host = value
             elif name == b"origin":
                 origin = value
+            elif name in _TRACE and self._spans is not None:
+                visit.trace[name.decode()] = value.decode("latin-1")
         answer = self._app
         try:
             self._hosts.check(host)
@@ -100,7 +106,10 @@ class Guard:
         try:
             await answer(scope, receive, _noting(send, statuses))
         finally:
-            log_visit(visit, statuses[0] if statuses else None, quiet=path in _OPEN)
+            status = statuses[0] if statuses else None
+            log_visit(visit, status, quiet=path in _OPEN)
+            if self._spans is not None:
+                self._spans.record(visit, status)
 
     def _is_open(self, scope: Scope) -> bool:
         return scope["path"] in _OPEN or scope["method"] == "OPTIONS"  # which browsers ask without a key, and which tells nothing

@@ -245,6 +245,8 @@ class Requests:
     def _end(self, request_id: int, status: int | None) -> None:
         if (visit := self._visits.pop(request_id, None)) is not None:
             log_visit(visit, status)
+            if self._engine.spans is not None:
+                self._engine.spans.record(visit, status)
 
     def _fail(self, request_id: int, error: BaseException) -> None:
         self.cancel(request_id)
