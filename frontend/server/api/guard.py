@@ -62,7 +62,7 @@ class Guard:
         origins: Origins | None = None,
         spans: Spans | None = None,
     ) -> None:
-        """None: no keys are needed (`api_keys`), any host will do (`hosts`), no pages but its own (`origins`), no spans are made."""
+        """None: no keys are needed (`api_keys`), any host will do (`hosts`), no pages but its own (`origins`); no `spans`."""
         self._app = app
         self._keys = ApiKeys() if api_keys is None else api_keys
         self._hosts = hosts or Hosts("0.0.0.0")
