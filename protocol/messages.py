@@ -165,6 +165,10 @@ class WorkerStats(Message, frozen=True):
 # Upper bounds of the sizes of steps, in tokens, by which EngineStats counts them; larger ones have a bucket of their own.
 STEP_SIZES = (1, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384)
 
+# Where the host's time of a step goes, in the order of its life: planning, the way to the worker, its inputs, their dispatch,
+# fetching what the device made of them, and the way back.
+STEP_STAGES = ("schedule", "send", "prepare", "dispatch", "collect", "answer")
+
 
 class EngineStats(Message, frozen=True, tag="stats"):
     """Answers GetStats; comes unasked too, beside each pulse to the frontend. Counters count since the scheduler started."""
@@ -176,6 +180,7 @@ class EngineStats(Message, frozen=True, tag="stats"):
     now_ns: int = 0  # when they were so, on the one clock
     steps_by_size: tuple[int, ...] = ()  # steps in each bucket of STEP_SIZES
     step_tokens: int = 0  # of all steps together
+    stages_ns: tuple[int, ...] = ()  # of all steps together, in each of STEP_STAGES
 
 
 class TraceRecords(Message, frozen=True, tag="trace"):

@@ -16,7 +16,7 @@ from scheduler_proc.request import Request, RequestState
 
 _EMPTY = np.empty(0, np.int32)
 _EMPTY_IDS = np.empty(0, np.uint64)
-_NOT_FINITE = "the model's output was not finite"
+NOT_FINITE = "the model's output was not finite"
 _NOT_ALLOWED = "no token was left that the grammar and the request's other parameters permit, or the model's output was not finite"
 _NONE_LEFT = "no token was left that allowed_token_ids, bad_words and logit_bias permit, or the model's output was not finite"
 
@@ -290,7 +290,7 @@ def _note_tokens(lane: Lane, request: Request, token_ids: Int32Array, length: in
 def _why_failed(request: Request) -> str:
     if request.params.structured is not None:
         return _NOT_ALLOWED
-    return _NONE_LEFT if request.params.has_rules else _NOT_FINITE
+    return _NONE_LEFT if request.params.has_rules else NOT_FINITE
 
 
 def _end(lane: Lane, request: Request, outcome: Outcome, reason: FinishReason, tokens: Int32Array, message: str = "") -> None:

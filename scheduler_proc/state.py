@@ -37,7 +37,7 @@ from protocol.messages import (
 from protocol.request_ids import frontend_of
 from scheduler_proc.admission import Admission
 from scheduler_proc.breaches import Breaches
-from scheduler_proc.collect import Outcome, believe_forced, collect_step, finished_message, nothing_yet
+from scheduler_proc.collect import NOT_FINITE, Outcome, believe_forced, collect_step, finished_message, nothing_yet
 from scheduler_proc.constraints import Constraints, everything_allowed
 from scheduler_proc.events import Command, Event, FromWorker, MasksToWorker, Prepare, ToFrontend, ToGrammar, ToLauncher, ToWorker
 from scheduler_proc.explain import explain
@@ -50,7 +50,7 @@ from scheduler_proc.names import MOST_OF_ONE_NAME
 from scheduler_proc.plan import plan_step
 from scheduler_proc.probation import Culprit, in_flight_requests
 from scheduler_proc.request import NOWHERE, Request, RequestState, from_message
-from scheduler_proc.stats import StepSizes, engine_stats
+from scheduler_proc.stats import StepSums, engine_stats
 from scheduler_proc.story import StoryRing
 from scheduler_proc.suspects import by_own_fault
 from scheduler_proc.trace import COLUMNS, TraceRing
@@ -66,7 +66,7 @@ class SchedulerState:
         counted."""
         self._config = config
         self.counters: Counter[str] = Counter()
-        self._sizes = StepSizes()
+        self._steps = StepSums()
         self.breaches = Breaches(self.counters, strict=strict)
         self.story = StoryRing(self.breaches)
         self.trace = TraceRing()
@@ -118,7 +118,7 @@ class SchedulerState:
     def stats(self, query_id: int = 0) -> EngineStats:
         """The queue, the workers and all counters, as they are now."""
         waiting, now_ns = len(self.admission), self.story.now_ns
-        return engine_stats(query_id, self.lanes, self._config.workers, waiting, self.counters, self._sizes, now_ns)
+        return engine_stats(query_id, self.lanes, self._config.workers, waiting, self.counters, self._steps, now_ns)
 
     def _on_add(self, message: AddRequest) -> None:
         if message.request_id in self.requests:
@@ -264,7 +264,7 @@ class SchedulerState:
         prefill = whole.num_prefill_tokens if whole.chunks else 0
         if prefill:
             self.counters["prefill_tokens"] += prefill
-        self._sizes.count(whole.num_decodes + prefill)
+        self._steps.count(whole.num_decodes + prefill, step, output, now_ns)
         if output.failed_programs:
             self.counters["failed_programs"] += output.failed_programs
 
@@ -276,6 +276,8 @@ class SchedulerState:
             self.counters["forced_tokens"] += outcome.num_forced
         for finished in outcome.finished:
             self._forget(finished)
+            if finished.message == NOT_FINITE:
+                self.counters["corrupted_requests"] += 1
         self.admission.probation.clear(lane)
         if len(outcome.token_ids) or outcome.finished or outcome.prompt_scores:
             self._commands.extend(self.frontends.tokens(_token_batch(lane.worker, step_id, outcome)))
@@ -368,6 +370,8 @@ class SchedulerState:
             return False
         seen = in_flight_requests(lane)
         requests = lane.dissolve(f"worker {worker} {cause}")
+        if requests:
+            self.counters["replays"] += len(requests)
         culprit: Culprit | None = None
         if own_fault is not None:
             self.counters["worker_deaths"] += 1

@@ -3,21 +3,31 @@
 from bisect import bisect_left
 from collections.abc import Mapping
 
-from protocol.messages import STEP_SIZES, EngineStats, WorkerStats
+from protocol.messages import STEP_SIZES, STEP_STAGES, EngineStats, ModelRunnerOutput, WorkerStats
+from scheduler_proc.in_flight import InFlightStep
 from scheduler_proc.lane import Lane
 
 
-class StepSizes:
-    """How many tokens the steps had."""
+class StepSums:
+    """What the steps come to: how many tokens they had, and how long each stage of the host took."""
 
     def __init__(self) -> None:
-        self.counts = [0] * (len(STEP_SIZES) + 1)
+        self.sizes = [0] * (len(STEP_SIZES) + 1)
         self.tokens = 0
+        self.stages_ns = [0] * len(STEP_STAGES)
 
-    def count(self, tokens: int) -> None:
-        """One more step, of so many tokens."""
-        self.counts[bisect_left(STEP_SIZES, tokens)] += 1
+    def count(self, tokens: int, step: InFlightStep, output: ModelRunnerOutput, answered_ns: int) -> None:
+        """One more step, of so many tokens, whose last answer was taken in at `answered_ns`."""
+        self.sizes[bisect_left(STEP_SIZES, tokens)] += 1
         self.tokens += tokens
+        received, prepared, dispatched, _, finished, collected = output.times_ns
+        stages = self.stages_ns
+        stages[0] += step.sent_ns - step.scheduled_ns
+        stages[1] += received - step.sent_ns
+        stages[2] += prepared - received
+        stages[3] += dispatched - prepared
+        stages[4] += max(0, collected - finished)  # the end of a step is known from its collection where the device does not say
+        stages[5] += answered_ns - collected
 
 
 def engine_stats(
@@ -26,7 +36,7 @@ def engine_stats(
     num_workers: int,
     num_waiting: int,
     counters: Mapping[str, int],
-    sizes: StepSizes,
+    steps: StepSums,
     now_ns: int,
 ) -> EngineStats:
     """The answer to GetStats: the queue, every worker that should be there, and what was counted since the start."""
@@ -36,8 +46,9 @@ def engine_stats(
         workers=tuple(_worker_stats(index, lanes.get(index)) for index in range(num_workers)),
         counters=dict(counters),
         now_ns=now_ns,
-        steps_by_size=tuple(sizes.counts),
-        step_tokens=sizes.tokens,
+        steps_by_size=tuple(steps.sizes),
+        step_tokens=steps.tokens,
+        stages_ns=tuple(steps.stages_ns),
     )
 
 

@@ -41,6 +41,7 @@ from frontend.launcher.progress import StartDisplay, start_display
 from frontend.launcher.run_directory import RunDirectory
 from frontend.launcher.signals import Signals
 from frontend.launcher.supervisor import Supervisor
+from frontend.restarts import publish_restarts
 from frontend.server.bind import bind_http
 from protocol.clock import ChargedClock, now, now_ns
 from protocol.config import ChildSpec, EngineConfig
@@ -268,6 +269,8 @@ class Engine:
                 self._exit_code = code
 
     def _spawn(self, child: Child, epoch: int, session: int) -> None:
+        if epoch > 0:
+            publish_restarts(self._run_dir.path, self._supervisor.restarts)
         if child == SCHEDULER and session > 0:
             Path(session_dir(self._run_dir.path, session)).mkdir(mode=0o700, exist_ok=True)
             if session > 2:  # nobody looks there any more

@@ -21,6 +21,7 @@ class Incarnation:
     failed: Failed | None = None  # its last word
     killed_for: str = ""  # why it was killed; empty: nobody here did
     kill_at: float | None = None  # seconds; it said its last word and should be gone by then
+    cause: str = ""  # of its end, in a word or two
 
     @property
     def serves(self) -> bool:
@@ -32,6 +33,16 @@ class Incarnation:
         code = self.failed.exit_code if self.failed is not None else returncode
         return code if code > 0 else ExitCode.CRASHED
 
+    def ended(self, returncode: int) -> None:
+        """Its process is gone."""
+        self.alive, self.kill_at = False, None
+        if self.failed is not None:
+            self.cause = "failed"
+        elif self.killed_for:
+            self.cause = "made no progress"
+        else:
+            self.cause = f"exit code {returncode}" if returncode >= 0 else _signal_name(returncode)
+
     def obituary(self, returncode: int) -> str:
         """Its end in a sentence. `returncode`: exit code, or the negated signal."""
         if self.failed is not None:
@@ -40,6 +51,9 @@ class Incarnation:
             return f"{self.child} was killed: {self.killed_for}"
         if returncode >= 0:
             return f"{self.child} ended with exit code {returncode}"
-        name = signal.Signals(-returncode).name if -returncode in signal.valid_signals() else f"signal {-returncode}"
         hint = " (if nobody sent it, the system may be out of memory)" if returncode == -signal.SIGKILL else ""
-        return f"{self.child} was killed by {name}{hint}"
+        return f"{self.child} was killed by {_signal_name(returncode)}{hint}"
+
+
+def _signal_name(returncode: int) -> str:
+    return signal.Signals(-returncode).name if -returncode in signal.valid_signals() else f"signal {-returncode}"

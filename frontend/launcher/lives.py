@@ -7,6 +7,7 @@ from frontend.launcher.events import GRAMMAR, SCHEDULER, Child, Command, Send, S
 from frontend.launcher.incarnation import Incarnation
 from frontend.launcher.liveness import Liveness
 from frontend.launcher.restart import RestartPolicy
+from frontend.restarts import Restarts
 from protocol.messages import SchedulerStarted
 
 
@@ -24,6 +25,7 @@ class Lives:
         self._replaced = self.workers | self.frontends | {GRAMMAR: self.grammar, SCHEDULER: self.scheduler}
         self._latest: dict[Child, Incarnation] = {}
         self._commands = commands
+        self.restarts: Restarts = {}  # by the cause of the end before
 
     def __getitem__(self, child: Child) -> Incarnation:
         return self._latest[child]
@@ -105,7 +107,11 @@ class Lives:
                 assert (restart.due is not None) == expected, "a child is started that should not be, or is not that should"
 
     def _spawn(self, child: Child, now: float) -> None:
-        epoch = self._latest[child].epoch + 1 if child in self._latest else 0
+        epoch = 0
+        if (before := self._latest.get(child)) is not None:
+            epoch = before.epoch + 1
+            causes = self.restarts.setdefault(str(child), {})
+            causes[before.cause] = causes.get(before.cause, 0) + 1
         self._latest[child] = Incarnation(child, epoch, Liveness(now))
         if child in self._replaced:
             self._replaced[child].due = None

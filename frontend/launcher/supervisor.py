@@ -35,6 +35,7 @@ from frontend.launcher.incarnation import Incarnation
 from frontend.launcher.liveness import Limits
 from frontend.launcher.lives import Lives
 from frontend.launcher.phase import DRAIN_MARGIN, EXIT_GRACE, KILL_GRACE, LAST_WORDS, STOP_GRACE, STOP_WORDS, TERM_GRACE, Phase
+from frontend.restarts import Restarts
 from protocol.config import DEFAULT_MAX_RESTARTS
 from protocol.errors import ExitCode
 from protocol.messages import ChildToLauncher, Drain, Failed, FrontendLost, Progress, Pulse, Ready, Stop, WorkerHung, WorkerLost
@@ -95,6 +96,11 @@ class Supervisor:
         of its own.
         """
         return all(life.liveness.moved_since(time) for life in self._lives.alive() if life.ready)
+
+    @property
+    def restarts(self) -> Restarts:
+        """How often each child was started again, by the cause of the end before."""
+        return self._lives.restarts
 
     def next_deadline(self) -> float | None:
         """When `Tick` is due (seconds), if at all."""
@@ -164,7 +170,7 @@ class Supervisor:
     # deaths
 
     def _exited(self, life: Incarnation, returncode: int, now: float) -> None:
-        life.alive, life.kill_at = False, None
+        life.ended(returncode)
         obituary = life.obituary(returncode)
         if not self.phase < Phase.STOPPING:
             self._end_if_alone()

@@ -354,6 +354,7 @@ class TextEngine:
         """
         if (visit := current()) is not None:
             visit.outputs_per_prompt, visit.params = params.n, params
+        self.router.measures.outputs.observe(params.n)
         grammar = params.structured
         assert grammar is None or (self._grammars is not None and self._grammars.has_passed(grammar)), "check comes first"
         strict, capacity = self.config.strict_max_tokens, self.capacity

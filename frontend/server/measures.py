@@ -24,6 +24,7 @@ _REQUEST = (
     *(0.01, 0.025, 0.05, 0.1, 0.3, 0.5, 0.8, 1.0, 1.5, 2.0, 2.5, 5.0, 10.0, 15.0, 20.0, 30.0, 40.0, 50.0, 60.0, 120.0, 240.0),
     *(480.0, 960.0, 1920.0, 7680.0),
 )
+_OUTPUTS = (1.0, 2.0, 5.0, 10.0, 20.0)
 _TOKENS = tuple(float(step * 10**power) for power in range(7) for step in (1, 2, 5))
 
 _SECONDS = 1e-9  # of a nanosecond
@@ -67,6 +68,7 @@ class Snapshot(msgspec.Struct, frozen=True, array_like=True):
     num_open: int  # requests that have not ended
     histograms: list[tuple[list[int], float]]  # counts and sum, in the order of Measures.histograms
     ignored: dict[str, int] = {}
+    journal_bytes: int = 0  # of the prompts of these requests
 
 
 class Measures:
@@ -89,15 +91,18 @@ class Measures:
         self.output_tokens = Histogram("request_generation_tokens", "Tokens that a request generated.", _TOKENS)
         self.most_tokens = Histogram("request_max_num_generation_tokens", "The same, of its longest output.", _TOKENS)
         self.max_tokens = Histogram("request_params_max_tokens", "Tokens that a request might have generated.", _TOKENS)
+        self.computed = Histogram("request_prefill_kv_computed_tokens", "Prompt tokens that no cache held.", _TOKENS)
+        self.outputs = Histogram("request_params_n", "Outputs that a client's request asked for.", _OUTPUTS)
 
     @property
     def histograms(self) -> tuple[Histogram, ...]:
         """All of them."""
         return tuple(value for value in vars(self).values() if isinstance(value, Histogram))
 
-    def snapshot(self, num_open: int) -> Snapshot:
-        """All of it. `num_open`: requests that have not ended."""
-        return Snapshot(self.ended, num_open, [(histogram.counts, histogram.sum) for histogram in self.histograms], self.ignored)
+    def snapshot(self, num_open: int, journal_bytes: int = 0) -> Snapshot:
+        """All of it. `num_open`: requests that have not ended. `journal_bytes`: of their prompts."""
+        histograms = [(histogram.counts, histogram.sum) for histogram in self.histograms]
+        return Snapshot(self.ended, num_open, histograms, self.ignored, journal_bytes)
 
     def first_came(self, timeline: Timeline, now_ns: int) -> None:
         """The first token of a request came in."""
@@ -125,6 +130,7 @@ class Measures:
         self.prompt_tokens.observe(timeline.num_prompt_tokens)
         self.output_tokens.observe(timeline.num_tokens)
         self.most_tokens.observe(timeline.num_tokens)
+        self.computed.observe(max(0, timeline.num_prompt_tokens - timeline.num_cached_tokens))
         self.max_tokens.observe(timeline.max_tokens)
         if not timeline.first_ns:
             return

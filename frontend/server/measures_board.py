@@ -6,7 +6,7 @@ from pathlib import Path
 
 import msgspec
 
-from frontend.server.measures import Measures, Snapshot
+from frontend.server.measures import Snapshot
 
 _DECODER = msgspec.msgpack.Decoder(Snapshot)
 _LARGEST_FILE = 1 << 20  # bytes; a snapshot has a few thousand
@@ -20,23 +20,23 @@ class MeasuresBoard:
         self._paths = [Path(run_dir) / f"measures-{number}" for number in range(count)]
         self._index = index
 
-    def publish(self, measures: Measures, num_open: int) -> None:
-        """Shows what this frontend has measured, and how many requests it has that have not ended."""
+    def publish(self, snapshot: Snapshot) -> None:
+        """Shows what this frontend has measured."""
         if len(self._paths) == 1:
             return
         path = self._paths[self._index]
         draft = path.with_suffix(".new")
         with contextlib.suppress(OSError):  # the directory goes when the engine does; on a full disk, the last file stays
-            draft.write_bytes(msgspec.msgpack.encode(measures.snapshot(num_open)))
+            draft.write_bytes(msgspec.msgpack.encode(snapshot))
             os.replace(draft, path)
 
-    def all(self, measures: Measures, num_open: int) -> dict[int, Snapshot]:
-        """What every frontend has measured, by its number.
+    def all(self, snapshot: Snapshot) -> dict[int, Snapshot]:
+        """What every frontend has measured, by its number. `snapshot`: of this one.
 
         With several, what they wrote last, also of this one: so no counter goes back between scrapes that different ones answer.
         """
         if len(self._paths) == 1:
-            return {self._index: measures.snapshot(num_open)}
+            return {self._index: snapshot}
         found = {}
         for index, path in enumerate(self._paths):
             try:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from frontend.errors import EngineUnavailable, Overloaded, ShuttingDown
+from frontend.restarts import Restarts, read_restarts
 from frontend.server.journal import Journal
 from frontend.server.measures import Measures, Snapshot
 from frontend.server.measures_board import MeasuresBoard
@@ -37,6 +38,7 @@ from protocol.params import EngineParams
 
 _MOST_REQUESTS = 16_384  # accepted and not ended, of all frontends: bounds the memory that clients can make the engine hold
 _MOST_TOKENS = 1 << 26  # of their prompts together: four bytes each, in the pipe and in the scheduler
+_TOKEN_BYTES = 4
 _FIRST_DECODE_SECONDS = 60.0  # at least: whatever is done once is done then
 _ANSWERED_CAPACITY = 8192  # as many steps as the scheduler's trace holds
 
@@ -67,7 +69,8 @@ class Router:
         self._num_answered = 0
         self.num_messages = 0  # from the scheduler
         self._board = MeasuresBoard(run_dir, index, config.frontends)
-        self.latest_stats = EngineStats(0, 0, (), {})  # as the scheduler said last by itself, at its pulse
+        # As the scheduler said last by itself, at its pulse, and the time before.
+        self.latest_stats = self.stats_before = EngineStats(0, 0, (), {})
         self._clock = ChargedClock(int(config.pulse_interval * 1e9), now_ns())
         self._heard_ns = self._clock.now_ns  # when the scheduler said anything last
         self._stall_ns = int(config.pulse_timeout * 1e9) // 2  # well before the launcher ends what does not get on
@@ -113,7 +116,7 @@ class Router:
     def tick(self, now_ns: int) -> None:
         """Time passed. Called once every pulse interval; only what is told here counts against the scheduler."""
         self._clock.advance(now_ns)
-        self._board.publish(self.measures, self.num_requests)
+        self._board.publish(self._snapshot())
 
     @property
     def is_stalled(self) -> bool:
@@ -140,9 +143,16 @@ class Router:
         """Frames from the scheduler's side that did not decode."""
         return self._inbox.malformed
 
+    def restarts(self) -> Restarts:
+        """How often each process of the engine was started again, by cause."""
+        return read_restarts(self._run_dir)
+
     def measured(self) -> dict[int, Snapshot]:
         """What all frontends of the engine have measured, by their numbers."""
-        return self._board.all(self.measures, self.num_requests)
+        return self._board.all(self._snapshot())
+
+    def _snapshot(self) -> Snapshot:
+        return self.measures.snapshot(self.num_requests, _TOKEN_BYTES * self.journal.num_tokens)
 
     def submit(
         self,
@@ -315,7 +325,7 @@ class Router:
                 if self._first_ready is not None and not self._first_ready.done():
                     self._first_ready.set_result(message)
             case EngineStats(query_id=0):
-                self.latest_stats = message
+                self.stats_before, self.latest_stats = self.latest_stats, message
             case EngineStats() | TraceRecords() | Story():
                 query = self._queries.pop(message.query_id, None)
                 if query is not None and not query.answer.done():

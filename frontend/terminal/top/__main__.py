@@ -9,9 +9,9 @@ from rich.console import Console
 from rich.live import Live
 
 from frontend.client import AsyncClient
+from frontend.rates import rates
 from frontend.terminal.plain import printable
 from frontend.terminal.top.picture import picture
-from frontend.terminal.top.rates import rates
 from protocol.errors import EngineError, ExitCode
 
 _SHORTEST, _LONGEST = 0.1, 60.0  # seconds between two pictures: an engine is looked at, not kept busy

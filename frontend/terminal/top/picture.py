@@ -8,8 +8,8 @@ from rich.table import Table
 from rich.text import Text
 
 from frontend.client import Health, Story
+from frontend.rates import Rates, WorkerRates
 from frontend.terminal.plain import printable
-from frontend.terminal.top.rates import Rates, WorkerRates
 
 _SECONDS = 1e-9  # of a nanosecond
 _BAR = 12  # columns

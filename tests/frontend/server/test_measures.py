@@ -38,6 +38,8 @@ def test_the_times_of_a_stream_add_up() -> None:
         "request_generation_tokens": (1, 3.0),
         "request_max_num_generation_tokens": (1, 3.0),
         "request_params_max_tokens": (1, 5.0),
+        "request_prefill_kv_computed_tokens": (1, 7.0),
+        "request_params_n": (0, 0.0),
     }
 
 

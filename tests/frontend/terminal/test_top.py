@@ -7,8 +7,8 @@ import pytest
 from rich.console import Console
 
 from frontend.client import Client, Health, Move, Story
+from frontend.rates import rates
 from frontend.terminal.top.picture import picture
-from frontend.terminal.top.rates import rates
 from protocol.errors import ExitCode
 from protocol.messages import EngineStats, WorkerStats
 from tests.frontend.server.ipc.serving import Served
