@@ -4,11 +4,14 @@ Lines are for people, or JSON objects. No process ever waits for who reads them:
 is left out and counted, and a reader that is gone is nobody's trouble.
 """
 
+import fcntl
 import logging
 import os
 import select
 import socket
 import stat
+import struct
+import termios
 import time
 from collections.abc import Callable
 
@@ -27,6 +30,7 @@ class LineSink:
         self._given = self._fd = fd
         self._socket: socket.socket | None = None
         self._waits = True  # a write may wait, so room is asked for
+        self._is_pipe = False
         self._rest = b""  # of a line that was taken in part
         self._left_out = 0
         try:
@@ -36,6 +40,7 @@ class LineSink:
             elif stat.S_ISFIFO(mode):
                 # Opened anew, since others share this end of the pipe, and with it whether it waits.
                 self._fd, self._waits = os.open(f"/proc/self/fd/{fd}", os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC), False
+                self._is_pipe = True
         except OSError:
             pass  # closed, or not to be opened again: then it is written to as it is
 
@@ -45,6 +50,8 @@ class LineSink:
         if self._left_out:
             data = about_left_out(f"{self._left_out} lines were left out: nobody read them").encode() + b"\n" + data
         try:
+            if self._is_pipe and len(data) > select.PIPE_BUF and not self._takes_whole(data):
+                raise BlockingIOError
             if self._rest:
                 self._rest = self._rest[self._send(self._rest) :]
             if not self._rest:
@@ -68,6 +75,14 @@ class LineSink:
         if self._waits and not self._has_room():
             raise BlockingIOError
         return os.write(self._fd, data)
+
+    def _takes_whole(self, data: bytes) -> bool:
+        """Whether the pipe has room for a long line. The kernel would take a part of it, and another process's stood within.
+
+        A pipe counts pages, and what does not fit into the rest of one begins another: bytes take up to twice their room.
+        """
+        used: int = struct.unpack("i", fcntl.ioctl(self._fd, termios.FIONREAD, bytes(4)))[0]
+        return 2 * used + len(data) + select.PIPE_BUF <= fcntl.fcntl(self._fd, fcntl.F_GETPIPE_SZ)
 
     def _has_room(self) -> bool:
         poll = select.poll()

@@ -102,3 +102,25 @@ def test_a_log_that_is_gone_is_nobodys_trouble() -> None:
     sink.close()
     os.close(theirs)
     LineSink(theirs).write("closed")
+
+
+def test_a_long_line_is_taken_whole_or_not_at_all() -> None:
+    """Several processes write to one pipe: what is behind the part of a line would stand within it."""
+    ours, theirs = os.pipe()
+    os.set_blocking(ours, False)
+    try:
+        sinks = [LineSink(theirs), LineSink(theirs)]
+        for number in range(40):
+            for sink in sinks:
+                sink.write(f"{number:05}" * 1000)
+                sink.write("short")
+        lines = os.read(ours, 1 << 20).decode().split("\n")
+        assert lines.pop() == ""
+        long = [line for line in lines if not line.startswith(("short", "1", "2", "3")) or len(line) > 100]
+        assert len(long) > 4
+        assert all(line in ("short", line[:5] * 1000) or line.endswith("nobody read them") for line in lines)
+        for sink in sinks:
+            sink.close()
+    finally:
+        os.close(ours)
+        os.close(theirs)
