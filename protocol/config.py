@@ -67,6 +67,7 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
     strict_max_tokens: bool = False  # more than the context has room for is refused, not clipped
     scheduling_policy: SchedulingPolicy = "fcfs"
     frontends: int = 1  # processes that share the HTTP port
+    ui: bool = True  # whether GET / shows a page for people
     step_timeout: float = 60.0  # seconds without progress: of a step, before its worker counts as hung, and of any main loop
     drain_timeout: float = 30.0  # seconds that running requests get after SIGTERM
     compilation_cache: str = ""  # directory; empty: no persistent cache

@@ -59,9 +59,12 @@ class GetStats(Message, frozen=True, tag="stats"):
 
 
 class GetTrace(Message, frozen=True, tag="trace"):
-    """Asks for the step records that the ring buffer holds, as one TraceRecords."""
+    """Asks for the step records that the ring buffer holds, as one TraceRecords. Who asks again and again names where it stands, so
+    that each answer is as large as what is new."""
 
     query_id: int
+    since: int = 0  # the first wanted, counted from the scheduler's start; beyond its count, which began anew then: all
+    most: int = -1  # of the latest; below 0: as many as the ring holds
 
 
 ANY_REQUEST = -1  # no request has this number
@@ -189,6 +192,7 @@ class TraceRecords(Message, frozen=True, tag="trace"):
     query_id: int
     columns: tuple[str, ...]
     rows_i64: bytes
+    end: int = 0  # how many steps were recorded so far: `since` of who asks next
 
 
 class Move(Message, frozen=True):

@@ -181,8 +181,9 @@ class SchedulerState:
         match query:
             case GetStats(query_id):
                 return self.stats(query_id)
-            case GetTrace(query_id):
-                return TraceRecords(query_id, COLUMNS, self.trace.rows().astype("<i8").tobytes())
+            case GetTrace(query_id, since, most):
+                rows = self.trace.rows(since, most)
+                return TraceRecords(query_id, COLUMNS, rows.astype("<i8", copy=False).tobytes(), self.trace.count)
             case GetStory():
                 return self._tell(query)
 

@@ -47,8 +47,18 @@ class TraceRing:
         )
         self._count += 1
 
-    def rows(self) -> Int64Array:
-        """Copy of what the ring holds, oldest first, shape [steps, len(COLUMNS)]."""
-        if self._count <= len(self._rows):
-            return self._rows[: self._count].copy()
-        return np.roll(self._rows, -(self._count % len(self._rows)), axis=0)
+    @property
+    def count(self) -> int:
+        """How many steps were recorded."""
+        return self._count
+
+    def rows(self, since: int = 0, most: int = -1) -> Int64Array:
+        """Copy of what the ring holds, oldest first, shape [steps, len(COLUMNS)].
+
+        `since`: number of the first one wanted; beyond `count`: that of another ring, and all are. `most`: of the latest; below 0:
+        all of these.
+        """
+        capacity = len(self._rows)
+        wanted = self._count - since if 0 <= since <= self._count else self._count
+        held = min(wanted, capacity, most if most >= 0 else capacity)
+        return self._rows[np.arange(self._count - held, self._count) % capacity]

@@ -109,6 +109,7 @@ FLAGS = (
     Flag("api-key-file", "serving", "file with one accepted API key per line", text, "FILE"),
     Flag("allowed-origins", "serving", "web pages that may read answers (CORS); * for all", origin, "ORIGIN", many=True),
     Flag("allow-credentials", "serving", "let browsers send cookies from these pages, for a proxy that asks for them (off)"),
+    Flag("ui", "serving", "a page at / that shows the engine at work (on)"),
     Flag("allowed-hosts", "serving", "names that are answered to besides local ones; * for all", host, "HOST", many=True),
     Flag(
         "stream-keep-alive",

@@ -234,9 +234,11 @@ class Router:
         assert isinstance(answer, EngineStats)
         return answer
 
-    async def trace(self) -> TraceRecords:
-        """The steps that the scheduler's ring buffer holds. Raises what `stats` raises."""
-        answer = await self._ask(GetTrace)
+    async def trace(self, since: int = 0, most: int = -1) -> TraceRecords:
+        """The steps that the scheduler's ring buffer holds, from number `since` on, and at most the latest `most` of these; below
+        0: all. Raises what `stats` raises.
+        """
+        answer = await self._ask(lambda query_id: GetTrace(query_id, since, most))
         assert isinstance(answer, TraceRecords)
         return answer
 

@@ -16,6 +16,7 @@ from frontend.server.api.openapi import Description
 from frontend.server.api.origins import Origins
 from frontend.server.api.routes import Handler, Operation, operations
 from frontend.server.generation import TextEngine
+from frontend.server.ui.route import Page
 from protocol.config import EngineConfig
 
 
@@ -26,11 +27,14 @@ def create_app(engine: TextEngine, config: EngineConfig, api_keys: ApiKeys | Non
     """
     table = operations(engine)
     description = Description(table)
+    keys = api_keys or ApiKeys(config.api_keys, shares_prefixes=config.shared_prefix_cache)
+    page = Page(engine, keys) if config.ui else None
     app = Starlette(
         routes=[
             *(Route(path, handler, methods=methods) for (path, handler), methods in _by_path(table).items()),
             Route("/openapi.json", description.show_document),
             Route("/docs", description.show_page),
+            *(page.routes() if page is not None else ()),
         ],
         exception_handlers=dict.fromkeys((*EXPECTED, Exception), show_error),
     )
@@ -41,7 +45,8 @@ def create_app(engine: TextEngine, config: EngineConfig, api_keys: ApiKeys | Non
     app.state.created = int(time.time())  # shown to people only
     return Guard(
         app,
-        api_keys or ApiKeys(config.api_keys, shares_prefixes=config.shared_prefix_cache),
+        keys,
+        open_paths=page.open_paths if page is not None else frozenset(),
         hosts=Hosts(config.host, config.allowed_hosts),
         origins=Origins(config.allowed_origins, credentials=config.allow_credentials),
         spans=engine.spans,

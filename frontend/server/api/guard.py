@@ -2,7 +2,7 @@
 
 import hashlib
 import hmac
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -58,12 +58,16 @@ class Guard:
         app: ASGIApp,
         api_keys: ApiKeys | None = None,
         *,
+        open_paths: Collection[str] = (),
         hosts: Hosts | None = None,
         origins: Origins | None = None,
         spans: Spans | None = None,
     ) -> None:
-        """None: no keys are needed (`api_keys`), any host will do (`hosts`), no pages but its own (`origins`); no `spans`."""
+        """None: no keys are needed (`api_keys`), any host will do (`hosts`), no pages but its own (`origins`); no `spans`.
+        `open_paths`: what needs no key besides.
+        """
         self._app = app
+        self._open = _OPEN.union(open_paths)
         self._keys = ApiKeys() if api_keys is None else api_keys
         self._hosts = hosts or Hosts("0.0.0.0")
         self._origins = origins or Origins(())
@@ -107,12 +111,13 @@ class Guard:
             await answer(scope, receive, _noting(send, statuses))
         finally:
             status = statuses[0] if statuses else None
-            log_visit(visit, status, quiet=path in _OPEN)
+            log_visit(visit, status, quiet=path in self._open or path.startswith("/ui/"))
             if self._spans is not None:
                 self._spans.record(visit, status)
 
     def _is_open(self, scope: Scope) -> bool:
-        return scope["path"] in _OPEN or scope["method"] == "OPTIONS"  # which browsers ask without a key, and which tells nothing
+        # OPTIONS: which browsers ask without a key, and which tells nothing.
+        return scope["path"] in self._open or scope["method"] == "OPTIONS"
 
 
 def _salt(key: str) -> str:

@@ -15,7 +15,7 @@ from frontend.server.http.exchange import STREAM
 
 _LOG = logging.getLogger(__name__)
 
-_HEADERS = [
+HEADERS = [
     (b"content-type", b"text/event-stream; charset=utf-8"),
     (b"cache-control", b"no-cache"),
     (b"x-accel-buffering", b"no"),  # nginx would collect the events
@@ -66,7 +66,7 @@ class EventStream:
                 generation.cancel()
 
     async def _write(self, send: Send, more: Send, interval: float) -> None:
-        await send({"type": "http.response.start", "status": 200, "headers": _HEADERS + notes(self._generations)})
+        await send({"type": "http.response.start", "status": 200, "headers": HEADERS + notes(self._generations)})
         events = self._events
         try:
             if data := events.begin():

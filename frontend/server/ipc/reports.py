@@ -5,6 +5,7 @@ from collections.abc import Callable
 import msgspec
 
 from frontend.server.generation import TextEngine
+from frontend.server.health import health
 from frontend.server.ipc.stories import Stories
 from frontend.server.shared import Shared
 from frontend.wire import Ask, Detokenize, Detokenized, Health, Report, StatsReport, StoryReport, Tokenize, Tokenized, TraceReport
@@ -39,20 +40,7 @@ class Reports:
 
     def health(self) -> Health:
         """Whether the engine serves, and how well."""
-        engine = self._engine
-        capacity, config = engine.capacity, engine.config
-        workers = 0 if engine.router.is_stalled else capacity.workers
-        draining = engine.router.draining
-        return Health(
-            status="draining" if draining else "ok" if workers >= config.workers else "degraded" if workers else "recovering",
-            workers=workers,
-            workers_wanted=config.workers,
-            model=config.served_model_names[0],
-            device=capacity.device,
-            max_model_len=capacity.max_model_len,
-            queue_depth=config.queue_depth,
-            requests=engine.router.num_requests,
-        )
+        return health(self._engine)
 
     async def _find_trace(self) -> tuple[TraceRecords, bytes]:
         records = await self._engine.router.trace()
