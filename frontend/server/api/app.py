@@ -27,7 +27,7 @@ def create_app(engine: TextEngine, config: EngineConfig, api_keys: ApiKeys | Non
     """
     table = operations(engine)
     description = Description(table)
-    keys = api_keys or ApiKeys(config.api_keys, shares_prefixes=config.shared_prefix_cache)
+    keys = ApiKeys(config.api_keys, shares_prefixes=config.shared_prefix_cache) if api_keys is None else api_keys
     page = Page(engine, keys) if config.ui else None
     app = Starlette(
         routes=[

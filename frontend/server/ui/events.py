@@ -94,7 +94,7 @@ def status(engine: TextEngine) -> tuple[str, int]:
 def tick(state: tuple[str, int], now_ns: int, records: TraceRecords | None, missed: int, news: Counts | None) -> bytes:
     """One event. `records`: steps that the page has not seen, of which the scheduler had `missed` more."""
     word, workers = state
-    rows = () if records is None else step_rows(records, now_ns)
+    rows = () if records is None else step_rows(records, now_ns) or ()
     return _event("tick", Tick(now=now_ns // 1000, status=word, workers=workers, steps=rows, missed=missed, counts=news))
 
 
