@@ -27,8 +27,9 @@ HF_ARCHITECTURES = (
     "Qwen3ForCausalLM",
     "MixtralForCausalLM",
     "Qwen3MoeForCausalLM",
+    "GptOssForCausalLM",
 )
-GGUF_ARCHITECTURES = ("llama", "qwen2", "qwen3", "qwen3moe")
+GGUF_ARCHITECTURES = ("llama", "qwen2", "qwen3", "qwen3moe", "gpt-oss")
 
 _EXPERTS = ("num_experts", "num_local_experts", "expert_count")
 _AGAIN = ": download the model again, or convert it again"

@@ -12,7 +12,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 import numpy.typing as npt
-from gguf import GGMLQuantizationType, GGUFWriter
+from gguf import GGMLQuantizationType, GGUFWriter, RopeScalingType
 from gguf.constants import GGML_QUANT_SIZES
 from gguf.quants import quantize
 
@@ -40,11 +40,32 @@ QWEN3_MOE: dict[str, Any] = {
     "mlp_only_layers": [1],
     "num_key_value_heads": 1,
 }
+GPT_OSS: dict[str, Any] = {
+    **{key: value for key, value in CONFIG.items() if key != "rope_theta"},
+    "architectures": ["GptOssForCausalLM"],
+    "model_type": "gpt_oss",
+    "num_hidden_layers": 3,
+    "intermediate_size": 32,
+    "num_local_experts": 6,
+    "num_experts_per_tok": 3,
+    "sliding_window": 21,
+    "attention_bias": True,
+    "rope_parameters": {
+        "rope_type": "yarn",
+        "rope_theta": 500.0,
+        "factor": 4.0,
+        "beta_fast": 8.0,
+        "beta_slow": 1.0,
+        "truncate": False,
+        "original_max_position_embeddings": 64,
+    },
+}
 # What transformers computes of each is in tests/data/families.
 FAMILIES: dict[str, dict[str, Any]] = {
     "mixtral": MIXTRAL,
     "qwen3_moe": QWEN3_MOE,
     "qwen3_moe_unnormalised": {**QWEN3_MOE, "norm_topk_prob": False, "decoder_sparse_step": 2, "mlp_only_layers": []},
+    "gpt_oss": GPT_OSS,
 }
 
 
@@ -163,20 +184,27 @@ def write_gguf(
     if arch == "qwen3moe":
         writer.add_expert_feed_forward_length(config["moe_intermediate_size"])
         writer.add_expert_weights_norm(config["norm_topk_prob"])
+    if arch == "gpt-oss":
+        scaling = config["rope_parameters"]
+        writer.add_rope_scaling_type(RopeScalingType.YARN)
+        writer.add_rope_scaling_factor(scaling["factor"])
+        writer.add_rope_scaling_orig_ctx_len(scaling["original_max_position_embeddings"])
+        writer.add_rope_scaling_yarn_beta_fast(scaling["beta_fast"])
+        writer.add_rope_scaling_yarn_beta_slow(scaling["beta_slow"])
     stacks: dict[str, list[npt.NDArray[np.float32]]] = {}
     for name, values in _gguf_tensors(config, tensors):
-        if ".experts." in name:
+        if ".experts." in name and name.partition(".experts.")[2][0].isdigit():
             before, _, rest = name.partition(".experts.")
             number, _, rest = rest.partition(".")
             whole = f"{before}.experts.{rest}"
             if stacked:
                 stacks.setdefault(whole, []).append(values)
             else:
-                _add(writer, _gguf_name(whole).replace("_exps.", f".{number}."), values, expert_kind or kind)
+                _add(writer, _gguf_name(arch, whole).replace("_exps.", f".{number}."), values, expert_kind or kind)
         else:
-            _add(writer, _gguf_name(name), values, kind)
+            _add(writer, _gguf_name(arch, name), values, expert_kind or kind if "_exps." in _gguf_name(arch, name) else kind)
     for name, parts in stacks.items():
-        _add(writer, _gguf_name(name), np.stack(parts), expert_kind or kind)
+        _add(writer, _gguf_name(arch, name), np.stack(parts), expert_kind or kind)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
@@ -191,7 +219,18 @@ def _gguf_tensors(config: Mapping[str, Any], tensors: Tensors) -> Iterator[tuple
         for projection, heads in (("q_proj", "num_attention_heads"), ("k_proj", "num_key_value_heads")):
             if projection in name and config["architectures"] == ["MixtralForCausalLM"]:  # its rotary pairs lie side by side
                 values = values.reshape(config[heads], 2, config["head_dim"] // 2, -1).swapaxes(1, 2).reshape(values.shape)
-        yield name, values
+        if name.endswith(("gate_up_proj", "gate_up_proj_bias")):
+            bias = name.endswith("_bias")
+            for first, half in ((0, "gate_proj"), (1, "up_proj")):
+                part = values[..., first::2]
+                renamed = name.removesuffix("gate_up_proj_bias" if bias else "gate_up_proj") + half
+                yield (f"{renamed}.bias", part) if bias else (f"{renamed}.weight", part.swapaxes(1, 2))
+        elif name.endswith("experts.down_proj_bias"):
+            yield name.removesuffix("_bias") + ".bias", values
+        elif name.endswith("experts.down_proj"):
+            yield name + ".weight", values.swapaxes(1, 2)
+        else:
+            yield name, values
 
 
 _GGUF_NAMES = {
@@ -211,6 +250,8 @@ _GGUF_NAMES = {
     "block_sparse_moe.experts.w3": "ffn_up_exps",
     "block_sparse_moe.experts.w2": "ffn_down_exps",
     "mlp.gate": "ffn_gate_inp",
+    "mlp.router": "ffn_gate_inp",
+    "self_attn.sinks": "attn_sinks",
     "mlp.experts.gate_proj": "ffn_gate_exps",
     "mlp.experts.up_proj": "ffn_up_exps",
     "mlp.experts.down_proj": "ffn_down_exps",
@@ -220,7 +261,11 @@ _GGUF_NAMES = {
 }
 
 
-def _gguf_name(name: str) -> str:
+def _gguf_name(arch: str, name: str) -> str:
+    if arch == "gpt-oss" and "post_attention_layernorm" in name:
+        return f"blk.{name.split('.')[2]}.post_attention_norm.weight"
+    if name.endswith(".sinks"):
+        name += ".weight"
     module, kind = name.rsplit(".", 1)
     if module.startswith("model.layers."):
         _, _, layer, module = module.split(".", 3)
@@ -229,8 +274,14 @@ def _gguf_name(name: str) -> str:
 
 
 def _add(writer: GGUFWriter, name: str, values: npt.NDArray[np.float32], kind: GGMLQuantizationType) -> None:
-    whole_blocks = values.shape[-1] % GGML_QUANT_SIZES[kind][0] == 0
-    if kind != GGMLQuantizationType.F32 and values.ndim > 1 and whole_blocks and "ffn_gate_inp" not in name:
+    whole_blocks = values.shape[-1] % GGML_QUANT_SIZES[kind][0] == 0 and not name.endswith(".bias")
+    if (
+        kind != GGMLQuantizationType.F32
+        and values.ndim > 1
+        and whole_blocks
+        and "ffn_gate_inp" not in name
+        and not name.endswith(".bias")
+    ):
         writer.add_tensor(name, quantize(values, kind), raw_dtype=kind)
     else:
         writer.add_tensor(name, np.ascontiguousarray(values))

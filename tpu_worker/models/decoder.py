@@ -38,6 +38,7 @@ GGUF_NAMES = {
     "mlp.down_proj": "ffn_down",
     "input_layernorm": "attn_norm",
     "post_attention_layernorm": "ffn_norm",
+    "self_attn.sinks": "attn_sinks.weight",
     **experts.GGUF_NAMES,
 }
 
@@ -216,6 +217,8 @@ def layer_parameters(spec: ModelSpec, index: int, names: experts.Names = experts
     if layer.mlp_bias and layer.experts is None:
         found["gate_up_bias"] = biases("mlp", gate_up)
         found["down_bias"] = _vector(prefix + "mlp.down_proj.bias", hidden, "embed")
+    if layer.sinks:
+        found["sinks"] = _vector(prefix + "self_attn.sinks", layer.num_heads, "heads")
     if layer.qk_norm:
         for name in ("q", "k"):
             found[f"{name}_norm"] = _vector(f"{prefix}self_attn.{name}_norm.weight", layer.head_dim, "head_dim")
@@ -265,7 +268,7 @@ def _attend(
     if "q_norm" in weights:
         qkv = _norm_heads(qkv, layer, value(weights["q_norm"]), value(weights["k_norm"]), eps)
     how = AttentionSpec(layer.head_dim, layer.head_dim**-0.5, layer.sliding_window)
-    return platform.attention.attend(qkv, cache, prepared, rope, how)
+    return platform.attention.attend(qkv, cache, prepared, rope, how, value(weights["sinks"]) if "sinks" in weights else None)
 
 
 def _norm_heads(qkv: jax.Array, layer: LayerSpec, q_norm: jax.Array, k_norm: jax.Array, eps: float) -> jax.Array:

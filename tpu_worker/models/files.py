@@ -1,7 +1,7 @@
 """What a family reads of a model's files: the fields of a config.json, or the metadata of a GGUF file, each with its complaints."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -95,7 +95,17 @@ class GgufFile:
             if factor is not None:
                 break
         kind = self.header.metadata.get(f"{self.architecture}.rope.scaling.type")
-        return Rope(head_dim, theta, rope_scaling_from_gguf(self.path, kind, factor))
+        original = "rope.scaling.original_context_length"
+        context = self.integer(original) if self.says(original) else None
+        scaling = rope_scaling_from_gguf(self.path, kind, factor, context)
+        if scaling is not None and scaling.kind == "yarn":
+            scaling = replace(
+                scaling,
+                beta_fast=self.number("rope.scaling.yarn_beta_fast", scaling.beta_fast),
+                beta_slow=self.number("rope.scaling.yarn_beta_slow", scaling.beta_slow),
+                amplitude=scaling.amplitude * self.number("rope.scaling.attn_factor", 1.0),
+            )
+        return Rope(head_dim, theta, scaling)
 
 
 def check_num_layers(path: object, num_layers: int) -> int:

@@ -5,12 +5,12 @@ from pathlib import Path
 
 from protocol.gguf_header import GgufHeader
 from protocol.model_files import gguf_architecture, read_config
-from tpu_worker.models import llama, mixtral, qwen2, qwen3, qwen3_moe
+from tpu_worker.models import gpt_oss, llama, mixtral, qwen2, qwen3, qwen3_moe
 from tpu_worker.models.family import Family, Model
 from tpu_worker.models.files import ConfigJson, GgufFile
 
 # `protocol.model_files` has their names, too, for the launcher.
-FAMILIES: tuple[Family, ...] = (llama.FAMILY, qwen2.FAMILY, qwen3.FAMILY, mixtral.FAMILY, qwen3_moe.FAMILY)
+FAMILIES: tuple[Family, ...] = (llama.FAMILY, qwen2.FAMILY, qwen3.FAMILY, mixtral.FAMILY, qwen3_moe.FAMILY, gpt_oss.FAMILY)
 
 
 def model_from_config(path: Path, families: Sequence[Family] = FAMILIES) -> Model:

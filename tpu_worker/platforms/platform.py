@@ -39,11 +39,18 @@ class Attend(Protocol):
     """Writes this step's keys and values to the cache, then attends. See `platforms.reference` for the meaning."""
 
     def __call__(
-        self, qkv: jax.Array, cache: Cache, prepared: Prepared, rope: jax.Array | None, spec: AttentionSpec
+        self,
+        qkv: jax.Array,
+        cache: Cache,
+        prepared: Prepared,
+        rope: jax.Array | None,
+        spec: AttentionSpec,
+        sinks: jax.Array | None = None,
     ) -> tuple[jax.Array, Cache]:
         """qkv [T, (H + 2 KH) * D] float32: all heads of q, of k, of v -> (output [T, H * D] float32, cache).
 
         rope [positions, R] float32 is `models.rope.rotary_table`, with which q and k are rotated first; None leaves them.
+        sinks [H] float32: of each head a score that takes part in its softmax, and that weighs nothing.
         """
         ...
 

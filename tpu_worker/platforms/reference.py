@@ -23,13 +23,15 @@ def attend(
     scale: float,
     sliding_window: int | None = None,
     soft_cap: float | None = None,
+    sinks: Float32Array | None = None,
 ) -> tuple[Float32Array, Float32Array]:
     """Returns (output [T, H, D], cache after the step); float32 throughout, the cache given is not changed.
 
     q is [T, H, D]; k and v are [T, KH, D], and query head h reads key head h // (H // KH). cache is
     [2 (keys, values), blocks, block_size, KH, D]. Rows lie one after the other, counts[r] tokens each at positions
     starts[r] + i; the rest of T is padding. The token at position p attends to positions 0 … p, with a sliding window w
-    to the last w of them, and soft_cap c replaces a score s by c · tanh(s / c).
+    to the last w of them, and soft_cap c replaces a score s by c · tanh(s / c). sinks [H] are
+    scores, one of each head, that take part in the softmax as if of a position whose value is zero.
     """
     cache, out = cache.copy(), np.zeros_like(q)
     block_size, group = cache.shape[2], q.shape[1] // k.shape[1]
@@ -47,8 +49,10 @@ def attend(
                 scores = keys[:, head // group] @ q[token + i, head] * np.float32(scale)
                 if soft_cap is not None:
                     scores = np.float32(soft_cap) * np.tanh(scores / np.float32(soft_cap))
-                weights = np.exp(scores - scores.max())
-                out[token + i, head] = weights @ values[:, head // group] / weights.sum()
+                top = scores.max() if sinks is None else max(scores.max(), sinks[head])
+                weights = np.exp(scores - top)
+                rest = 0.0 if sinks is None else np.exp(sinks[head] - top)
+                out[token + i, head] = weights @ values[:, head // group] / (weights.sum() + rest)
         token += count
     return out, cache
 

@@ -68,8 +68,11 @@ class WeightLoader:
     def load_first(self) -> Weights:
         """What is outside the layers, and the first layer of each group. Raises ModelError."""
         weights = self._load_own(self._outside, None)
-        frequencies = map(self._source.inverse_frequencies, self._source.model.spec.ropes)
-        ropes = [self._vector(rotary_table(self._num_positions, of_rope), self._products.allocate) for of_rope in frequencies]
+        tables = [
+            rotary_table(self._num_positions, self._source.inverse_frequencies(rope)) * np.float32(rope.amplitude)
+            for rope in self._source.model.spec.ropes
+        ]
+        ropes = [self._vector(table, self._products.allocate) for table in tables]
         weights["ropes"] = [self._layout.place([rope], False, self._products.place) for rope in ropes]
         total = len(self._layers) + 1
         self._report(1, total)

@@ -50,12 +50,10 @@ class SafetensorsSource:
             raise ModelError(f"{path}: tensor {tensor} is of type {view.get_dtype()}; supported: {', '.join(_FLOATS)}")
         if within is None:
             return file.get_tensor(tensor)  # type: ignore[no-any-return]
-        first, *others = (*within.index, None)
-        if not isinstance(first, int):
+        if not within.index or not isinstance(first := within.index[0], int):
             return within.take(file.get_tensor(tensor))
         # One expert's, so that the others are not read.
-        alone = replace(within, index=(0, *others), shape=(1, *within.shape[1:]))
-        return alone.take(view[first : first + 1])
+        return replace(within, index=(0, *within.index[1:])).take(view[first : first + 1])
 
     def _locate(self, part: Part) -> tuple[str, Within | None]:
         """The tensor that holds a part, and where in there if it holds others, too; of one that is missing its own name."""

@@ -33,6 +33,24 @@ def test_llama3_scaling_of_llama_3_2() -> None:
     np.testing.assert_allclose(rope.inverse_frequencies()[at], (1 - smooth) * plain[at] / 32 + smooth * plain[at], rtol=1e-5)
 
 
+YARN = {"rope_type": "yarn", "factor": 32.0, "original_max_position_embeddings": 4096}
+
+
+def test_yarn_stretches_what_turns_seldom() -> None:
+    """gpt-oss's own numbers: pairs of more than 32 turns in 4096 tokens stay, those of less than one are divided."""
+    rope = rope_from_config("config.json", {"rope_theta": 150000.0, "rope_scaling": {**YARN, "truncate": False}}, 64)
+    assert rope.amplitude == pytest.approx(1 + 0.1 * np.log(32))
+    plain = 150000.0 ** -(np.arange(0, 64, 2) / 64)
+    turns = 4096 * plain / (2 * np.pi)
+    ratio = plain / rope.inverse_frequencies()
+    np.testing.assert_allclose(ratio[turns > 32], 1.0, rtol=1e-5)
+    np.testing.assert_allclose(ratio[turns < 1], 32.0, rtol=1e-5)
+    between = (turns < 32) & (turns > 1)
+    # A ramp by the number of the pair, which is the logarithm of its turns.
+    share = 1 - np.log(turns[between]) / np.log(32)
+    np.testing.assert_allclose(rope.inverse_frequencies()[between], plain[between] * (1 - share + share / 32), rtol=1e-4)
+
+
 def test_linear_scaling_divides() -> None:
     rope = Rope(32, 500.0, RopeScaling("linear", 4.0))
     np.testing.assert_allclose(rope.inverse_frequencies()[:2], [0.25, 500.0 ** (-2 / 32) / 4], rtol=1e-6)
@@ -98,7 +116,10 @@ def test_what_a_config_says(config: dict[str, Any], expected: Rope) -> None:
             "low_freq_factor 4.0 must be above 0 and below high",
         ),
         ({"rope_scaling": {**LLAMA3, "original_max_position_embeddings": 0}}, "original_max_position_embeddings is 0"),
-        ({"rope_scaling": {"rope_type": "yarn", "factor": 4.0}}, "rope scaling 'yarn' is not supported"),
+        ({"rope_scaling": {"rope_type": "dynamic", "factor": 4.0}}, "rope scaling 'dynamic' is not supported"),
+        ({"rope_scaling": {"rope_type": "yarn", "factor": 4.0}}, "rope scaling 'yarn' needs original_max_position_embeddings"),
+        ({"rope_scaling": {**YARN, "beta_slow": 64.0}}, "beta_slow 64.0 must not be above beta_fast 32.0"),
+        ({"rope_scaling": {**YARN, "mscale": 1.0}}, "'yarn' with mscale is not supported"),
         ({"rope_scaling": [2.0]}, "rope_scaling is [2.0], not an object"),
         ({"partial_rotary_factor": 0.5}, "partial_rotary_factor 0.5 is not supported"),
         (
@@ -125,7 +146,8 @@ def test_scaling_in_a_gguf_file(kind: object, factor: float | None, expected: fl
 @pytest.mark.parametrize(
     ("kind", "factor", "message"),
     [
-        ("yarn", 4.0, "'yarn' is not supported"),
+        ("longrope", 4.0, "'longrope' is not supported"),
+        ("yarn", 4.0, "rope.scaling.original_context_length is missing, though rope.scaling.type is 'yarn'"),
         ("linear", None, "factor is missing"),
         (None, 0.0, "must be above 0"),
         (7, 1.0, "7"),

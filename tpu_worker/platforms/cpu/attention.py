@@ -36,7 +36,12 @@ def prepare(meta: AttentionMetadata, num_tokens: int, block_size: int) -> Attent
 
 
 def attend(
-    qkv: jax.Array, cache: Layer, prepared: AttentionMetadata, rope: jax.Array | None, spec: AttentionSpec
+    qkv: jax.Array,
+    cache: Layer,
+    prepared: AttentionMetadata,
+    rope: jax.Array | None,
+    spec: AttentionSpec,
+    sinks: jax.Array | None = None,
 ) -> tuple[jax.Array, Layer]:
     """`platform.Attend`. Donate the cache, or it is copied.
 
@@ -46,15 +51,21 @@ def attend(
     num_kv_heads, head_dim = cache.stack.shape[2], cache.stack.shape[5]
     num_heads = qkv.shape[1] // head_dim - 2 * num_kv_heads
     offsets = (0, num_heads * head_dim, (num_heads + num_kv_heads) * head_dim)
-    out, cache = _call(qkv, qkv, qkv, cache, prepared, rope, num_heads, offsets, spec)
+    out, cache = _call(qkv, qkv, qkv, cache, prepared, rope, num_heads, offsets, spec, sinks)
     return out.reshape(qkv.shape[0], -1), cache
 
 
 def attend_apart(
-    q: jax.Array, k: jax.Array, v: jax.Array, cache: Layer, prepared: AttentionMetadata, spec: AttentionSpec
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    cache: Layer,
+    prepared: AttentionMetadata,
+    spec: AttentionSpec,
+    sinks: jax.Array | None = None,
 ) -> tuple[jax.Array, Layer]:
     """The same of q [T, H, D] and of k and v [T, KH, D], float32 arrays of their own, unrotated -> (out [T, H, D], cache)."""
-    return _call(q, k, v, cache, prepared, None, q.shape[1], (0, 0, 0), spec)
+    return _call(q, k, v, cache, prepared, None, q.shape[1], (0, 0, 0), spec, sinks)
 
 
 def _call(
@@ -67,6 +78,7 @@ def _call(
     num_heads: int,
     feature_offsets: tuple[int, int, int],
     spec: AttentionSpec,
+    sinks: jax.Array | None,
 ) -> tuple[jax.Array, Layer]:
     build.library("attention")
     caches, layer = find(cache)
@@ -87,6 +99,7 @@ def _call(
         meta.counts,
         meta.offsets,
         layer,
+        jnp.zeros((0,), jnp.float32) if sinks is None else sinks,
         q_offset=np.int32(feature_offsets[0]),
         k_offset=np.int32(feature_offsets[1]),
         v_offset=np.int32(feature_offsets[2]),

@@ -43,7 +43,12 @@ def prepare(meta: AttentionMetadata, num_tokens: int, block_size: int) -> Prepar
 
 
 def attend(
-    qkv: jax.Array, cache: jax.Array, prepared: Prepared, rope: jax.Array | None, spec: AttentionSpec
+    qkv: jax.Array,
+    cache: jax.Array,
+    prepared: Prepared,
+    rope: jax.Array | None,
+    spec: AttentionSpec,
+    sinks: jax.Array | None = None,
 ) -> tuple[jax.Array, jax.Array]:
     """`platform.Attend`: as `reference.attend`, with keys and values rounded to bfloat16 by the cache.
 
@@ -90,7 +95,11 @@ def attend(
 
     passes = (jnp.max(jnp.where(real, positions, -1)) + width) // width
     shape = grouped.shape[:-1]
-    start = (jnp.int32(0), jnp.full(shape, -jnp.inf), jnp.zeros(shape), jnp.zeros(grouped.shape))
+    if sinks is None:
+        top, total = jnp.full(shape, -jnp.inf), jnp.zeros(shape)
+    else:  # as if a position with that score, and a value of zero, had been seen before all others
+        top, total = jnp.broadcast_to(sinks.reshape(shape[1:]), shape), jnp.ones(shape)
+    start = (jnp.int32(0), top, total, jnp.zeros(grouped.shape))
     _, _, total, out = jax.lax.while_loop(lambda carry: carry[0] < passes, one_pass, start)
     out = out / jnp.where(total > 0, total, 1.0)[..., None]
     return out.reshape(num_tokens, num_heads * head_dim), cache

@@ -84,7 +84,8 @@ def run(shape: Shape, sequences: list[Sample], cuts: list[list[int]], *, rows: i
             q[here], k[here], v[here] = sequence.q[there], sequence.k[there], sequence.v[there]
             at += counts[row]
         meta = metadata(tables, done + [0] * (rows - len(sequences)), counts)
-        out, cache = attend(q, k, v, cache, meta, AttentionSpec(shape.dim, shape.dim**-0.5, **options))
+        spec = AttentionSpec(shape.dim, shape.dim**-0.5, **{name: one for name, one in options.items() if name != "sinks"})
+        out, cache = attend(q, k, v, cache, meta, spec, sinks_of(shape) if "sinks" in options else None)
         result = np.asarray(out)
         at = 0
         for row in range(len(sequences)):
@@ -95,8 +96,14 @@ def run(shape: Shape, sequences: list[Sample], cuts: list[list[int]], *, rows: i
     return outs
 
 
+def sinks_of(shape: Shape) -> F32:
+    return np.linspace(-2, 6, shape.heads, dtype=np.float32)
+
+
 def expected(shape: Shape, sequence: Sample, **options: Any) -> F32:
     length = len(sequence.q)
+    if "sinks" in options:
+        options["sinks"] = sinks_of(shape)
     blocks = -(-length // shape.block_size)
     empty = np.zeros((2, blocks, shape.block_size, shape.kv_heads, shape.dim), np.float32)
     table, start, count = np.arange(blocks, dtype=np.int32)[None], np.zeros(1, np.int32), np.array([length], np.int32)
@@ -113,7 +120,9 @@ SHAPES = [
 
 
 @pytest.mark.parametrize(
-    "options", [{}, {"sliding_window": 37}, {"soft_cap": 5.0}, {"sliding_window": 1, "soft_cap": 2.0}], ids=str
+    "options",
+    [{}, {"sliding_window": 37}, {"soft_cap": 5.0}, {"sliding_window": 1, "soft_cap": 2.0}, {"sinks": True, "sliding_window": 37}],
+    ids=str,
 )
 @pytest.mark.every_processor
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
@@ -127,7 +136,7 @@ def test_agrees_with_the_reference(margins: Margins, shape: Shape, options: dict
 
 
 @pytest.mark.every_processor
-@pytest.mark.parametrize("options", [{}, {"sliding_window": 37, "soft_cap": 5.0}], ids=str)
+@pytest.mark.parametrize("options", [{}, {"sliding_window": 37, "soft_cap": 5.0}, {"sinks": True}], ids=str)
 @pytest.mark.parametrize("shape", [SHAPES[0], SHAPES[2]], ids=str)
 def test_a_token_has_the_same_bits_in_any_batch_chunk_and_bucket(shape: Shape, options: dict[str, Any]) -> None:
     length = 150

@@ -58,8 +58,8 @@ void check(const Paged& p, int64_t tokens, int64_t rope_positions) {
   if (p.offsets[p.num_rows] != total) throw Refusal{"attend: the last offset is not the number of tokens"};
 }
 
-// Operands: q, k, v, caches of all layers, rope or none, block tables, starts, counts, offsets, layer [1]. Results: out [T, H, D], the
-// caches.
+// Operands: q, k, v, caches of all layers, rope or none, block tables, starts, counts, offsets, layer [1], sinks [H] or none. Results:
+// out [T, H, D], the caches.
 void attend(const Call& call) {
   const Buffer cache = call.operand(3), rope = call.operand(4), tables = call.operand(5), out = call.result(0), updated = call.result(1);
   const int64_t tokens = out.dim(0);
@@ -68,6 +68,8 @@ void attend(const Call& call) {
   if (tokens == 0) return;
   const int64_t layer = call.operand(9).data<int32_t>()[0];
   if (layer < 0 || layer >= cache.dim(0)) throw Refusal{"attend: there is no such layer"};
+  const float* sinks = call.operand(10).data_if_any<float>();
+  if (sinks && call.operand(10).size() != out.dim(1)) throw Refusal{"attend: there is not one sink for each head"};
   const Paged p{
       .q = call.operand(0).data<float>() + call.attribute<int32_t>("q_offset"),
       .k = call.operand(1).data<float>() + call.attribute<int32_t>("k_offset"),
@@ -76,6 +78,7 @@ void attend(const Call& call) {
       .k_stride = static_cast<size_t>(call.operand(1).size() / tokens),
       .v_stride = static_cast<size_t>(call.operand(2).size() / tokens),
       .rope = rope.data_if_any<float>(),
+      .sinks = sinks,
       .cache = updated.data<uint16_t>() + layer * (cache.size() / cache.dim(0)),
       .tables = tables.data<int32_t>(),
       .starts = call.operand(6).data<int32_t>(),

@@ -28,6 +28,7 @@ struct Paged {
   const float *q, *k, *v;                 // [T][...]: token t at q + t * q_stride; heads of D, one after the other
   size_t q_stride, k_stride, v_stride;    // floats
   const float* rope;                      // [positions][rotary]: cosines, then sines, of rotary / 2 frequencies; or null
+  const float* sinks;                     // [H]: scores that take part in the softmax and weigh nothing; or null
   uint16_t* cache;
   const int32_t *tables, *starts, *counts, *offsets;  // [R][table_width], [R], [R], [R + 1]
   float* out;                             // [T][H][D]
@@ -221,8 +222,9 @@ inline void attend_rows(const Paged& p, Workspace& s, const Task& task, const Ta
     const float* q = p.q + (p.offsets[row] + token) * p.q_stride + static_cast<size_t>(head * group + (from + i) % group) * p.dim;
     s.positions[i] = p.starts[row] + token;
     rotate(q, p.rope ? p.rope + static_cast<size_t>(s.positions[i]) * p.rotary : nullptr, p.rotary, p.dim, factor, s.queries + i * p.dim);
-    s.peaks[i] = kNothing;
-    s.weights[i] = 0.0f;
+    // A sink is a position with that score, and a value of zero, that was seen before all others.
+    s.peaks[i] = p.sinks ? p.sinks[head * group + (from + i) % group] * kLog2e : kNothing;
+    s.weights[i] = p.sinks ? 1.0f : 0.0f;
   }
   std::fill_n(s.sums, size * p.dim, 0.0f);
   const Span span(p, task), then(p, soon);
