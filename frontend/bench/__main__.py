@@ -4,11 +4,18 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from frontend.bench import attack, chaos, control_plane, overlap, serve
+from frontend.bench import attack, chaos, control_plane, overlap, restart, serve
 from frontend.bench.http_client import HttpError
 from protocol.errors import EngineError, ExitCode
 
-_COMMANDS = {"serve": serve, "overlap": overlap, "control-plane": control_plane, "attack": attack, "chaos": chaos}
+_COMMANDS = {
+    "serve": serve,
+    "overlap": overlap,
+    "control-plane": control_plane,
+    "attack": attack,
+    "chaos": chaos,
+    "restart": restart,
+}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

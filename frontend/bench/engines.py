@@ -4,6 +4,7 @@ import contextlib
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -30,20 +31,34 @@ class RunningEngine:
         return Client(self.socket)
 
 
+# What a service manager does for a unit with a socket: sd_listen_fds(3).
+_HAND_OVER = """
+import os, sys
+os.dup2(int(sys.argv[1]), 3)
+os.environ |= {"LISTEN_FDS": "1", "LISTEN_PID": str(os.getpid())}
+os.execv(sys.argv[2], sys.argv[2:])
+"""
+
+
 @contextlib.contextmanager
-def running_engine(*flags: str) -> Iterator[RunningEngine]:
-    """`engine-launch` with these flags on free addresses, until the block ends. Raises EngineError when it does not get ready."""
+def running_engine(*flags: str, listener: socket.socket | None = None) -> Iterator[RunningEngine]:
+    """`engine-launch` with these flags on free addresses, until the block ends. `listener`: what it is to listen on instead, and
+    leave as it is. Raises EngineError when it does not get ready.
+    """
     with tempfile.TemporaryDirectory(prefix="engine-bench-") as directory:
-        socket, log = f"{directory}/api.sock", Path(directory) / "log"
-        command = [sys.executable, "-P", "-m", "frontend.launcher", "--port", "0", "--ipc", socket, *flags]
+        api, log = f"{directory}/api.sock", Path(directory) / "log"
+        command = [sys.executable, "-P", "-m", "frontend.launcher", "--port", "0", "--ipc", api, *flags]
+        held = [] if listener is None else [listener.fileno()]
+        if held:
+            command = [sys.executable, "-c", _HAND_OVER, str(held[0]), *command]
         environ = {name: value for name, value in os.environ.items() if name != "ENGINE_SOCKET"}
         with (
             log.open("w") as errors,
-            subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, text=True, env=environ) as process,
+            subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, text=True, env=environ, pass_fds=held) as process,
         ):
             assert process.stdout is not None
             try:
-                yield RunningEngine(_wait_until_ready(process.stdout, log), socket, process.pid)
+                yield RunningEngine(_wait_until_ready(process.stdout, log), api, process.pid)
             finally:
                 process.send_signal(signal.SIGTERM)
                 try:
