@@ -13,7 +13,7 @@ import msgspec
 from protocol.codec import Decoder
 from protocol.errors import ProtocolError
 from protocol.messages import EngineStats, FinishReason, Message, Story, TraceRecords
-from protocol.params import SamplingParams
+from protocol.params import SamplingDefaults, SamplingParams
 
 WIRE_VERSION = 1
 MAX_FRAME = 1 << 26  # bytes: above any prompt that a context holds, below what one client could hurt the frontend with
@@ -164,6 +164,7 @@ class Welcome(Message, frozen=True, tag="welcome"):
     models: tuple[str, ...]  # names, the first one shown
     max_model_len: int
     vocab_size: int
+    defaults: SamplingDefaults = SamplingDefaults()  # of requests without parameters
 
 
 class Accepted(Message, frozen=True, tag="accepted"):

@@ -5,6 +5,7 @@ from typing import Literal
 import msgspec
 
 from protocol.codec import Decoder, encode
+from protocol.params import SamplingDefaults
 from protocol.pulse import pulse_interval
 
 PROTOCOL_VERSION = 1
@@ -64,6 +65,7 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
     allowed_hosts: tuple[str, ...] = ()  # Host headers besides local ones, for which an engine on loopback answers; * for all
     stream_keep_alive: float = 15.0  # seconds of silence in a stream before a comment; 0: none
     shared_prefix_cache: bool = False  # the holders of different keys find each other's prefixes
+    sampling_defaults: SamplingDefaults = SamplingDefaults()
     strict_max_tokens: bool = False  # more than the context has room for is refused, not clipped
     scheduling_policy: SchedulingPolicy = "fcfs"
     frontends: int = 1  # processes that share the HTTP port

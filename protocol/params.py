@@ -76,6 +76,25 @@ class SamplingParams(
     timeout: float | None = None
 
 
+class SamplingDefaults(msgspec.Struct, frozen=True):
+    """What the model's files, or the operator, set for requests that say nothing. HTTP clients get `max_tokens` at most."""
+
+    temperature: float | None = None
+    top_p: float | None = None
+    top_k: int | None = None
+    min_p: float | None = None
+    repetition_penalty: float | None = None
+    max_tokens: int | None = None
+
+    def given(self) -> dict[str, float | int]:
+        """Those that are set, by name."""
+        return {name: value for name in self.__struct_fields__ if (value := getattr(self, name)) is not None}
+
+    def params(self) -> SamplingParams:
+        """The parameters of a request that says nothing."""
+        return msgspec.structs.replace(SamplingParams(), **self.given())
+
+
 class EngineParams(msgspec.Struct, frozen=True, array_like=True):
     """Sampling parameters after the frontend resolved every default: what scheduler and worker read.
 

@@ -7,7 +7,7 @@ from typing import Literal, Unpack, overload
 
 from frontend.client.blocking_pipe import BlockingPipe
 from frontend.client.outputs import RequestOutput
-from frontend.client.parameters import SamplingFields, merged
+from frontend.client.parameters import SamplingFields
 from frontend.client.prompts import Messages, Prompt, Prompts, TokenIds, Tools, conversation
 from frontend.client.requests import StreamedRequest, WholeRequest
 from frontend.client.session import CONNECT_SECONDS, QUESTION_SECONDS, RECONNECT_SECONDS, Session
@@ -126,7 +126,7 @@ class Client:
 
         Raises InvalidRequest, Overloaded, RequestLost, or DeadlineExceeded after `timeout` seconds; the rest is then aborted.
         """
-        batch = self._session.generate(prompts, merged(params, fields), cache_salt, progress=progress)
+        batch = self._session.generate(prompts, self._session.merged(params, fields), cache_salt, progress=progress)
         return self._pipe.finish(batch, timeout)
 
     @overload
@@ -219,22 +219,22 @@ class Client:
             parallel_tool_calls=parallel_tool_calls,
         )
         if not stream:
-            return self._pipe.finish(self._session.submit(prompt, merged(params, fields), cache_salt), timeout)
+            return self._pipe.finish(self._session.submit(prompt, self._session.merged(params, fields), cache_salt), timeout)
         if timeout is not None:
             raise InvalidRequest("timeout is for whole answers; close a stream that takes too long", "timeout")
-        return Stream(self._pipe, self._session.stream(prompt, merged(params, fields), cache_salt))
+        return Stream(self._pipe, self._session.stream(prompt, self._session.merged(params, fields), cache_salt))
 
     def stream(
         self, prompt: Prompt, params: SamplingParams | None = None, *, cache_salt: str = "", **fields: Unpack[SamplingFields]
     ) -> Stream:
         """The answer to a text, token ids or messages, piece by piece. Leaving the loop over it aborts the request."""
-        return Stream(self._pipe, self._session.stream(prompt, merged(params, fields), cache_salt))
+        return Stream(self._pipe, self._session.stream(prompt, self._session.merged(params, fields), cache_salt))
 
     def submit(
         self, prompt: Prompt, params: SamplingParams | None = None, *, cache_salt: str = "", **fields: Unpack[SamplingFields]
     ) -> Handle:
         """Sends a request for the answer to a text, token ids or messages, and returns at once."""
-        return Handle(self._pipe, self._session.submit(prompt, merged(params, fields), cache_salt))
+        return Handle(self._pipe, self._session.submit(prompt, self._session.merged(params, fields), cache_salt))
 
     def tokenize(self, prompt: Prompt, *, add_special_tokens: bool = True) -> list[int]:
         """The token ids of a text, or of messages as the model's chat template renders them.

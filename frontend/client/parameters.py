@@ -50,10 +50,13 @@ class SamplingFields(structured.StructuredFields, total=False):
 _NAMES = (*structured.StructuredFields.__annotations__, *_TYPES)
 
 
-def merged(params: Params, fields: SamplingFields) -> Params:
-    """The parameters with these fields in place of theirs. Raises TypeError, as any call does, on a keyword that is none."""
+def merged(params: Params, fields: SamplingFields, defaults: SamplingParams | None = None) -> Params | SamplingParams:
+    """The parameters with these fields in place of theirs, or of the defaults where there are none.
+
+    Raises TypeError, as any call does, on a keyword that is none.
+    """
     if not fields:
-        return params
+        return defaults if params is None else params
     for name in fields:
         if name not in _NAMES:
             near = difflib.get_close_matches(name, _NAMES, 1)
@@ -61,7 +64,7 @@ def merged(params: Params, fields: SamplingFields) -> Params:
     changes: dict[str, Any] = {**fields}
     structured.take(changes)
     if params is None or isinstance(params, SamplingParams):
-        return msgspec.structs.replace(params or SamplingParams(), **changes)
+        return msgspec.structs.replace(params or defaults or SamplingParams(), **changes)
     return [msgspec.structs.replace(one, **changes) if isinstance(one, SamplingParams) else one for one in params]
 
 

@@ -9,7 +9,7 @@ import msgspec
 
 from frontend.client.batch import Batch
 from frontend.client.discovery import cannot_connect, find_socket
-from frontend.client.parameters import checked, checked_salt, sendable
+from frontend.client.parameters import Params, SamplingFields, checked, checked_salt, merged, sendable
 from frontend.client.prompts import Prompt, Prompts, TokenIds, pair, to_wire
 from frontend.client.reply import Reply
 from frontend.client.requests import StreamedRequest, WholeRequest
@@ -80,6 +80,14 @@ class Session:
         self._questions: dict[int, AnyQuestion] = {}
         self._asked: dict[int, bytes] = {}
         self._outgoing: list[bytes] = [encode(Hello(WIRE_VERSION))]
+
+    def merged(self, params: Params, fields: SamplingFields) -> Params | SamplingParams:
+        """The parameters with these fields in place of theirs; without parameters, of those that the engine has for such requests.
+
+        Raises TypeError, as any call does, on a keyword that is none.
+        """
+        known = self.greeting.ready and self.lost is None
+        return merged(params, fields, self.greeting.result().defaults.params() if known else SamplingParams())
 
     def describe(self) -> str:
         """The engine and how things stand with it, for people."""

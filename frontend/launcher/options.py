@@ -9,6 +9,7 @@ import msgspec
 
 from frontend.launcher.addresses import check_port, check_socket
 from frontend.launcher.flags import flag_names, read_flags
+from frontend.launcher.generation_config import sampling_defaults
 from frontend.launcher.habits import accept
 from frontend.launcher.memory import check_memory
 from frontend.launcher.models import examine_model, resolve_model
@@ -38,6 +39,8 @@ def read_options(
     own, passed_over = accept(arguments, flag_names())
     values = read_flags(own)
     model = cast(str, values.pop("model", "demo"))
+    choice = cast(str, values.pop("generation_config", "auto"))
+    override = cast(str, values.pop("override_generation_config", ""))
     draft, remarks = _without_model(values, environ)
     remarks = passed_over + remarks
     if own_port:
@@ -50,7 +53,11 @@ def read_options(
     names = draft.served_model_names or files.names
     if sum(len(name.encode()) for name in names) > _NAMES_LIMIT:
         raise ConfigError(f"--served-model-name: at most {_NAMES_LIMIT} bytes of names in all are possible")
-    return msgspec.structs.replace(draft, model_path=files.path, model_format=files.format, served_model_names=names), remarks
+    defaults, remark = sampling_defaults(choice, override, files)
+    if remark:
+        remarks.append(remark)
+    config = msgspec.structs.replace(draft, model_path=files.path, model_format=files.format, served_model_names=names)
+    return msgspec.structs.replace(config, sampling_defaults=defaults), remarks
 
 
 def read_reloadable(arguments: Sequence[str], environ: Mapping[str, str] = os.environ) -> Reload:

@@ -44,7 +44,7 @@ async def begin(request: Request, asked: ChatRequest) -> list[TextGeneration]:
     engine: TextEngine = request.app.state.engine
     refuse_unsupported(asked)
     max_tokens = asked.max_tokens if asked.max_completion_tokens is None else asked.max_completion_tokens
-    params = asked.sampling(max_tokens=max_tokens, logprobs=_candidates(asked))
+    params = asked.sampling(engine.config.sampling_defaults, max_tokens=max_tokens, logprobs=_candidates(asked))
     prompt, calling = await prompt_of(engine, asked, params)
     reading = engine.dialect.reading(calling, prompt.tail)
     params = await jobs.follow(engine, asked, params, reading)

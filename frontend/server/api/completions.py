@@ -29,7 +29,7 @@ async def completions(request: Request) -> ASGIApp:
     asked = await body.read(request, COMPLETION_DECODER)
     model = jobs.model_name(engine, asked.model)
     _check(asked)
-    params = asked.sampling(max_tokens=asked.max_tokens, logprobs=asked.logprobs)
+    params = asked.sampling(engine.config.sampling_defaults, max_tokens=asked.max_tokens, logprobs=asked.logprobs)
     params = msgspec.structs.replace(params, prompt_logprobs=_scored(asked), n=asked.outputs)
     if asked.outputs > asked.choices and params.logprobs is None:
         params = msgspec.structs.replace(params, logprobs=0)  # which are the best

@@ -26,7 +26,7 @@ from frontend.server.api.tools import (
     calls_of,
 )
 from frontend.wire import ChatTurn, Conversation, Tool
-from protocol.params import Grammar, SamplingParams
+from protocol.params import Grammar, SamplingDefaults, SamplingParams
 
 _ABSENT = msgspec.Raw(b"")
 _LONGEST_NEUTRAL = 1000  # bytes; what is longer is not decoded only to see whether it is empty
@@ -104,12 +104,15 @@ class GenerationRequest(msgspec.Struct, frozen=True, kw_only=True):
         """How many outputs are generated for each prompt; the best ones are its choices."""
         return self.choices
 
-    def sampling(self, *, max_tokens: int | None, logprobs: int | None) -> SamplingParams:
+    def sampling(self, defaults: SamplingDefaults, *, max_tokens: int | None, logprobs: int | None) -> SamplingParams:
         """The engine's parameters; what is null here takes its default there. Not yet checked for range."""
+        if defaults.max_tokens is not None:
+            max_tokens = defaults.max_tokens if max_tokens is None else min(max_tokens, defaults.max_tokens)
         stop = [self.stop] if isinstance(self.stop, str) else self.stop
         given = {name: value for name in _SAMPLING_FIELDS if (value := getattr(self, name)) is not None}
         grammar, _ = self.grammar()
-        return SamplingParams(max_tokens=max_tokens, logprobs=logprobs, stop=stop or [], structured=grammar, **given)
+        given = {**defaults.given(), **given, "max_tokens": max_tokens}
+        return SamplingParams(logprobs=logprobs, stop=stop or [], structured=grammar, **given)
 
     def grammar(self) -> tuple[Grammar | None, str]:
         """What the output must be, and the field that says so. Raises InvalidRequest or ApiError naming the field that is wrong."""

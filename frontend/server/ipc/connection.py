@@ -175,7 +175,8 @@ class Connection(asyncio.Protocol):
         self._greeted = True
         engine = self._host.engine
         capacity = engine.capacity
-        self._say(Welcome(WIRE_VERSION, engine.config.served_model_names, capacity.max_model_len, capacity.vocab_size))
+        names, defaults = engine.config.served_model_names, engine.config.sampling_defaults
+        self._say(Welcome(WIRE_VERSION, names, capacity.max_model_len, capacity.vocab_size, defaults))
 
     # out
 
