@@ -18,6 +18,7 @@ from protocol.params import SamplingDefaults, SamplingParams
 WIRE_VERSION = 1
 MAX_FRAME = 1 << 26  # bytes: above any prompt that a context holds, below what one client could hurt the frontend with
 _FRAME_SIZE = 1 << 20  # bytes after which a sender begins another frame: small next to the bound, large next to a header
+MOST_MESSAGES = 1 << 14  # of a client in a frame: some ten milliseconds' work
 _LENGTH_BYTES = 4
 WHOLE_CONNECTION = 0  # the request id of a Refused that concerns no single request
 
@@ -294,7 +295,8 @@ def frames(encoded: Iterable[bytes]) -> bytes:
     group: list[bytes] = []
     size = 0
     for message in encoded:
-        if group and size + len(message) > _FRAME_SIZE:  # so a message that is too large is refused alone
+        # Before a large one, so that one that is too large is refused alone.
+        if group and (size + len(message) > _FRAME_SIZE or len(group) == MOST_MESSAGES):
             parts += (_head(len(group), size), *group)
             group, size = [], 0
         group.append(message)

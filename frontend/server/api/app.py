@@ -1,6 +1,5 @@
 """The web application: which route goes where."""
 
-import asyncio
 import time
 from collections.abc import Sequence
 
@@ -16,6 +15,7 @@ from frontend.server.api.openapi import Description
 from frontend.server.api.origins import Origins
 from frontend.server.api.routes import Handler, Operation, operations
 from frontend.server.generation import TextEngine
+from frontend.server.http.turns import Alone
 from frontend.server.ui.route import Page
 from protocol.config import EngineConfig
 
@@ -41,7 +41,7 @@ def create_app(engine: TextEngine, config: EngineConfig, api_keys: ApiKeys | Non
     app.router.redirect_slashes = False  # paths come without one; a redirect would name the host that the client made up
     app.state.engine = engine
     app.state.ignored = IgnoredFields(engine.router.measures.ignored)
-    app.state.decoding = asyncio.Lock()  # of large bodies
+    app.state.decoding = Alone()  # of large bodies
     app.state.created = int(time.time())  # shown to people only
     return Guard(
         app,

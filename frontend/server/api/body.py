@@ -11,6 +11,7 @@ from starlette.requests import Request
 from frontend.server.api.decoding import Body, BodyDecoder
 from frontend.server.api.errors import ApiError, from_decoding
 from frontend.server.api.structure import parts
+from frontend.server.http.turns import Alone
 
 _LARGE = 256 << 10  # bytes; below, any body is decoded in a few milliseconds
 _PARTS = 100_000  # arrays, objects and members of any body, and …
@@ -32,9 +33,8 @@ async def read(request: Request, decoder: BodyDecoder[Body]) -> Body:
     if (found := await asyncio.to_thread(parts, data)) > most:
         message = f"the body has {found} arrays, objects and members of objects; at most {most} are taken"
         raise ApiError(400, message, code="too_many_parts")
-    async with request.app.state.decoding:  # one at a time: the decoder keeps Python's lock, so a thread would help nobody
-        await asyncio.sleep(0)  # whatever else is due goes before
-        return _decoded(request, data, decoder)
+    alone: Alone = request.app.state.decoding
+    return await alone.run(lambda: _decoded(request, data, decoder))
 
 
 def _decoded(request: Request, data: bytes, decoder: BodyDecoder[Body]) -> Body:

@@ -1,7 +1,20 @@
-"""Turns in the order of arrival, for work that is counted in bytes."""
+"""Turns in the order of arrival, for work that is counted in bytes, and for work that nobody else can do anything beside."""
 
 import asyncio
 from collections import deque
+from collections.abc import Callable
+from typing import TypeVar
+
+from protocol.clock import now
+
+Value = TypeVar("Value")
+
+_NOTICED = 0.005  # seconds; what is shorter needs no rest
+
+
+def rest_after(seconds: float) -> float:
+    """How long others have the event loop after it was held for that long: a request needs it many times before its answer."""
+    return seconds if seconds > _NOTICED else 0.0
 
 
 class Turns:
@@ -37,3 +50,22 @@ class Turns:
 
     def _has_room(self, size: int) -> bool:
         return self._taken == 0 or self._taken + size <= self._limit
+
+
+class Alone:
+    """Work that keeps Python's lock, so that a thread would help nobody: one piece at a time, and a rest of its length before the
+    next one begins."""
+
+    def __init__(self) -> None:
+        self._turn = asyncio.Lock()
+        self._rests_until = 0.0
+
+    async def run(self, function: Callable[[], Value]) -> Value:
+        """The result of `function`, in its turn."""
+        async with self._turn:
+            await asyncio.sleep(max(0.0, self._rests_until - now()))  # whatever else is due goes before, also without a rest
+            began = now()
+            try:
+                return function()
+            finally:
+                self._rests_until = now() + rest_after(now() - began)

@@ -7,15 +7,16 @@ import asyncio
 from collections import deque
 from collections.abc import Callable
 
-from frontend.server.http.turns import Turns
+from frontend.server.http.turns import Turns, rest_after
 from frontend.server.ipc.incoming import read_frame, too_large
 from frontend.wire import MAX_FRAME, ClientMessage, Refused
+from protocol.clock import now
 from protocol.errors import ProtocolError
 
 _LENGTH_BYTES = 4
 _SMALL = 64 << 10  # bytes of a frame that waits for no turn
 _HEAD = 64  # bytes of a frame that is too large: enough to see whose request it is
-_MOST_PER_TURN = 100  # messages and frames handled before others get their turn: a millisecond or two
+_MOST_PER_TURN = 100  # messages, frames and KiB of these, handled before others get their turn: a millisecond or two
 _SECONDS = 30.0  # for the rest of a large frame
 IN_WORK = 64 << 20  # bytes of larger frames, of all connections, that are received and handled at a time
 
@@ -109,19 +110,21 @@ class Inbox:
 
     def go_on(self) -> None:
         """Handles some of what is here."""
-        work = 0
+        work, began = 0, now()
         while work < _MOST_PER_TURN and not self._closed and self._may_handle():
             work += 1
             if self._messages:
                 self._handle(self._messages.popleft())
             elif self._received:
-                self._read(*self._received.popleft())
+                frame, whole = self._received.popleft()
+                work += len(frame) >> 10
+                self._read(frame, whole)
             else:
                 break
         left = bool(self._messages or self._received)
         if left and not self._due and not self._closed and self._may_handle():
             self._due = True
-            self._loop.call_soon(self._go_on)
+            self._loop.call_later(rest_after(now() - began), self._go_on)
         if not left:
             self._end_turn()
             self._wait_for_turn()

@@ -4,8 +4,10 @@ import re
 
 import msgspec
 
+from frontend.server.ipc.structure import is_too_much, length
 from frontend.wire import (
     CLIENT_MESSAGES,
+    MOST_MESSAGES,
     WHOLE_CONNECTION,
     Ask,
     Cancel,
@@ -22,7 +24,8 @@ from protocol.messages import Message
 
 _LARGEST_TAKEN_APART = 1 << 20  # bytes: as much as clients put into one frame, and what a hostile one makes of it is still little
 
-_MOST_MESSAGES = 1 << 17  # in a frame: no client's has so many, at ten bytes or more each
+_SMALL = 256 << 10  # bytes: whatever a smaller frame holds is made in some ten milliseconds
+_MOST_PARTS = 100_000  # turns, parts, calls and tools of a message: a tenth of a second's work, and more than any context holds
 _MOST_REFUSED = 16  # in a frame: each takes far longer than the bytes that ask for it
 
 _PARTS: Decoder[list[msgspec.Raw]] = Decoder(list[msgspec.Raw])
@@ -52,8 +55,12 @@ def read_frame(frame: bytes) -> list[ClientMessage | Refused]:
 
     Raises ProtocolError when the frame is no list of messages, or hardly one of them.
     """
-    if (count := _count(frame)) > _MOST_MESSAGES:
-        raise ProtocolError(f"a frame of {count} messages: at most {_MOST_MESSAGES} are taken")
+    if (count := length(frame)) > MOST_MESSAGES:
+        raise ProtocolError(f"a frame of {count} messages: at most {MOST_MESSAGES} are taken")
+    if len(frame) > _SMALL and is_too_much(frame, _MOST_PARTS):
+        return [
+            _refused(frame, f"more than {_MOST_PARTS} turns, parts, calls and tools, or schemas of tools above 256 KiB together")
+        ]
     try:
         return [*CLIENT_MESSAGES.decode(frame)]
     except ProtocolError as error:
@@ -73,17 +80,14 @@ def read_frame(frame: bytes) -> list[ClientMessage | Refused]:
 
 def too_large(head: bytes, limit: int) -> Refused:
     """What is said of a frame of which only the beginning was kept: clients put a message of that size into one of its own."""
-    found = _REQUEST.match(head)
+    return _refused(head, f"the request has more than {limit} bytes, which no prompt that fits this model's context needs")
+
+
+def _refused(frame: bytes, text: str) -> Refused:
+    """In place of the first message of a frame: clients put a large one into one of its own."""
+    found = _REQUEST.match(frame)
     request_id = int.from_bytes(found[1] or found[2] or found[3] or found[4] or found[5], "big") if found else WHOLE_CONNECTION
-    text = f"the request has more than {limit} bytes, which no prompt that fits this model's context needs"
     return Refused(request_id, "invalid" if found else "malformed", text, "prompt" if found else None)
-
-
-def _count(frame: bytes) -> int:
-    """Of messages, as msgpack's header of an array says; 0 where it has few."""
-    if frame[:1] not in (b"\xdc", b"\xdd"):
-        return 0
-    return int.from_bytes(frame[1 : 3 if frame[0] == 0xDC else 5], "big")
 
 
 def _read(part: bytes) -> ClientMessage | Refused:

@@ -3,7 +3,8 @@
 import asyncio
 import random
 
-from frontend.server.http.turns import Turns
+from frontend.server.http.turns import Alone, Turns
+from protocol.clock import now
 from tests.frontend.server.http.serving import Served, on_server, post
 
 
@@ -69,3 +70,40 @@ def test_who_waits_for_the_end_of_a_client_works_no_more_on_its_body() -> None:
             assert (await client.answer()).status == 200
 
     on_server(test, small=100, in_work=1500)
+
+
+def test_after_work_that_nobody_can_do_anything_beside_others_have_as_long() -> None:
+    turns_between: list[int] = []
+
+    async def run() -> None:
+        alone, turns = Alone(), 0
+
+        def hold_up() -> None:
+            nonlocal turns
+            turns_between.append(turns)
+            end = now() + 0.05
+            while now() < end:
+                pass
+            turns = 0
+
+        works = [asyncio.ensure_future(alone.run(hold_up)) for _ in range(4)]
+        while not all(work.done() for work in works):
+            await asyncio.sleep(0)
+            turns += 1
+
+    asyncio.run(run())
+    assert len(turns_between) == 4
+    assert min(turns_between[1:]) > 20, "a request needs some ten turns of the loop"
+
+
+def test_what_fails_gives_its_turn_on() -> None:
+    def fail() -> None:
+        raise ValueError
+
+    async def run() -> None:
+        alone = Alone()
+        failing = asyncio.ensure_future(alone.run(fail))
+        assert await alone.run(lambda: 1) == 1
+        assert isinstance(failing.exception(), ValueError)
+
+    asyncio.run(run())
