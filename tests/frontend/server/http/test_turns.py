@@ -3,6 +3,8 @@
 import asyncio
 import random
 
+import pytest
+
 from frontend.server.http.turns import Alone, Turns
 from protocol.clock import now
 from tests.frontend.server.http.serving import Served, on_server, post
@@ -98,12 +100,12 @@ def test_after_work_that_nobody_can_do_anything_beside_others_have_as_long() -> 
 
 def test_what_fails_gives_its_turn_on() -> None:
     def fail() -> None:
-        raise ValueError
+        raise ValueError("at work")
 
     async def run() -> None:
         alone = Alone()
-        failing = asyncio.ensure_future(alone.run(fail))
+        with pytest.raises(ValueError, match="at work"):
+            await alone.run(fail)
         assert await alone.run(lambda: 1) == 1
-        assert isinstance(failing.exception(), ValueError)
 
     asyncio.run(run())
