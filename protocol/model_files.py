@@ -125,12 +125,17 @@ def read_config(path: Path, supported: Sequence[str] = HF_ARCHITECTURES) -> tupl
         )
     if names[0] not in supported:
         raise ModelError(f"{path}: architecture {reprlib.repr(names[0])} is not supported, only {', '.join(supported)}")
-    if fields.get("quantization_config"):
+    if (quantization := fields.get("quantization_config")) and not _is_mxfp4(quantization):
         raise ModelError(
             f"{path}: quantization_config: quantised weights are not supported in a Hugging Face directory: "
             "use the unquantised model, or a GGUF file"
         )
     return names[0], fields
+
+
+def _is_mxfp4(quantization: object) -> bool:
+    """Whether weights may be in MXFP4: their tensors say by their names which of them are."""
+    return isinstance(quantization, dict) and quantization.get("quant_method") == "mxfp4"
 
 
 def _size(path: str | Path, fields: Mapping[str, Any], key: str) -> int:

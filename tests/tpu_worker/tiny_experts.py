@@ -102,6 +102,8 @@ def make_tensors(config: Mapping[str, Any], seed: int = 0) -> Tensors:
             values[..., :count] = 0.0
         elif "norm" in name and shape == (hidden,):
             values[:count] = 1.0
+        if name == "model.norm.weight" and config["tie_word_embeddings"]:
+            values *= 1.5 / np.sqrt(hidden)  # logits of the size that a head of its own gives
         tensors[name] = values
     return {name: values.astype(ml_dtypes.bfloat16) for name, values in tensors.items()}
 
@@ -191,20 +193,20 @@ def write_gguf(
         writer.add_rope_scaling_orig_ctx_len(scaling["original_max_position_embeddings"])
         writer.add_rope_scaling_yarn_beta_fast(scaling["beta_fast"])
         writer.add_rope_scaling_yarn_beta_slow(scaling["beta_slow"])
-    stacks: dict[str, list[npt.NDArray[np.float32]]] = {}
+    stacks: dict[str, dict[int, npt.NDArray[np.float32]]] = {}
     for name, values in _gguf_tensors(config, tensors):
         if ".experts." in name and name.partition(".experts.")[2][0].isdigit():
             before, _, rest = name.partition(".experts.")
             number, _, rest = rest.partition(".")
             whole = f"{before}.experts.{rest}"
             if stacked:
-                stacks.setdefault(whole, []).append(values)
+                stacks.setdefault(whole, {})[int(number)] = values
             else:
                 _add(writer, _gguf_name(arch, whole).replace("_exps.", f".{number}."), values, expert_kind or kind)
         else:
             _add(writer, _gguf_name(arch, name), values, expert_kind or kind if "_exps." in _gguf_name(arch, name) else kind)
     for name, parts in stacks.items():
-        _add(writer, _gguf_name(arch, name), np.stack(parts), expert_kind or kind)
+        _add(writer, _gguf_name(arch, name), np.stack([parts[number] for number in sorted(parts)]), expert_kind or kind)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()

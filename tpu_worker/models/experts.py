@@ -67,6 +67,13 @@ def parameters(layer: LayerSpec, hidden: int, prefix: str, names: Names) -> Para
         names.up: range(1, width, 2) if names.interleaved else range(mlp, width),
     }
 
+    def blocks(expert: int, name: str) -> tuple[Within, ...]:
+        if not names.interleaved:
+            return ()
+        if name == names.down:
+            return (Within(f"{prefix}mlp.experts.down_proj_blocks", (count, hidden, mlp // 32, 16), (expert,), mxfp4=True),)
+        return (Within(f"{fused}_blocks", (count, width, hidden // 32, 16), (expert, ranges[name]), mxfp4=True),)
+
     def weight(expert: int, name: str) -> Part:
         if name == names.down:
             down = f"{prefix}mlp.experts.down_proj"
@@ -77,7 +84,7 @@ def parameters(layer: LayerSpec, hidden: int, prefix: str, names: Names) -> Para
         else:
             where = Within(fused, (count, width, hidden), (expert, ranges[name]))
         size, axes = ((hidden, mlp), inner[::-1]) if name == names.down else ((mlp, hidden), inner)
-        return Part(f"{prefix}{names.experts}.{expert}.{name}.weight", size, axes, expert, (where,))
+        return Part(f"{prefix}{names.experts}.{expert}.{name}.weight", size, axes, expert, (where, *blocks(expert, name)))
 
     def bias(name: str) -> Part:
         whole = f"{prefix}{names.experts}.{name}.bias"

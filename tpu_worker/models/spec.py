@@ -69,6 +69,9 @@ class Within:
     shape: tuple[int, ...]  # of the whole tensor
     index: tuple[int | range | None, ...]  # along its first dimensions what the part has of them; None: all
     transposed: bool = False  # the part is what is found there, turned round
+    # It is the blocks of MXFP4, [..., blocks, bytes], as in gpt-oss: a tensor that is named …_scales instead of …_blocks has their
+    # scales.
+    mxfp4: bool = False
 
     def take(self, tensor: npt.NDArray[Any]) -> npt.NDArray[Any]:
         """The part of a tensor of this shape."""

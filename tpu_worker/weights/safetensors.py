@@ -1,9 +1,11 @@
 """Weights from a Hugging Face directory: one safetensors file, or shards with their index."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import numpy.typing as npt
 from safetensors import SafetensorError, safe_open
 
@@ -14,6 +16,7 @@ from tpu_worker.models.registry import model_from_config
 from tpu_worker.models.rope import Rope
 from tpu_worker.models.spec import Part, Within
 from tpu_worker.weights.blocks import BlockMatrix
+from tpu_worker.weights.mxfp4 import mxfp4_values, rows_of_mxfp4, scales_of
 from tpu_worker.weights.source import check_all_used, check_shape, missing_tensor
 
 _FLOATS = ("F32", "F16", "BF16")
@@ -31,7 +34,10 @@ class SafetensorsSource:
         self._files = {path.name: _open(path) for path in weight_files(self._directory)}
         self._where = {tensor: name for name, file in self._files.items() for tensor in file.keys()}  # noqa: SIM118 not a dict
         parts = (part for group in self.model.parameters() for one in group.values() for part in one.parts)
-        used = {self._locate(part)[0] for part in parts}
+        used = set()
+        for part in parts:
+            tensor, within = self._locate(part)
+            used |= {tensor, scales_of(tensor)} if within is not None and within.mxfp4 else {tensor}
         unused = {name for name in self._where if name not in used and not name.endswith(_DERIVED)}
         if self.model.spec.tied_embeddings and self._same(_HEAD, _EMBEDDING):
             unused.discard(_HEAD)
@@ -40,20 +46,30 @@ class SafetensorsSource:
     def read(self, part: Part) -> npt.NDArray[Any]:
         """As the protocol says."""
         tensor, within = self._locate(part)
-        name = self._where.get(tensor)
+        if within is not None and within.mxfp4:
+            return mxfp4_values(self._read_mxfp4(within))
+        return self._take(part, within or Within(tensor, part.shape, ()), _FLOATS)
+
+    def _take(self, part: Part, within: Within, types: Sequence[str]) -> npt.NDArray[Any]:
+        """What a part has of a tensor, which is of one of these types."""
+        name = self._where.get(within.name)
         if name is None:
             raise missing_tensor(self._directory, part)
         path, file = self._directory / name, self._files[name]
-        view = file.get_slice(tensor)
-        check_shape(path, part if within is None else within, tuple(view.get_shape()))
-        if view.get_dtype() not in _FLOATS:
-            raise ModelError(f"{path}: tensor {tensor} is of type {view.get_dtype()}; supported: {', '.join(_FLOATS)}")
-        if within is None:
-            return file.get_tensor(tensor)  # type: ignore[no-any-return]
+        view = file.get_slice(within.name)
+        check_shape(path, within, tuple(view.get_shape()))
+        if view.get_dtype() not in types:
+            raise ModelError(f"{path}: tensor {within.name} is of type {view.get_dtype()}; supported: {', '.join(types)}")
         if not within.index or not isinstance(first := within.index[0], int):
-            return within.take(file.get_tensor(tensor))
+            return within.take(file.get_tensor(within.name))
         # One expert's, so that the others are not read.
         return replace(within, index=(0, *within.index[1:])).take(view[first : first + 1])
+
+    def _read_mxfp4(self, within: Within) -> npt.NDArray[np.uint8]:
+        """Rows of blocks as GGUF files have them."""
+        scales = replace(within, name=scales_of(within.name), shape=within.shape[:-1])
+        both = [self._take(Part(one.name, one.shape, ()), one, ("U8",)) for one in (within, scales)]
+        return rows_of_mxfp4(*both)
 
     def _locate(self, part: Part) -> tuple[str, Within | None]:
         """The tensor that holds a part, and where in there if it holds others, too; of one that is missing its own name."""

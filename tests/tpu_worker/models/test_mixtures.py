@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from gguf import GGMLQuantizationType
 
 from protocol.errors import ModelError
 from tests.margins import Margins, rounding_of_logits
@@ -122,3 +123,62 @@ def read_all(source: WeightSource) -> None:
         for parameter in parameters.values():
             for part in parameter.parts:
                 source.read(part)
+
+
+def in_mxfp4(config: dict[str, Any]) -> tuple[Tensors, Tensors]:
+    """The tensors of a gpt-oss whose experts are in MXFP4, as published ones are, and with the numbers that these stand for."""
+    random = np.random.default_rng(4)
+    quantised, plain = {}, {}
+    for name, values in make_tensors(config).items():
+        if not name.endswith(("experts.gate_up_proj", "experts.down_proj")):
+            quantised[name] = plain[name] = values
+            continue
+        count, width, out = values.shape
+        blocks = random.integers(0, 256, (count, out, width // 32, 16), np.uint8)
+        scales = random.integers(121, 125, (count, out, width // 32), np.uint8)
+        numbers = np.stack([blocks & 15, blocks >> 4], axis=-1).reshape(count, out, width // 32, 32)
+        table = np.array([0, 0.5, 1, 1.5, 2, 3, 4, 6, 0, -0.5, -1, -1.5, -2, -3, -4, -6])
+        stands_for = table[numbers] * 2.0 ** (scales[..., None].astype(float) - 127)
+        quantised |= {f"{name}_blocks": blocks, f"{name}_scales": scales}
+        plain[name] = np.ascontiguousarray(stands_for.reshape(count, out, width).swapaxes(1, 2)).astype(values.dtype)
+    return quantised, plain
+
+
+@pytest.mark.parametrize("platform", PLATFORMS, ids=lambda platform: platform.name)
+def test_mxfp4_is_what_it_stands_for(margins: Margins, tmp_path: Path, platform: Platform) -> None:
+    config = FAMILIES["gpt_oss"]
+    quantised, plain = in_mxfp4(config)
+    quantised_config = {**config, "quantization_config": {"quant_method": "mxfp4"}}
+    sources: tuple[WeightSource, ...] = (
+        SafetensorsSource(write_model(tmp_path / "plain", config, plain)),
+        SafetensorsSource(write_model(tmp_path / "mxfp4", quantised_config, quantised)),
+        GgufSource(write_gguf(tmp_path / "mxfp4.gguf", config, plain, expert_kind=GGMLQuantizationType.MXFP4)),
+    )
+    for parameters in zip(*(source.model.parameters()[2].values() for source in sources), strict=True):
+        for parts in zip(*(parameter.parts for parameter in parameters), strict=True):
+            first, *others = (source.read(part).astype(np.float32) for source, part in zip(sources, parts, strict=True))
+            for other in others:
+                np.testing.assert_array_equal(first, other)
+    token_ids = np.random.default_rng(5).integers(0, config["vocab_size"], 70).astype(np.int32)
+    first, *others = (all_logits(source, platform, token_ids) for source in sources)
+    typical = rounding_of_logits(config["num_hidden_layers"], float(first.std()))
+    for other in others:
+        margins.check_rounding(f"logits with MXFP4, {platform.name}", other, first.astype(np.float64), typical)
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "reason"),
+    [
+        ("gate_up_proj_scales", (6, 64, 3), r"gate_up_proj_scales has shape \[6, 64, 3\], .* ask for \[6, 64, 2\]"),
+        ("down_proj_scales", None, "down_proj_scales of shape .* is missing"),
+        ("down_proj_blocks", (6, 64, 1, 8), r"down_proj_blocks has shape \[6, 64, 1, 8\]"),
+    ],
+)
+def test_mxfp4_that_does_not_fit_is_named(tmp_path: Path, name: str, shape: tuple[int, ...] | None, reason: str) -> None:
+    config = FAMILIES["gpt_oss"]
+    tensors, _ = in_mxfp4(config)
+    del tensors[f"model.layers.0.mlp.experts.{name}"]
+    if shape is not None:
+        tensors[f"model.layers.0.mlp.experts.{name}"] = np.zeros(shape, np.uint8)
+    with pytest.raises(ModelError, match=reason):
+        read_all(SafetensorsSource(write_model(tmp_path, config, tensors)))
