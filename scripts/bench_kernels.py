@@ -12,13 +12,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from protocol.ggml_types import GGML_BLOCKS
 from tpu_worker.platforms.cpu import attention
 from tpu_worker.platforms.cpu import products as matmul
 from tpu_worker.platforms.cpu.memory import keep_freed_memory
 from tpu_worker.platforms.cpu.native import build
 from tpu_worker.platforms.metadata import AttentionMetadata, AttentionSpec
 from tpu_worker.stacking import take
-from tpu_worker.weights.blocks import BLOCK, BlockMatrix
+from tpu_worker.weights.blocks import KINDS, BlockMatrix
 
 LAYERS, WIDTH, FFN, VOCAB, HEADS, KV_HEADS, HEAD_DIM = 30, 576, 1536, 49152, 9, 3, 64
 
@@ -58,27 +59,41 @@ def measure_machine(threads: int) -> tuple[float, float]:
         return share * threads / best(read) / 1e9, multiply() / best(multiply) / 1e9
 
 
-def random_weight(rng: np.random.Generator, kind: str, out: int, width: int) -> matmul.PackedWeight:
-    """A weight [out, width] of any kind: bf16, int8, or int4 as a GGUF file has it."""
+def random_weight(rng: np.random.Generator, kind: str, out: int, width: int) -> matmul.PackedWeight | matmul.MixedWeight:
+    """A weight [out, width] of any kind: bf16, int8, or one of GGUF's, with small scales and whatever quants."""
     gated = out == 2 * FFN
-    if kind == "int4":
-        in_blocks = (out, width // BLOCK)
-        scales, minima = rng.uniform(0.002, 0.01, in_blocks), rng.uniform(-0.08, 0, in_blocks)
-        quants = rng.integers(0, 16, (out, width), np.uint8)
-        return matmul.pack(BlockMatrix(quants, scales.astype(np.float32), minima.astype(np.float32)), gated=gated)
+    if kind in KINDS:
+        inputs, size = GGML_BLOCKS[KINDS[kind]]
+        raw = rng.integers(0, 256, (out, width // inputs, size), np.uint8)
+        for at in {"Q6_K": (208,)}.get(kind, (0, 2) if kind in ("Q4_1", "Q5_1", "Q4_K", "Q5_K") else (0,)):
+            scales = rng.uniform(0.002, 0.01, raw.shape[:2]) / (32 if inputs == 256 else 1)
+            raw[..., at : at + 2] = scales.astype(np.float16)[..., None].view(np.uint8)
+        return matmul.pack(BlockMatrix(kind, raw.reshape(out, -1)), gated=gated)
     return matmul.pack(
         rng.standard_normal((out, width), np.float32) * 0.02, quantization="int8" if kind == "int8" else "auto", gated=gated
     )
 
 
+# What the matrices of a model are in that llama.cpp writes as these. Where rows are no whole blocks of 256, it takes the next
+# larger kind whose blocks are of 32; down is Q6_K in half of a Q4_K_M's layers.
+FILES = {
+    "Q4_1": {"": "Q4_1", "down": "Q4_1", "head": "Q8_0"},
+    "Q4_K_M": {"": "Q5_0", "down": "Q4_K", "head": "Q8_0"},
+}
+
+
 def bench_matmul(kind: str, tokens: list[int], bandwidth: float, peak: float) -> None:
     """All matrix products of one step, head included."""
     rng = np.random.default_rng(0)
+    kinds = FILES.get(kind, {"": kind})
     weights = []
-    for _ in range(LAYERS):
-        shapes = ((WIDTH + 2 * KV_HEADS * HEAD_DIM, WIDTH), (WIDTH, WIDTH), (2 * FFN, WIDTH), (WIDTH, FFN))
-        weights.append([random_weight(rng, kind, *shape) for shape in shapes])
-    head = random_weight(rng, "int8" if kind == "int4" else kind, VOCAB, WIDTH)  # as files of four bits have it
+    for layer in range(LAYERS):
+        down = kinds.get("down", kinds[""])
+        if kind == "Q4_K_M" and (layer < LAYERS // 8 or layer >= 7 * LAYERS // 8 or (layer - LAYERS // 8) % 3 == 2):
+            down = "Q6_K"
+        shapes = ((WIDTH + 2 * KV_HEADS * HEAD_DIM, WIDTH), (WIDTH, WIDTH), (2 * FFN, WIDTH))
+        weights.append([*(random_weight(rng, kinds[""], *shape) for shape in shapes), random_weight(rng, down, WIDTH, FFN)])
+    head = random_weight(rng, kinds.get("head", kinds[""]), VOCAB, WIDTH)
     norm = jnp.ones(WIDTH, jnp.float32)
     size = sum(leaf.nbytes for leaf in jax.tree_util.tree_leaves((weights, head)))
     flops = 2 * (LAYERS * (WIDTH * (2 * WIDTH + 2 * KV_HEADS * HEAD_DIM) + 3 * WIDTH * FFN) + VOCAB * WIDTH)
@@ -164,7 +179,7 @@ def main() -> None:
     """Prints the tables."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--tokens", type=int, nargs="+", default=[1, 4, 16, 64, 256, 512])
-    parser.add_argument("--kinds", nargs="+", default=["bf16", "int8", "int4"], choices=["bf16", "int8", "int4"])
+    parser.add_argument("--kinds", nargs="+", default=["bf16", "int8", *FILES], choices=["bf16", "int8", *FILES])
     arguments = parser.parse_args()
     threads = len(os.sched_getaffinity(0))
     keep_freed_memory()  # as the engine does

@@ -27,7 +27,7 @@ from tpu_worker.rules import make_rules, pack_rules
 from tpu_worker.sampler import Sampled
 from tpu_worker.scoring import Scores, pack_scored, unpack_scores
 from tpu_worker.warmup import Programs, use_compilation_cache
-from tpu_worker.weights.load import WeightLoader, holds_blocks, open_source
+from tpu_worker.weights.load import WeightLoader, kinds_held, open_source
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +78,7 @@ class JaxDevice:
         spec = layout.spec_of_shard(model.spec)
         head_dims = {layer.head_dim for layer in spec.layers}
         platform = self._platform = self._given or choose_platform(
-            devices[0].platform, config.quantization, holds_blocks(source), config.block_size, head_dims, layout.num_shards
+            devices[0].platform, config.quantization, kinds_held(source), config.block_size, head_dims, layout.num_shards
         )
         platform.memory.before_loading()
         block_size = config.block_size or platform.block_size

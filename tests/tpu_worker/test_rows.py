@@ -26,7 +26,7 @@ from tpu_worker.stacking import Layers, group_alike
 ROPE = Rope(64, 10000.0)
 SPEC = ModelSpec("x", 640, 576, 512, 1e-5, False, (LayerSpec(9, 3, 64, 1536, ROPE),) * 2)
 BLOCK_SIZE, TABLE, LENGTH = 16, 8, 90
-PLATFORMS = [make_xla_platform(), choose_platform("cpu", "none", False, BLOCK_SIZE, {64})]
+PLATFORMS = [make_xla_platform(), choose_platform("cpu", "none", (), BLOCK_SIZE, {64})]
 # Of two in eight sequences, sums in another order change bits here.
 SEQUENCES = [np.random.default_rng(seed).integers(0, SPEC.vocab_size, LENGTH).astype(np.int32) for seed in (2, 6)]
 

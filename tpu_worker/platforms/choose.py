@@ -9,15 +9,20 @@ from tpu_worker.platforms.platform import Platform
 
 
 def choose_platform(
-    name: str, quantization: Quantization, in_blocks: bool, block_size: int | None, head_dims: Collection[int], num_shards: int = 1
+    name: str,
+    quantization: Quantization,
+    kinds: Collection[str],
+    block_size: int | None,
+    head_dims: Collection[int],
+    num_shards: int = 1,
 ) -> Platform:
     """The fastest for devices that JAX calls `name` and these sizes. Raises ConfigError when nothing there serves the quantization.
 
-    block_size: of the KV cache, in tokens; None: what the platform prefers. in_blocks: whether the files hold weights in blocks,
-    which "auto" then leaves as they are where that is faster. num_shards: chips among which the model is cut.
+    block_size: of the KV cache, in tokens; None: what the platform prefers. kinds: of the blocks in which files hold weights,
+    which "auto" leaves as they are where that is faster. num_shards: chips among which the model is cut.
     """
     if name == "cpu" and num_shards == 1:
-        return cpu.make_platform(quantization, in_blocks, block_size, head_dims)
+        return cpu.make_platform(quantization, kinds, block_size, head_dims)
     if quantization == "int8":
         raise ConfigError("--quantization int8 needs the C++ kernels of the CPU, on one chip: leave the flag out")
     return cpu.make_xla_platform() if name == "cpu" else xla.make_platform()

@@ -83,8 +83,12 @@ class Place(Protocol):
 class Pack(Protocol):
     """Lays a weight out for `Linear`, at load."""
 
-    def __call__(self, weight: HostArray | BlockMatrix, allocate: Allocate, *, gated: bool = False) -> Packed:
-        """weight [out, in] of any float type, or in blocks if `keeps_blocks`; gated: its first half of rows gates the second half.
+    def __call__(
+        self, weight: HostArray | BlockMatrix | Sequence[BlockMatrix], allocate: Allocate, *, gated: bool = False
+    ) -> Packed:
+        """weight [out, in] of any float type, or, if `keeps_blocks`, in blocks, of rows of several kinds one after the other.
+
+        gated: its first half of rows gates the second half.
 
         The result's arrays are NumPy's, from `allocate` if layers are stacked.
         """
@@ -214,7 +218,7 @@ class Products:
     """Matrix products, and the layout of the weights that they alone can read."""
 
     stacks_layers: bool  # they take layers out of stacks, as `tpu_worker.stacking` has it
-    keeps_blocks: bool  # weights that a file holds in blocks, without these being dequantised first
+    keeps_blocks: Collection[str]  # of `weights.blocks.KINDS`, those whose weights are not dequantised first
     allocate: Allocate
     place: Place
     pack: Pack

@@ -15,10 +15,10 @@ from protocol.gguf_header import TensorInfo, read_gguf_header
 from tpu_worker.models.registry import model_from_gguf
 from tpu_worker.models.rope import Rope
 from tpu_worker.models.spec import Part
-from tpu_worker.weights.blocks import BlockMatrix
-from tpu_worker.weights.gguf_blocks import bits_of, blocks_of
+from tpu_worker.weights.blocks import KINDS, BlockMatrix
 from tpu_worker.weights.source import check_all_used, check_shape, missing_tensor
 
+_KIND_OF = {number: kind for kind, number in KINDS.items()}
 _ROPE_FACTORS = "rope_freqs.weight"  # [rotary size // 2]: what each rotary frequency is divided by
 
 
@@ -40,17 +40,19 @@ class GgufSource:
         order = self._row_order(part)
         return values if order is None else values[order]
 
-    def stored_bits(self, part: Part) -> int | None:
+    def stored_kind(self, part: Part) -> str | None:
         """As the protocol says."""
         info = self._header.tensors.get(self._name(part))
-        return None if info is None else bits_of(info.ggml_type)
+        return None if info is None else _KIND_OF.get(info.ggml_type)
 
     def read_blocks(self, part: Part) -> BlockMatrix:
         """As the protocol says."""
         info = self._find(part)
-        blocks = blocks_of(self._rows(info), info.ggml_type)
+        blocks = BlockMatrix(_KIND_OF[info.ggml_type], self._rows(info))
+        if not blocks.is_finite():
+            raise self._not_finite(self._name(part))
         order = self._row_order(part)
-        return blocks if order is None else blocks.rows(order)
+        return blocks if order is None else blocks.take(order)
 
     def inverse_frequencies(self, rope: Rope) -> Float32Array:
         """As the protocol says. Llama 3's scaling comes as a tensor of divisors."""
@@ -99,9 +101,21 @@ class GgufSource:
     def _dequantise(self, name: str, info: TensorInfo) -> Float32Array:
         kind = GGMLQuantizationType(info.ggml_type)
         try:
-            return dequantize(self._rows(info), kind).astype(np.float32, copy=False)
+            values: Float32Array = dequantize(self._rows(info), kind).astype(np.float32, copy=False)
         except NotImplementedError as error:
-            raise ModelError(f"{self._path}: tensor {name} is of type {kind.name}, which cannot be dequantised") from error
+            raise ModelError(
+                f"{self._path}: tensor {name} is of type {kind.name}, which cannot be dequantised: take the model in another "
+                f"type, {', '.join(('F16', 'BF16', *KINDS))}"
+            ) from error
+        if not np.isfinite(values).all():
+            raise self._not_finite(name)
+        return values
+
+    def _not_finite(self, name: str) -> ModelError:
+        return ModelError(
+            f"{self._path}: damaged: tensor {name} holds weights that are no finite numbers: "
+            "download it again, or convert the model again"
+        )
 
 
 def unpermuted_rows(num_rows: int, num_heads: int) -> npt.NDArray[np.intp]:

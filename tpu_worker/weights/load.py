@@ -36,9 +36,16 @@ def open_source(config: EngineConfig) -> WeightSource:
     return SafetensorsSource(config.model_path)
 
 
-def holds_blocks(source: WeightSource) -> bool:
-    """Whether any weight could stay in the blocks that the files hold it in."""
-    return any(_bits(source, parameters) for parameters in source.model.parameters())
+def kinds_held(source: WeightSource) -> frozenset[str]:
+    """Of all blocks in which the files hold matrices."""
+    parts = {
+        part
+        for parameters in source.model.parameters()
+        for one in parameters.values()
+        if one.kind in ("matrix", "gated")
+        for part in one.parts
+    }
+    return frozenset(kind for part in parts if (kind := source.stored_kind(part)) is not None)
 
 
 class WeightLoader:
@@ -60,8 +67,8 @@ class WeightLoader:
         self._outside, *self._layers = source.model.parameters()
         keys = []
         for parameters in self._layers:
-            bits = _bits(source, parameters) if products.keeps_blocks else {}
-            keys.append(tuple((name, one.kind, one.shape, bits.get(name)) for name, one in parameters.items()))
+            kinds = _kinds_kept(source, parameters, products)
+            keys.append(tuple((name, one.kind, one.shape, kinds.get(name)) for name, one in parameters.items()))
         self._where = group_alike(keys)
         self._stacks = [Stacks(size, products.allocate) for size in group_sizes(self._where)]
 
@@ -145,7 +152,7 @@ class WeightLoader:
     def _load(self, parameters: Parameters, layer: LayerSpec | None, allocate: Allocate) -> dict[str, list[Any]]:
         """Of each parameter what the shards have of it; one entry, where every shard has all of it."""
         read: dict[Part, HostArray] = {}  # a tied embedding is dequantised once
-        in_blocks = _bits(self._source, parameters) if self._products.keeps_blocks else {}
+        in_blocks = _kinds_kept(self._source, parameters, self._products)
         weights: dict[str, list[Any]] = {}
         for name, parameter in parameters.items():
             dimension = self._layout.cuts(parameter)
@@ -174,7 +181,8 @@ class WeightLoader:
         def read(shard: int, expert: int) -> HostArray | BlockMatrix:
             parts = parameter.of_expert(expert).parts
             if in_blocks:
-                return concatenate([self._source.read_blocks(part) for part in parts])
+                (blocks,) = concatenate([self._source.read_blocks(part) for part in parts])
+                return blocks
             values = [self._layout.part_of_shard(self._source.read(part), part, layer, shard) for part in parts]
             return values[0] if len(values) == 1 else np.concatenate(values)
 
@@ -202,12 +210,13 @@ class WeightLoader:
         return vector
 
 
-def _bits(source: WeightSource, parameters: Parameters) -> dict[str, int]:
-    """Of each matrix that the source holds in blocks of as many bits in all parts: how many."""
-    bits = {}
+def _kinds_kept(source: WeightSource, parameters: Parameters, products: Products) -> dict[str, tuple[str, ...]]:
+    """Of each matrix that stays in the blocks that the source holds it in: the kind of each part."""
+    kept = {}
     for name, parameter in parameters.items():
         if parameter.kind in ("matrix", "gated"):
-            found = {source.stored_bits(part) for part in parameter.parts}
-            if len(found) == 1 and (width := found.pop()) is not None:
-                bits[name] = width
-    return bits
+            kinds = tuple(source.stored_kind(part) for part in parameter.parts)
+            mixed_experts = parameter.num_experts and len(set(kinds)) > 1  # of which there are no products
+            if all(kind in products.keeps_blocks for kind in kinds) and not mixed_experts:
+                kept[name] = tuple(kind for kind in kinds if kind is not None)
+    return kept

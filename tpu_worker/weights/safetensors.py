@@ -79,7 +79,7 @@ class SafetensorsSource:
                     return within.name, within
         return part.name, None
 
-    def stored_bits(self, part: Part) -> int | None:
+    def stored_kind(self, part: Part) -> str | None:
         """As the protocol says: these files hold floats."""
         return None
 

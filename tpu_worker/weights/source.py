@@ -25,12 +25,12 @@ class WeightSource(Protocol):
         """One tensor in row-major [out, in] and any float type. Raises ModelError when it is missing, cut short or misshapen."""
         ...
 
-    def stored_bits(self, part: Part) -> int | None:
-        """Of a weight, where the tensor is held in blocks that `read_blocks` reads."""
+    def stored_kind(self, part: Part) -> str | None:
+        """One of `blocks.KINDS`, where the tensor is held in blocks, which `read_blocks` reads."""
         ...
 
     def read_blocks(self, part: Part) -> BlockMatrix:
-        """`read`, but without dequantising, of a tensor that `stored_bits` is known of."""
+        """`read`, but without dequantising, of a tensor that `stored_kind` is known of. Raises ModelError, as `read` does."""
         ...
 
     def inverse_frequencies(self, rope: Rope) -> Float32Array:

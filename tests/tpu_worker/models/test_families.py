@@ -34,7 +34,7 @@ from tpu_worker.weights.safetensors import SafetensorsSource
 from tpu_worker.weights.source import WeightSource
 
 REFERENCES = json.loads((Path(__file__).parents[2] / "data/family_references.json").read_text())
-PLATFORMS = [make_xla_platform(), choose_platform("cpu", "none", False, 16, {16, 32})]
+PLATFORMS = [make_xla_platform(), choose_platform("cpu", "none", (), 16, {16, 32})]
 BLOCK_SIZE = 16
 
 

@@ -15,6 +15,7 @@ from tpu_worker.platforms.cpu.processor import preferred, prefers_blocks
 from tpu_worker.platforms.cpu.stability import measure_rows
 from tpu_worker.platforms.platform import Attention, Platform, Products
 from tpu_worker.platforms.xla import experts as xla_experts
+from tpu_worker.weights.blocks import INT8
 
 _SATURATING_TOKENS = 128  # products of so many rows run at the speed of arithmetic on every CPU measured
 _BLOCK_SIZE = 16  # tokens: a panel of the C++ kernel, and small blocks are shared between more prompts
@@ -25,11 +26,11 @@ XLA_PRODUCTS = replace(
 ATTENTION = Attention(make_caches=attention.make_caches, prepare=attention.prepare, attend=attention.attend)
 
 
-def make_products(quantization: Quantization) -> Products:
-    """C++ products, with weights kept as `products.pack` has it."""
+def make_products(quantization: Quantization, kinds: Collection[str] = build.KINDS) -> Products:
+    """C++ products, with weights kept as `products.pack` has it; kinds: of blocks, those that are left as they are."""
     return Products(
         stacks_layers=True,
-        keeps_blocks=True,
+        keeps_blocks=frozenset(kinds),
         allocate=products.allocate,
         place=products.place,
         pack=functools.partial(products.pack_into, quantization=quantization),
@@ -45,20 +46,24 @@ def make_products(quantization: Quantization) -> Products:
     )
 
 
-def make_platform(quantization: Quantization, in_blocks: bool, block_size: int | None, head_dims: Collection[int]) -> Platform:
+def make_platform(
+    quantization: Quantization, kinds: Collection[str], block_size: int | None, head_dims: Collection[int]
+) -> Platform:
     """The fastest kernels for these sizes. Raises ConfigError when none serves the quantization."""
-    keeps_blocks = quantization == "int8" or (quantization == "auto" and in_blocks and prefers_blocks())
-    native = build.available("matmul", "attention", *(("blocks",) if keeps_blocks else ()))
+    kept = [kind for kind in build.KINDS if kind in kinds or (quantization == "int8" and kind == INT8)]
+    keeps_blocks = bool(kept) and (quantization == "int8" or (quantization == "auto" and prefers_blocks()))
+    native = build.available("matmul", "attention", *(("blocks", *kept) if keeps_blocks else ()))
     if quantization == "int8" and not native:
         raise ConfigError("--quantization int8 needs the C++ kernels of the CPU, on one chip: leave the flag out")
     attends = native and all(attention.supports(block_size or _BLOCK_SIZE, head_dim) for head_dim in head_dims)
     multiplies = native and (keeps_blocks or preferred() == "native")
+    ours = make_products(quantization, kept) if keeps_blocks else make_products("none", ())
     return Platform(
         name={(True, True): "C++", (True, False): "C++ and XLA", (False, True): "C++ and XLA", (False, False): "XLA"}[
             attends, multiplies
         ],
         attention=ATTENTION if attends else xla.ATTENTION,
-        products=make_products(quantization if keeps_blocks else "none") if multiplies else XLA_PRODUCTS,
+        products=ours if multiplies else XLA_PRODUCTS,
         memory=HostMemory(),
         block_size=_BLOCK_SIZE,
         saturating_tokens=_SATURATING_TOKENS,

@@ -16,7 +16,7 @@ import numpy.typing as npt
 from protocol.config import Quantization
 from tpu_worker.models.layers import Activation
 from tpu_worker.platforms.cpu.native import build
-from tpu_worker.platforms.cpu.products import ACTIVATIONS, PackedWeight, pack_into
+from tpu_worker.platforms.cpu.products import ACTIVATIONS, PackedWeight, kind_number, pack_one
 from tpu_worker.platforms.platform import Allocate, HostArray
 from tpu_worker.stacking import Operand, find
 from tpu_worker.weights.blocks import BlockMatrix
@@ -42,7 +42,7 @@ def pack_experts(
             assert (panels.shape[1:], panels.dtype) == (shape, np.dtype(dtype))
             return panels[expert]  # type: ignore[no-any-return] # noqa: B023 called at once
 
-        packed = pack_into(read(expert), mine, quantization=quantization, gated=gated)
+        packed = pack_one(read(expert), mine, quantization=quantization, gated=gated)
     assert packed is not None
     return replace(packed, panels=panels)  # type: ignore[arg-type]
 
@@ -86,11 +86,11 @@ def _multiply(
     if x.shape[1] != weight.in_features:
         raise ValueError(f"the weights are not packed for inputs of width {x.shape[1]}, but of {weight.in_features}")
     panels, layer = find(weight.panels)
-    in_blocks = panels.dtype == jnp.uint8
-    build.library("blocks" if in_blocks else "matmul")
+    build.library("matmul")
+    of_kind = {} if weight.kind is None else {"kind": kind_number(weight.kind)}
     nothing = jnp.zeros((0,), jnp.float32)
     result = jax.ShapeDtypeStruct((chosen.size if shares is None else len(chosen), weight.out_features), jnp.float32)
-    product: jax.Array = jax.ffi.ffi_call("twodeep_experts_blocks" if in_blocks else "twodeep_experts", result)(
+    product: jax.Array = jax.ffi.ffi_call("twodeep_experts_blocks" if of_kind else "twodeep_experts", result)(
         x,
         panels,
         nothing if norm is None else find(norm)[0],
@@ -102,6 +102,7 @@ def _multiply(
         layer,
         eps=np.float32(eps),
         activation=np.int32(ACTIVATIONS[activation]),
+        **of_kind,
     )
     return product
 

@@ -8,7 +8,8 @@ the number of rows, the rows beside it or the number of threads: a row of `linea
 """
 
 import ctypes
-from collections.abc import Mapping
+import functools
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any
@@ -24,10 +25,13 @@ from tpu_worker.platforms.cpu.arena import process_arena
 from tpu_worker.platforms.cpu.native import build
 from tpu_worker.platforms.platform import Allocate
 from tpu_worker.stacking import Operand, find
-from tpu_worker.weights.blocks import BLOCK, BlockMatrix, quantise
+from tpu_worker.weights.blocks import KINDS, BlockMatrix, quantise
 
 # As native/gemm.h numbers them; 0 is none.
 ACTIVATIONS: Mapping[Activation | None, int] = MappingProxyType({None: 0, "silu": 1, "gelu_tanh": 2, "clamped_swiglu": 3})
+
+
+_MOST_PARTS = 4  # of a weight, as native/blocks.cc takes them
 
 
 @jax.tree_util.register_dataclass
@@ -35,11 +39,21 @@ ACTIVATIONS: Mapping[Activation | None, int] = MappingProxyType({None: 0, "silu"
 class PackedWeight:
     """A weight [out, in] cut into panels of C output features, laid out in the order in which the kernel reads them."""
 
-    # [P, in, C] uint16 (bf16), [P, ceil(in / 2), C] uint32 (two inputs' bf16), or [P, ceil(in / 32), bytes] uint8 (native/blocks.h)
+    # [P, in, C] uint16 (bf16), [P, ceil(in / 2), C] uint32 (two inputs' bf16), or [P, units, bytes] uint8 (native/block_kinds.h)
     panels: Operand
     in_features: int = field(metadata={"static": True})
     out_features: int = field(metadata={"static": True})  # of the result: half the rows of the weight if gated
     gated: bool = field(metadata={"static": True})  # panels alternate between gate and up
+    kind: str | None = field(metadata={"static": True}, default=None)  # of blocks; None: bf16
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True, slots=True)
+class MixedWeight:
+    """A weight whose rows are in blocks of several kinds: rows of one kind after those of another, or gates and what they gate."""
+
+    parts: tuple[PackedWeight, ...]
+    gated: bool = field(metadata={"static": True})  # there are two parts then, whose own panels do not alternate
 
 
 def allocate(shape: tuple[int, ...], dtype: npt.DTypeLike) -> npt.NDArray[Any]:
@@ -58,23 +72,41 @@ def rounds_inputs() -> bool:
     return bool(build.library("matmul").twodeep_dots_pairs())
 
 
-def pack(weight: npt.ArrayLike | BlockMatrix, *, quantization: Quantization = "auto", gated: bool = False) -> PackedWeight:
-    """Packs a weight [out, in] of any float type, or one that is in blocks already.
+Weight = npt.ArrayLike | BlockMatrix | Sequence[BlockMatrix]
+
+
+def pack(weight: Weight, *, quantization: Quantization = "auto", gated: bool = False) -> PackedWeight | MixedWeight:
+    """Packs a weight [out, in] of any float type, or one that is in blocks already, of one kind or of several.
 
     quantization "auto" leaves blocks as they are and rounds floats to bf16, to nearest even; "none" makes bf16 of both; "int8"
     leaves blocks, too, but makes blocks of floats, as `blocks.quantise` does. gated: the first half of the rows is the gate
     projection, the second half the up projection, and `linear` returns activation(gate) * up. Releases the interpreter lock: pack
-    several weights on several threads.
+    several weights on several threads. Raises ValueError for what cannot be a weight.
     """
     placed = pack_into(weight, allocate, quantization=quantization, gated=gated)
-    packed: PackedWeight = jax.tree.map(place, placed)
+    packed: PackedWeight | MixedWeight = jax.tree.map(place, placed)
     return packed
 
 
 def pack_into(
+    weight: Weight, allocate: Allocate, *, quantization: Quantization = "auto", gated: bool = False
+) -> PackedWeight | MixedWeight:
+    """`pack`, but the arrays are NumPy's and the caller's."""
+    parts = [part for part in weight if isinstance(part, BlockMatrix)] if isinstance(weight, Sequence) else []
+    if not parts:
+        return pack_one(weight, allocate, quantization=quantization, gated=gated)  # type: ignore[arg-type]
+    if len(parts) == 1 or quantization == "none":
+        whole = parts[0] if len(parts) == 1 else np.concatenate([part.values() for part in parts])
+        return pack_one(whole, allocate, quantization=quantization, gated=gated)
+    if len(parts) > (2 if gated else _MOST_PARTS) or (gated and parts[0].shape != parts[1].shape):
+        raise ValueError(f"{len(parts)} kinds of blocks in a weight, of shapes {[part.shape for part in parts]}")
+    return MixedWeight(tuple(pack_one(part, allocate, quantization=quantization) for part in parts), gated)
+
+
+def pack_one(
     weight: npt.ArrayLike | BlockMatrix, allocate: Allocate, *, quantization: Quantization = "auto", gated: bool = False
 ) -> PackedWeight:
-    """`pack`, but the arrays are NumPy's and the caller's."""
+    """`pack_into`, of one kind."""
     source = weight if isinstance(weight, BlockMatrix) else np.asarray(weight)
     rows, width = source.shape
     if gated and rows % 2:
@@ -85,19 +117,30 @@ def pack_into(
         source = quantise(source)
     if quantization != "none" and isinstance(source, BlockMatrix):
         panels = _pack_blocks(source, num_panels, allocate, gated)
-    else:
-        panels = _pack_bf16(source, num_panels, allocate, gated)
-    return PackedWeight(panels, width, features, gated)  # type: ignore[arg-type]
+        return PackedWeight(panels, width, features, gated, source.kind)  # type: ignore[arg-type]
+    values = source.values() if isinstance(source, BlockMatrix) else source
+    return PackedWeight(_pack_bf16(values, num_panels, allocate, gated), width, features, gated)  # type: ignore[arg-type]
 
 
 def _pack_blocks(weight: BlockMatrix, num_panels: int, allocate: Allocate, gated: bool) -> npt.NDArray[Any]:
-    library = build.library("blocks")
-    panels = allocate((num_panels, weight.shape[1] // BLOCK, library.twodeep_block_bytes(weight.bits)), np.uint8)
-    library.twodeep_pack_blocks(*_parts(weight, np.float16), *map(ctypes.c_int, (*weight.shape, gated)), _pointer(panels))
+    library = build.library(weight.kind)
+    units = weight.shape[1] // library.twodeep_unit_inputs()
+    panels = allocate((num_panels, units, library.twodeep_unit_bytes()), np.uint8)
+    library.twodeep_pack_blocks(_pointer(weight.rows), *map(ctypes.c_int, (*weight.shape, gated)), _pointer(panels))
     return panels
 
 
-def _pack_bf16(weight: npt.NDArray[Any] | BlockMatrix, num_panels: int, allocate: Allocate, gated: bool) -> npt.NDArray[Any]:
+@functools.cache
+def kind_number(kind: str) -> np.int32:
+    """By which the kernels know a kind of blocks, whose library is loaded first. Raises BuildError if it cannot be had."""
+    make = build.library(kind).twodeep_kind
+    make.restype = ctypes.c_void_p
+    if not build.library("blocks").twodeep_add_kind(ctypes.c_int(KINDS[kind]), ctypes.c_void_p(make())):
+        raise ValueError(f"{kind}: no room for it")
+    return np.int32(KINDS[kind])
+
+
+def _pack_bf16(weight: npt.NDArray[Any], num_panels: int, allocate: Allocate, gated: bool) -> npt.NDArray[Any]:
     library = build.library("matmul")
     columns: int = library.twodeep_panel_columns()
     width = weight.shape[1]
@@ -105,30 +148,20 @@ def _pack_bf16(weight: npt.NDArray[Any] | BlockMatrix, num_panels: int, allocate
         panels = allocate((num_panels, -(-width // 2), columns), np.uint32)
     else:
         panels = allocate((num_panels, width, columns), np.uint16)
-    sizes = map(ctypes.c_int, (*weight.shape, gated))
-    if isinstance(weight, BlockMatrix):
-        library.twodeep_pack_dequantised(*_parts(weight, np.float32), *sizes, _pointer(panels))
-    else:
-        narrow = weight.dtype == jnp.bfloat16
-        floats = weight.view(np.uint16) if narrow else weight.astype(np.float32, copy=False)
-        library.twodeep_pack(_pointer(floats), ctypes.c_int(narrow), *sizes, _pointer(panels))
+    narrow = weight.dtype == jnp.bfloat16
+    floats = weight.view(np.uint16) if narrow else weight.astype(np.float32, copy=False)
+    library.twodeep_pack(_pointer(floats), ctypes.c_int(narrow), *map(ctypes.c_int, (*weight.shape, gated)), _pointer(panels))
     return panels
 
 
-def _parts(weight: BlockMatrix, dtype: npt.DTypeLike) -> tuple[ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p]:
-    """Quants, scales and minima or null, the latter as this type."""
-    minima = None if weight.minima is None else weight.minima.astype(dtype, copy=False)
-    return _pointer(weight.quants), _pointer(weight.scales.astype(dtype, copy=False)), _pointer(minima)
-
-
-def _pointer(array: npt.NDArray[Any] | None) -> ctypes.c_void_p:
+def _pointer(array: npt.NDArray[Any]) -> ctypes.c_void_p:
     """To its elements in order, perhaps of a copy, which lives as long as the pointer."""
-    return ctypes.c_void_p() if array is None else np.ascontiguousarray(array).ctypes.data_as(ctypes.c_void_p)
+    return np.ascontiguousarray(array).ctypes.data_as(ctypes.c_void_p)
 
 
 def linear(
     x: jax.Array,
-    weight: PackedWeight,
+    weight: PackedWeight | MixedWeight,
     *,
     activation: Activation | None = None,
     num_rows: jax.Array | None = None,
@@ -144,26 +177,42 @@ def linear(
     """
     if weight.gated != (activation is not None):
         raise ValueError(f"activation {activation} of a weight that is {'' if weight.gated else 'not '}gated")
-    panels, layer = find(weight.panels)
-    in_blocks = panels.dtype == jnp.uint8
-    build.library("blocks" if in_blocks else "matmul")
+    parts = weight.parts if isinstance(weight, MixedWeight) else (weight,)
+    panels, layer = find(parts[0].panels)
+    if parts[0].kind is None:
+        build.library("matmul")
+        name, of_kinds = "twodeep_linear", {}
+    else:
+        name, of_kinds = "twodeep_linear_blocks", _attributes(parts)
     tokens, width = x.shape
-    if width != weight.in_features:
-        raise ValueError(f"the weight is not packed for inputs of width {width}, but of {weight.in_features}")
+    if width != parts[0].in_features:
+        raise ValueError(f"the weight is not packed for inputs of width {width}, but of {parts[0].in_features}")
     nothing = jnp.zeros((0,), jnp.float32)
     rows = jnp.full((1,), tokens, jnp.int32) if num_rows is None else jnp.reshape(num_rows, (1,)).astype(jnp.int32)
-    result = jax.ShapeDtypeStruct((tokens, weight.out_features), jnp.float32)
-    product: jax.Array = jax.ffi.ffi_call("twodeep_linear_blocks" if in_blocks else "twodeep_linear", result)(
+    features = parts[0].out_features if weight.gated else sum(part.out_features for part in parts)
+    product: jax.Array = jax.ffi.ffi_call(name, jax.ShapeDtypeStruct((tokens, features), jnp.float32))(
         x,
         panels,
         nothing if norm is None else find(norm)[0],
         nothing if residual is None else residual,
         rows,
         layer,
+        *(find(part.panels)[0] for part in parts[1:]),
         eps=np.float32(eps),
         activation=np.int32(ACTIVATIONS[activation]),
+        **of_kinds,
     )
     return product
+
+
+def _attributes(parts: Sequence[PackedWeight]) -> dict[str, np.int32]:
+    """What native/blocks.cc asks of each part."""
+    attributes = {f"kind{index}": np.int32(-1) for index in range(_MOST_PARTS)}
+    for index, part in enumerate(parts):
+        assert part.kind is not None
+        attributes[f"kind{index}"] = kind_number(part.kind)
+        attributes[f"outputs{index}"] = np.int32(part.out_features)
+    return attributes
 
 
 def greedy(logits: jax.Array, num_rows: jax.Array) -> jax.Array:

@@ -8,7 +8,7 @@ from tpu_worker.platforms.xla.memory import AcceleratorMemory
 ATTENTION = Attention(make_caches=attention.make_caches, prepare=attention.prepare, attend=attention.attend)
 PRODUCTS = Products(
     stacks_layers=False,
-    keeps_blocks=False,
+    keeps_blocks=(),
     allocate=products.allocate,
     place=products.place,
     pack=products.pack,

@@ -1,5 +1,6 @@
 """Matrix products in plain XLA: bfloat16 weights as they are."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -38,13 +39,15 @@ def place(array: npt.NDArray[Any]) -> jax.Array:
 
 
 def pack(
-    weight: npt.NDArray[Any] | BlockMatrix,
+    weight: npt.NDArray[Any] | BlockMatrix | Sequence[BlockMatrix],
     allocate: Allocate,  # noqa: ARG001 layers are not stacked
     *,
     gated: bool = False,
 ) -> PlainWeight:
     """`platform.Pack`."""
-    values = weight.values() if isinstance(weight, BlockMatrix) else weight
+    if not isinstance(weight, np.ndarray):
+        weight = np.concatenate([part.values() for part in ([weight] if isinstance(weight, BlockMatrix) else weight)])
+    values = weight
     return PlainWeight(values.astype(ml_dtypes.bfloat16, copy=False), gated)  # type: ignore[arg-type]
 
 

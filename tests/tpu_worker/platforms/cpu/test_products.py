@@ -6,7 +6,6 @@ import subprocess
 import sys
 from dataclasses import replace
 from functools import partial
-from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -17,12 +16,14 @@ import pytest
 
 from tests.margins import ROUNDOFF, TYPICAL, Margins, rounding_of_sums
 from tests.tpu_worker.compiler import needs_compiler
+from tests.tpu_worker.random_blocks import inputs_of, random_blocks, steps_of
 from tpu_worker import sampler
 from tpu_worker.models.layers import Activation
 from tpu_worker.platforms import xla
 from tpu_worker.platforms.cpu import make_products
 from tpu_worker.platforms.cpu import products as cpu
 from tpu_worker.platforms.cpu.arena import Arena, process_arena
+from tpu_worker.platforms.cpu.native import build
 from tpu_worker.stacking import take
 from tpu_worker.weights.blocks import BLOCK, BlockMatrix, concatenate, quantise
 
@@ -31,11 +32,13 @@ pytestmark = needs_compiler
 F32 = npt.NDArray[np.float32]
 SHAPES = [(64, 64), (1, 33), (100, 77), (48, 1), (192, 1536), (40, 700)]  # (out, in): whole panels, cut ones, several depth blocks
 LARGE = 2.5  # times the root mean square of its row: such an input is not merely rounded (native/narrow.h)
+WIDE = 256  # inputs: whole blocks of every kind
 ROWS = [1, 2, 3, 4, 5, 6, 7, 13, 97, 200]  # every tile, and more than a block of rows
 
 
-Kind = Literal["bf16", "int8", "int4"]
-KINDS: tuple[Kind, ...] = ("bf16", "int8", "int4")
+Kind = str  # bf16, int8, or one of build.KINDS
+ALL_KINDS: tuple[Kind, ...] = ("bf16", "int8", *build.KINDS)
+KINDS: tuple[Kind, ...] = ("bf16", "int8", "Q4_1", "Q6_K")  # one of a scale for each block, one of several for eight
 
 
 def normal(seed: int, *shape: int) -> F32:
@@ -66,19 +69,10 @@ def rounded(weight: F32) -> npt.NDArray[np.float64]:
     return weight.astype(ml_dtypes.bfloat16).astype(np.float64)
 
 
-def four_bits(weight: F32) -> BlockMatrix:
-    """As GGUF's Q4_1 rounds; `in` is filled up with zeros."""
-    padded = np.pad(weight, ((0, 0), (0, -weight.shape[1] % BLOCK))).reshape(len(weight), -1, BLOCK)
-    minima = padded.min(axis=2).astype(np.float16).astype(np.float32)
-    scales = ((padded.max(axis=2) - minima) / 15).astype(np.float16).astype(np.float32)
-    quants = np.clip(np.rint((padded - minima[..., None]) / scales[..., None]), 0, 15).astype(np.uint8)
-    return BlockMatrix(quants.reshape(len(weight), -1), scales, minima)
-
-
-def pack(weight: F32, kind: Kind = "bf16", gated: bool = False) -> cpu.PackedWeight:
-    """Of any kind; one in four bits has whole blocks of inputs."""
-    if kind == "int4":
-        return cpu.pack(four_bits(weight), gated=gated)
+def pack(weight: F32, kind: Kind = "bf16", gated: bool = False) -> cpu.PackedWeight | cpu.MixedWeight:
+    """Of any kind; of those of GGUF files, another weight of this shape, with whole blocks of inputs."""
+    if kind in build.KINDS:
+        return cpu.pack(random_blocks(kind, *weight.shape), gated=gated)
     return cpu.pack(weight, quantization="int8" if kind == "int8" else "auto", gated=gated)
 
 
@@ -86,7 +80,7 @@ def kept(weight: F32, kind: Kind) -> npt.NDArray[np.float64]:
     """The weight as `pack` keeps it."""
     if kind == "bf16":
         return rounded(weight)
-    blocks = four_bits(weight) if kind == "int4" else quantise(weight)
+    blocks = quantise(weight) if kind == "int8" else random_blocks(kind, *weight.shape)
     return blocks.values()[:, : weight.shape[1]].astype(np.float64)
 
 
@@ -95,24 +89,25 @@ linear = jax.jit(cpu.linear, static_argnames=("eps", "activation"))
 
 def rounding(x: npt.ArrayLike, weight: F32, kind: Kind) -> npt.NDArray[np.float64]:
     """The error in the root mean square that float32 makes of a product: see `margins.rounding_of_sums`."""
-    sizes = np.abs(kept(weight, kind))
-    if (
-        kind == "int4"
-    ):  # scales times quants, and minima times inputs, are summed apart; where bf16 is multiplied, 128 is added to quants
-        blocks, width = four_bits(weight), weight.shape[1]
-        assert blocks.minima is not None
-        scales = np.repeat(blocks.scales.astype(np.float64), BLOCK, axis=1)[:, :width]
-        minima = np.repeat(np.abs(blocks.minima.astype(np.float64)), BLOCK, axis=1)[:, :width]
-        sizes = scales * (blocks.quants[:, :width] + (128.0 if cpu.rounds_inputs() else 0.0)) + minima
+    weights = kept(weight, kind)
+    sizes = np.abs(weights)
+    if kind in build.KINDS and kind != "Q8_0":
+        # Scales times quants, and minima times inputs, are summed apart. Quants are counted from up to 32 below zero, and from
+        # another 128 where bf16 is multiplied.
+        sizes += steps_of(kind, weights.astype(np.float32)) * (32 + (128 if cpu.rounds_inputs() else 0))
     return rounding_of_sums(as_multiplied(x, kind), sizes)
 
 
+def wide_enough(kind: Kind, width: int) -> int:
+    """Whole blocks of inputs."""
+    return -(-width // inputs_of(kind)) * inputs_of(kind) if kind in build.KINDS else width
+
+
 @pytest.mark.every_processor
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", ALL_KINDS)
 @pytest.mark.parametrize(("out", "width"), SHAPES)
 def test_product(margins: Margins, kind: Kind, out: int, width: int) -> None:
-    if kind == "int4":
-        width = -(-width // BLOCK) * BLOCK
+    width = wide_enough(kind, width)
     weight = normal(0, out, width)
     packed = pack(weight, kind)
     for rows in (1, 3, 13, 200):
@@ -122,11 +117,22 @@ def test_product(margins: Margins, kind: Kind, out: int, width: int) -> None:
 
 
 @pytest.mark.every_processor
-@pytest.mark.parametrize(
-    ("kind", "out", "width"),
-    [("bf16", 100, 77), ("bf16", 192, 1536), ("int8", 100, 77), ("int8", 192, 1536), ("int4", 100, 96), ("int4", 192, 1536)],
-)
+@pytest.mark.parametrize("kind", build.KINDS)
+def test_blocks_stand_for_what_they_are_dequantised_to(margins: Margins, kind: Kind) -> None:
+    """Multiplied by 1 they are what the `gguf` package makes of them, but for a few roundings of what quants are counted from."""
+    blocks = random_blocks(kind, 70, 512)
+    expected = blocks.values()
+    found = np.asarray(linear(np.eye(512, dtype=np.float32), cpu.pack(blocks))).T
+    counted_from = 32 + (128 if cpu.rounds_inputs() else 0)
+    bound = 3 * ROUNDOFF * (np.abs(expected).max() + counted_from * steps_of(kind, expected).max())
+    margins.check(f"weights in blocks of {kind}", np.abs(found - expected).max().item(), bound.item())
+
+
+@pytest.mark.every_processor
+@pytest.mark.parametrize(("out", "width"), [(100, 77), (192, 1536)])
+@pytest.mark.parametrize("kind", ALL_KINDS)
 def test_a_row_has_the_same_bits_in_any_company(kind: Kind, out: int, width: int) -> None:
+    width = wide_enough(kind, width)
     packed, gated = pack(normal(0, out, width), kind), pack(normal(1, out, width), kind, gated=True)
     x, norm, residual = normal(2, max(ROWS), width), normal(3, width), normal(4, max(ROWS), out // 2)
     plain = np.asarray(linear(x, packed))
@@ -141,16 +147,16 @@ def test_a_row_has_the_same_bits_in_any_company(kind: Kind, out: int, width: int
 def test_bits_do_not_depend_on_the_number_of_threads() -> None:
     code = """
 import hashlib, jax, numpy as np
-from tests.tpu_worker.platforms.cpu.test_products import KINDS, cpu, pack
+from tests.tpu_worker.platforms.cpu.test_products import ALL_KINDS, cpu, pack
 random = np.random.default_rng(0)
-kinds = [(kind, gated) for kind in KINDS for gated in (False, True)]
-weights = [(pack(random.standard_normal((1536, 576), np.float32), *kind), "silu" if kind[1] else None) for kind in kinds]
+kinds = [(kind, gated) for kind in ALL_KINDS for gated in (False, True)]
+weights = [(pack(random.standard_normal((1536, 512), np.float32), *kind), "silu" if kind[1] else None) for kind in kinds]
 linear = jax.jit(cpu.linear, static_argnames=("eps", "activation"))
 digest = hashlib.sha256()
 for rows in (3, 64, 130, 400):
-    x = random.standard_normal((rows, 576), np.float32)
+    x = random.standard_normal((rows, 512), np.float32)
     for weight, activation in weights:
-        out = linear(x, weight, activation=activation, norm=np.ones(576, np.float32), eps=1e-5)
+        out = linear(x, weight, activation=activation, norm=np.ones(512, np.float32), eps=1e-5)
         digest.update(np.asarray(out).tobytes())
 print(digest.hexdigest())
 """
@@ -164,7 +170,7 @@ print(digest.hexdigest())
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_layer_of_stacked_weights(kind: Kind) -> None:
-    weights, norms, x = normal(0, 3, 48, 64), normal(1, 3, 64), normal(2, 7, 64)
+    weights, norms, x = normal(0, 3, 48, WIDE), normal(1, 3, WIDE), normal(2, 7, WIDE)
     alone = [pack(weight, kind) for weight in weights]
     stacks = jax.tree.map(lambda *parts: jnp.stack(parts), *alone)
     for index, packed in enumerate(alone):
@@ -180,8 +186,8 @@ def test_a_layer_of_stacked_weights(kind: Kind) -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_padding_is_never_read(kind: Kind) -> None:
-    packed = pack(normal(0, 48, 64), kind)
-    x = normal(1, 16, 64)
+    packed = pack(normal(0, 48, WIDE), kind)
+    x = normal(1, 16, WIDE)
     whole = np.asarray(linear(x, packed))
     for rows in (0, 1, 5, 16):
         poisoned = x.copy()
@@ -228,8 +234,8 @@ print(faults())
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_row_that_is_not_finite_stays_alone(kind: Kind) -> None:
-    packed = pack(normal(0, 48, 64), kind)
-    x = normal(1, 8, 64)
+    packed = pack(normal(0, 48, WIDE), kind)
+    x = normal(1, 8, WIDE)
     expected = np.asarray(linear(x, packed))
     x[3, 7] = np.nan
     out = np.asarray(linear(x, packed))
@@ -241,7 +247,7 @@ def test_a_row_that_is_not_finite_stays_alone(kind: Kind) -> None:
 @pytest.mark.parametrize("activation", ["silu", "gelu_tanh"])
 @pytest.mark.parametrize("kind", KINDS)
 def test_norm_gate_and_residual(margins: Margins, kind: Kind, activation: Activation) -> None:
-    out, width, eps = 56, 96, 1e-5
+    out, width, eps = 56, wide_enough(kind, 96), 1e-5
     weight = normal(0, 2 * out, width) * np.float32(0.2)
     x, norm, residual = normal(1, 9, width), normal(2, width), normal(3, 9, out)
     packed = pack(weight, kind, gated=True)
@@ -298,10 +304,8 @@ def test_int8_is_within_half_a_step() -> None:
     weight[5], weight[6, :BLOCK] = 0, 0
     weight[7] = 1e-5  # of which float16 holds the scale with a few bits only
     blocks = quantise(weight)
-    assert blocks.quants.dtype == np.int8
-    assert blocks.quants.shape == (32, 224)
-    assert not blocks.quants[:, 200:].any()
-    np.testing.assert_array_equal(blocks.scales, blocks.scales.astype(np.float16))
+    assert blocks.shape == (32, 224)
+    assert not blocks.values()[:, 200:].any()
     steps = np.abs(np.pad(weight, ((0, 0), (0, 24)))).reshape(32, 7, BLOCK).max(axis=2) / 127
     error = np.abs(blocks.values()[:, :200] - weight)
     assert (error <= np.repeat(steps, BLOCK, axis=1)[:, :200] * 0.51 + 127 * 2**-25).all()
@@ -311,42 +315,87 @@ def test_int8_is_within_half_a_step() -> None:
 @pytest.mark.every_processor
 def test_every_scale_of_float16_is_kept() -> None:
     halves = np.arange(1 << 16, dtype=np.uint16).view(np.float16).reshape(-1, 4)
-    finite = np.where(np.isfinite(halves), halves, 0).astype(np.float32)
-    quants = np.zeros((len(halves), 4 * BLOCK), np.uint8)
-    quants[:, ::BLOCK] = 1
+    finite = np.where(np.isfinite(halves), halves, np.float16(0))
     x = np.zeros((4, 4 * BLOCK), np.float32)
     x[np.arange(4), np.arange(4) * BLOCK] = 1  # each row asks for one of the blocks
-    eight = BlockMatrix(quants.view(np.int8), finite, None)
-    np.testing.assert_array_equal(np.asarray(linear(x, cpu.pack(eight))).T, finite)
-    four = BlockMatrix(np.zeros_like(quants), np.zeros_like(finite), finite)
-    np.testing.assert_array_equal(np.asarray(linear(x, cpu.pack(four))).T, finite)
+    eight = np.zeros((len(finite), 4, 34), np.uint8)  # scale, quants
+    eight[..., :2], eight[..., 2] = finite[..., None].view(np.uint8), 1
+    four = np.zeros((len(finite), 4, 20), np.uint8)  # scale, minimum, quants
+    four[..., 2:4] = finite[..., None].view(np.uint8)
+    for kind, blocks in (("Q8_0", eight), ("Q4_1", four)):
+        packed = cpu.pack(BlockMatrix(kind, blocks.reshape(len(finite), -1)))
+        np.testing.assert_array_equal(np.asarray(linear(x, packed)).T, finite.astype(np.float32))
 
 
-def test_parts_of_blocks_belong_together() -> None:
-    four, eight = four_bits(normal(0, 4, 64)), quantise(normal(0, 4, 64))
-    with pytest.raises(ValueError, match="not in blocks"):
-        concatenate([four, eight])
-    with pytest.raises(ValueError, match="not in blocks"):
-        BlockMatrix(eight.quants[:, :48], eight.scales[:, :1], None)
+def mixture(*kinds: str) -> list[BlockMatrix]:
+    return [random_blocks(kind, rows, 512, seed) for seed, (kind, rows) in enumerate(zip(kinds, (100, 40, 7, 65), strict=False))]
 
 
-@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.every_processor
+@pytest.mark.parametrize("kinds", [("Q4_K", "Q6_K"), ("Q5_0", "Q8_0", "Q4_1"), ("Q6_K", "Q5_K", "Q4_0", "Q5_1")])
+def test_parts_of_several_kinds(kinds: tuple[str, ...]) -> None:
+    """One call yields what calls for the parts do, bit by bit; the outputs of a part need fill no panel."""
+    parts = mixture(*kinds)
+    x, norm, residual = normal(0, 13, 512), normal(1, 512), normal(2, 13, sum(part.shape[0] for part in parts))
+    alone = np.concatenate([linear(x, cpu.pack(part), norm=norm, eps=1e-5) for part in parts], axis=1)
+    packed = cpu.pack(parts)
+    assert isinstance(packed, cpu.MixedWeight)
+    assert tuple(part.kind for part in packed.parts) == kinds
+    np.testing.assert_array_equal(linear(x, packed, norm=norm, eps=1e-5), alone)
+    np.testing.assert_array_equal(linear(x, packed, norm=norm, eps=1e-5, residual=residual), alone + residual)
+    stacks = jax.tree.map(lambda array: jnp.stack([jnp.zeros_like(array), array]), packed)
+    for rows in (1, 6, 13):
+        found = linear(x[:rows], take(stacks, 1), norm=take(jnp.stack([norm, norm]), 1), eps=1e-5)
+        np.testing.assert_array_equal(found, alone[:rows])
+
+
+@pytest.mark.every_processor
+def test_gates_of_another_kind_than_what_they_gate(margins: Margins) -> None:
+    gate, up = random_blocks("Q4_K", 100, 512, 1), random_blocks("Q6_K", 100, 512, 2)
+    x, residual = normal(0, 200, 512), normal(1, 200, 100)
+    gates, ups = (np.asarray(linear(x, cpu.pack(part)), np.float64) for part in (gate, up))
+    packed = cpu.pack([gate, up], gated=True)
+    found = np.asarray(linear(x, packed, activation="silu", residual=residual))
+    active = textbook("silu", gates)
+    typical = ROUNDOFF * (3 * np.abs(active * ups) + np.abs(residual)) + 1e-30
+    margins.check_rounding("gates of another kind", found, active * ups + residual, typical)
+    for rows in (1, 5):
+        np.testing.assert_array_equal(linear(x[:rows], packed, activation="silu", residual=residual[:rows]), found[:rows])
+
+
+def test_parts_that_make_no_weight_are_refused() -> None:
+    parts = mixture("Q4_K", "Q6_K", "Q4_0", "Q5_1")
+    with pytest.raises(ValueError, match="4 kinds of blocks in a weight"):
+        cpu.pack(parts, gated=True)
+    with pytest.raises(ValueError, match="2 kinds of blocks in a weight"):
+        cpu.pack(parts[:2], gated=True)  # a gate of other size
+    with pytest.raises(ValueError, match="5 kinds of blocks in a weight"):
+        cpu.pack([*parts, parts[0]])
+    with pytest.raises(ValueError, match="no rows in blocks of Q4_K"):
+        BlockMatrix("Q4_K", np.zeros((4, 143), np.uint8))
+
+
+@pytest.mark.parametrize("kind", build.KINDS)
 @pytest.mark.parametrize("gated", [False, True])
-def test_blocks_become_bf16_as_their_values_do(bits: int, gated: bool) -> None:
-    weight = normal(0, 70, 96)
-    blocks = four_bits(weight) if bits == 4 else quantise(weight)
-    assert blocks.bits == bits
+def test_blocks_become_bf16_as_their_values_do(kind: str, gated: bool) -> None:
+    blocks = random_blocks(kind, 70, 256)
     expected = cpu.pack(blocks.values(), gated=gated)
-    np.testing.assert_array_equal(cpu.pack(blocks, quantization="none", gated=gated).panels, expected.panels)
+    assert isinstance(expected, cpu.PackedWeight)
+    for weight in (blocks, [blocks]):
+        packed = cpu.pack(weight, quantization="none", gated=gated)
+        assert isinstance(packed, cpu.PackedWeight)
+        np.testing.assert_array_equal(packed.panels, expected.panels)
 
 
 def test_rows_of_blocks() -> None:
-    for blocks in (four_bits(normal(0, 12, 64)), quantise(normal(0, 12, 64))):
-        order = np.random.default_rng(0).permutation(12)
-        np.testing.assert_array_equal(blocks.rows(order).values(), blocks.values()[order])
-        assert concatenate([blocks]) is blocks
-        both = concatenate([blocks, blocks.rows(order)])
-        np.testing.assert_array_equal(both.values(), np.concatenate([blocks.values(), blocks.values()[order]]))
+    four, six = random_blocks("Q4_K", 12, 256), random_blocks("Q6_K", 12, 256)
+    order = np.random.default_rng(0).permutation(12)
+    np.testing.assert_array_equal(four.take(order).values(), four.values()[order])
+    assert concatenate([four]) == (four,)
+    kinds = [(part.kind, part.shape[0]) for part in concatenate([four, four.take(order), six, four])]
+    assert kinds == [("Q4_K", 24), ("Q6_K", 12), ("Q4_K", 12)]
+    both = concatenate([four, four.take(order)])[0]
+    np.testing.assert_array_equal(both.values(), np.concatenate([four.values(), four.values()[order]]))
 
 
 def test_weights_round_to_the_nearest_even() -> None:
@@ -360,9 +409,9 @@ def test_weights_round_to_the_nearest_even() -> None:
 
 def test_all_float_types_pack_alike() -> None:
     weight = normal(0, 20, 12).astype(ml_dtypes.bfloat16)
-    panels = cpu.pack(weight).panels
+    panels = cpu.pack(weight).panels  # type: ignore[union-attr]
     for same in (weight.astype(np.float32), weight.astype(np.float64), weight.astype(np.float32)[:, ::-1][:, ::-1]):
-        np.testing.assert_array_equal(cpu.pack(same).panels, panels)
+        np.testing.assert_array_equal(cpu.pack(same).panels, panels)  # type: ignore[union-attr]
 
 
 def test_arrays_of_an_arena_are_apart_and_aligned() -> None:
@@ -378,7 +427,7 @@ def test_arrays_of_an_arena_are_apart_and_aligned() -> None:
 def test_packed_weights_are_not_copied() -> None:
     shared = process_arena()
     before = shared.zeros((64,), np.uint8).ctypes.data
-    panels = cpu.pack(normal(0, 32, 64)).panels
+    panels = pack(normal(0, 32, 64)).panels  # type: ignore[union-attr]
     after = shared.zeros((64,), np.uint8).ctypes.data
     assert isinstance(panels, jax.Array)
     assert after < before or before < panels.unsafe_buffer_pointer() < after  # unless a new chunk was begun
@@ -386,11 +435,12 @@ def test_packed_weights_are_not_copied() -> None:
 
 def test_a_weight_that_does_not_fit_is_refused() -> None:
     for kind in KINDS:
-        packed = pack(normal(0, 16, 32), kind)
+        packed = pack(normal(0, 16, WIDE), kind)
+        assert isinstance(packed, cpu.PackedWeight)
         with pytest.raises((jax.errors.JaxRuntimeError, ValueError), match="not packed for"):
-            linear(normal(1, 2, 31), packed).block_until_ready()
+            linear(normal(1, 2, WIDE - 1), packed).block_until_ready()
         of_another_machine = replace(packed, panels=jnp.asarray(packed.panels)[..., :-1])
         with pytest.raises((jax.errors.JaxRuntimeError, ValueError), match="not packed for"):
-            linear(normal(1, 2, 32), of_another_machine).block_until_ready()
+            linear(normal(1, 2, WIDE), of_another_machine).block_until_ready()
     with pytest.raises(ValueError, match="gate rows"):
         cpu.pack(normal(0, 3, 4), gated=True)

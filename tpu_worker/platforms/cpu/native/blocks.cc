@@ -1,52 +1,64 @@
-// An XLA custom call for matrix products with weights in blocks of few bits, and the packing of such weights.
+// An XLA custom call for matrix products with weights in blocks of few bits, of one kind or of several.
 #include "blocks.h"
 
 #include "experts.h"
 #include "linear.h"
 
 namespace twodeep {
+
+// The inputs of all rows as they are multiplied, in memory of this thread.
+BlockRows prepare(const Pool& pool, const Gemm<uint8_t>& g, int threads) {
+  const int blocks = (g.k + kBlock - 1) / kBlock;
+  const BlockRows all{scratch<kPrepared>(g.rows * BlockRows::stride(blocks)), blocks};
+  parallel_for(pool, g.rows, threads, [&](int r) { prepare_row<kLanes>(input_row<kLanes>(g, r), g.k, all.from(r)); });
+  return all;
+}
+
+void multiply(const Gemm<uint8_t>& g, const BlockRows& rows, int count, int first, int last, float* c, size_t ldc) {
+  g.kind->multiply(g.w, g.depth(), g.panels, rows, count, first, last, c, ldc);
+}
+
 namespace {
 
-using Bits4 = Block4<kLanes>;
-using Bits8 = Block8<kLanes>;
+constexpr int kMostKinds = 64, kMostParts = 4;
+const BlockKind* kinds[kMostKinds] = {};  // those whose libraries were loaded; set before anything is multiplied
 
-// Calls body(blocks, elements) with weights [..., bytes of a block of all columns] as the blocks that have this size.
-template <class Body>
-void as_blocks(const Buffer& weights, const Body& body) {
-  const auto* data = weights.data<uint8_t>();
-  const auto bytes = static_cast<size_t>(weights.dim(weights.rank() - 1));
-  if (bytes == sizeof(Bits4)) {
-    body(reinterpret_cast<const Bits4*>(data), 1);
-  } else {
-    body(reinterpret_cast<const Bits8*>(data), bytes == sizeof(Bits8));
-  }
+const BlockKind* find_kind(int number) {
+  if (number < 0 || number >= kMostKinds || !kinds[number]) throw Refusal{"linear: blocks of a kind that was not loaded"};
+  return kinds[number];
 }
 
-// For `linear`: weights [layers, panels, blocks, bytes of a block of all columns].
+// `operands`, with weights [layers, panels, units, bytes of a unit] in up to four parts: one is an operand where others have it, the
+// others follow behind all. Attributes say of each its kind, -1 behind the last one, and how many outputs it has.
 void linear_blocks(const Call& call) {
-  as_blocks(call.operand(1), [&](const auto* blocks, int64_t elements) { linear(call, blocks, elements); });
-}
-
-// For `experts`: weights [layers, experts, panels, blocks, bytes of a block of all columns].
-void experts_blocks(const Call& call) {
-  as_blocks(call.operand(1), [&](const auto* blocks, int64_t elements) { experts(call, blocks, elements); });
-}
-
-void pack_block(const uint8_t* quants, uint16_t scale, uint16_t minimum, int column, Bits4& block) {
-  const int half = column / kLanes, lane = column % kLanes;
-  for (int q = 0; q < 4; ++q) {
-    uint32_t word = 0;
-    for (int j = 0; j < 8; ++j) word |= (quants[8 * q + j] & 0xfu) << (j / 2 * 4 + j % 2 * 16);
-    block.words[q][half][lane] = word;
+  static constexpr const char* kKinds[kMostParts] = {"kind0", "kind1", "kind2", "kind3"};
+  static constexpr const char* kOutputs[kMostParts] = {"outputs0", "outputs1", "outputs2", "outputs3"};
+  Gemm<uint8_t> parts[kMostParts];
+  int count = 0, outputs = 0;
+  for (; count < kMostParts && call.attribute<int32_t>(kKinds[count]) >= 0; ++count) {
+    const Buffer weights = call.operand(count ? 5 + count : 1);
+    if (weights.dim(0) != call.operand(1).dim(0)) throw Refusal{"linear: there is no such layer"};
+    Gemm<uint8_t>& part = parts[count];
+    part = operands(call, weights.data<uint8_t>(), find_kind(call.attribute<int32_t>(kKinds[count])));
+    const int width = part.n;
+    part.n = call.attribute<int32_t>(kOutputs[count]);
+    part.stride = width;
+    if (!part.gated() && outputs + part.n > width) throw Refusal{"linear: the parts have more rows than the result has columns"};
+    if (!part.gated()) {
+      part.out += outputs;
+      if (part.residual) part.residual += outputs;
+    }
+    outputs += part.n;
+    find_panels(call, weights, part);
   }
-  block.scale[column] = scale;
-  block.minimum[column] = minimum;
+  if (count == 0 || (parts[0].gated() && (count > 2 || parts[count - 1].n != parts[0].n || parts[count - 1].panels != parts[0].panels)))
+    throw Refusal{"linear: the parts do not make a weight"};
+  run(call.pool(), parts, count);
 }
 
-void pack_block(const uint8_t* quants, uint16_t scale, int column, Bits8& block) {
-  constexpr int kEach = kBlock / kFactors;
-  for (int i = 0; i < kFactors; ++i) std::memcpy(block.bytes[i][column / kLanes][column % kLanes], quants + i * kEach, kEach);
-  block.scale[column] = scale;
+// For `experts`: weights [layers, experts, panels, units, bytes of a unit], of the kind that an attribute says.
+void experts_blocks(const Call& call) {
+  experts(call, call.operand(1).data<uint8_t>(), find_kind(call.attribute<int32_t>("kind")));
 }
 
 }  // namespace
@@ -56,22 +68,9 @@ extern "C" XLA_FFI_Error* twodeep_linear_blocks(XLA_FFI_CallFrame* frame) { retu
 
 extern "C" XLA_FFI_Error* twodeep_experts_blocks(XLA_FFI_CallFrame* frame) { return twodeep::handle(frame, twodeep::experts_blocks); }
 
-// Bytes of a block of all columns of a panel.
-extern "C" int twodeep_block_bytes(int bits) { return bits == 4 ? sizeof(twodeep::Bits4) : sizeof(twodeep::Bits8); }
-
-// quants: [n, k] of a byte each; scales and, for 4 bits, minima: [n, k / 32] f16. panels: [panels, k / 32, block_bytes].
-extern "C" void twodeep_pack_blocks(const uint8_t* quants, const uint16_t* scales, const uint16_t* minima, int n, int k, int gated,
-                                    void* panels) {
-  const size_t blocks = k / twodeep::kBlock;
-  twodeep::place_rows(n, gated, [&](int row, int panel, int column) {
-    for (size_t b = 0; b < blocks; ++b) {
-      const size_t from = row * blocks + b, to = panel * blocks + b;
-      const uint8_t* of_block = quants + from * twodeep::kBlock;
-      if (minima) {
-        twodeep::pack_block(of_block, scales[from], minima[from], column, static_cast<twodeep::Bits4*>(panels)[to]);
-      } else {
-        twodeep::pack_block(of_block, scales[from], column, static_cast<twodeep::Bits8*>(panels)[to]);
-      }
-    }
-  });
+// Makes a kind known under a number of the caller's. Returns whether there is room.
+extern "C" int twodeep_add_kind(int number, const void* kind) {
+  if (number < 0 || number >= twodeep::kMostKinds) return 0;
+  twodeep::kinds[number] = static_cast<const twodeep::BlockKind*>(kind);
+  return 1;
 }

@@ -29,12 +29,15 @@ from protocol.cache_directory import default_cache, private_directory, temporary
 _LOG = logging.getLogger(__name__)
 
 SOURCES = Path(__file__).parent
-# Of each library, which is a .cc file, the custom calls.
+# Kinds of blocks that weights may stay in, by ggml's names. Each has a library, so that only those are compiled that a model has.
+KINDS = ("Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q4_K", "Q5_K", "Q6_K")
+# Of each library, which is a .cc file, the custom calls; those of KINDS are made of one file and have none.
 LIBRARIES: Mapping[str, Sequence[str]] = MappingProxyType(
     {
         "matmul": ("twodeep_linear", "twodeep_experts", "twodeep_scores", "twodeep_greedy", "twodeep_pick", "twodeep_mask"),
         "blocks": ("twodeep_linear_blocks", "twodeep_experts_blocks"),
         "attention": ("twodeep_attend", "twodeep_reserve"),
+        **dict.fromkeys(KINDS, ()),
     }
 )
 FLAGS = (
@@ -50,6 +53,7 @@ FLAGS = (
 )
 # Far above the two or three seconds that it takes: a compiler that hangs must not hang the engine's start.
 COMPILE_TIMEOUT_S = 120
+_COMPILERS = 8  # at once: each takes a hundred megabytes
 _SCRATCH = ".build-"
 _DIGEST = "sha256"
 
@@ -92,11 +96,16 @@ def _key(compiler: str) -> str:
     return digest.hexdigest()[:24]
 
 
+def source_of(name: str) -> list[str]:
+    """What the compiler is told to make a library of."""
+    return [f"-DTWODEEP_KIND={name}", str(SOURCES / "block_kind.cc")] if name in KINDS else [str(SOURCES / f"{name}.cc")]
+
+
 def _compile(compiler: str, name: str, target: Path) -> None:
     """Writes the library `target`, whole or not at all, whoever else writes it at the same time."""
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=_SCRATCH) as scratch:
         library = Path(scratch, target.name)
-        command = [compiler, *FLAGS, "-isystem", jax.ffi.include_dir(), str(SOURCES / f"{name}.cc"), "-o", str(library)]
+        command = [compiler, *FLAGS, "-isystem", jax.ffi.include_dir(), *source_of(name), "-o", str(library)]
         environ = {**os.environ, "TMPDIR": scratch}  # nobody else sees what the compiler hands to the linker
         done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=COMPILE_TIMEOUT_S, env=environ)
         if done.returncode != 0:
@@ -139,7 +148,7 @@ def build(cache: Path, names: Sequence[str]) -> dict[str, Path]:
         key = _key(compiler)
         paths = {name: cache / f"{name}-{key}.so" for name in names}
         missing = [name for name, path in paths.items() if not _is_whole(path)]
-        with ThreadPoolExecutor(max_workers=len(names)) as threads:
+        with ThreadPoolExecutor(max_workers=min(len(names), _COMPILERS)) as threads:
             list(threads.map(lambda name: _compile(compiler, name, paths[name]), missing))
     except subprocess.SubprocessError as error:
         raise BuildError(str(error)) from error

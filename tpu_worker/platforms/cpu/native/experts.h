@@ -91,7 +91,7 @@ inline void add_shares(const float* rows, const int32_t* chosen, const float* sh
 // is [T * C, K] and the result [T, N]: the shares of what they make of their rows, added up. Biases are [experts, N], for gated weights
 // first all those of gates. An expert that is not there makes nothing of its row: its result is anything, or counts nothing in a sum.
 template <class B>
-void experts(const Call& call, const B* weights, int64_t elements) {
+void experts(const Call& call, const B* weights, const BlockKind* kind = nullptr) {
   const Buffer x = call.operand(0), w = call.operand(1), biases = call.operand(3), chosen = call.operand(4), out = call.result(0);
   const float* shares = call.operand(5).data_if_any<float>();
   const float* residual = call.operand(6).data_if_any<float>();
@@ -129,10 +129,11 @@ void experts(const Call& call, const B* weights, int64_t elements) {
       .from = from.data(),
       .bias = bias,
       .bias_up = bias && halves == 2 ? bias + num_biases : nullptr,
+      .kind = kind,
   };
-  if (w.dim(3) != g.depth() || elements != kRowElements<kLanes, B>)
+  if (w.dim(3) != g.depth() || w.dim(4) != g.elements())
     throw Refusal{"experts: the weights are not packed for this machine or for inputs of this width"};
-  const size_t size = static_cast<size_t>(panels) * g.depth() * elements;
+  const size_t size = panels * g.panel_size();
   g.w += layer * num_experts * size;
   if (g.rows) multiply_groups(call.pool(), g, groups, size);
   if (!shares) return;

@@ -35,8 +35,20 @@ enum { kPrepared, kProducts, kExpanded, kSummands };
 // What is done to a gate before it multiplies. The last one is gpt-oss's: both are clamped, and 1 is added to what it multiplies.
 enum class Activation : int32_t { kNone, kSilu, kGeluTanh, kClampedSwiglu };
 
-// For each type B of panel elements there are, in narrow.h or blocks.h, `prepare`, which returns the inputs of all rows as they are
-// multiplied, and `multiply`, which multiplies some of them with some panels.
+struct BlockRows;
+
+// Weights in blocks of one kind, as those see them who multiply with several kinds: each has a library of its own (block_kind.cc), so
+// that only those are compiled that a model has.
+struct BlockKind {
+  int span, bytes;  // inputs of a unit, and its bytes, for all columns of a panel
+  // Multiplies `count` rows with panels [first, last) of those at `panels`, which are `all` of `depth` units. c: room for raw products.
+  void (*multiply)(const uint8_t* panels, int depth, int all, const BlockRows& rows, int count, int first, int last, float* c, size_t ldc);
+  // Lays rows [n, k] out as a file has them.
+  void (*pack)(const uint8_t* rows, int n, int k, bool gated, uint8_t* panels);
+};
+
+// For each type B of panel elements there are, in narrow.h or blocks.cc, `prepare`, which returns the inputs of all rows as they
+// are multiplied, and `multiply`, which multiplies some of them with some panels. uint8_t is a weight in blocks, of any kind.
 template <class B>
 struct Gemm {
   const float* x;         // [T, K]
@@ -50,9 +62,16 @@ struct Gemm {
   const int32_t* from = nullptr;   // [rows]: which row of x each one is; null: they are the rows of x
   const float* bias = nullptr;     // [N], added to products before anything else is done to them, or null; if gated, to those of the gate,
   const float* bias_up = nullptr;  // [N], and to the others
+  const BlockKind* kind = nullptr;  // of blocks
+  int stride = 0;                   // between rows of `out` and `residual`, if that is not N
 
   bool gated() const { return activation != Activation::kNone; }
-  int depth() const { return (k + kSpan<B> - 1) / kSpan<B>; }
+  int depth() const { return (k + span() - 1) / span(); }
+  int span() const { return std::is_same_v<B, uint8_t> ? kind->span : kSpan<B>; }
+  // Of a row of a panel.
+  int elements() const { return std::is_same_v<B, uint8_t> ? kind->bytes : kRowElements<kLanes, B>; }
+  size_t panel_size() const { return static_cast<size_t>(depth()) * elements(); }
+  size_t to_row(int row) const { return static_cast<size_t>(row) * (stride ? stride : n); }
 };
 
 // How the depth of a panel is cut into pieces of about one size.
@@ -139,8 +158,8 @@ template <int W, class B>
 void finish(const Gemm<B>& g, const float* c, int row, int first, int last) {
   using F = typename Vec<W>::f32;
   constexpr int kColumns = 2 * W;
-  float* out = g.out + static_cast<size_t>(row) * g.n;
-  const float* residual = g.residual ? g.residual + static_cast<size_t>(row) * g.n : nullptr;
+  float* out = g.out + g.to_row(row);
+  const float* residual = g.residual ? g.residual + g.to_row(row) : nullptr;
   const int stride = g.gated() ? 2 : 1;
   for (int p = first; p < last; p += stride) {
     const int column = p / stride * kColumns;

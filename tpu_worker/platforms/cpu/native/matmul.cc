@@ -7,11 +7,16 @@
 namespace twodeep {
 namespace {
 
-// For `linear`: bf16 weights [layers, panels, depth, columns].
-void linear_narrow(const Call& call) { linear(call, call.operand(1).data<Narrow>(), call.operand(1).dim(3)); }
+// `operands`, with bf16 weights [layers, panels, depth, columns].
+void linear_narrow(const Call& call) {
+  const Buffer weights = call.operand(1);
+  Gemm<Narrow> g = operands(call, weights.data<Narrow>());
+  find_panels(call, weights, g);
+  run(call.pool(), &g, 1);
+}
 
 // For `experts`: bf16 weights [layers, experts, panels, depth, columns].
-void experts_narrow(const Call& call) { experts(call, call.operand(1).data<Narrow>(), call.operand(1).dim(4)); }
+void experts_narrow(const Call& call) { experts(call, call.operand(1).data<Narrow>()); }
 
 // Index of the first of the largest of x[0 … n); -1 if that is NaN or infinite.
 template <int W>
@@ -108,24 +113,4 @@ extern "C" void twodeep_pack(const void* weight, int narrow, int n, int k, int g
   } else {
     twodeep::pack(static_cast<const float*>(weight), n, k, gated, to);
   }
-}
-
-// The same for scales * quants + minima: quants [n, k] of a byte each, without a sign if there are minima; scales and minima or null
-// [n, k / 32].
-extern "C" void twodeep_pack_dequantised(const uint8_t* quants, const float* scales, const float* minima, int n, int k, int gated,
-                                         void* panels) {
-  const size_t blocks = k / twodeep::kBlock;
-  std::vector<float> values(k);
-  twodeep::place_rows(n, gated, [&](int row, int panel, int column) {
-    for (size_t b = 0; b < blocks; ++b) {
-      const size_t from = row * blocks + b;
-      const uint8_t* of_block = quants + from * twodeep::kBlock;
-      const float scale = scales[from], minimum = minima ? minima[from] : 0.0f;
-      for (int i = 0; i < twodeep::kBlock; ++i) {
-        const int quant = minima ? of_block[i] : static_cast<int8_t>(of_block[i]);
-        values[b * twodeep::kBlock + i] = scale * static_cast<float>(quant) + minimum;
-      }
-    }
-    twodeep::pack_row(values.data(), k, column, twodeep::panel_at(static_cast<twodeep::Narrow*>(panels), panel, k));
-  });
 }
