@@ -20,6 +20,7 @@ import numpy as np
 from protocol.errors import ModelError
 from protocol.foreign_files import ENOUGH, kind_of
 from protocol.ggml_types import GGML_BLOCKS
+from protocol.gguf_shards import check_shards, shard_of, shard_paths
 
 _MAGIC = b"GGUF"
 _SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
@@ -40,27 +41,40 @@ Value: TypeAlias = "str | int | float | bool | list[str] | list[int] | list[floa
 
 @dataclass(frozen=True, slots=True)
 class TensorInfo:
-    """One tensor: shape in row-major order (GGUF stores it reversed), ggml type number, byte offset in the file, size in bytes."""
+    """One tensor: shape in row-major order (GGUF stores it reversed), ggml type number, byte offset in its file, size in bytes."""
 
     shape: tuple[int, ...]
     ggml_type: int
     offset: int
     num_bytes: int
+    path: Path  # of the file, which may be one of several
 
 
 @dataclass(frozen=True, slots=True)
 class GgufHeader:
-    """All metadata by key, all tensors by name."""
+    """All metadata by key, all tensors by name, of all files of a model."""
 
     metadata: dict[str, Value]
     tensors: dict[str, TensorInfo]
 
 
 def read_gguf_header(path: str | Path) -> GgufHeader:
-    """The header of a whole file: every tensor of it lies within the file.
+    """The header of a whole model: every tensor lies within its file. path: of its only file, or of any of its parts.
 
-    Raises ModelError that names the file, the field or tensor, and the way out, for any file that is not one whole GGUF file.
+    Raises ModelError that names the file, the field or tensor, and the way out, for any file that is not one whole GGUF file, and
+    for parts that are missing or of different models.
     """
+    one = _read_one(path)
+    shard = shard_of(path, one.metadata)
+    if shard is None:
+        return one
+    parts = {other: one if other == Path(path) else _read_one(other) for other in shard_paths(path, shard)}
+    check_shards({other: (shard_of(other, part.metadata), part.metadata, part.tensors) for other, part in parts.items()})
+    tensors = {name: info for part in parts.values() for name, info in part.tensors.items()}
+    return GgufHeader(next(iter(parts.values())).metadata, tensors)
+
+
+def _read_one(path: str | Path) -> GgufHeader:
     try:
         status = Path(path).stat()
         if not stat.S_ISREG(status.st_mode):
@@ -76,7 +90,7 @@ def read_gguf_header(path: str | Path) -> GgufHeader:
 
 
 def _hint(path: str | Path) -> str:
-    return "; by its name it is one part of a split file: join the parts first" if _PART.search(Path(path).name) else ""
+    return "; by its name it is one of the pieces of a cut file: join the pieces first" if _PART.search(Path(path).name) else ""
 
 
 class _Parser:
@@ -104,7 +118,6 @@ class _Parser:
             if key in metadata:
                 self._fail(f"damaged: its metadata holds {self._reading} twice")
             metadata[key] = self._value(self._integer("I"))
-        self._check_parts(metadata)
         infos: dict[str, tuple[tuple[int, ...], int, int]] = {}
         for index in range(num_tensors):
             self._reading = f"entry {index + 1} of {num_tensors} of its list of tensors"
@@ -117,20 +130,11 @@ class _Parser:
             self._fail(f"general.alignment is {reprlib.repr(alignment)}, a power of two is wanted")
         base = -(-self._position // alignment) * alignment
         tensors = {
-            name: TensorInfo(shape, kind, base + offset, self._num_bytes(name, shape, kind))
+            name: TensorInfo(shape, kind, base + offset, self._num_bytes(name, shape, kind), Path(self._path))
             for name, (shape, kind, offset) in infos.items()
         }
         self._check_places(tensors, alignment)
         return GgufHeader(metadata, tensors)
-
-    def _check_parts(self, metadata: dict[str, Value]) -> None:
-        count, number = metadata.get("split.count"), metadata.get("split.no")
-        if isinstance(count, int) and count > 1:
-            which = f"part {number + 1} of {count}" if isinstance(number, int) else f"one of {count} parts"
-            self._fail(
-                f"{which} of a split file, and only whole files are read: join the parts with "
-                "`llama-gguf-split --merge FIRST-PART WHOLE-FILE` (`cat` does not do it) and give the whole file"
-            )
 
     def _tensor(self, name: str) -> tuple[tuple[int, ...], int, int]:
         rank = self._integer("I")

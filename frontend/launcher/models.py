@@ -13,6 +13,7 @@ from frontend.server.text.tokenizer_files import chat_template, gguf_template, g
 from protocol.config import ModelFormat
 from protocol.errors import ModelError
 from protocol.gguf_header import read_gguf_header
+from protocol.gguf_shards import whole_name
 from protocol.model_files import ModelFacts, facts_from_gguf, facts_from_huggingface
 
 _REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+")
@@ -39,6 +40,8 @@ def resolve_model(model: str) -> ModelFiles:
         if path.is_file():
             return ModelFiles(str(path.absolute()), "gguf", _names(_name_of(path), model))
         if path.is_dir():
+            if (gguf := _only_gguf(path)) is not None:
+                return ModelFiles(str(gguf.absolute()), "gguf", _names(_name_of(gguf), model))
             return ModelFiles(str(_check_directory(path)), "huggingface", _names(path.resolve().name, model))
         if path.exists():
             raise ModelError(f"--model {model}: neither a regular file nor a directory")
@@ -82,7 +85,15 @@ def _names(name: str, given: str) -> tuple[str, ...]:
 
 
 def _name_of(path: Path) -> str:
-    return _QUANTIZATION.sub("", path.stem)
+    return _QUANTIZATION.sub("", whole_name(path.name))
+
+
+def _only_gguf(path: Path) -> Path | None:
+    """Of a directory that holds one model as a GGUF file, whole or in parts, and none in Hugging Face's form: its first file."""
+    models: dict[str, Path] = {}
+    for file in sorted(path.glob("*.gguf")):
+        models.setdefault(whole_name(file.name), file)
+    return next(iter(models.values())) if len(models) == 1 and not (path / "config.json").exists() else None
 
 
 def _demo_path() -> Path:

@@ -74,7 +74,7 @@ FIRST = Tensor("a", (8, 8))
 LIST_OF_LISTS = struct.pack("<IIQ", 9, 9, 1) + struct.pack("<IQ", 5, 0)
 
 
-def split(number: int, count: int = 3) -> bytes:
+def split(number: object, count: object = 3) -> bytes:
     return gguf_bytes(METADATA | {"split.no": number, "split.count": count, "split.tensors.count": 4})
 
 
@@ -95,9 +95,14 @@ WRONG = {
     "version 1": (gguf_bytes(version=1), "GGUF version 1, versions 2 and 3 are read"),
     "version 4": (gguf_bytes(version=4), "GGUF version 4, versions 2 and 3 are read"),
     # parts
-    "first part": (split(0), "part 1 of 3 of a split file.*llama-gguf-split --merge"),
-    "last part": (split(2), "part 3 of 3 of a split file"),
-    "parts in a row": (split(0) + split(1) + split(2), r"part 1 of 3.*`cat` does not do it"),
+    "first part": (split(0), r"part 1 of 3 of a split model.* is to be called x-00001-of-00003\.gguf"),
+    "last part": (split(2), r"part 3 of 3 of a split model.* is to be called x-00003-of-00003\.gguf"),
+    "parts in a row": (split(0) + split(1) + split(2), "joined in a wrong order, or twice"),
+    "a part too many": (split(3), "split.no is 3, a number from 0 to 2 is wanted"),
+    "no number": (split("first"), "split.no is 'first', a number from 0 to 2"),
+    "no count": (split(0, "three"), "split.count is 'three', a number"),
+    "no parts": (split(0, 0), "split.count is 0, a number from 1"),
+    "parts without end": (split(0, 1 << 40), "split.count is 1099511627776, a number from 1 to 1024"),
     "two files in a row": (SOUND + SOUND, "joined in a wrong order, or twice"),
     "its first half": (SOUND[: len(SOUND) // 2], "reaches past the end of the file.*join all its parts"),
     "its second half": (SOUND[len(SOUND) // 2 :], "not a GGUF file but"),
@@ -162,7 +167,7 @@ def test_a_file_that_is_not_one_whole_gguf_file(tmp_path: Path, name: str) -> No
 @pytest.mark.parametrize("name", ["m-00002-of-00003.gguf", "m.gguf.part2", "m.gguf-split-b"])
 def test_a_name_that_says_part_is_a_hint(tmp_path: Path, name: str) -> None:
     (tmp_path / name).write_bytes(SOUND[100:])
-    with pytest.raises(ModelError, match="by its name it is one part of a split file: join the parts first"):
+    with pytest.raises(ModelError, match="by its name it is one of the pieces of a cut file: join the pieces first"):
         read_gguf_header(tmp_path / name)
 
 

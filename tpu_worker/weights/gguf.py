@@ -32,7 +32,8 @@ class GgufSource:
         self.model = model_from_gguf(self._path, self._header)
         used = {self._name(part) for group in self.model.parameters() for one in group.values() for part in one.parts}
         check_all_used(path, self.model, self._header.tensors.keys() - used - {_ROPE_FACTORS})
-        self._bytes = np.memmap(self._path, np.uint8, mode="r")
+        files = {info.path for info in self._header.tensors.values()}
+        self._bytes = {file: np.memmap(file, np.uint8, mode="r") for file in files}
 
     def read(self, part: Part) -> npt.NDArray[Any]:
         """As the protocol says."""
@@ -95,7 +96,7 @@ class GgufSource:
         return unpermuted_rows(part.shape[0], part.shape[0] // layer.head_dim)
 
     def _rows(self, info: TensorInfo) -> npt.NDArray[np.uint8]:
-        raw = self._bytes[info.offset : info.offset + info.num_bytes]
+        raw = self._bytes[info.path][info.offset : info.offset + info.num_bytes]
         return raw.reshape(*info.shape[:-1], -1)
 
     def _dequantise(self, name: str, info: TensorInfo) -> Float32Array:

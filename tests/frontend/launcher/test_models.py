@@ -82,10 +82,11 @@ def test_what_is_no_model_is_named_with_the_reason(tmp_path: Path, monkeypatch: 
 
 
 def test_a_directory_of_gguf_files_suggests_one(tmp_path: Path) -> None:
-    (tmp_path / "m-00002-of-00002.gguf").touch()
     with pytest.raises(ModelError, match=r"config\.json is missing$"):
         resolve_model(str(tmp_path))
     (tmp_path / "m.gguf").touch()
+    assert resolve_model(str(tmp_path)).path == str(tmp_path / "m.gguf")
+    (tmp_path / "n-00002-of-00002.gguf").touch()
     with pytest.raises(ModelError, match=r"did you mean --model .*/m\.gguf"):
         resolve_model(str(tmp_path))
 
