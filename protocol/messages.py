@@ -104,6 +104,7 @@ class EngineReady(Message, frozen=True, tag="ready"):
     num_blocks: int  # summed over the workers
     block_size: int
     device: str  # what the workers run on, for people
+    weights: str = ""  # how each of them keeps these, for people
 
 
 class TopLogprobs(Message, frozen=True):
@@ -302,6 +303,7 @@ class WorkerReady(Message, frozen=True, tag="ready"):
     device: str
     saturating_tokens: int = 0  # tokens of a step that keep its arithmetic busy: more take in proportion longer; 0: not known
     scores_ready: bool = False  # it need not be asked to prepare for the scoring of prompts
+    weights: str = ""  # how they are kept, for people
 
 
 class RowLogprobs(Message, frozen=True):

@@ -84,6 +84,7 @@ class Fleet:
                 num_blocks=sum(lane.pool.num_blocks for lane in lanes),
                 block_size=lanes[0].block_size,
                 device=lanes[0].device,
+                weights=lanes[0].weights,
             )
         elif self._capacity is not None:  # requests that come now wait for a successor, and are checked against its limits
             self._capacity = msgspec.structs.replace(self._capacity, workers=0)

@@ -55,6 +55,7 @@ class Lane:
     ) -> None:
         self.worker = ready.worker
         self.device = ready.device
+        self.weights = ready.weights
         self.block_size = ready.block_size
         self.max_model_len = ready.max_model_len
         self.vocab_size = ready.vocab_size

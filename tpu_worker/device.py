@@ -114,6 +114,7 @@ class Capacity:
     description: str  # for people: "cpu (2 threads)", "TPU v6e x4"
     saturating_tokens: int = 0  # tokens of a step from which on its time grows in proportion; 0: not known
     scores_ready: bool = False  # `prepare_scores` need not be called
+    weights: str = ""  # how they are kept, for people: "Q4_K 112 MB, Q6_K 34 MB"
 
 
 class Device(Protocol):

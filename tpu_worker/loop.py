@@ -101,4 +101,5 @@ class WorkerLoop:
             device=capacity.description,
             saturating_tokens=capacity.saturating_tokens,
             scores_ready=capacity.scores_ready,
+            weights=capacity.weights,
         )

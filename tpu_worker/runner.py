@@ -27,6 +27,7 @@ from tpu_worker.rules import make_rules, pack_rules
 from tpu_worker.sampler import Sampled
 from tpu_worker.scoring import Scores, pack_scored, unpack_scores
 from tpu_worker.warmup import Programs, use_compilation_cache
+from tpu_worker.weights.kept import describe_weights
 from tpu_worker.weights.load import WeightLoader, kinds_held, open_source
 
 
@@ -122,7 +123,10 @@ class JaxDevice:
         self.programs.start_rest()
         platform.memory.after_loading()
         description = describe(devices, platform.name)
-        return Capacity(num_blocks, block_size, max_model_len, spec.vocab_size, description, platform.saturating_tokens)
+        kept = describe_weights(self._weights, kinds_held(source))
+        return Capacity(
+            num_blocks, block_size, max_model_len, spec.vocab_size, description, platform.saturating_tokens, weights=kept
+        )
 
     def forward(self, plan: StepPlan) -> StepHandle:
         """As the protocol says. Uploads one array for the step, one for each admission, and those of known tokens."""

@@ -307,9 +307,10 @@ class Engine:
 def ready_line(facts: Mapping[str, str | int]) -> str:
     """What the operator waits for, in one line."""
     frontends = f"  frontends {facts['frontends']}" if facts.get("frontends", 1) != 1 else ""
+    weights = f"  weights {facts['weights']}" if facts.get("weights") else ""
     return (
         f"ready: {facts.get('address')}  ipc {facts.get('socket')}  model {facts.get('model')}  workers {facts.get('workers')}"
-        f"{frontends}  device {facts.get('device')}  depth {facts.get('queue_depth')}  "
+        f"{frontends}  device {facts.get('device')}{weights}  depth {facts.get('queue_depth')}  "
         f"KV cache {facts.get('kv_cache_tokens'):,} tokens"
     )
 

@@ -172,6 +172,7 @@ class FrontendProcess:
             "workers": capacity.workers,
             "frontends": self._config.frontends,
             "device": capacity.device,
+            "weights": capacity.weights,
             "queue_depth": self._config.queue_depth,
             "kv_cache_tokens": capacity.num_blocks * capacity.block_size,
         }

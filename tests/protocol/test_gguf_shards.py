@@ -15,18 +15,13 @@ COUNT = 3
 
 
 def write_part(
-    directory: Path,
-    number: int,
-    tensors: Sequence[Tensor] | None = None,
-    name: str | None = None,
-    **changes: object,
+    directory: Path, number: int, tensors: Sequence[Tensor] | None = None, changes: Mapping[str, object] | None = None
 ) -> Path:
     """One of three parts of the small model, as `llama-gguf-split` writes them: the first has its metadata."""
     of_all: Mapping[str, object] = METADATA if number == 0 else {}
-    metadata = {**of_all, "split.no": number, "split.count": COUNT, "split.tensors.count": len(TENSORS), **changes}
-    path = directory / (name or f"m.Q4_K_M-{number + 1:05}-of-{COUNT:05}.gguf")
-    held = TENSORS[number::COUNT] if tensors is None else tensors
-    path.write_bytes(gguf_bytes({key: value for key, value in metadata.items() if value is not None}, held))
+    metadata = {**of_all, "split.no": number, "split.count": COUNT, "split.tensors.count": len(TENSORS), **(changes or {})}
+    path = directory / f"m.Q4_K_M-{number + 1:05}-of-{COUNT:05}.gguf"
+    path.write_bytes(gguf_bytes(metadata, TENSORS[number::COUNT] if tensors is None else tensors))
     return path
 
 
@@ -99,7 +94,7 @@ def test_a_part_cut_short_is_named(parts: list[Path]) -> None:
     ],
 )
 def test_parts_of_different_models(parts: list[Path], number: int, change: dict[str, object], message: str) -> None:
-    write_part(parts[0].parent, number, **change)
+    write_part(parts[0].parent, number, changes=change)
     with pytest.raises(ModelError, match=rf"{re.escape(parts[number].name)}: .*{message}"):
         read_gguf_header(parts[0])
 

@@ -14,6 +14,7 @@ from gguf import GGMLQuantizationType
 from protocol.codec import Float32Array
 from protocol.config import Quantization
 from protocol.errors import ConfigError, ModelError
+from protocol.gguf_header import read_gguf_header
 from tests.margins import ROUNDOFF
 from tests.tpu_worker.compiler import needs_compiler
 from tests.tpu_worker.tiny_models import CONFIG, FAMILIES, Tensors, make_tensors, write_gguf, write_model
@@ -23,6 +24,7 @@ from tpu_worker.platforms import xla
 from tpu_worker.platforms.choose import choose_platform
 from tpu_worker.platforms.cpu.native import build
 from tpu_worker.weights.gguf import GgufSource, unpermuted_rows
+from tpu_worker.weights.kept import describe_weights
 from tpu_worker.weights.load import WeightLoader, kinds_held
 from tpu_worker.weights.safetensors import SafetensorsSource
 from tpu_worker.weights.source import WeightSource
@@ -141,6 +143,55 @@ def test_gguf_in_blocks(
                 tolerance = 4 * ROUNDOFF * (128 + 15) * 2 * largest / 15 if kept else 0.52 * largest / 127
                 assert weight.panels.stack.shape[-1] == columns * bytes_of_blocks(first if index == 0 else second, kept)
             np.testing.assert_allclose(found, expected, rtol=0, atol=tolerance)
+
+
+@needs_compiler
+@pytest.mark.parametrize(
+    ("quantization", "kept"),
+    [
+        ("auto", r"Q8_0 \d+ KB, bf16 \d+ KB, Q4_1 \d+ KB.*"),
+        ("none", r"bf16 \d+ KB.* \(Q4_1, Q8_0 dequantised\)"),
+    ],
+)
+def test_how_weights_are_kept_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, quantization: Quantization, kept: str
+) -> None:
+    monkeypatch.setattr("tpu_worker.platforms.cpu.prefers_blocks", lambda: True)
+    monkeypatch.setattr("tpu_worker.platforms.cpu.preferred", lambda: "native")
+    kinds = (GGMLQuantizationType.Q4_1, GGMLQuantizationType.Q8_0)
+    source = GgufSource(write_gguf(tmp_path / "m.gguf", CONFIG, TENSORS, *kinds))
+    products = choose_platform("cpu", quantization, kinds_held(source), 16, {32}).products
+    loader = WeightLoader(source, products, make_layout(jax.devices()[:1]), 16, lambda *_: None)
+    said = describe_weights(loader.load_rest(loader.load_first()), kinds_held(source))
+    assert re.fullmatch(kept, said), said
+
+
+@needs_compiler
+def test_int8_that_no_file_holds_is_called_so(tmp_path: Path) -> None:
+    source = SafetensorsSource(write_model(tmp_path, CONFIG, TENSORS))
+    products = choose_platform("cpu", "int8", (), 16, {32}).products
+    loader = WeightLoader(source, products, make_layout(jax.devices()[:1]), 16, lambda *_: None)
+    said = describe_weights(loader.load_rest(loader.load_first()), kinds_held(source))
+    assert re.fullmatch(r"int8 \d+ KB, bf16 \d+ KB(, f32 \d+ KB)?", said), said
+    plain = describe_weights(load(source), ())
+    assert re.fullmatch(r"bf16 \d+ KB(, f32 \d+ KB)?", plain), plain
+
+
+@needs_compiler
+@pytest.mark.parametrize("kernels", ["C++", "XLA"])
+@pytest.mark.parametrize("kind", ["Q4_1", "Q8_0", "F16"])
+def test_weights_that_are_no_numbers_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, kernels: str) -> None:
+    monkeypatch.setattr("tpu_worker.platforms.cpu.prefers_blocks", lambda: kernels == "C++")
+    path = write_gguf(tmp_path / "m.gguf", CONFIG, TENSORS, GGMLQuantizationType[kind])
+    info = read_gguf_header(path).tensors["blk.1.attn_k.weight"]
+    data = bytearray(path.read_bytes())
+    data[info.offset : info.offset + 2] = np.float16(np.nan).tobytes()
+    path.write_bytes(data)
+    source = GgufSource(path)
+    products = choose_platform("cpu", "auto", kinds_held(source), 16, {32}).products
+    loader = WeightLoader(source, products, make_layout(jax.devices()[:1]), 16, lambda *_: None)
+    with pytest.raises(ModelError, match=r"m\.gguf: damaged: tensor blk\.1\.attn_k\.weight holds weights that are no"):
+        loader.load_rest(loader.load_first())
 
 
 def test_kernels_of_a_file_in_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
