@@ -16,6 +16,7 @@ from frontend.bench.load import LoadSpec, plan_load
 from frontend.bench.metrics import RequestResult
 from frontend.bench.streams import stream_completion
 from frontend.bench.trace.stages import StageTimes, idle_share, stage_times
+from frontend.bench.watchers import watching
 from frontend.client.steps import Steps
 from protocol.clock import now, now_ns
 from protocol.errors import ConfigError, EngineError, ExitCode
@@ -78,6 +79,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--sim-decode-us-per-seq", type=float, default=0.0)
     parser.add_argument("--sim-prefill-us-per-token", type=float, default=0.0, help="0: every step takes the decode time")
     parser.add_argument("--workers", type=int, default=1)
+    parser.add_argument(
+        "--watchers",
+        type=int,
+        default=0,
+        metavar="N",
+        help="pages that watch meanwhile, with /metrics scraped once a second: what that costs (default: 0)",
+    )
     parser.add_argument("--model", default="demo")
 
 
@@ -85,6 +93,8 @@ def run(options: argparse.Namespace) -> int:
     """Prints a table and one line of JSON. Returns 0 when every request was answered."""
     if min(options.concurrency) < 1 or options.num_prompts < 1:
         raise ConfigError("--concurrency and --num-prompts of at least 1 are wanted")
+    if options.watchers < 0:
+        raise ConfigError("--watchers of at least 0 is wanted")
     if not all(0 <= share <= 1 for share in options.structured):
         raise ConfigError("--structured is a share of the requests, between 0 and 1")
     runs = []
@@ -110,7 +120,7 @@ def _measure(options: argparse.Namespace, concurrency: int, depth: int, share: f
     with running_engine(*flags) as engine:
         began_ns = now_ns()
         with ThreadPoolExecutor(1, thread_name_prefix="clients") as clients:
-            results, seconds = clients.submit(_run_load, engine, spec, concurrency, share).result()
+            results, seconds = clients.submit(_run_load, engine, spec, concurrency, share, options.watchers).result()
         with engine.client() as client:
             steps = client.trace()
     if failed := [result.error for result in results if result.error]:
@@ -118,9 +128,18 @@ def _measure(options: argparse.Namespace, concurrency: int, depth: int, share: f
     return _figures(steps.where(steps["scheduled_ns"] > began_ns), (concurrency, depth, share), count / seconds)
 
 
-def _run_load(engine: RunningEngine, spec: LoadSpec, concurrency: int, share: float) -> tuple[list[RequestResult], float]:
+def _run_load(
+    engine: RunningEngine, spec: LoadSpec, concurrency: int, share: float, watchers: int
+) -> tuple[list[RequestResult], float]:
     os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICENESS)  # of this thread; the next engine must not inherit it
-    return uvloop.run(_load(engine, spec, concurrency, share))
+    return uvloop.run(_watched_load(engine, spec, concurrency, share, watchers))
+
+
+async def _watched_load(
+    engine: RunningEngine, spec: LoadSpec, concurrency: int, share: float, watchers: int
+) -> tuple[list[RequestResult], float]:
+    async with watching(engine.base_url, watchers):
+        return await _load(engine, spec, concurrency, share)
 
 
 async def _load(engine: RunningEngine, spec: LoadSpec, concurrency: int, share: float) -> tuple[list[RequestResult], float]:
