@@ -195,9 +195,12 @@ function say(time) {
   const recent = pairs.slice(Math.max(0, until - closeUp.room), until);
   if (recent.length) close = recent;
   drawClose();
-  stages(pairs.filter(([step]) => step.answered > time - WINDOW && step.answered <= time).map(([step]) => step));
+  const steps = pairs.filter(([step]) => step.answered > time - WINDOW && step.answered <= time).map(([step]) => step);
+  stages(steps);
+  const rows = steps.reduce((sum, step) => sum + step.decodes, 0);
   const remarks = [];
   if (shares.real === null) remarks.push("Nothing ran in the last two seconds.");
+  else if (steps.length) remarks.push(`${number(steps.length)} steps, ${number(rows / steps.length)} rows decode in each.`);
   if (performance.now() - missed < WINDOW && missed) remarks.push("More steps than this page is told of: the latest of each moment are shown.");
   $("remark").textContent = remarks.join(" ");
 }
@@ -219,10 +222,7 @@ function stages(steps) {
   const idle = document.createElement("span");
   idle.className = "idle";
   idle.textContent = "device waits";
-  const rows = steps.reduce((sum, step) => sum + step.decodes, 0);
-  const told = document.createElement("b");
-  told.textContent = steps.length ? `${number(steps.length)} steps, ${number(rows / steps.length)} rows each` : "";
-  $("stages").replaceChildren(...parts, idle, told);
+  $("stages").replaceChildren(...parts, idle);
 }
 
 function redraw() {
