@@ -24,6 +24,7 @@ _MAX_FRAME = 256 * 1024 * 1024  # bytes: above any batch of prompts, below what 
 _RECONNECT_MS = 10  # children start in any order; the default of 100 ms would be felt at start
 _LINGER_MS = 1000  # long enough to deliver a last word to a live peer, short enough for an exit
 _MOST_PER_TURN = 64  # messages handled before the other work of a loop gets its turn: a few milliseconds at most
+_BYTES_PER_WORK = 1024  # of a message that are as much work as one more: tokens with log-probabilities are large
 
 
 class ChannelFullError(ProtocolError):
@@ -86,11 +87,13 @@ class Receiver(Generic[Message]):
             if self._drain is not None:  # a signal came while a turn was due: this is that turn
                 self._drain.cancel()
             self._drain = loop.call_soon(drain)  # first of all, so that nothing below can leave messages without a turn
-            for _ in range(_MOST_PER_TURN):
+            work = 0
+            while work < _MOST_PER_TURN:
                 if (frame := self._frame()) is None:
                     self._drain.cancel()
                     self._drain = None
                     return
+                work += 1 + len(frame) // _BYTES_PER_WORK
                 if (message := self._decode(frame)) is None:
                     continue
                 try:

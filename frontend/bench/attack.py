@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 import msgspec
 import uvloop
 
-from frontend.bench.attacks import MIB, Attack, Target, catalogue
+from frontend.bench.attacks import BUDGETS_MIB, MIB, Attack, Target, catalogue
 from frontend.bench.engines import RunningEngine, running_engine
 from frontend.bench.http_client import HttpClient, HttpError
 from protocol.clock import now
@@ -30,6 +30,7 @@ class Outcome(msgspec.Struct, frozen=True):
     attack: str
     answer: str
     longest_wait_ms: float  # of the healthy client, from the beginning of the attack to a second behind its end
+    loop_lag_ms: float  # the longest that the frontend's event loop took for a question that it answers by itself
     requests: int  # of the healthy client, answered
     failed: int  # not answered in full
     peak_mib: float  # resident, of the frontend and the processes that render for it; 0: not known
@@ -77,21 +78,23 @@ async def _attack(engine: RunningEngine, options: argparse.Namespace) -> list[Ou
     if url.scheme != "http" or not url.hostname or not url.port:
         raise ConfigError(f"--base-url {engine.base_url}: http://HOST:PORT is wanted")
     target = Target(url.hostname, url.port, engine.socket, options.api_key)
-    client = HttpClient(engine.base_url, api_key=options.api_key)
+    client, probe = HttpClient(engine.base_url, api_key=options.api_key), HttpClient(engine.base_url)
     frontends = _descendants(engine.pid) if engine.pid else []
     outcomes = []
     try:
         await client.fetch("POST", "/v1/completions", _QUESTION)
         attacks = [one for one in catalogue(target) if options.only in one.name]
         for attack in [Attack("none", bytes, lambda *_: asyncio.sleep(3.0, "")), *attacks]:
-            outcomes.append(await _one(attack, target, client, frontends))
+            outcomes.append(await _one(attack, target, client, probe, frontends))
     finally:
         client.close()
+        probe.close()
     return outcomes
 
 
-async def _one(attack: Attack, target: Target, client: HttpClient, frontends: list[int]) -> Outcome:
+async def _one(attack: Attack, target: Target, client: HttpClient, probe: HttpClient, frontends: list[int]) -> Outcome:
     waits: list[float] = []
+    lags = [0.0]
     failed, peak = 0, 0.0
     over = False
 
@@ -108,14 +111,23 @@ async def _one(attack: Attack, target: Target, client: HttpClient, frontends: li
             peak = max(peak, _resident(frontends))
             await asyncio.sleep(_REST)
 
+    async def look() -> None:
+        while not over:
+            began = now()
+            with contextlib.suppress(HttpError):
+                await probe.fetch("GET", "/ping")
+                lags.append(now() - began)
+            await asyncio.sleep(_REST)
+
     data = attack.prepare()
-    healthy = asyncio.ensure_future(be_healthy())
+    healthy = asyncio.gather(be_healthy(), look())
     await asyncio.sleep(0.2)
     answer = await attack.send(target, data)
     await asyncio.sleep(1.0)
     over = True
     await healthy
-    return Outcome(attack.name, answer, 1e3 * max(waits), len(waits) - failed, failed, peak, _resident(frontends))
+    lag, num_answered = 1e3 * max(lags), len(waits) - failed
+    return Outcome(attack.name, answer, 1e3 * max(waits), lag, num_answered, failed, peak, _resident(frontends))
 
 
 def _descendants(pid: int) -> list[int]:
@@ -149,11 +161,22 @@ def _print_table(outcomes: list[Outcome]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    table = Table("attack", "answer", "longest wait, ms", "answered", "failed", "frontend at most, MiB", "after, MiB")
+    table = Table(
+        "attack", "answer", "longest wait, ms", "loop's lag, ms", "answered", "failed", "frontend at most, MiB", "after, MiB"
+    )
     for one in outcomes:
-        numbers = (f"{one.longest_wait_ms:.0f}", str(one.requests), str(one.failed), f"{one.peak_mib:.0f}", f"{one.after_mib:.0f}")
+        numbers = (
+            f"{one.longest_wait_ms:.0f}",
+            f"{one.loop_lag_ms:.0f}",
+            str(one.requests),
+            str(one.failed),
+            f"{one.peak_mib:.0f}",
+            f"{one.after_mib:.0f}",
+        )
         table.add_row(one.attack, one.answer, *numbers)
     console = Console(width=160)
     console.print(table)
     worst = max(outcomes, key=lambda one: one.longest_wait_ms)
     console.print(f"the longest wait: {worst.longest_wait_ms:.0f} ms, during: {worst.attack}")
+    if most := max(one.peak_mib for one in outcomes):
+        console.print(f"the frontend took {most - outcomes[0].peak_mib:.0f} MiB more than idle, budgets allow {BUDGETS_MIB} MiB")

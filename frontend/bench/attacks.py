@@ -8,11 +8,13 @@ from functools import partial
 
 import msgspec
 
-from frontend.wire import WIRE_VERSION, Ask, Hello, Submit, TextPrompt, TokenPrompt, frames
+from frontend.wire import WIRE_VERSION, Ask, ChatTurn, Conversation, Hello, Submit, TextPrompt, TokenPrompt, Tool, frames
 from protocol.codec import encode
 from protocol.params import SamplingParams
 
 MIB = 1 << 20
+# What docs/security.md states: bodies received, bodies worked on, prompts, the socket's messages, four processes that render.
+BUDGETS_MIB = 256 + 320 + 256 + 64 + 4 * 256
 _BODY = 16 * MIB - 100  # bytes: just below what any engine takes
 _PATIENCE = 90.0  # seconds for an answer
 _PIECE = MIB  # bytes written at a time
@@ -118,6 +120,22 @@ def _bodies() -> Iterable[Attack]:
         yield _body(f"{size} MiB of a message", chats, partial(_filled, _CONTENT, "hello ", '"}]}', size * MIB))
         yield _body(f"{size} MiB of control tokens", chats, partial(_filled, _CONTENT, "<|im_end|>", '"}]}', size * MIB))
         yield _body(f"/detokenize: {size} MiB of ids", "/detokenize", partial(_filled, '{"tokens":[', "30000,", "5]}", size * MIB))
+    for size in (1, 4):  # what is just below the limit of a short context
+        yield _body(
+            f"{size} MiB of small objects",
+            completions,
+            partial(_filled, '{"prompt":"a","guided_json":{"anyOf":[', "{},", "{}]}}", size * MIB - 1000),
+        )
+    yield _body(
+        "8 prompts of 7,000 tokens, 128 outputs each",
+        completions,
+        lambda: msgspec.json.encode({"prompt": [[5 + n] * 7000 for n in range(8)], "n": 128, "max_tokens": 16, "ignore_eos": True}),
+    )
+    yield _body(
+        "a schema of 250,000 characters",
+        completions,
+        lambda: _filled('{"prompt":"a","guided_json":{"anyOf":[', '{"type":"string"},', '{"type":"null"}]}}', 250_000),
+    )
     tool = '{"type":"function","function":{"name":"f%d","parameters":{}}}'
     yield _body("200,000 tools", chats, lambda: _numbered('{"messages":[{"role":"user","content":"a"}],"tools":[', tool, "]}"))
     yield _body(
@@ -230,11 +248,15 @@ def _crowd(size: int) -> Send:
 
 def _over_ipc() -> Iterable[Attack]:
     few, ids = SamplingParams(max_tokens=4), bytes(4 * 4000)
+    lists = Conversation([ChatTurn("user", "a")], tools=(Tool("f", None, {"a": [[]] * (4 * MIB - 1000)}),))
+    scored = SamplingParams(max_tokens=2000, logprobs=20, ignore_eos=True)
     asked: dict[str, Callable[[], list[object]]] = {
         "3,000 traces": lambda: [Ask(number, "trace") for number in range(3_000)],
         "a million stats": lambda: [Ask(1, "stats")] * 1_000_000,
         "a million times health": lambda: [Ask(1, "health")] * 1_000_000,
         "a text of 60 MiB": lambda: [Submit(1, TextPrompt("hello " * (10 * MIB)), SamplingParams())],
+        "a tool of 4 million lists": lambda: [Submit(1, lists, few)],
+        "100 outputs with 20 candidates for each token": lambda: [Submit(1 + n, TokenPrompt(bytes(8)), scored) for n in range(100)],
         "19,000 prompts of 4,000 tokens": lambda: [Submit(1 + number, TokenPrompt(ids), few) for number in range(19_000)],
     }
     for name, messages in asked.items():

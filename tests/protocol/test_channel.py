@@ -13,7 +13,8 @@ from protocol import channel
 from protocol.channel import Poller, Receiver, Sender
 from protocol.codec import pack_int32
 from protocol.errors import AddressError
-from protocol.messages import FRONTEND_TO_SCHEDULER, AbortRequest, FrontendToScheduler
+from protocol.messages import FRONTEND_TO_SCHEDULER, AbortRequest, AddRequest, FrontendToScheduler
+from protocol.params import EngineParams
 
 
 def receive_one(receiver: Receiver[FrontendToScheduler]) -> FrontendToScheduler:
@@ -176,6 +177,26 @@ def test_a_flood_leaves_other_work_its_turn(tmp_path: Path) -> None:
         return most
 
     assert asyncio.run(scenario()) <= 2 * channel._MOST_PER_TURN  # a signal may come beside a turn that is due
+
+
+def test_large_messages_are_fewer_at_a_turn(tmp_path: Path) -> None:
+    address, size = f"ipc://{tmp_path}/a.sock", channel._MOST_PER_TURN * channel._BYTES_PER_WORK // 4
+
+    async def scenario() -> None:
+        receiver, sender = Receiver(address, FRONTEND_TO_SCHEDULER, bind=True), Sender(address, bind=False)
+        for i in range(40):
+            sender.send(AddRequest(i, bytes(size), size // 4, EngineParams(1)))
+        turn, got = 0, list[int]()
+        receiver.watch(asyncio.get_running_loop(), lambda message: got.append(turn))
+        while len(got) < 40:
+            await asyncio.sleep(0)
+            turn += 1
+        assert max(got.count(one) for one in got) <= 4
+        receiver.unwatch(asyncio.get_running_loop())
+        receiver.close()
+        sender.close()
+
+    asyncio.run(asyncio.wait_for(scenario(), 30))
 
 
 def test_nothing_is_delivered_after_unwatch(tmp_path: Path) -> None:
