@@ -187,7 +187,7 @@ def test_large_messages_are_fewer_at_a_turn(tmp_path: Path) -> None:
         for i in range(40):
             sender.send(AddRequest(i, bytes(size), size // 4, EngineParams(1)))
         turn, got = 0, list[int]()
-        receiver.watch(asyncio.get_running_loop(), lambda message: got.append(turn))
+        receiver.watch(asyncio.get_running_loop(), lambda _: got.append(turn))
         while len(got) < 40:
             await asyncio.sleep(0)
             turn += 1
