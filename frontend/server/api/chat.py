@@ -49,7 +49,7 @@ async def begin(request: Request, asked: ChatRequest) -> list[TextGeneration]:
     reading = engine.dialect.reading(calling, prompt.tail)
     params = await jobs.follow(engine, asked, params, reading)
     try:
-        return jobs.submit(request, [prompt], asked, params, reading)
+        return await jobs.submit(request, [prompt], asked, params, reading)
     except InvalidRequest as error:  # chats call two fields otherwise than completions, and so the engine, do
         names = {"logprobs": "top_logprobs"}
         if asked.max_completion_tokens is not None:

@@ -36,7 +36,7 @@ async def completions(request: Request) -> ASGIApp:
     if asked.suffix and engine.tokenizer.fill_in is not None:
         params = msgspec.structs.replace(params, stop_token_ids=[*params.stop_token_ids, *engine.tokenizer.fill_in.ends])
     prompts = await jobs.encode(engine, _asked(asked, engine.capacity.max_model_len), asked, params)
-    generations = jobs.submit(request, prompts, asked, params)
+    generations = await jobs.submit(request, prompts, asked, params)
     answer = CompletionAnswer(engine.tokenizer, asked, model, generations)
     return await respond(request, answer, generations, stream=bool(asked.stream))
 

@@ -1,5 +1,6 @@
 """What one HTTP request asks of the engine: several prompts, several outputs each."""
 
+import asyncio
 from collections.abc import Sequence
 
 import msgspec
@@ -20,6 +21,7 @@ from protocol.params import SamplingParams
 
 MAX_SCORES = 1 << 20  # log-probabilities of prompts in one answer: some 60 MB of JSON
 MAX_STREAMED_SCORES = 10_000  # in one stream, whose events are made on the event loop: some milliseconds
+_AT_A_TIME = 16  # outputs started before others get their turn: some milliseconds with long prompts
 MAX_OUTPUTS = 1024  # prompts × n of one request: each is a request of the engine's own
 
 
@@ -84,7 +86,7 @@ async def follow(
         raise InvalidRequest(f"{field}: {error}", field, error.code) from error
 
 
-def submit(
+async def submit(
     request: HttpRequest,
     prompts: Sequence[Prompt],
     asked: GenerationRequest,
@@ -112,6 +114,8 @@ def submit(
         for prepared in requests:
             for index in range(params.n):
                 started.append(engine.start(prepared, index=index, stream=bool(asked.stream), cache_salt=salt))
+                if len(started) % _AT_A_TIME == 0:
+                    await asyncio.sleep(0)
     except BaseException:
         cancel(started)
         raise
