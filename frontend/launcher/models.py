@@ -9,7 +9,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from frontend.server.text.tokenizer_files import chat_template, gguf_template, gguf_vocabulary, read_settings, tokenizer_json
+from frontend.server.text.tokenizer_files import chat_template, gguf_template, gguf_vocabulary, read_settings, tokenizer_file
 from protocol.config import ModelFormat
 from protocol.errors import ModelError
 from protocol.gguf_header import read_gguf_header
@@ -61,7 +61,7 @@ def examine_model(files: ModelFiles) -> ModelFacts:
     if files.format == "huggingface":
         directory = Path(files.path)
         facts = facts_from_huggingface(directory)
-        tokenizer_json(directory)
+        tokenizer_file(directory)
         read_settings(directory / "generation_config.json")
         chat_template(directory, read_settings(directory / "tokenizer_config.json"))
         return facts

@@ -91,9 +91,7 @@ class Prompts:
             case TextPrompt(text, add_special_tokens):
                 return Prompt(_packed(self._tokenizer.encode(text, add_special_tokens=add_special_tokens, limit=limit)))
             case _RenderedPrompt(text, fence, add_special_tokens):
-                ids = self._tokenizer.encode(
-                    text, add_special_tokens=add_special_tokens, limit=limit, fence=fence, field="messages"
-                )
+                ids = self._tokenizer.encode_conversation(text, add_special_tokens=add_special_tokens, limit=limit, fence=fence)
                 return Prompt(_packed(ids), "messages", text[-_TAIL:])
             case _:
                 if len(asked) >= limit:

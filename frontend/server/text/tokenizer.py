@@ -12,13 +12,15 @@ from frontend.errors import CONTEXT_LENGTH_EXCEEDED, InvalidRequest
 from frontend.server.text.control_tokens import ControlTokens
 from frontend.server.text.encoding import token_ids
 from frontend.server.text.fill_in import FillIn, fill_in_of_gguf, find_fill_in
-from frontend.server.text.gguf_tokenizer import build_from_gguf
+from frontend.server.text.gguf_tokenizer import build_from_gguf, token_id
+from frontend.server.text.known_tokens import ends_by_name, looking_like_control
 from frontend.server.text.panics import panics_are_errors
+from frontend.server.text.sentencepiece_file import build_from_file
 from frontend.server.text.token_bytes import TokenBytes
-from frontend.server.text.tokenizer_files import chat_template, gguf_template, read_settings, tokenizer_json
+from frontend.server.text.tokenizer_files import chat_template, gguf_template, read_settings, tokenizer_file
 from protocol.config import EngineConfig
 from protocol.errors import ModelError
-from protocol.gguf_header import Value, read_gguf_header
+from protocol.gguf_header import read_gguf_header
 from protocol.vocabulary import Vocabulary
 
 # No token of a known vocabulary is longer (the longest are runs of spaces): a text that exceeds it per token of context cannot fit.
@@ -38,9 +40,16 @@ class Tokenizer:
     """Encodes prompts and knows the bytes of each token. Stateless after construction; `encode` may run on any thread."""
 
     def __init__(
-        self, fast: FastTokenizer, special: SpecialTokens, chat_template: str | None, fill_in: FillIn | None = None
+        self,
+        fast: FastTokenizer,
+        special: SpecialTokens,
+        chat_template: str | None,
+        fill_in: FillIn | None = None,
+        *,
+        bos_is_always_first: bool = False,
     ) -> None:
-        """`fill_in`: None where the texts of the tokens tell.
+        """`fill_in`: None where the texts of the tokens tell. `bos_is_always_first`: in conversations too, where the tokenizer puts
+        one before texts; else a chat template alone decides.
 
         Raises ModelError when the decoder is of a kind that cannot be run token by token.
         """
@@ -55,7 +64,8 @@ class Tokenizer:
         ends = special.eos_ids if special.bos_id is None else (*special.eos_ids, special.bos_id)
         self._control_ids = self.special_ids.union(ends)
         self.fill_in = fill_in or find_fill_in(fast.token_to_id)
-        self.control = ControlTokens(fast, self._control_ids)
+        self.control = ControlTokens(fast, self._control_ids | looking_like_control(fast))
+        self._bos_is_always_first = bos_is_always_first
 
     @property
     def vocab_size(self) -> int:
@@ -86,12 +96,25 @@ class Tokenizer:
         if limit is not None:
             check_characters(len(text), limit, field)
         try:
-            if not fence:
-                return token_ids(self._fast, text, add_special_tokens=add_special_tokens)
-            before, after = self.added_at_ends if add_special_tokens else ([], [])
-            return [*before, *self.control.encode(text, fence), *after]
+            ids = self.control.encode(text, fence) if fence else token_ids(self._fast, text, add_special_tokens=False)
         except (TypeError, UnicodeEncodeError) as error:
             raise InvalidRequest("the text holds lone surrogates, which no encoding of Unicode allows", field) from error
+        return self._with_ends(ids) if add_special_tokens else ids
+
+    def encode_conversation(self, text: str, *, add_special_tokens: bool, limit: int, fence: str) -> list[int]:
+        """Token ids of what a chat template has rendered. Raises as `encode`."""
+        ids = self.encode(text, add_special_tokens=add_special_tokens, limit=limit, fence=fence, field="messages")
+        if add_special_tokens or not self._bos_is_always_first:
+            return ids
+        before = self.added_at_ends[0]
+        return ids if ids[: len(before)] == before else [*before, *ids]
+
+    def _with_ends(self, ids: list[int]) -> list[int]:
+        """With what the tokenizer puts around a text, and once where the text has it already."""
+        before, after = self.added_at_ends
+        first = [] if ids[: len(before)] == before else before
+        last = [] if after and ids[-len(after) :] == after else after
+        return [*first, *ids, *last]
 
     def encode_around(self, prefix: str, suffix: str, *, add_special_tokens: bool = True, limit: int | None = None) -> list[int]:
         """Token ids of a prompt whose gap, between these, the model is to fill. Raises InvalidRequest as `encode`, and where the
@@ -169,29 +192,27 @@ def _from_gguf(path: Path) -> Tokenizer:
         raise ModelError(f"{path}: {error}") from error
     texts = {}
     for name, key in (("bos", "bos"), ("eos", "eos"), ("unk", "unknown"), ("pad", "padding")):
-        token_id = _token_id(metadata, key)
-        if token_id is not None and token_id < len(tokens):
-            texts[f"{name}_token"] = tokens[token_id]
+        index = token_id(metadata, key)
+        if index is not None and index < len(tokens):
+            texts[f"{name}_token"] = tokens[index]
     # A turn or a message may end with another token than a document: each of them ends an answer.
-    ends = {
-        token_id for key in ("eos", "eot", "eom") if (token_id := _token_id(metadata, key)) is not None and token_id < len(tokens)
-    }
-    special = SpecialTokens(tuple(sorted(ends)), _token_id(metadata, "bos"), texts)
-    return Tokenizer(fast, special, template, fill_in_of_gguf(metadata, fast.token_to_id, len(tokens)))
-
-
-def _token_id(metadata: dict[str, Value], key: str) -> int | None:
-    value = metadata.get(f"tokenizer.ggml.{key}_token_id")
-    return value if isinstance(value, int) and value >= 0 else None
+    ends = {index for key in ("eos", "eot", "eom") if (index := token_id(metadata, key)) is not None and index < len(tokens)}
+    ends |= ends_by_name(fast) - {token_id(metadata, "unknown")}
+    special = SpecialTokens(tuple(sorted(ends)), token_id(metadata, "bos"), texts)
+    fill_in = fill_in_of_gguf(metadata, fast.token_to_id, len(tokens))
+    return Tokenizer(fast, special, template, fill_in, bos_is_always_first=True)
 
 
 def _from_huggingface(path: Path) -> Tokenizer:
-    file = tokenizer_json(path)
-    try:
-        fast = FastTokenizer.from_file(str(file))
-    except Exception as error:  # the library raises the base class itself
-        raise ModelError(f"{file}: not a readable tokenizer: {error}") from error
+    file = tokenizer_file(path)
     settings = read_settings(path / "tokenizer_config.json")
+    if file.suffix == ".model":
+        fast = build_from_file(file, settings)
+    else:
+        try:
+            fast = FastTokenizer.from_file(str(file))
+        except Exception as error:  # the library raises the base class itself
+            raise ModelError(f"{file}: not a readable tokenizer: {error}") from error
     texts = {key: text for key, value in settings.items() if key.endswith("_token") and (text := _token_text(value)) is not None}
     ends: set[int] = set()
     for name in ("generation_config.json", "config.json"):  # the first that says it: generation_config overrides config

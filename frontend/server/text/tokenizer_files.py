@@ -4,30 +4,34 @@ Free of the libraries that build them, so that the launcher can ask before it st
 """
 
 import json
+import math
 import reprlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
+from frontend.server.text.splits import SPLITS
 from protocol.errors import ModelError
 from protocol.foreign_files import ENOUGH, kind_of, recognise
 from protocol.gguf_header import Value
 
-# The names that GGUF files give to the rules by which text is split before it is merged.
-GPT2, SMOLLM = ("gpt-2",), ("smollm",)
-LLAMA3 = ("llama-bpe", "llama3", "llama-v3")
-QWEN2 = ("qwen2",)
-
 _OTHER_WAY = "use the model's Hugging Face directory"
+_CONVERT = f"convert the model again with a newer llama.cpp, or {_OTHER_WAY}"
+_NORMAL = 1  # the type of most tokens
 _LARGEST_FILE = 1 << 24  # bytes, of a template or of settings
 
 
 @dataclass(frozen=True, slots=True)
 class GgufVocabulary:
-    """Of a byte-level BPE tokenizer. `pre` is one of the names above."""
+    """Of a tokenizer of either kind that is read: byte-level BPE, split by the rule `pre`, or SentencePiece."""
 
-    pre: str
+    kind: Literal["gpt2", "llama"]
     tokens: list[str]
-    merges: list[str]  # pairs with a space between
+    types: list[int]  # of each token, as llama.cpp and SentencePiece number them; 1, a normal one, where the file does not say
+    pre: str = ""
+    merges: Sequence[str] = ()  # pairs with a space between
+    scores: Sequence[float] = ()  # of each token; SentencePiece only
 
 
 def gguf_vocabulary(metadata: dict[str, Value]) -> GgufVocabulary:
@@ -35,20 +39,26 @@ def gguf_vocabulary(metadata: dict[str, Value]) -> GgufVocabulary:
     kind = metadata.get("tokenizer.ggml.model")
     if kind is None:
         raise ModelError(f"tokenizer.ggml.model is missing: {_OTHER_WAY}")
+    if kind == "llama":
+        tokens = _texts(metadata, "tokenizer.ggml.tokens")
+        scores = metadata.get("tokenizer.ggml.scores")
+        if not isinstance(scores, list) or not all(isinstance(score, (int, float)) and not math.isnan(score) for score in scores):
+            raise ModelError(f"tokenizer.ggml.scores is {reprlib.repr(scores)}, a list of numbers is wanted: {_CONVERT}")
+        if len(scores) != len(tokens):
+            raise ModelError(f"tokenizer.ggml.scores holds {len(scores)} numbers for {len(tokens)} tokens: {_CONVERT}")
+        return GgufVocabulary("llama", tokens, _types(metadata, len(tokens)), scores=[float(score) for score in scores])
     if kind != "gpt2":
         raise ModelError(
-            f"tokenizer.ggml.model is {reprlib.repr(kind)}; only byte-level BPE ('gpt2') is read from GGUF: {_OTHER_WAY}"
+            f"tokenizer.ggml.model is {reprlib.repr(kind)}; byte-level BPE ('gpt2') and SentencePiece ('llama') are read from "
+            f"GGUF: {_OTHER_WAY}"
         )
     pre = metadata.get("tokenizer.ggml.pre")
-    known = (*GPT2, *SMOLLM, *LLAMA3, *QWEN2)
     if pre is None:
-        raise ModelError(
-            "tokenizer.ggml.pre is missing, so it is not known how the model splits text: convert the model again with a newer "
-            f"llama.cpp, or {_OTHER_WAY}"
-        )
-    if not isinstance(pre, str) or pre not in known:
-        raise ModelError(f"tokenizer.ggml.pre is {reprlib.repr(pre)}, only {', '.join(known)} are supported: {_OTHER_WAY}")
-    return GgufVocabulary(pre, _texts(metadata, "tokenizer.ggml.tokens"), _texts(metadata, "tokenizer.ggml.merges"))
+        raise ModelError(f"tokenizer.ggml.pre is missing, so it is not known how the model splits text: {_CONVERT}")
+    if not isinstance(pre, str) or pre not in SPLITS:
+        raise ModelError(f"tokenizer.ggml.pre is {reprlib.repr(pre)}, only {', '.join(SPLITS)} are supported: {_OTHER_WAY}")
+    tokens = _texts(metadata, "tokenizer.ggml.tokens")
+    return GgufVocabulary("gpt2", tokens, _types(metadata, len(tokens)), pre, _texts(metadata, "tokenizer.ggml.merges"))
 
 
 def gguf_template(metadata: dict[str, Value]) -> str | None:
@@ -59,13 +69,18 @@ def gguf_template(metadata: dict[str, Value]) -> str | None:
     return template
 
 
-def tokenizer_json(directory: Path) -> Path:
-    """Where a Hugging Face directory holds its tokenizer. Raises ModelError when it does not, or in a file of another kind."""
+def tokenizer_file(directory: Path) -> Path:
+    """Where a Hugging Face directory holds its tokenizer: its tokenizer.json, or SentencePiece's tokenizer.model where there is
+    no other. Raises ModelError when it does not, or in a file of another kind.
+    """
     path = directory / "tokenizer.json"
     try:
         if not path.is_file():
+            if (directory / "tokenizer.model").is_file():
+                return directory / "tokenizer.model"
+            tekken = ", but a tekken.json, which is not read" if (directory / "tekken.json").is_file() else ""
             raise ModelError(
-                f"{directory}: no tokenizer.json: download it too, or write it with `save_pretrained` of a fast tokenizer"
+                f"{directory}: no tokenizer.json{tekken}: download it too, or write it with `save_pretrained` of a fast tokenizer"
             )
         with open(path, "rb") as file:
             head = file.read(ENOUGH)
@@ -137,3 +152,15 @@ def _texts(metadata: dict[str, Value], key: str) -> list[str]:
     if not isinstance(value, list) or not value or not isinstance(value[0], str):
         raise ModelError(f"{key} is {reprlib.repr(value)}, a list of texts is wanted")
     return [str(item) for item in value]
+
+
+def _types(metadata: dict[str, Value], count: int) -> list[int]:
+    key = "tokenizer.ggml.token_type"
+    value = metadata.get(key)
+    if value is None:
+        return [_NORMAL] * count
+    if not isinstance(value, list) or not all(isinstance(item, int) for item in value):
+        raise ModelError(f"{key} is {reprlib.repr(value)}, a list of numbers is wanted")
+    if len(value) != count:
+        raise ModelError(f"{key} holds {len(value)} numbers for {count} tokens: {_CONVERT}")
+    return [int(item) for item in value]

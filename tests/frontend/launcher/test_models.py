@@ -96,9 +96,12 @@ def test_a_directory_of_gguf_files_suggests_one(tmp_path: Path) -> None:
     [
         ({"llama.context_length": None}, r"llama\.context_length is missing"),
         ({"tokenizer.ggml.pre": None}, r"tokenizer\.ggml\.pre is missing"),
-        ({"tokenizer.ggml.model": "llama"}, r"tokenizer\.ggml\.model is 'llama'"),
+        ({"tokenizer.ggml.model": "t5"}, r"tokenizer\.ggml\.model is 't5'"),
         ({"tokenizer.chat_template": 3}, r"tokenizer\.chat_template is 3"),
-        ({"tokenizer.ggml.tokens": list("abcdefghijk")}, r"tokenizer\.ggml\.tokens names 11 tokens, but .* has 10 rows"),
+        (
+            {"tokenizer.ggml.tokens": list("abcdefghijk"), "tokenizer.ggml.token_type": None},
+            r"tokenizer\.ggml\.tokens names 11 tokens, but .* has 10 rows",
+        ),
     ],
 )  # fmt: skip
 def test_gguf_files_are_examined(tmp_path: Path, changes: dict[str, object], message: str) -> None:

@@ -10,11 +10,14 @@ from tokenizers import Tokenizer as FastTokenizer
 from tokenizers import decoders, models
 
 from frontend.errors import InvalidRequest
-from frontend.server.text.gguf_tokenizer import build_from_gguf
+from frontend.server.text.gguf_tokenizer import build_from_gguf, pre_tokenizer
+from frontend.server.text.splits import SPLITS
+from frontend.server.text.token_bytes import _from_byte_level
 from frontend.server.text.tokenizer import SpecialTokens, Tokenizer, load_tokenizer
 from protocol.config import EngineConfig
 from protocol.errors import ModelError
 from protocol.gguf_header import Value
+from tests.model_writer import METADATA, gguf_bytes
 
 
 def _config(path: Path) -> EngineConfig:
@@ -82,6 +85,66 @@ def test_gguf_splits_by_the_named_rules() -> None:
     assert _texts(build_from_gguf(metadata)[0], "ab12</s>") == ["<s>", "ab", "12", "</s>"]
 
 
+@pytest.mark.parametrize("pre", SPLITS)
+def test_every_rule_splits_into_pieces_that_make_up_the_text(pre: str) -> None:
+    text = "I'LL cafe\u0301s 12345 x²  CamelCase3\n\n //a/b!\n  ½d \u0939\u093f don'T \0\t"
+    pieces = [piece for piece, _ in pre_tokenizer(SPLITS[pre]).pre_tokenize_str(text)]
+    assert b"".join(map(_from_byte_level, pieces)).decode() == text
+
+
+@pytest.mark.parametrize(
+    ("pre", "text", "pieces"),
+    [
+        ("gpt-2", "I'LL don't", "I|'|LL| don|'t"),
+        ("llama-bpe", "I'LL don't", "I|'LL| don|'t"),
+        ("gpt-4o", "I'LL don't", "I'LL| don't"),
+        ("tekken", "I'LL don't", "I|'LL| don|'t"),
+        ("gpt-2", "12345 ½x", "12345| ½|x"),
+        ("refact", "12345 ½x", "1|2|3|4|5| |½|x"),
+        ("dbrx", "12345 ½x", "123|45| |½|x"),
+        ("qwen2", "12345 ½x", "1|2|3|4|5| |½|x"),
+        ("tekken", "12345", "1|2|3|4|5"),
+        ("gpt-4o", "12345", "123|45"),
+        ("llama-bpe", "CamelCase", "CamelCase"),
+        ("gpt-4o", "CamelCase HTTPServer", "Camel|Case| HTTPServer"),
+        ("tekken", "CamelCase HTTPServer", "Camel|Case| HTTPServer"),
+        ("qwen35", "हिन्दी", "हिन्दी"),
+        ("gpt-4o", "हिन्दी", "हिन्दी"),
+        ("qwen2", "a //\n/b", "a| //\n|/b"),
+        ("gpt-4o", "a //\n/b", "a| //\n/|b"),
+        ("llama-bpe", "a  \n \n  b", "a|  \n \n| | b"),
+    ],
+)
+def test_rules_split_as_the_models_do(pre: str, text: str, pieces: str) -> None:
+    found = [_from_byte_level(piece).decode() for piece, _ in pre_tokenizer(SPLITS[pre]).pre_tokenize_str(text)]
+    assert "|".join(found) == pieces
+
+
+def test_a_whole_word_is_its_token_where_merges_would_not_make_it() -> None:
+    metadata = _tiny()
+    tokens = metadata["tokenizer.ggml.tokens"]
+    assert isinstance(tokens, list)
+    metadata |= {
+        "tokenizer.ggml.tokens": [*map(str, tokens[:-1]), "cd"],
+        "tokenizer.ggml.token_type": [1] * len(tokens),
+        "tokenizer.ggml.add_bos_token": False,
+    }
+    for pre, whole in (("llama-bpe", True), ("tekken", True), ("dbrx", False), ("qwen2", False)):
+        fast, _ = build_from_gguf(metadata | {"tokenizer.ggml.pre": pre})
+        assert (fast.encode("cd").tokens == ["cd"]) is whole
+
+
+@pytest.mark.parametrize(("last", "ends"), [("<|end|>", (0, 5, 6, 8)), ("<|eot_id|>", (0, 5, 6, 7, 8))])
+def test_gguf_ends_are_known_by_name_too(tmp_path: Path, last: str, ends: tuple[int, ...]) -> None:
+    # What the file calls the unknown token is none; <|end|> ends a message of gpt-oss, not its answer.
+    tokens = [*"abcd", "ab", "<|return|>", "<|call|>", last, "<|im_end|>", "<|endoftext|>"]
+    ids = {"tokenizer.ggml.bos_token_id": 0, "tokenizer.ggml.eos_token_id": 0, "tokenizer.ggml.unknown_token_id": 9}
+    kinds = {"tokenizer.ggml.tokens": tokens, "tokenizer.ggml.token_type": [1] * 5 + [3, 4, 3, 3, 3]}
+    (tmp_path / "m.gguf").write_bytes(gguf_bytes({**METADATA, **ids, **kinds}, ()))
+    config = EngineConfig(model_path=str(tmp_path / "m.gguf"), model_format="gguf", served_model_names=("m",))
+    assert load_tokenizer(config).special.eos_ids == ends
+
+
 def test_gguf_begins_with_bos_where_the_model_says_so() -> None:
     fast, tokens = build_from_gguf(_tiny() | {"tokenizer.ggml.add_bos_token": True})
     assert fast.encode("ab").ids == [tokens.index("<s>"), tokens.index("ab")]
@@ -93,7 +156,7 @@ def test_gguf_begins_with_bos_where_the_model_says_so() -> None:
 @pytest.mark.parametrize(
     ("change", "match"),
     [
-        ({"tokenizer.ggml.model": "llama"}, "'llama'"),
+        ({"tokenizer.ggml.model": "rwkv"}, "'rwkv'"),
         ({"tokenizer.ggml.pre": "mystery"}, "'mystery'"),
         ({"tokenizer.ggml.tokens": []}, r"tokens is \[\], a list of texts"),
         ({"tokenizer.ggml.merges": ["nopair"]}, "nopair"),

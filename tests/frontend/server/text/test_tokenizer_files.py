@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from frontend.server.text.tokenizer_files import chat_template, gguf_template, gguf_vocabulary, read_settings, tokenizer_json
+from frontend.server.text.tokenizer_files import chat_template, gguf_template, gguf_vocabulary, read_settings, tokenizer_file
 from protocol.errors import ModelError
 from protocol.gguf_header import Value
 
@@ -17,6 +17,9 @@ METADATA: dict[str, Value] = {
 }
 
 
+SPM = METADATA | {"tokenizer.ggml.model": "llama", "tokenizer.ggml.scores": [0.0, 0.0, 0.0]}
+
+
 def without(key: str) -> dict[str, Value]:
     return {name: value for name, value in METADATA.items() if name != key}
 
@@ -25,10 +28,16 @@ def without(key: str) -> dict[str, Value]:
     ("metadata", "message"),
     [
         (without("tokenizer.ggml.model"), "tokenizer.ggml.model is missing: use the model's Hugging Face directory"),
-        (METADATA | {"tokenizer.ggml.model": "llama"}, r"tokenizer.ggml.model is 'llama'; only byte-level BPE \('gpt2'\)"),
+        (METADATA | {"tokenizer.ggml.model": "t5"}, "model is 't5'; byte-level BPE .* are read from GGUF: use the model's Hugging"),
+        (METADATA | {"tokenizer.ggml.model": "bert"}, "model is 'bert'; byte-level BPE"),
+        (METADATA | {"tokenizer.ggml.model": "llama"}, "tokenizer.ggml.scores is None, a list of numbers is wanted: convert"),
+        (SPM | {"tokenizer.ggml.scores": [0.0, float("nan"), 1.0]}, "scores is .*, a list of numbers is wanted"),
+        (SPM | {"tokenizer.ggml.scores": [0.0]}, "tokenizer.ggml.scores holds 1 numbers for 3 tokens: convert"),
+        (SPM | {"tokenizer.ggml.token_type": [1]}, "tokenizer.ggml.token_type holds 1 numbers for 3 tokens: convert"),
+        (SPM | {"tokenizer.ggml.token_type": "x"}, "token_type is 'x', a list of numbers is wanted"),
         (METADATA | {"tokenizer.ggml.model": [1]}, r"tokenizer.ggml.model is \[1\]"),
         (without("tokenizer.ggml.pre"), "tokenizer.ggml.pre is missing, so it is not known how the model splits text: convert"),
-        (METADATA | {"tokenizer.ggml.pre": "poro-chat"}, "pre is 'poro-chat', only gpt-2, smollm, .*qwen2 are supported"),
+        (METADATA | {"tokenizer.ggml.pre": "poro-chat"}, "pre is 'poro-chat', only gpt-2, .*smollm, .*qwen2, .* are supported"),
         (METADATA | {"tokenizer.ggml.pre": ["qwen2"]}, r"tokenizer.ggml.pre is \['qwen2'\], only"),
         (without("tokenizer.ggml.tokens"), "tokenizer.ggml.tokens is missing"),
         (METADATA | {"tokenizer.ggml.tokens": [1, 2]}, r"tokenizer.ggml.tokens is \[1, 2\], a list of texts"),
@@ -94,9 +103,9 @@ def test_settings_that_are_none(tmp_path: Path, content: bytes, message: str) ->
 
 def test_a_tokenizer_that_is_not_there_or_is_something_else(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="no tokenizer.json: download it too"):
-        tokenizer_json(tmp_path)
+        tokenizer_file(tmp_path)
     (tmp_path / "tokenizer.json").write_bytes(b"version https://git-lfs.github.com/spec/v1\n")
     with pytest.raises(ModelError, match=r"tokenizer\.json: not a tokenizer but a Git LFS pointer"):
-        tokenizer_json(tmp_path)
+        tokenizer_file(tmp_path)
     (tmp_path / "tokenizer.json").write_text("\n" + json.dumps({"model": {}}))
-    assert tokenizer_json(tmp_path) == tmp_path / "tokenizer.json"
+    assert tokenizer_file(tmp_path) == tmp_path / "tokenizer.json"
