@@ -275,6 +275,43 @@ void place_multiples(const uint8_t* raw, int column, S& to) {
   }
 }
 
+// Two and three bits are kept as four: a third of bf16's bytes.
+struct Q2_K {
+  using Panel = Unit<kLanes, Nibbles<kLanes>, MultiplesAndMinima<kLanes, 2>>;
+  static constexpr int kBytes = 84;
+  static void place(const uint8_t* raw, int column, Panel& to) {
+    for (int j = 0; j < 8; ++j) {
+      uint8_t quants[kBlock];
+      for (int i = 0; i < kBlock; ++i) quants[i] = raw[16 + j / 4 * 32 + i] >> j % 4 * 2 & 3;
+      to.blocks[j].set(column, quants);
+      for (int g = 0; g < 2; ++g) {
+        to.of_blocks.multiple[j][g][column] = raw[2 * j + g] & 15;
+        to.of_blocks.minimum_multiple[j][g][column] = raw[2 * j + g] >> 4;
+      }
+    }
+    to.of_blocks.scale[column] = two_bytes(raw + 80);
+    to.of_blocks.minimum[column] = two_bytes(raw + 82);
+  }
+};
+
+struct Q3_K {
+  using Panel = Unit<kLanes, Nibbles<kLanes>, Multiples<kLanes, 2, 4>>;
+  static constexpr int kBytes = 110;
+  static void place(const uint8_t* raw, int column, Panel& to) {
+    const uint8_t *pairs = raw + 32, *multiples = raw + 96;
+    for (int j = 0; j < 8; ++j) {
+      uint8_t quants[kBlock];
+      for (int i = 0; i < kBlock; ++i) quants[i] = (pairs[j / 4 * 32 + i] >> j % 4 * 2 & 3) | (raw[i] >> j & 1) << 2;
+      to.blocks[j].set(column, quants);
+      for (int g = 0; g < 2; ++g) {
+        const int at = 2 * j + g, low = multiples[at % 8] >> at / 8 * 4 & 15, high = multiples[8 + at % 4] >> at / 4 * 2 & 3;
+        to.of_blocks.multiple[j][g][column] = static_cast<int8_t>((low | high << 4) - 32);
+      }
+    }
+    to.of_blocks.scale[column] = two_bytes(raw + 108);
+  }
+};
+
 struct Q4_K {
   using Panel = Unit<kLanes, Nibbles<kLanes>, MultiplesAndMinima<kLanes, 1>>;
   static constexpr int kBytes = 144;

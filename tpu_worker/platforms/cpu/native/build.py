@@ -30,7 +30,7 @@ _LOG = logging.getLogger(__name__)
 
 SOURCES = Path(__file__).parent
 # Kinds of blocks that weights may stay in, by ggml's names. Each has a library, so that only those are compiled that a model has.
-KINDS = ("Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q4_K", "Q5_K", "Q6_K")
+KINDS = ("Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K")
 # Of each library, which is a .cc file, the custom calls; those of KINDS are made of one file and have none.
 LIBRARIES: Mapping[str, Sequence[str]] = MappingProxyType(
     {
