@@ -162,9 +162,14 @@ def _read_keys(path: str) -> tuple[str, ...]:
 
 def _prepare_cache(path: Path, remarks: list[str]) -> str:
     """The directory, or one in its place; none is no error, since without it the engine only starts more slowly."""
-    for directory, otherwise in ((path, temporary_cache()), (temporary_cache(), "none")):
-        try:
-            return str(private_directory(directory))
-        except OSError as error:
-            remarks.append(f"--compilation-cache {directory}: {error}; {otherwise} is used instead")
-    return ""
+    try:
+        return str(private_directory(path))
+    except OSError as error:
+        why = f"--compilation-cache {path}: {error}"
+    try:
+        found = str(private_directory(temporary_cache()))  # which there is none of where nothing temporary can be written
+    except OSError as error:
+        remarks.append(f"{why}; none is used instead, since {error}")
+        return ""
+    remarks.append(f"{why}; {found} is used instead")
+    return found

@@ -86,6 +86,16 @@ def user_unit(text: str) -> str:
     return "\n".join([head, "StandardError=append:%h/engine.log", *kept])
 
 
+# What a manager cannot put in force in namespaces of a test's, or what hides the interpreter and the files of this test.
+_OUT_OF_REACH = ("DynamicUser", "ProtectKernelLogs", "ProtectKernelTunables", "PrivateTmp", "ProtectHome")
+
+
+def sandboxed_unit(text: str) -> str:
+    """The unit with as much of its sandbox as can be in force here."""
+    kept = [line for line in text.splitlines() if not line.startswith((*_OUT_OF_REACH, "LoadCredential"))]
+    return "\n".join(kept).replace("[Service]\n", "[Service]\nStandardError=append:%h/engine.log\nReadWritePaths=/tmp\n", 1)
+
+
 def wait_for(condition: Callable[[], bool], what: str) -> None:
     """Returns when it is so; a hang fails the test."""
     deadline = time.monotonic() + _LIMIT
@@ -104,6 +114,38 @@ def test_a_real_manager_starts_watches_and_restarts_an_engine(installed: Path) -
             except AssertionError:
                 print(running.run("systemctl --user status --no-pager engine@demo.service; cat $HOME/engine.log $HOME/manager.log"))
                 raise
+    except RuntimeError as error:
+        pytest.skip(f"no manager runs in namespaces here: {error}")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(bool(why_not()), reason=why_not() or "-")
+def test_the_engine_compiles_and_serves_in_its_sandbox(installed: Path) -> None:
+    """The real model, with the kernels that are compiled for this processor and the programs that JAX compiles meanwhile."""
+    try:
+        with manager() as running:
+            with socket.create_server(("127.0.0.1", 0)) as free:
+                port = free.getsockname()[1]
+            units = running.home / "systemd/user"
+            units.mkdir(parents=True)
+            config = running.home / "demo.toml"
+            config.write_text(f'device = "cpu"\nmax-model-len = 256\nmax-num-seqs = 4\nport = {port}\n')
+            text = sandboxed_unit((installed / "engine@.service").read_text()).replace("/etc/twodeep/%i.toml", str(config))
+            (units / "engine@.service").write_text(text.replace("Restart=on-failure", "Restart=no"))
+            service = "engine@demo.service"
+            said = running.run(f"systemctl --user daemon-reload && systemctl --user start {service}")
+            assert said == "", said + running.run("cat $HOME/engine.log")
+            body = {"prompt": "The capital of France is", "max_tokens": 4, "temperature": 0}
+            answer = httpx.post(f"http://127.0.0.1:{port}/v1/completions", json=body, timeout=_LIMIT)
+            assert answer.json()["choices"][0]["text"].startswith(" Paris"), answer.text
+            pid = running.show(service, "MainPID")
+            for process in (pid, running.run("pgrep --exact tpu_worker-0")):
+                status = running.run(f"grep -E '^(NoNewPrivs|Seccomp|CapBnd|CapEff):' /proc/{process}/status").split()
+                assert status == ["CapEff:", "0" * 16, "CapBnd:", "0" * 16, "NoNewPrivs:", "1", "Seccomp:", "2"], status
+                refused = running.run(f"nsenter --mount --target {process} touch /usr/of-a-test")
+                assert "Read-only file system" in refused
+            assert running.run(f"systemctl --user stop {service}") == ""
+            assert running.show(service, "Result") == "success"
     except RuntimeError as error:
         pytest.skip(f"no manager runs in namespaces here: {error}")
 
