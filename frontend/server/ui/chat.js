@@ -47,7 +47,7 @@ export class Chat {
     this.#parts.input.placeholder = what;
     this.#parts.input.disabled = this.#parts.send.disabled = false;
     this.#parts.empty.textContent = about.chats
-      ? "Say something, and watch its steps go by above."
+      ? "Say something, and watch its steps go by."
       : "Begin a text, and the model goes on with it.";
   }
 
