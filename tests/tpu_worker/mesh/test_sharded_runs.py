@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from tests.tpu_worker import tiny_experts
 from tests.tpu_worker.tiny_models import FAMILIES, make_tensors, write_model
 
 LAYERS = 2
@@ -42,3 +43,20 @@ def test_shards_change_no_token(family: str, budget: int, sizes: tuple[str, ...]
                 assert np.abs(np.array(scores) - np.array(expected)).max() < 0.05
         # One for the embedding, and in each layer one behind attention and one behind the MLP; the head's logits are gathered.
         assert several["collectives"] == {"all-reduce": 1 + 2 * LAYERS, "all-gather": 1, "all-to-all": 0, "collective-permute": 0}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("num_experts", [8, 6], ids=["dealt out", "each of them cut"])
+def test_experts_on_several_chips_change_no_token(num_experts: int, tmp_path: Path) -> None:
+    """With biases, which are added once, and sinks, which are cut like heads."""
+    config = {**tiny_experts.FAMILIES["gpt_oss"], **SIZES, "num_local_experts": num_experts}
+    model = write_model(tmp_path, config, tiny_experts.make_tensors(config))
+    command = [sys.executable, "-m", "tests.tpu_worker.mesh.sharded_runs", str(model), "64", "1", "2", "4"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    runs: dict[str, dict[str, Any]] = json.loads(done.stdout)
+    for shards in ("2", "4"):
+        for name, output in runs[shards]["outputs"].items():
+            assert output["tokens"] == runs["1"]["outputs"][name]["tokens"], (shards, name)
+        collectives = {"all-reduce": 1 + 2 * LAYERS, "all-gather": 1, "all-to-all": 0, "collective-permute": 0}
+        assert runs[shards]["collectives"] == collectives
