@@ -28,15 +28,38 @@ HF_ARCHITECTURES = (
     "MixtralForCausalLM",
     "Qwen3MoeForCausalLM",
     "GptOssForCausalLM",
+    "Gemma2ForCausalLM",
+    "Gemma3ForCausalLM",
+    "Gemma3ForConditionalGeneration",
+    "Phi3ForCausalLM",
+    "SmolLM3ForCausalLM",
+    "Olmo2ForCausalLM",
+    "GraniteForCausalLM",
+    "MinistralForCausalLM",
+    "Ministral3ForCausalLM",
+    "Mistral3ForConditionalGeneration",
 )
-GGUF_ARCHITECTURES = ("llama", "qwen2", "qwen3", "qwen3moe", "gpt-oss")
+GGUF_ARCHITECTURES = (
+    "llama",
+    "qwen2",
+    "qwen3",
+    "qwen3moe",
+    "gpt-oss",
+    "gemma2",
+    "gemma3",
+    "phi3",
+    "smollm3",
+    "olmo2",
+    "granite",
+    "mistral3",
+)
 
 _EXPERTS = ("num_experts", "num_local_experts", "expert_count")
 _AGAIN = ": download the model again, or convert it again"
 _LARGEST_CONFIG = 1 << 24  # bytes
 _LARGEST_SIZE = 1 << 31  # positions and token ids are int32
 _GGUF_LAYER = re.compile(r"blk\.(\d{1,9})\.")
-_HF_LAYER = re.compile(r"model\.layers\.(\d{1,9})\.")
+_HF_LAYER = re.compile(r"(?:language_model\.)?model\.(?:language_model\.)?layers\.(\d{1,9})\.")  # of text
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,6 +153,8 @@ def read_config(path: Path, supported: Sequence[str] = HF_ARCHITECTURES) -> tupl
             f"{path}: quantization_config: quantised weights are not supported in a Hugging Face directory: "
             "use the unquantised model, or a GGUF file"
         )
+    if isinstance(text := fields.get("text_config"), dict):  # of a model that also sees: what is beside it says how it is joined
+        fields = {**{key: value for key, value in fields.items() if key not in text}, **text}
     return names[0], fields
 
 

@@ -1,12 +1,12 @@
-"""Writes tests/data/family_references.json: what Hugging Face transformers computes, in float32, on the tests' tiny models.
+"""Writes tests/data/family_references.json and families/: what Hugging Face transformers computes, in float32, on tiny models.
 
-    python scripts/make_family_references.py tests/data/family_references.json
+    python scripts/make_family_references.py tests/data/family_references.json [NAME …]
 
-Those of mixtures of experts are written to files of their own, in the directory families beside it.
+Without names all are written; with names those of the directory families beside it, each to a file of its own.
 
-Run it from the repository's root, in an environment of its own with torch, transformers, numpy, ml_dtypes and safetensors: neither
-of the first two is a dependency of the engine. The weights are those of `tests/tpu_worker/tiny_models.py` and `tiny_experts.py`; a
-hash of them tells a test when they are no longer the same.
+Run it from the repository's root, in an environment of its own with torch, transformers, numpy, ml_dtypes, gguf and safetensors:
+neither of the first two is a dependency of the engine. The weights are those of `tests/tpu_worker/tiny_models.py`,
+`tiny_experts.py` and `tiny_dense.py`; a hash of them tells a test when they are no longer the same.
 """
 
 import json
@@ -17,11 +17,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from transformers import AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from tests.tpu_worker import tiny_experts
+from tests.tpu_worker import tiny_dense, tiny_experts
 from tests.tpu_worker.tiny_models import FAMILIES, Tensors, hash_of, make_tensors, write_model
 
 LENGTH = 96  # tokens: more than four windows, and three times the context that the scaled rotation begins at
@@ -47,14 +47,32 @@ def reference_of(name: str, config: dict[str, Any], tensors: Tensors) -> dict[st
     return reference
 
 
+def shapes_of(config: dict[str, Any]) -> dict[str, list[int]]:
+    """The tensors of a checkpoint, as transformers names them."""
+    with tempfile.TemporaryDirectory() as directory:
+        (Path(directory) / "config.json").write_text(json.dumps(config))
+        model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(directory))
+    tied = config["tie_word_embeddings"]
+    return {name: list(one.shape) for name, one in model.state_dict().items() if not (tied and name == "lm_head.weight")}
+
+
 def main() -> None:
-    path = Path(sys.argv[1])
-    references = {name: reference_of(name, config, make_tensors(config)) for name, config in FAMILIES.items()}
-    rows = ",\n".join(f"{json.dumps(name)}:{json.dumps(row, separators=(',', ':'))}" for name, row in references.items())
-    path.write_text(f"{{\n{rows}\n}}\n")
-    for name, config in tiny_experts.FAMILIES.items():
-        reference = reference_of(name, config, tiny_experts.make_tensors(config))
+    path, names = Path(sys.argv[1]), sys.argv[2:]
+    if not names:
+        references = {name: reference_of(name, config, make_tensors(config)) for name, config in FAMILIES.items()}
+        rows = ",\n".join(f"{json.dumps(name)}:{json.dumps(row, separators=(',', ':'))}" for name, row in references.items())
+        path.write_text(f"{{\n{rows}\n}}\n")
+
+    def write(name: str, reference: dict[str, Any]) -> None:
         (path.parent / "families" / f"{name}.json").write_text(json.dumps(reference, separators=(",", ":")) + "\n")
+
+    for name, config in tiny_experts.FAMILIES.items():
+        if not names or name in names:
+            write(name, reference_of(name, config, tiny_experts.make_tensors(config)))
+    for name, config in tiny_dense.FAMILIES.items():
+        if not names or name in names:
+            shapes = shapes_of(config)
+            write(name, {**reference_of(name, config, tiny_dense.make_tensors(config, shapes)), "shapes": shapes})
 
 
 if __name__ == "__main__":

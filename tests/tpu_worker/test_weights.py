@@ -273,7 +273,7 @@ def test_damaged_directories(tmp_path: Path, damage, message: str) -> None:  # t
         ({"architectures": ["BertModel"]}, "architecture 'BertModel' is not supported, only LlamaForCausalLM"),
         ({"architectures": None}, "architectures is missing"),
         ({"hidden_act": "gelu"}, "hidden_act 'gelu'"),
-        ({"rope_scaling": {"rope_type": "longrope", "factor": 4.0}}, "rope scaling 'longrope'"),
+        ({"rope_scaling": {"rope_type": "ntk", "factor": 4.0}}, "rope scaling 'ntk'"),
         ({"quantization_config": {"quant_method": "gptq"}}, "quantised"),
         ({"num_key_value_heads": 3}, "4 heads cannot share 3"),
         ({"num_hidden_layers": 0}, "0 layers: there must be between 1 and"),

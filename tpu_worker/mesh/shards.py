@@ -37,6 +37,7 @@ def shard_platform(platform: Platform) -> Platform:
         linear=functools.partial(_linear, products),
         experts=functools.partial(_experts, products),
         lookup=functools.partial(_lookup, products),
+        mean_of_shards=lambda x: jax.lax.pmean(x, AXIS),
     )
     return replace(platform, products=sharded)
 

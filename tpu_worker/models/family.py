@@ -1,7 +1,7 @@
 """What the file of a family brings, and a model of it."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeAlias
 
 import jax
@@ -48,7 +48,17 @@ class Family:
     forward: Forward
     logits: Logits
     gguf_names: Mapping[str, str]  # of modules, within a layer or outside of all, by their Hugging Face names
+    # Prefixes of names in Hugging Face checkpoints that also hold more than text, and what is to be read in their place.
+    prefixes: Mapping[str, str] = field(default_factory=dict)
+    left_out: tuple[str, ...] = ()  # prefixes of what is not text, which is not loaded
     interleaved: tuple[str, ...] = ()  # modules whose rows GGUF files hold as rotary pairs side by side, instead of halves
+
+    def huggingface_name(self, stored: str) -> str:
+        """The name of a tensor, by the one that a checkpoint has for it."""
+        for prefix, instead in self.prefixes.items():
+            if stored.startswith(prefix):
+                return instead + stored.removeprefix(prefix)
+        return stored
 
     def gguf_name(self, name: str) -> str:
         """`model.layers.3.mlp.up_proj.weight` -> `blk.3.ffn_up.weight`. Raises KeyError for a name that it does not know."""

@@ -1,18 +1,38 @@
 """What a family reads of a model's files: the fields of a config.json, or the metadata of a GGUF file, each with its complaints."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, TypeVar
 
 import msgspec
 
 from protocol.errors import ModelError
 from protocol.gguf_header import GgufHeader
-from tpu_worker.models.rope import Rope, rope_from_config, rope_scaling_from_gguf
+from tpu_worker.models.rope import Rope, RopeScaling, rope_from_config, rope_scaling_from_gguf
 from tpu_worker.models.spec import ModelSpec
 
 Config = TypeVar("Config", bound=msgspec.Struct)
+
+# Fields that change what is computed, and the values that change nothing; families that read a field decide for themselves.
+_PLAIN: Mapping[str, object] = MappingProxyType(
+    {
+        "hidden_act": "silu",
+        "hidden_activation": "silu",
+        "attn_logit_softcapping": None,
+        "final_logit_softcapping": None,
+        "query_pre_attn_scalar": None,
+        "use_bidirectional_attention": False,
+        "embedding_multiplier": 1.0,
+        "residual_multiplier": 1.0,
+        "attention_multiplier": None,
+        "logits_scaling": 1.0,
+        "no_rope_layers": None,
+        "clip_qkv": None,
+        "attention_chunk_size": None,
+    }
+)
 
 _MOST_LAYERS = 1024  # the deepest models have a few hundred
 
@@ -31,13 +51,15 @@ class ConfigJson:
             config = msgspec.convert(self.fields, kind)
         except msgspec.ValidationError as error:
             raise ModelError(f"{self.path}: {error}") from error
-        if (activation := self.fields.get("hidden_act", "silu")) != "silu":
-            raise ModelError(f"{self.path}: hidden_act {activation!r} is not supported, only 'silu'")
+        for name, plain in _PLAIN.items():
+            if name not in kind.__struct_fields__ and (value := self.fields.get(name, plain)) not in (plain, None):
+                wanted = f"only {plain!r}" if plain else f"{self.architecture} has no such thing: leave it out"
+                raise ModelError(f"{self.path}: {name} {value!r} is not supported, {wanted}")
         return config
 
-    def rope(self, head_dim: int, layer_type: str | None = None) -> Rope:
+    def rope(self, head_dim: int, layer_type: str | None = None, default_theta: float = 10000.0) -> Rope:
         """The rotation of heads of this size, in layers of this type. Raises ModelError."""
-        return rope_from_config(self.path, self.fields, head_dim, layer_type)
+        return rope_from_config(self.path, self.fields, head_dim, layer_type, default_theta)
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,27 +107,28 @@ class GgufFile:
             raise ModelError(f"{self.path}: tensor token_embd.weight is missing")
         return embedding.shape[0]
 
-    def rope(self, head_dim: int) -> Rope:
-        """The rotation of heads of this size, in every layer. Raises ModelError."""
-        theta = self.number("rope.freq_base", 10000.0)
-        if not theta > 0:
-            raise ModelError(f"{self.path}: {self.architecture}.rope.freq_base is {theta}, but must be above 0")
+    def rope(self, head_dim: int, theta: str = "rope.freq_base", default_theta: float = 10000.0, *, scaled: bool = True) -> Rope:
+        """The rotation of heads of this size; theta: the field that its base is in. Raises ModelError."""
+        size, base = self.integer("rope.dimension_count", head_dim), self.number(theta, default_theta)
+        if not 2 <= size <= head_dim or size % 2:
+            raise ModelError(f"{self.path}: {self.architecture}.rope.dimension_count is {size} of heads of {head_dim}")
+        if not base > 0:
+            raise ModelError(f"{self.path}: {self.architecture}.{theta} is {base}, but must be above 0")
+        return Rope(size, base, self._rope_scaling() if scaled else None)
+
+    def _rope_scaling(self) -> RopeScaling | None:
+        factor = None
         for key in ("rope.scaling.factor", "rope.scale_linear"):
-            factor = self.number(key) if self.says(key) else None
-            if factor is not None:
+            if self.says(key) and (factor := self.number(key)):
                 break
+        if self.has("rope_factors_long.weight"):
+            original = self.integer("rope.scaling.original_context_length")
+            amplitude = self.number("rope.scaling.attn_factor", 1.0)
+            return RopeScaling("longrope", factor or 1.0, original_context=original, amplitude=amplitude)
         kind = self.header.metadata.get(f"{self.architecture}.rope.scaling.type")
-        original = "rope.scaling.original_context_length"
-        context = self.integer(original) if self.says(original) else None
-        scaling = rope_scaling_from_gguf(self.path, kind, factor, context)
-        if scaling is not None and scaling.kind == "yarn":
-            scaling = replace(
-                scaling,
-                beta_fast=self.number("rope.scaling.yarn_beta_fast", scaling.beta_fast),
-                beta_slow=self.number("rope.scaling.yarn_beta_slow", scaling.beta_slow),
-                amplitude=scaling.amplitude * self.number("rope.scaling.attn_factor", 1.0),
-            )
-        return Rope(head_dim, theta, scaling)
+        return rope_scaling_from_gguf(
+            self.path, kind, factor or None, lambda key, default: self.number(f"rope.scaling.{key}", default)
+        )
 
 
 def check_num_layers(path: object, num_layers: int) -> int:

@@ -111,8 +111,8 @@ def read_gguf(file: GgufFile) -> ModelSpec:
     return replace(spec, layers=tuple(complete(index, layer) for index, layer in enumerate(spec.layers)))
 
 
-def _unrounded(rope: Rope) -> Rope:
-    return rope if rope.scaling is None else replace(rope, scaling=replace(rope.scaling, truncate=False))
+def _unrounded(rope: Rope | None) -> Rope | None:
+    return rope if rope is None or rope.scaling is None else replace(rope, scaling=replace(rope.scaling, truncate=False))
 
 
 FAMILY = Family(

@@ -17,12 +17,12 @@ def read_config(file: ConfigJson) -> ModelSpec:
     """See Family."""
     config = file.read(Config)
     bias = config.attention_bias
-    return decoder.spec_with_windows(file, config, qkv_bias=bias, output_bias=bias, qk_norm=True)
+    return decoder.spec_with_windows(file, config, qkv_bias=bias, output_bias=bias, qk_norm="head")
 
 
 def read_gguf(file: GgufFile) -> ModelSpec:
     """See Family."""
-    return decoder.spec_from_gguf(file, qk_norm=True)
+    return decoder.spec_from_gguf(file, qk_norm="head")
 
 
 FAMILY = Family(

@@ -54,7 +54,7 @@ def read_config(file: ConfigJson) -> ModelSpec:
         sliding_window=config.sliding_window if config.use_sliding_window else None,
         qkv_bias=config.attention_bias,
         output_bias=config.attention_bias,
-        qk_norm=True,
+        qk_norm="head",
     )
     experts = ExpertsSpec(config.num_experts, config.num_experts_per_tok, config.norm_topk_prob)
     sparse = replace(layer, experts=experts, intermediate_size=config.moe_intermediate_size)
@@ -67,7 +67,7 @@ def read_config(file: ConfigJson) -> ModelSpec:
 
 def read_gguf(file: GgufFile) -> ModelSpec:
     """See Family."""
-    return decoder.spec_from_gguf(file, qk_norm=True)
+    return decoder.spec_from_gguf(file, qk_norm="head")
 
 
 FAMILY = Family(

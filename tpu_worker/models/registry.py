@@ -5,12 +5,40 @@ from pathlib import Path
 
 from protocol.gguf_header import GgufHeader
 from protocol.model_files import gguf_architecture, read_config
-from tpu_worker.models import gpt_oss, llama, mixtral, qwen2, qwen3, qwen3_moe
+from tpu_worker.models import (
+    gemma2,
+    gemma3,
+    gpt_oss,
+    granite,
+    llama,
+    ministral,
+    mixtral,
+    olmo2,
+    phi3,
+    qwen2,
+    qwen3,
+    qwen3_moe,
+    smollm3,
+)
 from tpu_worker.models.family import Family, Model
 from tpu_worker.models.files import ConfigJson, GgufFile
 
 # `protocol.model_files` has their names, too, for the launcher.
-FAMILIES: tuple[Family, ...] = (llama.FAMILY, qwen2.FAMILY, qwen3.FAMILY, mixtral.FAMILY, qwen3_moe.FAMILY, gpt_oss.FAMILY)
+FAMILIES: tuple[Family, ...] = (
+    llama.FAMILY,
+    qwen2.FAMILY,
+    qwen3.FAMILY,
+    mixtral.FAMILY,
+    qwen3_moe.FAMILY,
+    gpt_oss.FAMILY,
+    gemma2.FAMILY,
+    gemma3.FAMILY,
+    phi3.FAMILY,
+    smollm3.FAMILY,
+    olmo2.FAMILY,
+    granite.FAMILY,
+    ministral.FAMILY,
+)
 
 
 def model_from_config(path: Path, families: Sequence[Family] = FAMILIES) -> Model:

@@ -29,12 +29,19 @@ class LayerSpec:
     num_kv_heads: int
     head_dim: int
     intermediate_size: int
-    rope: Rope
+    rope: Rope | None  # None: queries and keys are not rotated
     sliding_window: int | None = None  # tokens that a token attends to, itself included
     qkv_bias: bool = False
     output_bias: bool = False  # on the attention's output projection
     mlp_bias: bool = False
-    qk_norm: bool = False  # queries and keys are normed, head by head, before they are rotated
+    qk_norm: Literal["head", "projection"] | None = None  # queries and keys are normed before they are rotated, over what
+    scale: float | None = None  # of the scores; None: 1 / sqrt(head_dim)
+    soft_cap: float | None = None  # c: a score s becomes c · tanh(s / c)
+    position_scale: tuple[float, int] | None = None  # (b, n): queries at p are multiplied by 1 + b · log(1 + ⌊p / n⌋)
+    activation: Activation = "silu"
+    norm_before: bool = True  # of attention and MLP each: their inputs are normed
+    norm_after: bool = False  # … and what they add to the residual is
+    residual_scale: float = 1.0  # what they add is multiplied by it
     sinks: bool = False  # each head has a score that takes part in its softmax, and that nothing is weighted with
     experts: ExpertsSpec | None = None  # in place of the MLP
 
@@ -50,11 +57,15 @@ class ModelSpec:
     norm_eps: float
     tied_embeddings: bool
     layers: tuple[LayerSpec, ...]
+    embedding_scale: float = 1.0  # embeddings are multiplied by it
+    logit_scale: float = 1.0  # … and logits by this
+    logit_soft_cap: float | None = None  # c: a logit x becomes c · tanh(x / c)
+    norm_offset: float = 0.0  # what is added to the weights of norms as they are stored
 
     @property
     def ropes(self) -> tuple[Rope, ...]:
         """The different rotations, in the order of the layers that use them first."""
-        return tuple(dict.fromkeys(layer.rope for layer in self.layers))
+        return tuple(dict.fromkeys(layer.rope for layer in self.layers if layer.rope is not None))
 
 
 # "choices" are experts, too: of a router, of which every chip has all.
@@ -102,6 +113,7 @@ class ParameterSpec:
     kind: Literal["matrix", "gated", "vector", "table"]
     parts: tuple[Part, ...]
     num_experts: int = 0  # of a matrix: one for each of so many, whose parts follow one another
+    offset: float = 0.0  # of a vector: added to what is stored
 
     def of_expert(self, expert: int) -> "ParameterSpec":
         """One expert's matrix."""

@@ -38,3 +38,13 @@ class AttentionSpec:
     scale: float  # of the scores
     sliding_window: int | None = None  # tokens that a token attends to, itself included; None: all before it
     soft_cap: float | None = None  # c: a score s becomes c · tanh(s / c) (Gemma 2)
+    position_scale: tuple[float, int] | None = None  # (b, n): queries at p are multiplied by 1 + b · log(1 + ⌊p / n⌋) (Llama 4)
+
+    def scale_queries(self, qkv: jax.Array, positions: jax.Array, num_heads: int) -> jax.Array:
+        """qkv [T, (H + 2 KH) * D] with its queries, at positions [T], multiplied as `position_scale` has it."""
+        if self.position_scale is None:
+            return qkv
+        slope, length = self.position_scale
+        factor = 1 + jnp.float32(slope) * jnp.log1p((positions // length).astype(jnp.float32))
+        is_query = jnp.arange(qkv.shape[1]) < num_heads * self.head_dim
+        return qkv * jnp.where(is_query, factor[:, None], jnp.float32(1.0))

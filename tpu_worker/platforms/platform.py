@@ -231,6 +231,9 @@ class Products:
     pick: Pick
     mask: Mask
     rows_are_stable: RowsAreStable
+    mean_of_shards: Callable[[jax.Array], jax.Array] = lambda x: (
+        x
+    )  # over the parts that shards have of a row, as large as each other
 
 
 class Memory(Protocol):

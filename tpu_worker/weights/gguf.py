@@ -14,12 +14,13 @@ from protocol.errors import ModelError
 from protocol.gguf_header import TensorInfo, read_gguf_header
 from tpu_worker.models.registry import model_from_gguf
 from tpu_worker.models.rope import Rope
-from tpu_worker.models.spec import Part
+from tpu_worker.models.spec import Part, Within
 from tpu_worker.weights.blocks import KINDS, BlockMatrix
 from tpu_worker.weights.source import check_all_used, check_shape, missing_tensor
 
 _KIND_OF = {number: kind for kind, number in KINDS.items()}
-_ROPE_FACTORS = "rope_freqs.weight"  # [rotary size // 2]: what each rotary frequency is divided by
+# [rotary size // 2]: what each rotary frequency is divided by, always or by the length of sequences
+_ROPE_FACTORS, _ROPE_LONG, _ROPE_SHORT = "rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight"
 
 
 class GgufSource:
@@ -31,7 +32,7 @@ class GgufSource:
         self._header = read_gguf_header(path)
         self.model = model_from_gguf(self._path, self._header)
         used = {self._name(part) for group in self.model.parameters() for one in group.values() for part in one.parts}
-        check_all_used(path, self.model, self._header.tensors.keys() - used - {_ROPE_FACTORS})
+        check_all_used(path, self.model, self._header.tensors.keys() - used - {_ROPE_FACTORS, _ROPE_LONG, _ROPE_SHORT})
         files = {info.path for info in self._header.tensors.values()}
         self._bytes = {file: np.memmap(file, np.uint8, mode="r") for file in files}
 
@@ -55,17 +56,21 @@ class GgufSource:
         order = self._row_order(part)
         return blocks if order is None else blocks.take(order)
 
-    def inverse_frequencies(self, rope: Rope) -> Float32Array:
-        """As the protocol says. Llama 3's scaling comes as a tensor of divisors."""
-        frequencies = rope.inverse_frequencies()
-        info = self._header.tensors.get(_ROPE_FACTORS)
+    def inverse_frequencies(self, rope: Rope, num_positions: int = 0) -> Float32Array:
+        """As the protocol says. Llama 3's scaling comes as a tensor of divisors, Phi-3's as two."""
+        frequencies, name = rope.inverse_frequencies(num_positions), _ROPE_FACTORS
+        if rope.scaling is not None and rope.scaling.kind == "longrope":
+            name = _ROPE_LONG if rope.scaling.is_long(num_positions) else _ROPE_SHORT
+        info = self._header.tensors.get(name)
         if info is None:
             return frequencies
-        check_shape(self._path, Part(_ROPE_FACTORS, frequencies.shape, ("rotary",)), info.shape)
-        return frequencies / self._dequantise(_ROPE_FACTORS, info)
+        check_shape(self._path, Part(name, frequencies.shape, ("rotary",)), info.shape)
+        return frequencies / self._dequantise(name, info)
 
     def _name(self, part: Part) -> str:
-        """Of the tensor that holds the part: of an expert's that of all experts, or its own in older files."""
+        """Of the tensor that holds the part: of an expert's that of all experts, or its own in older files; or a fused one."""
+        if (within := self._within(part)) is not None:
+            return self.model.family.gguf_name(within.name)
         if part.expert is None:
             return self.model.family.gguf_name(part.name)
         before, _, after = part.name.partition(f".experts.{part.expert}.")
@@ -73,12 +78,25 @@ class GgufSource:
         own = name.replace("_exps.", f".{part.expert}.")
         return own if own in self._header.tensors and name not in self._header.tensors else name
 
+    def _within(self, part: Part) -> Within | None:
+        """Where a part lies in a tensor that holds others, too, if it has none of its own."""
+        names = self.model.family.gguf_names
+        if part.expert is not None or not part.within or part.name.split(".", 3)[-1].rpartition(".")[0] in names:
+            return None
+        return part.within[0]
+
     def _find(self, part: Part) -> TensorInfo:
-        """The tensor of a part, or the piece of it that is an expert's."""
+        """The tensor of a part, or the piece of it that is the part."""
         name = self._name(part)
         info = self._header.tensors.get(name)
         if info is None:
             raise missing_tensor(self._path, part)
+        if (within := self._within(part)) is not None:
+            check_shape(self._path, within, info.shape)
+            (rows,) = within.index
+            assert isinstance(rows, range)
+            row = info.num_bytes // info.shape[0]
+            return replace(info, shape=part.shape, offset=info.offset + rows.start * row, num_bytes=len(rows) * row)
         if part.expert is None or "_exps." not in name:
             check_shape(self._path, part, info.shape)
             return info

@@ -9,11 +9,12 @@ import jax
 import ml_dtypes
 import numpy as np
 
+from protocol.codec import Float32Array
 from protocol.config import EngineConfig
 from tpu_worker.mesh.layout import Layout, bytes_on_each
 from tpu_worker.mesh.shards import PartialWeight, SomeExperts
 from tpu_worker.models.family import Parameters, Weights
-from tpu_worker.models.rope import rotary_table
+from tpu_worker.models.rope import Rope, rotary_table
 from tpu_worker.models.spec import LayerSpec, ParameterSpec, Part
 from tpu_worker.platforms.platform import Allocate, HostArray, Products
 from tpu_worker.program import Shapes
@@ -75,11 +76,7 @@ class WeightLoader:
     def load_first(self) -> Weights:
         """What is outside the layers, and the first layer of each group. Raises ModelError."""
         weights = self._load_own(self._outside, None)
-        tables = [
-            rotary_table(self._num_positions, self._source.inverse_frequencies(rope)) * np.float32(rope.amplitude)
-            for rope in self._source.model.spec.ropes
-        ]
-        ropes = [self._vector(table, self._products.allocate) for table in tables]
+        ropes = [self._vector(self._rotary_table(rope), self._products.allocate) for rope in self._source.model.spec.ropes]
         weights["ropes"] = [self._layout.place([rope], False, self._products.place) for rope in ropes]
         total = len(self._layers) + 1
         self._report(1, total)
@@ -202,7 +199,11 @@ class WeightLoader:
             return self._products.pack(values, allocate, gated=parameter.kind == "gated")
         if parameter.kind == "table":
             return values.astype(ml_dtypes.bfloat16, copy=False)
-        return self._vector(values, allocate)
+        return self._vector(values.astype(np.float32) + np.float32(parameter.offset) if parameter.offset else values, allocate)
+
+    def _rotary_table(self, rope: Rope) -> Float32Array:
+        frequencies = self._source.inverse_frequencies(rope, self._num_positions)
+        return rotary_table(self._num_positions, frequencies) * np.float32(rope.amplitude)
 
     def _vector(self, values: HostArray, allocate: Allocate) -> HostArray:
         vector = allocate(values.shape, np.float32)

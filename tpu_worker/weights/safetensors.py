@@ -1,5 +1,6 @@
 """Weights from a Hugging Face directory: one safetensors file, or shards with their index."""
 
+import logging
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -19,6 +20,7 @@ from tpu_worker.weights.blocks import BlockMatrix
 from tpu_worker.weights.mxfp4 import mxfp4_values, rows_of_mxfp4, scales_of
 from tpu_worker.weights.source import check_all_used, check_shape, missing_tensor
 
+_LOG = logging.getLogger(__name__)
 _FLOATS = ("F32", "F16", "BF16")
 _EMBEDDING, _HEAD = "model.embed_tokens.weight", "lm_head.weight"
 _DERIVED = (".rotary_emb.inv_freq",)  # older files store what follows from the configuration
@@ -32,7 +34,13 @@ class SafetensorsSource:
         self._directory = Path(directory)
         self.model = model_from_config(self._directory / "config.json")
         self._files = {path.name: _open(path) for path in weight_files(self._directory)}
-        self._where = {tensor: name for name, file in self._files.items() for tensor in file.keys()}  # noqa: SIM118 not a dict
+        stored = {tensor: name for name, file in self._files.items() for tensor in file.keys()}  # noqa: SIM118 not a dict
+        left_out = [tensor for tensor in stored if tensor.startswith(self.model.family.left_out)]
+        if left_out:
+            kinds = sorted({tensor.removeprefix("model.").split(".")[0] for tensor in left_out})
+            _LOG.info("%s: only text is served: %d tensors of %s are left out", directory, len(left_out), ", ".join(kinds))
+        self._stored = {self.model.family.huggingface_name(tensor): tensor for tensor in stored.keys() - left_out}
+        self._where = {name: stored[tensor] for name, tensor in self._stored.items()}
         parts = (part for group in self.model.parameters() for one in group.values() for part in one.parts)
         used = set()
         for part in parts:
@@ -56,12 +64,15 @@ class SafetensorsSource:
         if name is None:
             raise missing_tensor(self._directory, part)
         path, file = self._directory / name, self._files[name]
-        view = file.get_slice(within.name)
+        view = file.get_slice(self._stored[within.name])
         check_shape(path, within, tuple(view.get_shape()))
         if view.get_dtype() not in types:
             raise ModelError(f"{path}: tensor {within.name} is of type {view.get_dtype()}; supported: {', '.join(types)}")
-        if not within.index or not isinstance(first := within.index[0], int):
-            return within.take(file.get_tensor(within.name))
+        first, *others = (*within.index, None)
+        if isinstance(first, range) and first.step == 1 and not within.transposed and all(one is None for one in others):
+            return view[first.start : first.stop]  # type: ignore[no-any-return]
+        if not isinstance(first, int):
+            return within.take(file.get_tensor(self._stored[within.name]))
         # One expert's, so that the others are not read.
         return replace(within, index=(0, *within.index[1:])).take(view[first : first + 1])
 
@@ -87,15 +98,15 @@ class SafetensorsSource:
         """As the protocol says: never asked for."""
         raise ModelError(f"{self._directory}: tensor {part.name} is not held in blocks")
 
-    def inverse_frequencies(self, rope: Rope) -> Float32Array:
+    def inverse_frequencies(self, rope: Rope, num_positions: int = 0) -> Float32Array:
         """As the protocol says."""
-        return rope.inverse_frequencies()
+        return rope.inverse_frequencies(num_positions)
 
     def _same(self, *names: str) -> bool:
         """Whether two tensors are there and hold the same."""
         if not all(name in self._where for name in names):
             return False
-        first, second = (self._files[self._where[name]].get_tensor(name) for name in names)
+        first, second = (self._files[self._where[name]].get_tensor(self._stored[name]) for name in names)
         return bool(first.dtype == second.dtype and first.shape == second.shape and first.tobytes() == second.tobytes())
 
 

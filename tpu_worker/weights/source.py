@@ -33,8 +33,8 @@ class WeightSource(Protocol):
         """`read`, but without dequantising, of a tensor that `stored_kind` is known of. Raises ModelError, as `read` does."""
         ...
 
-    def inverse_frequencies(self, rope: Rope) -> Float32Array:
-        """The frequencies of one of the model's rotations, [size // 2]. Raises ModelError."""
+    def inverse_frequencies(self, rope: Rope, num_positions: int = 0) -> Float32Array:
+        """The frequencies of one of the model's rotations, [size // 2], for sequences of so many tokens. Raises ModelError."""
         ...
 
 

@@ -50,6 +50,8 @@ def attend(
     """
     num_kv_heads, head_dim = cache.stack.shape[2], cache.stack.shape[5]
     num_heads = qkv.shape[1] // head_dim - 2 * num_kv_heads
+    if spec.position_scale is not None:
+        qkv = spec.scale_queries(qkv, prepared.locate(qkv.shape[0])[1], num_heads)
     offsets = (0, num_heads * head_dim, (num_heads + num_kv_heads) * head_dim)
     out, cache = _call(qkv, qkv, qkv, cache, prepared, rope, num_heads, offsets, spec, sinks)
     return out.reshape(qkv.shape[0], -1), cache

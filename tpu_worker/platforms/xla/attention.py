@@ -57,8 +57,8 @@ def attend(
     """
     num_tokens, head_dim, (block_size, num_kv_heads) = qkv.shape[0], spec.head_dim, cache.shape[2:4]
     positions, real = prepared.positions, prepared.real
-    heads = qkv.reshape(num_tokens, -1, head_dim)
-    num_heads = heads.shape[1] - 2 * num_kv_heads
+    num_heads = qkv.shape[1] // head_dim - 2 * num_kv_heads
+    heads = spec.scale_queries(qkv, positions, num_heads).reshape(num_tokens, -1, head_dim)
     q, k, v = jnp.split(heads, (num_heads, num_heads + num_kv_heads), axis=1)
     if rope is not None:
         turns = rope[positions][:, None, :]
