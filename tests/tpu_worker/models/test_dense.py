@@ -21,7 +21,7 @@ from tpu_worker.weights.safetensors import SafetensorsSource
 from tpu_worker.weights.source import WeightSource
 
 REFERENCES = Path(__file__).parents[2] / "data/families"
-PLATFORMS = [make_xla_platform(), choose_platform("cpu", "none", False, BLOCK_SIZE, {16, 32, 256})]
+PLATFORMS = [make_xla_platform(), choose_platform("cpu", "none", (), BLOCK_SIZE, {16, 32, 256})]
 SPREAD = 2.0  # of the logits of likely candidates
 
 
