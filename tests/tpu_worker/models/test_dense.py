@@ -1,6 +1,8 @@
 """The dense families against Hugging Face transformers, on every kind of kernels, and what of their files is refused."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +64,19 @@ def test_logprobs_are_those_of_transformers(margins: Margins, tmp_path: Path, na
     errors = logprobs[np.arange(len(token_ids) - 1), token_ids[1:]] - np.array(reference["logprobs"])
     margins.check_logprobs(f"dense, {platform.name}", errors.tolist(), rounding_of_logits(config["num_hidden_layers"], SPREAD))
     assert np.abs(errors).max() < 0.1
+
+
+@pytest.mark.parametrize("name", ["olmo2", pytest.param("gemma3", marks=pytest.mark.slow)])
+def test_shards_change_no_token(tmp_path: Path, name: str) -> None:
+    """Norms over all queries and keys, or of heads, of which two chips have one half each."""
+    model = write_model(tmp_path, FAMILIES[name], reference_of(name)[1])
+    command = [sys.executable, "-m", "tests.tpu_worker.mesh.sharded_runs", str(model), "4", "1", "2"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    one, two = (json.loads(done.stdout)[shards]["outputs"] for shards in ("1", "2"))
+    assert [two[params]["tokens"] for params in one] == [one[params]["tokens"] for params in one]
+    for found, expected in zip(two["scored"]["scores"], one["scored"]["scores"], strict=True):
+        np.testing.assert_allclose(found, expected, rtol=0, atol=0.05)
 
 
 @pytest.mark.parametrize("prefix", ["language_model.", "older"])
