@@ -172,7 +172,7 @@ class Accepted(Message, frozen=True, tag="accepted"):
     """What a request became, before the first Delta. Not sent where a prompt came as token ids and nothing was changed or drawn."""
 
     request_id: int
-    prompt_i32: bytes  # its token ids
+    prompt_i32: bytes  # its token ids; empty: as the client sent them
     max_tokens_clipped: int | None = None  # what was granted, where the context has no room for what was asked
     seed: int | None = None  # that was drawn for a request without one; a request that is resumed needs it
 

@@ -132,8 +132,9 @@ class SchedulerState:
         tokens = message.num_prompt_tokens + message.params.max_tokens
         request = from_message(message, self._arrivals, self.admission.rounds.place(message.line, tokens))
         self._arrivals += 1
-        self.counters["requests"] += 1
-        self.counters["prompt_tokens"] += request.num_prompt_tokens
+        if not message.again:  # else it was counted when it came first
+            self.counters["requests"] += 1
+            self.counters["prompt_tokens"] += request.num_prompt_tokens
         self.requests[request.request_id] = request
         self.story.move(request, RequestState.WAITING, "came back with its tokens" if request.begun else "arrived")
         self.admission.enqueue((request,))

@@ -135,7 +135,8 @@ class WholeRequest(Request[RequestOutput]):
         """Part of the answer."""
         super().accept(accepted)
         self._output.max_tokens_clipped = accepted.max_tokens_clipped
-        self._output.prompt_token_ids = unpack_int32(accepted.prompt_i32).tolist()
+        if accepted.prompt_i32:
+            self._output.prompt_token_ids = unpack_int32(accepted.prompt_i32).tolist()
 
     def score(self, scored: PromptScored) -> None:
         """Part of the answer."""

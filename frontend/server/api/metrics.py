@@ -112,6 +112,7 @@ class EngineCollector(Collector):
         yield self._labelled(CounterMetricFamily, "vllm:prompt_tokens_by_source", text, "source", sources)
         replays = {
             (_SCHEDULER, "worker lost"): counters.get(_REPLAYS, 0),
+            (_SCHEDULER, "scheduler lost"): counters.get("resumed_requests", 0),
             (_SCHEDULER, "preempted"): counters.get("preemptions", 0),
         }
         text = "Requests that went back in line with the tokens that they had, to be computed again."
@@ -146,6 +147,8 @@ class EngineCollector(Collector):
             for field, count in sorted(snapshot.ignored.items()):
                 ignored.add_metric((self._model, index, field), count)
         yield ignored
+        lost = 0 if self._engine.spans is None else self._engine.spans.lost
+        yield self._counter("twodeep:spans_lost", "Spans of requests that the collector did not take, of this frontend.", lost)
         number = {index: snapshot.num_open for index, snapshot in measured.items()}
         yield self._gauge("twodeep:requests_open", "Requests accepted and not ended.", number)
         size = {index: snapshot.journal_bytes for index, snapshot in measured.items()}

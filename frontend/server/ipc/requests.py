@@ -179,8 +179,10 @@ class Requests:
             return
         changed = request.max_tokens_clipped is not None or params.truncate_prompt_tokens is not None
         drawn = None if params.seed is not None else request.params.seed
-        if not isinstance(submit.prompt, TokenPrompt) or changed or drawn is not None:
-            self._say(Accepted(request_id, pack_int32(prompt.token_ids), request.max_tokens_clipped, drawn))
+        told = not isinstance(submit.prompt, TokenPrompt) or changed
+        if told or drawn is not None:
+            prompt_i32 = pack_int32(prompt.token_ids) if told else b""
+            self._say(Accepted(request_id, prompt_i32, request.max_tokens_clipped, drawn))
         self._running[request_id] = generations
         for index, came, generation in started:
             self.start(request_id, self._deliver(submit, index, came, generation))
