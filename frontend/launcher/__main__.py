@@ -16,11 +16,16 @@ def main() -> int:
         _check_packages()
         # Imported here: a stop may come while they are, and the signals are caught by now.
         from frontend.launcher.activation import inherited_listener
+        from frontend.launcher.download import Downloader, StopAsked
         from frontend.launcher.engine import Engine
         from frontend.launcher.options import read_options, read_reloadable
 
         listener = inherited_listener(os.environ)
-        config, remarks = read_options(sys.argv[1:], own_port=listener is None)
+        try:
+            download = Downloader(signals, os.environ)
+            config, remarks = read_options(sys.argv[1:], own_port=listener is None, download=download)
+        except StopAsked:
+            return 0
         engine = Engine(config, signals, reread=lambda: read_reloadable(sys.argv[1:]), listener=listener)
         voice = Voice(config.log_format)
         for remark in remarks:

@@ -43,10 +43,12 @@ FLAGS = (
     Flag(
         "model",
         "model",
-        "demo (default), a directory, FILE.gguf or a Hugging Face repo id that was downloaded",
+        "demo (default), a directory, FILE.gguf, or of the Hugging Face hub owner/name, owner/name:Q4_K_M, owner/name/FILE.gguf",
         text,
         "MODEL",
     ),
+    Flag("revision", "model", "branch, tag or commit of a model of the Hugging Face hub (main)", text, "REVISION"),
+    Flag("download-dir", "model", "where models are downloaded to ($HF_HUB_CACHE, or hub in $HF_HOME)", text, "DIR"),
     Flag("served-model-name", "model", "names that clients may use; the first is shown", text, "NAME", many=True),
     Flag("max-model-len", "model", "tokens of prompt and output together (the model's own limit)", integer(2, _MILLION), "N"),
     Flag(

@@ -1,14 +1,17 @@
 """Turns `--model` into files, and looks at them before anything starts.
 
-A model is the demo, a directory, a GGUF file, or a repository in the local Hugging Face cache.
+A model is the demo, a directory, a GGUF file, or a repository of the Hugging Face hub.
 """
 
 import importlib.util
 import os
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from frontend.launcher.download import Download
+from frontend.launcher.repositories import cache_directory, find_cached, parse_repository
 from frontend.server.text.tokenizer_files import chat_template, gguf_template, gguf_vocabulary, read_settings, tokenizer_file
 from protocol.config import ModelFormat
 from protocol.errors import ModelError
@@ -16,7 +19,6 @@ from protocol.gguf_header import read_gguf_header
 from protocol.gguf_shards import whole_name
 from protocol.model_files import ModelFacts, facts_from_gguf, facts_from_huggingface
 
-_REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+")
 _QUANTIZATION = re.compile(r"[.-](I?Q\d\w*|F16|F32|BF16)$", re.IGNORECASE)  # "….Q4_1": how the file is stored, no part of the name
 _LATER_PART = re.compile(r"-(?!00001)\d{5}-of-\d{5}\.gguf$")
 
@@ -30,8 +32,18 @@ class ModelFiles:
     names: tuple[str, ...]  # the first is the one that is shown; clients may use any
 
 
-def resolve_model(model: str) -> ModelFiles:
-    """Finds the model's files. Raises ModelError naming what is missing, or how to get a model that is not here."""
+def resolve_model(
+    model: str,
+    download: Download | None = None,
+    *,
+    revision: str | None = None,
+    download_dir: str | None = None,
+    environ: Mapping[str, str] = os.environ,
+) -> ModelFiles:
+    """Finds the model's files, or has them downloaded where they are not here; None: nobody can.
+
+    Raises ModelError naming what is missing, or how to get a model that is not here.
+    """
     if model == "demo":
         path = _demo_path()
         return ModelFiles(str(path), "gguf", (_name_of(path), "demo"))
@@ -49,8 +61,17 @@ def resolve_model(model: str) -> ModelFiles:
         raise ModelError(f"--model {model}: {error.strerror}") from error
     if "://" in model:
         raise ModelError(f"--model {model}: addresses are not read: download the model first, and give its file or directory")
-    if _REPOSITORY.fullmatch(model) and path.suffix != ".gguf":
-        return ModelFiles(str(_check_directory(_cached_repository(model))), "huggingface", (model,))
+    if (wanted := parse_repository(model, revision or "main")) is not None:
+        cache = cache_directory(environ, download_dir)
+        found = find_cached(cache, wanted)
+        if found is None and download is None:
+            raise ModelError(f"--model {model}: no such file or directory, and the Hugging Face cache {cache} has no whole copy")
+        if found is None:
+            assert download is not None
+            found = download(wanted, cache)
+        if wanted.is_gguf:
+            return ModelFiles(str(found), "gguf", _names(wanted.repository, model))
+        return ModelFiles(str(_check_directory(found)), "huggingface", (model,))
     raise ModelError(
         f"--model {model}: no such file or directory; `demo`, a directory, a .gguf file or a Hugging Face repo id is wanted"
     )
@@ -117,22 +138,3 @@ def _check_directory(path: Path) -> Path:
         hint = f"; did you mean --model {path / gguf}" if gguf else ""
         raise ModelError(f"{path}: not a model directory, config.json is missing{hint}")
     return path.absolute()
-
-
-def _cached_repository(repository: str) -> Path:
-    """The snapshot that `main` of a repository points to, in the layout of huggingface_hub's cache."""
-    environ = os.environ
-    home = Path(environ.get("HF_HOME") or Path(environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")) / "huggingface")
-    cache = Path(os.path.expanduser(environ.get("HF_HUB_CACHE") or home / "hub"))
-    folder = cache / ("models--" + repository.replace("/", "--"))
-    try:
-        snapshot = folder / "snapshots" / (folder / "refs" / "main").read_text().strip()
-    except (OSError, UnicodeDecodeError):
-        snapshot = None
-    if snapshot is None or not snapshot.is_dir():
-        one_file = " FILE.gguf` (one of its files, whose path is then the --model)" if repository.lower().endswith("gguf") else "`"
-        raise ModelError(
-            f"--model {repository}: no such file or directory, and the Hugging Face cache {cache} has no copy; "
-            f"download it first: `hf download {repository}{one_file}"
-        )
-    return snapshot

@@ -8,6 +8,7 @@ from typing import cast
 import msgspec
 
 from frontend.launcher.addresses import check_port, check_socket
+from frontend.launcher.download import Download
 from frontend.launcher.flags import flag_names, read_flags
 from frontend.launcher.generation_config import sampling_defaults
 from frontend.launcher.habits import accept
@@ -29,9 +30,10 @@ _NAMES_LIMIT = 1 << 14  # bytes of all names of the model, for the same reason
 
 
 def read_options(
-    arguments: Sequence[str], environ: Mapping[str, str] = os.environ, *, own_port: bool = True
+    arguments: Sequence[str], environ: Mapping[str, str] = os.environ, *, own_port: bool = True, download: Download | None = None
 ) -> tuple[EngineConfig, list[str]]:
     """The configuration, and remarks for the operator. `own_port`: whether --host and --port are to be had, and not handed over.
+    `download`: how a model comes that is not here; None: it does not.
 
     Everything else is checked before the model: who has to download one first should not hear of a wrong port after that.
     Raises EngineError of the right kind; `--help` and `--version` raise SystemExit.
@@ -41,11 +43,12 @@ def read_options(
     model = cast(str, values.pop("model", "demo"))
     choice = cast(str, values.pop("generation_config", "auto"))
     override = cast(str, values.pop("override_generation_config", ""))
+    revision, download_dir = (cast("str | None", values.pop(name, None)) for name in ("revision", "download_dir"))
     draft, remarks = _without_model(values, environ)
     remarks = passed_over + remarks
     if own_port:
         check_port(draft.host, draft.port)
-    files = resolve_model(model)
+    files = resolve_model(model, download, revision=revision, download_dir=download_dir, environ=environ)
     facts = examine_model(files)
     check_length(draft.max_model_len, facts.context_length, facts.context_field)
     if facts.layers is not None and draft.device != "sim":

@@ -268,7 +268,7 @@ def test_what_is_not_the_model_is_checked_before_a_download_is_advised(
     with socket.create_server(("127.0.0.1", 0)) as other:
         taken = str(other.getsockname()[1])
         for arguments, error, message in (
-            (["--port", "0"], ModelError, "hf download Org/Absent"),
+            (["--port", "0"], ModelError, "no such file or directory, and the Hugging Face cache .* has no whole copy"),
             (["--port", taken], AddressError, f"port {taken} on 127.0.0.1 is taken"),
             (["--port", "0", "--max-num-seqs", "513"], ConfigError, "at least --max-num-seqs"),
             (["--port", "0", "--kv-cache-memory", "500T"], CapacityError, "--kv-cache-memory 500000000000000: this host has"),

@@ -20,6 +20,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path / "run"))
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     for name in ("ENGINE_SOCKET", "NOTIFY_SOCKET", "WATCHDOG_USEC"):
         monkeypatch.delenv(name, raising=False)
     write_gguf(tmp_path / "good.gguf")
@@ -41,10 +42,10 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         ("--model good --max-model-len 257", ExitCode.BAD_CONFIG, "--max-model-len 257 is more than the 256 tokens"),
         ("--model good.gguf --config /dev/zero", ExitCode.BAD_CONFIG, "--config /dev/zero: more than"),
         ("--model absent.gguf", ExitCode.BAD_MODEL, "--model absent.gguf: no such file or directory"),
-        ("--model Org/Absent", ExitCode.BAD_MODEL, "download it first: `hf download Org/Absent`"),
+        ("--model Org/Absent", ExitCode.BAD_MODEL, "--model Org/Absent: not in the cache"),
         ("--model other.gguf", ExitCode.BAD_MODEL, "other.gguf: general.architecture 'gemma3' is not supported, only llama"),
         ("--model half.gguf", ExitCode.BAD_MODEL, "half.gguf: cut short or damaged"),
-        ("--model part-00001-of-00002.gguf", ExitCode.BAD_MODEL, "part 1 of 2 of a split file"),
+        ("--model part-00001-of-00002.gguf", ExitCode.BAD_MODEL, "part 1 of 2 of a split model"),
         ("--model other", ExitCode.BAD_MODEL, "other/config.json: architecture 'PhiForCausalLM' is not supported, only Llama"),
         ("--model good.gguf --kv-cache-memory 500T", ExitCode.OUT_OF_MEMORY, "--kv-cache-memory 500000000000000: this host has"),
     ],
