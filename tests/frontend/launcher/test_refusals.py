@@ -24,7 +24,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for name in ("ENGINE_SOCKET", "NOTIFY_SOCKET", "WATCHDOG_USEC"):
         monkeypatch.delenv(name, raising=False)
     write_gguf(tmp_path / "good.gguf")
-    write_gguf(tmp_path / "other.gguf", **{"general.architecture": "gemma3"})
+    write_gguf(tmp_path / "other.gguf", **{"general.architecture": "mamba"})
     write_gguf(tmp_path / "half.gguf").write_bytes(gguf_bytes()[:500])
     (tmp_path / "part-00001-of-00002.gguf").write_bytes(gguf_bytes(METADATA | {"split.no": 0, "split.count": 2}))
     write_huggingface(tmp_path / "good")
@@ -43,7 +43,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         ("--model good.gguf --config /dev/zero", ExitCode.BAD_CONFIG, "--config /dev/zero: more than"),
         ("--model absent.gguf", ExitCode.BAD_MODEL, "--model absent.gguf: no such file or directory"),
         ("--model Org/Absent", ExitCode.BAD_MODEL, "--model Org/Absent: not in the cache"),
-        ("--model other.gguf", ExitCode.BAD_MODEL, "other.gguf: general.architecture 'gemma3' is not supported, only llama"),
+        ("--model other.gguf", ExitCode.BAD_MODEL, "other.gguf: general.architecture 'mamba' is not supported, only llama"),
         ("--model half.gguf", ExitCode.BAD_MODEL, "half.gguf: cut short or damaged"),
         ("--model part-00001-of-00002.gguf", ExitCode.BAD_MODEL, "part 1 of 2 of a split model"),
         ("--model other", ExitCode.BAD_MODEL, "other/config.json: architecture 'PhiForCausalLM' is not supported, only Llama"),
