@@ -28,7 +28,7 @@ def test_keys_and_the_log_level_change_and_nobody_is_disturbed(tmp_path: Path) -
         config.write_text('log-level = "error"\n')
         engine.process.send_signal(signal.SIGHUP)
         wait_for(lambda: "read again: 1 API keys, log level error" in engine.said(), "the launcher's word")
-        for _ in range(20):  # connections go to either frontend
+        for _ in range(6):  # connections go to either frontend
             wait_for(lambda: (_status(engine, "first"), _status(engine, "second")) == (401, 200), "the other key")
         lines = engine.said().count("GET /v1/models")
         assert _status(engine, "second") == 200

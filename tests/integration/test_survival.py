@@ -127,6 +127,7 @@ def test_streams_of_python_clients_go_on_in_another_frontend(tmp_path: Path, vic
         assert "Traceback" not in engine.said()
 
 
+@pytest.mark.slow
 def test_a_request_without_a_seed_goes_on_with_the_one_that_was_drawn(tmp_path: Path) -> None:
     """A continuation is one of the same draw: greedy ones of the real model apart, nothing else could be repeated."""
     with launch(tmp_path, *SIMULATED, "--sim-decode-us", "4000", "--seed", "11") as engine, Client(engine.socket) as client:

@@ -19,7 +19,8 @@ SIZES = {"num_attention_heads": 8, "num_key_value_heads": 2, "vocab_size": 97, "
 
 @pytest.mark.parametrize(
     ("family", "budget", "sizes"),
-    [("llama", 64, ("2",)), ("qwen3", 4, ("4",))],  # with biases everywhere; with norms of queries and keys
+    # with biases everywhere; with norms of queries and keys
+    [("llama", 64, ("2",)), pytest.param("qwen3", 4, ("4",), marks=pytest.mark.slow)],
 )
 def test_shards_change_no_token(family: str, budget: int, sizes: tuple[str, ...], tmp_path: Path) -> None:
     config = {**FAMILIES[family], **SIZES}

@@ -66,7 +66,8 @@ def test_logprobs_are_those_of_transformers(margins: Margins, tmp_path: Path, na
     assert np.abs(errors).max() < 0.1
 
 
-@pytest.mark.parametrize("name", ["olmo2", pytest.param("gemma3", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["olmo2", "gemma3"])
 def test_shards_change_no_token(tmp_path: Path, name: str) -> None:
     """Norms over all queries and keys, or of heads, of which two chips have one half each."""
     model = write_model(tmp_path, FAMILIES[name], reference_of(name)[1])

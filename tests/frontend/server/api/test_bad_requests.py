@@ -182,7 +182,7 @@ def _exchange(address: httpx.URL, request: str) -> bytes:
         ("GET /v1/models/%ff%0d%0aSet-Cookie:a", 404),
         ("GET //v1/models", 404),
         ("GET http://elsewhere/v1/models", 200),
-        ("GET http://elsewhere", 404),
+        ("GET http://elsewhere", 200),
         ("DELETE http://[::1]:80/v1/models", 405),
         ("GET *", 404),
         ("OPTIONS *", 204),
