@@ -107,7 +107,7 @@ class _Chaos:
         try:
             await self._until_well()
             expected = await undisturbed(clients, self._questions, self._options.concurrency)
-            before = self._footprint()
+            before = await self._footprint_at_rest(clients)
             began = now()
             readers = [asyncio.ensure_future(self._read(clients)) for _ in range(self._options.concurrency)]
             await self._strike_all()
@@ -117,7 +117,7 @@ class _Chaos:
             seconds = now() - began
             await self._until_well()
             again = await undisturbed(clients, self._questions, self._options.concurrency)
-            return self._report(expected, again, before, seconds)
+            return self._report(expected, again, before, await self._footprint_at_rest(clients), seconds)
         finally:
             clients.close()
 
@@ -192,6 +192,12 @@ class _Chaos:
         breaches = [name for name in stats.counters if name.startswith("breach_")]
         return f"rules were broken: {', '.join(breaches)}" if breaches else ""
 
+    async def _footprint_at_rest(self, clients: Clients) -> dict[str, tuple[int, int]]:
+        clients.rest()
+        await asyncio.sleep(0.2)  # the frontend hears of it
+        await self._until_well()
+        return self._footprint()
+
     def _footprint(self) -> dict[str, tuple[int, int]]:
         """Descriptors and resident bytes of each process, by its name."""
         processes = [self._launcher, *self._launcher.children(recursive=True)]
@@ -208,8 +214,14 @@ class _Chaos:
                 leaks.append(f"{name}: {rss >> 20} MiB, {rss_before >> 20} before")
         return leaks
 
-    def _report(self, expected: list[Answer], again: list[Answer], before: dict[str, tuple[int, int]], seconds: float) -> Report:
-        after = self._footprint()
+    def _report(
+        self,
+        expected: list[Answer],
+        again: list[Answer],
+        before: dict[str, tuple[int, int]],
+        after: dict[str, tuple[int, int]],
+        seconds: float,
+    ) -> Report:
         differences: Counter[str] = Counter()
         examples: list[str] = []
         for answer in (*self._answers, *again):

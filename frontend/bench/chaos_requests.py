@@ -83,6 +83,10 @@ class Clients:
         """Raises EngineUnavailable when there is no engine."""
         await self._python.connect()
 
+    def rest(self) -> None:
+        """Closes the connections that nobody uses: how many there are is a matter of chance."""
+        self._http.close()
+
     def close(self) -> None:
         """Hangs up."""
         self._python.close()
