@@ -29,6 +29,7 @@ _NEEDLESS = {
     "enable-request-id-headers": "every answer has a request id",
     "disable-custom-all-reduce": "the compiler chooses how chips add up",
 }
+_LOAD_FORMATS = ("auto", "safetensors", "gguf")
 # The same with a value.
 _NEEDLESS_VALUES = {
     "uvicorn-log-level": "there is no uvicorn; there is --log-level",
@@ -104,7 +105,9 @@ def accept(arguments: Sequence[str], known: Collection[str]) -> tuple[list[str],
             continue
         reason = _NEEDLESS.get(name.removeprefix("no-"))
         if reason is None and (reason := _NEEDLESS_VALUES.get(name)) is not None and not sign and rest and rest[0][:2] != "--":
-            rest.pop(0)
+            value = rest.pop(0)
+        if name == "load-format" and value not in _LOAD_FORMATS:
+            raise ConfigError(f"--load-format {shown(value)}: only {', '.join(_LOAD_FORMATS)} are possible, and read off the files")
         if reason is None:
             raise ConfigError(f"--{shown(name)}: {_advice(name, known)}")
         remarks.append(f"--{name} is left out: {reason}")

@@ -112,3 +112,10 @@ def test_help_shows_the_model(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         read("--help")
     assert "[MODEL" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("arguments", [["--load-format", "dummy"], ["--load_format=dummy"]])
+def test_weights_that_are_none_are_not_taken_for_the_models(arguments: list[str]) -> None:
+    with pytest.raises(ConfigError, match="--load-format dummy: only auto, safetensors, gguf are possible"):
+        accept(arguments, ["port"])
+    assert accept(["--load-format=gguf"], ["port"])[0] == []
