@@ -74,6 +74,7 @@ def test_a_token_is_shown_to_the_hub_and_not_to_whom_it_points(tmp_path: Path, s
         assert set(hub.tokens) == {""}
 
 
+@pytest.mark.slow
 def test_what_goes_wrong_is_said_in_a_sentence(tmp_path: Path, signals: Signals) -> None:
     with serving(Hub({NAME: _files(tmp_path / "made"), "Org/Empty": {}})) as hub:
         cache = tmp_path / "cache"
