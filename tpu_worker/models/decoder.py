@@ -6,6 +6,7 @@ serves all of them.
 
 import functools
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from types import MappingProxyType
 from typing import Any, Literal, Protocol
 
@@ -19,6 +20,7 @@ from tpu_worker.models import experts
 from tpu_worker.models.family import Parameters, Weights
 from tpu_worker.models.files import ConfigJson, GgufFile, check_num_layers, check_sizes
 from tpu_worker.models.layers import gated, rms_norm, sum_last
+from tpu_worker.models.rope import Rope
 from tpu_worker.models.spec import LayerSpec, LogicalAxis, ModelSpec, ParameterSpec, Part
 from tpu_worker.platforms.metadata import AttentionSpec
 from tpu_worker.platforms.platform import Cache, Platform, Prepared
@@ -62,6 +64,16 @@ class DecoderConfig(Protocol):
     tie_word_embeddings: bool
 
 
+class LayerConfig(Protocol):
+    """The fields of a config.json that say how large its layers are."""
+
+    hidden_size: int
+    intermediate_size: int
+    num_attention_heads: int
+    num_key_value_heads: int | None  # None: as many as there are heads
+    head_dim: int | None  # None: that which the heads share hidden_size with
+
+
 class WindowedConfig(msgspec.Struct):
     """The fields of a config.json of the Qwen families, whose upper layers may have windows. The defaults are transformers'."""
 
@@ -81,6 +93,18 @@ class WindowedConfig(msgspec.Struct):
     layer_types: list[Literal["full_attention", "sliding_attention"]] | None = None
 
 
+def layer_from_config(config: LayerConfig, rope: Callable[[int], Rope]) -> LayerSpec:
+    """A layer of the sizes that config.json gives, and nothing more. `rope`: the rotation of heads of a size."""
+    head_dim = config.head_dim or config.hidden_size // max(1, config.num_attention_heads)
+    return LayerSpec(
+        num_heads=config.num_attention_heads,
+        num_kv_heads=config.num_key_value_heads or config.num_attention_heads,
+        head_dim=head_dim,
+        intermediate_size=config.intermediate_size,
+        rope=rope(head_dim),
+    )
+
+
 def spec_with_windows(
     file: ConfigJson,
     config: WindowedConfig,
@@ -91,7 +115,6 @@ def spec_with_windows(
 ) -> ModelSpec:
     """The spec of a config.json whose layers differ in their windows only. Raises ModelError naming what cannot be."""
     window = config.sliding_window if config.use_sliding_window else None
-    head_dim = config.head_dim or config.hidden_size // max(1, config.num_attention_heads)
     types = layer_types(
         file.path, config.layer_types, config.num_hidden_layers, None if window is None else config.max_window_layers
     )
@@ -99,12 +122,8 @@ def spec_with_windows(
         file,
         config,
         (
-            LayerSpec(
-                num_heads=config.num_attention_heads,
-                num_kv_heads=config.num_key_value_heads or config.num_attention_heads,
-                head_dim=head_dim,
-                intermediate_size=config.intermediate_size,
-                rope=file.rope(head_dim, layer_type),
+            replace(
+                layer_from_config(config, functools.partial(file.rope, layer_type=layer_type)),
                 sliding_window=window if layer_type == "sliding_attention" else None,
                 qkv_bias=qkv_bias,
                 output_bias=output_bias,

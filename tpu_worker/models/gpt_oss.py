@@ -47,14 +47,9 @@ def read_config(file: ConfigJson) -> ModelSpec:
         if value != known:
             raise ModelError(f"{file.path}: {name} {value} is not supported, only {known}")
     num_layers = check_num_layers(file.path, config.num_hidden_layers)
-    head_dim = config.head_dim or config.hidden_size // max(1, config.num_attention_heads)
     named = config.layer_types or [_type_of(index) for index in range(num_layers)]
-    layer = LayerSpec(
-        num_heads=config.num_attention_heads,
-        num_kv_heads=config.num_key_value_heads or config.num_attention_heads,
-        head_dim=head_dim,
-        intermediate_size=config.intermediate_size,
-        rope=_rope(file, head_dim),
+    layer = replace(
+        decoder.layer_from_config(config, functools.partial(_rope, file)),
         qkv_bias=config.attention_bias,
         output_bias=config.attention_bias,
         sinks=True,

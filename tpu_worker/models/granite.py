@@ -1,10 +1,12 @@
 """Granite 3: Llama with multipliers on embeddings, scores, residuals and logits (IBM 2024)."""
 
+from dataclasses import replace
+
 from protocol.errors import ModelError
 from tpu_worker.models import decoder, llama
 from tpu_worker.models.family import Family
 from tpu_worker.models.files import ConfigJson, GgufFile, check_num_layers
-from tpu_worker.models.spec import LayerSpec, ModelSpec
+from tpu_worker.models.spec import ModelSpec
 
 
 class Config(llama.Config):
@@ -19,13 +21,8 @@ class Config(llama.Config):
 def read_config(file: ConfigJson) -> ModelSpec:
     """See Family."""
     config = file.read(Config)
-    head_dim = config.head_dim or config.hidden_size // max(1, config.num_attention_heads)
-    layer = LayerSpec(
-        num_heads=config.num_attention_heads,
-        num_kv_heads=config.num_key_value_heads or config.num_attention_heads,
-        head_dim=head_dim,
-        intermediate_size=config.intermediate_size,
-        rope=file.rope(head_dim),
+    layer = replace(
+        decoder.layer_from_config(config, file.rope),
         qkv_bias=config.attention_bias,
         output_bias=config.attention_bias,
         mlp_bias=config.mlp_bias,

@@ -1,12 +1,14 @@
 """Llama and Mistral: pre-norm transformers with rotary positions, grouped-query attention and a gated MLP (Touvron et al. 2023)."""
 
+from dataclasses import replace
+
 import msgspec
 
 from protocol.errors import ModelError
 from tpu_worker.models import decoder
 from tpu_worker.models.family import Family
 from tpu_worker.models.files import ConfigJson, GgufFile, check_num_layers
-from tpu_worker.models.spec import LayerSpec, ModelSpec
+from tpu_worker.models.spec import ModelSpec
 
 
 class Config(msgspec.Struct):
@@ -41,13 +43,8 @@ def read_config(file: ConfigJson) -> ModelSpec:
     config = file.read(MistralConfig if mistral else Config)
     if config.sliding_window is not None and not mistral:
         raise ModelError(f"{file.path}: sliding_window {config.sliding_window}: {file.architecture} has no windows: set it to null")
-    head_dim = config.head_dim or config.hidden_size // max(1, config.num_attention_heads)
-    layer = LayerSpec(
-        num_heads=config.num_attention_heads,
-        num_kv_heads=config.num_key_value_heads or config.num_attention_heads,
-        head_dim=head_dim,
-        intermediate_size=config.intermediate_size,
-        rope=file.rope(head_dim),
+    layer = replace(
+        decoder.layer_from_config(config, file.rope),
         sliding_window=config.sliding_window,
         qkv_bias=config.attention_bias,
         output_bias=config.attention_bias,

@@ -12,7 +12,7 @@ from protocol.errors import ModelError
 from tpu_worker.models import decoder
 from tpu_worker.models.family import Family
 from tpu_worker.models.files import ConfigJson, GgufFile, check_num_layers
-from tpu_worker.models.spec import LayerSpec, ModelSpec
+from tpu_worker.models.spec import ModelSpec
 
 
 class Config(msgspec.Struct):
@@ -47,15 +47,10 @@ def read_config(file: ConfigJson) -> ModelSpec:
     """See Family. Types of layers count for Ministral only, as in transformers."""
     is_third = file.architecture == "Ministral3ForCausalLM" or file.fields.get("model_type") == "ministral3"
     config = file.read(Ministral3Config if is_third else Config)
-    head_dim = config.head_dim or config.hidden_size // max(1, config.num_attention_heads)
     named = config.layer_types if file.architecture == "MinistralForCausalLM" else None
     types = decoder.layer_types(file.path, named, config.num_hidden_layers, 0)
-    layer = LayerSpec(
-        num_heads=config.num_attention_heads,
-        num_kv_heads=config.num_key_value_heads or config.num_attention_heads,
-        head_dim=head_dim,
-        intermediate_size=config.intermediate_size,
-        rope=file.rope(head_dim),
+    layer = replace(
+        decoder.layer_from_config(config, file.rope),
         position_scale=_position_scale(file) if is_third else None,
     )
     windows = (config.sliding_window if kind == "sliding_attention" else None for kind in types)

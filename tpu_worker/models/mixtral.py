@@ -4,6 +4,7 @@ GGUF files call it llama, whose file reads them.
 """
 
 import functools
+from dataclasses import replace
 
 import msgspec
 
@@ -11,7 +12,7 @@ from tpu_worker.models import decoder
 from tpu_worker.models.experts import Names
 from tpu_worker.models.family import Family
 from tpu_worker.models.files import ConfigJson, check_num_layers
-from tpu_worker.models.spec import ExpertsSpec, LayerSpec, ModelSpec
+from tpu_worker.models.spec import ExpertsSpec, ModelSpec
 
 
 class Config(msgspec.Struct):
@@ -35,13 +36,8 @@ class Config(msgspec.Struct):
 def read_config(file: ConfigJson) -> ModelSpec:
     """See Family."""
     config = file.read(Config)
-    head_dim = config.head_dim or config.hidden_size // max(1, config.num_attention_heads)
-    layer = LayerSpec(
-        num_heads=config.num_attention_heads,
-        num_kv_heads=config.num_key_value_heads or config.num_attention_heads,
-        head_dim=head_dim,
-        intermediate_size=config.intermediate_size,
-        rope=file.rope(head_dim),
+    layer = replace(
+        decoder.layer_from_config(config, file.rope),
         sliding_window=config.sliding_window,
         experts=ExpertsSpec(config.num_local_experts, config.num_experts_per_tok, renormalised=True),
     )

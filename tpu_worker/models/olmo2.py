@@ -1,13 +1,14 @@
 """OLMo 2: norms behind attention and MLP instead of before them, and over all queries and all keys (OLMo team 2024)."""
 
 import functools
+from dataclasses import replace
 
 import msgspec
 
 from tpu_worker.models import decoder
 from tpu_worker.models.family import Family
 from tpu_worker.models.files import ConfigJson, GgufFile, check_num_layers
-from tpu_worker.models.spec import LayerSpec, ModelSpec
+from tpu_worker.models.spec import ModelSpec
 
 
 class Config(msgspec.Struct):
@@ -29,13 +30,8 @@ class Config(msgspec.Struct):
 def read_config(file: ConfigJson) -> ModelSpec:
     """See Family."""
     config = file.read(Config)
-    head_dim = config.head_dim or config.hidden_size // max(1, config.num_attention_heads)
-    layer = LayerSpec(
-        num_heads=config.num_attention_heads,
-        num_kv_heads=config.num_key_value_heads or config.num_attention_heads,
-        head_dim=head_dim,
-        intermediate_size=config.intermediate_size,
-        rope=file.rope(head_dim),
+    layer = replace(
+        decoder.layer_from_config(config, file.rope),
         qkv_bias=config.attention_bias,
         output_bias=config.attention_bias,
         qk_norm="projection",

@@ -10,7 +10,7 @@ import msgspec
 from tpu_worker.models import decoder
 from tpu_worker.models.family import Family, Parameters
 from tpu_worker.models.files import ConfigJson, GgufFile, check_num_layers
-from tpu_worker.models.spec import LayerSpec, ModelSpec, ParameterSpec, Within
+from tpu_worker.models.spec import ModelSpec, ParameterSpec, Within
 
 _SEPARATE = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "mlp.gate_proj", "mlp.up_proj")
 _GGUF_NAMES = {
@@ -39,13 +39,8 @@ class Config(msgspec.Struct):
 def read_config(file: ConfigJson) -> ModelSpec:
     """See Family."""
     config = file.read(Config)
-    head_dim = config.head_dim or config.hidden_size // max(1, config.num_attention_heads)
-    layer = LayerSpec(
-        num_heads=config.num_attention_heads,
-        num_kv_heads=config.num_key_value_heads or config.num_attention_heads,
-        head_dim=head_dim,
-        intermediate_size=config.intermediate_size,
-        rope=file.rope(head_dim),
+    layer = replace(
+        decoder.layer_from_config(config, file.rope),
         sliding_window=config.sliding_window,
     )
     return decoder.spec_from_config(file, config, (layer,) * check_num_layers(file.path, config.num_hidden_layers))

@@ -8,7 +8,7 @@ from protocol.errors import ModelError
 from tpu_worker.models import decoder
 from tpu_worker.models.family import Family
 from tpu_worker.models.files import ConfigJson, GgufFile, check_num_layers
-from tpu_worker.models.spec import ExpertsSpec, LayerSpec, ModelSpec
+from tpu_worker.models.spec import ExpertsSpec, ModelSpec
 
 
 class Config(msgspec.Struct):
@@ -44,13 +44,8 @@ def read_config(file: ConfigJson) -> ModelSpec:
         raise ModelError(f"{file.path}: mlp_only_layers {dense} names layers that are not among the {num_layers}")
     if config.decoder_sparse_step < 1:
         raise ModelError(f"{file.path}: decoder_sparse_step is {config.decoder_sparse_step}")
-    head_dim = config.head_dim or config.hidden_size // max(1, config.num_attention_heads)
-    layer = LayerSpec(
-        num_heads=config.num_attention_heads,
-        num_kv_heads=config.num_key_value_heads or config.num_attention_heads,
-        head_dim=head_dim,
-        intermediate_size=config.intermediate_size,
-        rope=file.rope(head_dim),
+    layer = replace(
+        decoder.layer_from_config(config, file.rope),
         sliding_window=config.sliding_window if config.use_sliding_window else None,
         qkv_bias=config.attention_bias,
         output_bias=config.attention_bias,

@@ -1,5 +1,6 @@
 """SmolLM3: Llama in which some layers do not rotate queries and keys (Hugging Face 2025)."""
 
+import functools
 from dataclasses import replace
 
 import msgspec
@@ -8,7 +9,7 @@ from protocol.errors import ModelError
 from tpu_worker.models import decoder
 from tpu_worker.models.family import Family
 from tpu_worker.models.files import ConfigJson, GgufFile
-from tpu_worker.models.spec import LayerSpec, ModelSpec
+from tpu_worker.models.spec import ModelSpec
 
 _INTERVAL = 4  # every fourth layer is not rotated
 
@@ -37,7 +38,7 @@ class Config(msgspec.Struct):
 
 def read_config(file: ConfigJson) -> ModelSpec:
     """See Family. Without types of layers, those that are not rotated have the window."""
-    config, count = file.read(Config), 0
+    config = file.read(Config)
     types = decoder.layer_types(file.path, config.layer_types, config.num_hidden_layers, None)
     count = len(types)
     if config.no_rope_layer_interval < 1:
@@ -48,13 +49,8 @@ def read_config(file: ConfigJson) -> ModelSpec:
     window = config.sliding_window if config.use_sliding_window else None
     if config.layer_types is None:
         types = ["full_attention" if turns else "sliding_attention" for turns in rotated]
-    head_dim = config.head_dim or config.hidden_size // max(1, config.num_attention_heads)
-    layer = LayerSpec(
-        num_heads=config.num_attention_heads,
-        num_kv_heads=config.num_key_value_heads or config.num_attention_heads,
-        head_dim=head_dim,
-        intermediate_size=config.intermediate_size,
-        rope=file.rope(head_dim, default_theta=2e6),
+    layer = replace(
+        decoder.layer_from_config(config, functools.partial(file.rope, default_theta=2e6)),
         qkv_bias=config.attention_bias,
         output_bias=config.attention_bias,
         mlp_bias=config.mlp_bias,
