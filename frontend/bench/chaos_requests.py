@@ -8,6 +8,7 @@ from typing import Literal
 import msgspec
 
 from frontend.bench.http_client import HttpClient, HttpError
+from frontend.bench.streams import Payloads
 from frontend.client import AsyncClient, EngineError, EngineUnavailable, Overloaded, SamplingParams
 from frontend.client.structured import from_schema
 from protocol.clock import now
@@ -176,19 +177,16 @@ class _EventReader:
 
     def __init__(self, answer: Answer) -> None:
         self._answer = answer
-        self._rest = b""
+        self._payloads = Payloads()
         self.done = False
         self.error = ""
 
     def feed(self, data: bytes) -> None:
-        *events, self._rest = (self._rest + data).split(b"\n\n")
-        for event in events:
-            if not event.startswith(b"data: "):
-                continue
-            if event == b"data: [DONE]":
+        for payload in self._payloads.feed(data):
+            if payload == b"[DONE]":
                 self.done = True
                 continue
-            decoded = msgspec.json.decode(event[6:], type=_Event)
+            decoded = msgspec.json.decode(payload, type=_Event)
             if decoded.error is not None:
                 self.error = decoded.error.message or "error"
             for choice in decoded.choices:

@@ -1,6 +1,6 @@
 """One streamed completion, read as it arrives."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import msgspec
 
@@ -27,6 +27,21 @@ class _Chunk(msgspec.Struct):
 _CHUNK = msgspec.json.Decoder(_Chunk)
 
 
+class Payloads:
+    """Splits a body of server-sent events into the payloads of its data lines."""
+
+    def __init__(self) -> None:
+        self.rest = b""  # the event that is not complete; the whole body, where it holds none
+
+    def feed(self, data: bytes) -> Iterator[bytes]:
+        """Takes the next bytes of the body, cut anywhere; yields what they complete."""
+        *events, self.rest = (self.rest + data).replace(b"\r\n", b"\n").split(b"\n\n")
+        for event in events:
+            for line in event.split(b"\n"):
+                if line.startswith(b"data:"):
+                    yield line[5:].strip()
+
+
 class CompletionReader:
     """Feeds on the pieces of one answer's body; fills in the result."""
 
@@ -34,24 +49,21 @@ class CompletionReader:
         """`on_tokens` hears of every chunk that brought output (1 a chunk: the exact count comes with the usage, at the end)."""
         self._result = result
         self._on_tokens = on_tokens
-        self._rest = b""
+        self._payloads = Payloads()
         self._finished = False
         self._usage: _Usage | None = None
 
     def feed(self, data: bytes) -> None:
         """Takes the next bytes of the body, cut anywhere."""
         arrived = now()
-        *events, self._rest = (self._rest + data).replace(b"\r\n", b"\n").split(b"\n\n")
-        for event in events:
-            for line in event.split(b"\n"):
-                if line.startswith(b"data:"):
-                    self._take(line[5:].strip(), arrived)
+        for payload in self._payloads.feed(data):
+            self._take(payload, arrived)
 
     def finish(self, status: int) -> None:
         """The body is complete: sets the counts, or the error."""
         result = self._result
         if status != 200:
-            result.error = f"status {status}: {self._rest[:300].decode(errors='replace')}"
+            result.error = f"status {status}: {self._payloads.rest[:300].decode(errors='replace')}"
         elif not result.error and not self._finished:
             result.error = "the stream ended without [DONE]"
         elif not result.error and not result.chunk_times:
