@@ -329,10 +329,10 @@ class Supervisor:
         if self.phase < Phase.STOPPING:
             self.exit_code = self.exit_code or code
             self._out.append(Say(text))
-            self._stop_all(_FAILED, now)
+            self._stop_all(_FAILED, now, may_return=True)
 
-    def _stop_all(self, reason: str, now: float) -> None:
-        """The frontends end every open answer; there is nothing that the others could do better than end."""
+    def _stop_all(self, reason: str, now: float, *, may_return: bool = False) -> None:
+        """The frontends end every open answer; the others can do nothing better than end. `may_return`: see Stop."""
         if self.phase < Phase.DRAINING_FRONTEND:
             self._out.append(Stopping())
         self.phase, self._deadline = Phase.STOPPING, now + STOP_GRACE
@@ -341,7 +341,7 @@ class Supervisor:
             if life.child.role != "frontend":
                 self._lives.kill(life, reason)
             elif life.ready:
-                self._out.append(Send(life.child, Stop(reason, STOP_WORDS, may_return=reason == _FAILED)))
+                self._out.append(Send(life.child, Stop(reason, STOP_WORDS, may_return=may_return)))
             else:
                 self._out.append(Signal(life.child, signal.SIGTERM))
         self._end_if_alone()
