@@ -35,6 +35,7 @@ class Spans:
         from opentelemetry.sdk.resources import Resource
         from opentelemetry.sdk.trace import TracerProvider
         from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter, SpanExportResult
+        from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
         owner = self
 
@@ -66,6 +67,7 @@ class Spans:
         self._provider = TracerProvider(resource=resource, shutdown_on_exit=False)
         self._provider.add_span_processor(BatchSpanProcessor(Exporter(), max_queue_size=4 * _MOST_WAITING))
         self._tracer = self._provider.get_tracer("twodeep")
+        self._callers = TraceContextTextMapPropagator()
 
     def record(self, visit: Visit, status: int | None) -> None:
         """The request has ended. `status`: of the answer; None: none was begun."""
@@ -74,19 +76,16 @@ class Spans:
         if self._made - self._handled > _MOST_WAITING:
             self._lose(1)
             return
-        from opentelemetry.trace import SpanKind, Status, StatusCode
-        from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
+        from opentelemetry.trace import SpanKind, Status, StatusCode, set_span_in_context
 
         began, now = visit.began_ns, now_ns()
         wall = time.time_ns() - now  # what spans are dated by; durations are those of the one clock
-        context = TraceContextTextMapPropagator().extract(visit.trace)
+        context = self._callers.extract(visit.trace)
         span = self._tracer.start_span("llm_request", context, SpanKind.SERVER, _attributes(visit, status), start_time=began + wall)
         if span.is_recording():
             self._made += 1
             if (status or 0) >= _FAULT or any(output.reason == "error" for output in visit.outputs):
                 span.set_status(Status(StatusCode.ERROR))
-            from opentelemetry.trace import set_span_in_context
-
             inside = set_span_in_context(span)
             for output in visit.outputs[:_MOST_OUTPUTS]:
                 for name, first, last in _stages(output):
