@@ -62,11 +62,11 @@ class Engine:
         return answer
 
 
-def wait_for(condition: Callable[[], object], what: str) -> None:
-    """Looks again and again until this holds."""
-    limit = now() + STOP_LIMIT
+def wait_for(condition: Callable[[], object], what: str, limit: float = STOP_LIMIT) -> None:
+    """Looks again and again until this holds, for `limit` seconds."""
+    deadline = now() + limit
     while not condition():
-        assert now() < limit, f"never came: {what}"
+        assert now() < deadline, f"never came: {what}"
         threading.Event().wait(0.01)
 
 

@@ -7,14 +7,13 @@ import socket
 import subprocess
 import sys
 import threading
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import httpx
 import pytest
 
 from protocol.errors import ExitCode
+from tests.integration.launching import wait_for
 from tests.integration.managers import Manager, manager, why_not
 
 _SCRIPTS = Path(__file__).parents[2] / "scripts"
@@ -94,14 +93,6 @@ def sandboxed_unit(text: str) -> str:
     """The unit with as much of its sandbox as can be in force here."""
     kept = [line for line in text.splitlines() if not line.startswith((*_OUT_OF_REACH, "LoadCredential"))]
     return "\n".join(kept).replace("[Service]\n", "[Service]\nStandardError=append:%h/engine.log\nReadWritePaths=/tmp\n", 1)
-
-
-def wait_for(condition: Callable[[], bool], what: str) -> None:
-    """Returns when it is so; a hang fails the test."""
-    deadline = time.monotonic() + _LIMIT
-    while not condition():
-        assert time.monotonic() < deadline, f"{what} never came"
-        time.sleep(0.05)
 
 
 @pytest.mark.slow
@@ -202,15 +193,15 @@ def drive(manager: Manager, installed: Path) -> None:
     for client in clients:
         client.start()
     try:
-        wait_for(lambda: len(answers) > 8, "load")
+        wait_for(lambda: len(answers) > 8, "load", _LIMIT)
         assert manager.run(f"systemctl --user restart {service}") == ""
         before = len(answers)
-        wait_for(lambda: len(answers) > before + 8, "load after the restart")
+        wait_for(lambda: len(answers) > before + 8, "load after the restart", _LIMIT)
         assert (refused, cut, set(answers)) == ([], [], {200})
         for number, signal in enumerate(("KILL", "STOP"), 1):
             manager.run(f"kill -{signal} {manager.show(service, 'MainPID')}")
-            wait_for(functools.partial(has_restarted, manager, service, number), f"restart {number}")
-            wait_for(lambda: manager.show(service, "ActiveState") == "active", "the engine")
+            wait_for(functools.partial(has_restarted, manager, service, number), f"restart {number}", _LIMIT)
+            wait_for(lambda: manager.show(service, "ActiveState") == "active", "the engine", _LIMIT)
     finally:
         stop.set()
         for client in clients:

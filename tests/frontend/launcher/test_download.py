@@ -1,6 +1,5 @@
 import os
 import signal
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -14,16 +13,6 @@ from tests.frontend.launcher.hub import COMMIT, Hub, serving
 from tests.model_writer import gguf_bytes, write_huggingface
 
 NAME = "Org/Tiny-1B"
-
-
-@pytest.fixture
-def signals() -> Iterator[Signals]:
-    before = {signum: signal.getsignal(signum) for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
-    made = Signals()
-    yield made
-    made.end()
-    for signum, handler in before.items():
-        signal.signal(signum, handler)
 
 
 def _files(directory: Path, shards: int = 2) -> dict[str, bytes]:

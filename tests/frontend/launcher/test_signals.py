@@ -2,21 +2,10 @@
 
 import os
 import signal
-from collections.abc import Iterator
 
 import pytest
 
 from frontend.launcher.signals import Signals
-
-
-@pytest.fixture
-def signals() -> Iterator[Signals]:
-    before = {signum: signal.getsignal(signum) for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
-    made = Signals()
-    yield made
-    made.end()
-    for signum, handler in before.items():
-        signal.signal(signum, handler)
 
 
 def test_signals_are_read_in_their_order(signals: Signals) -> None:
