@@ -41,7 +41,8 @@ def _keep_programs(config: pytest.Config, passing_for: str | None) -> None:
 
     XLA's name for a program follows from the program, its own version and its flags, and the directory's from the processor.
     """
-    if (cache := config.cache) is None or "JAX_COMPILATION_CACHE_DIR" in os.environ:
+    cache: pytest.Cache | None = getattr(config, "cache", None)  # there is none with `-p no:cacheprovider`
+    if cache is None or "JAX_COMPILATION_CACHE_DIR" in os.environ:
         return
     name, flags = read_processor()
     key = hashlib.sha256(f"{passing_for} {name} {sorted(flags)}".encode()).hexdigest()[:16]

@@ -77,6 +77,10 @@ class Page:
             "return [...c.getContext('2d').getImageData(0, Math.round(c.height * 0.68), c.width, 1).data]"
         )
 
+    def lanes(self) -> str:
+        """All lanes as they are drawn. The device's alone looks the same at any time where it never waits and is narrow."""
+        return self.driver.execute_script("return document.getElementById('overview').toDataURL()")
+
     def shades(self) -> int:
         """How many colours it has, right of its name."""
         pixels = self.lane()[4 * 100 :]
@@ -157,8 +161,8 @@ def lanes(page: Page) -> None:
             for size in (DESKTOP, PHONE):
                 look_around(page, size, scheme)
         page.look(DESKTOP, motion="reduce")
-        moving = page.lane()
-        page.until(lambda: page.lane() != moving, "that it moves, calmly")
+        moving = page.lanes()
+        page.until(lambda: page.lanes() != moving, "that it moves, calmly")
     page.until(lambda: page.text("remark") == "Nothing ran in the last two seconds.", "the end")
     # By the keyboard alone: the first stops are the switch and the button beside it.
     page.driver.execute_script("document.querySelector('input[name=depth]').focus()")
@@ -172,8 +176,8 @@ def look_around(page: Page, size: tuple[int, int], scheme: str) -> None:
     ground = page.driver.execute_script("return getComputedStyle(document.body).backgroundColor")
     (red,) = re.findall(r"^rgb\((\d+)", ground)
     assert (int(red) > 200) == (scheme == "light"), ground
-    moving = page.lane()
-    page.until(lambda: page.lane() != moving, "that it moves")
+    moving = page.lanes()
+    page.until(lambda: page.lanes() != moving, "that it moves")
     page.fits()
     for name in ("steps", "chat", "overview", "close", "rate-plot"):
         assert page[name].size["width"] > 100, name
