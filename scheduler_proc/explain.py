@@ -52,6 +52,8 @@ def _obstacle(request: Request, lane: Lane, admission: Admission) -> str:
         return "runs requests that are on probation"
     if not lane.free_slots:
         return f"has no slot, {lane.num_running} run"
+    if before := lane.prompts_before(request):
+        return f"has other prompts to read first: {before} tokens of them are not planned yet"
     short = lane.blocks_short(request)
     return f"lacks {short} KV blocks, {lane.pool.num_free} are free" if short > 0 else "has room"
 

@@ -9,7 +9,7 @@ A token that is scheduled and not known is a placeholder: it counts for blocks, 
 """
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from enum import Enum
 
 import numpy as np
@@ -115,7 +115,18 @@ class Lane:
     @property
     def prefill_backlog(self) -> int:
         """Prompt tokens of the running requests that no step computes yet."""
-        return sum(self.prefilling.end(slot) - int(self.scheduled[slot]) for slot in self.prefilling)
+        return self._unplanned(self.prefilling)
+
+    def prompts_before(self, request: Request) -> int:
+        """Tokens of prompts that come first, if there are so many that they fill every step that may be in flight; else 0.
+
+        The request would hold a slot and blocks meanwhile, which another that goes before it may want, and begin no earlier.
+        """
+        tokens = self._unplanned(self.prefilling.before(request.rank))
+        return tokens if tokens >= self.ledger.depth * self.token_budget else 0
+
+    def _unplanned(self, slots: Iterable[int]) -> int:
+        return sum(self.prefilling.end(slot) - int(self.scheduled[slot]) for slot in slots)
 
     @property
     def has_work(self) -> bool:
@@ -161,8 +172,10 @@ class Lane:
         return self.requests[slot] if self.tenancy[slot] == tenancy else self.detached.get((slot, tenancy))
 
     def can_admit(self, request: Request) -> bool:
-        """Whether a slot and the blocks for every known token are free now."""
-        return bool(self.free_slots) and not request.in_flight and self._headroom.fits(request, alone=not self.num_running)
+        """Whether a slot and the blocks for every known token are free now, and its prompt is wanted."""
+        if not self.free_slots or request.in_flight or self.prompts_before(request):
+            return False
+        return self._headroom.fits(request, alone=not self.num_running)
 
     def blocks_short(self, request: Request) -> int:
         """How many blocks must become free before the request fits; none or fewer: it fits."""

@@ -30,6 +30,10 @@ class PrefillQueue:
         """The slots, by rank."""
         return (slot for _, slot in self._order)
 
+    def before(self, rank: tuple[int, int, int]) -> list[int]:
+        """The slots that go before a request of this rank."""
+        return [slot for _, slot in self._order[: bisect_left(self._order, (rank, -1))]]
+
     def end(self, slot: int) -> int:
         """The length at which this slot's prefill ends."""
         return self._ends[slot]

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from frontend.server.measures import Measures, Timeline
 from frontend.server.prompt_scores import PromptLogprobs
 from frontend.server.token_stream import Generation
+from frontend.server.turns import OneByOne
 from protocol.clock import now_ns
 from protocol.codec import Int32Array, pack_int32, unpack_int32, unpack_uint64
 from protocol.messages import AbortRequest, AddRequest, Finished, FinishReason, TokenBatch
@@ -50,6 +51,7 @@ class Journal:
         """`index`, `epoch`: of the frontend. `say`: tells the scheduler. `on_empty`: the last request has ended."""
         self.ids = request_ids(index, epoch)
         self.measures = Measures()
+        self.turns = OneByOne()
         self.num_tokens = 0  # of the prompts
         self.num_resumed = 0  # requests that another scheduler was told of
         self.num_misplaced = 0  # tokens that came a second time, or behind others that are missing: dropped

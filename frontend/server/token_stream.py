@@ -11,6 +11,7 @@ import msgspec
 from frontend.errors import DeadlineExceeded
 from frontend.server.measures import Timeline
 from frontend.server.prompt_scores import PromptLogprobs
+from frontend.server.turns import OneByOne
 from protocol.errors import EngineError
 from protocol.messages import AddRequest, Finished, FinishReason, TopLogprobs
 
@@ -28,8 +29,13 @@ class TokenDelta:
     unsatisfiable: bool = False  # see Finished
 
 
+_AT_A_TURN = 16  # tokens with their candidates: some milliseconds until they are written
+
+
 class Aborts(Protocol):
     """The journal, as a request sees it."""
+
+    turns: OneByOne  # of those whose tokens come with candidates, since these are many times the work
 
     def abort(self, generation: "Generation", reason: FinishReason) -> None:
         """Forgets a request and tells the scheduler."""
@@ -107,6 +113,10 @@ class Generation:
                 await self._waiter
             finally:
                 self._waiter = None
+            if self._over:
+                raise StopAsyncIteration
+        if self._logprobs:
+            await self._journal.turns.turn()
             if self._over:
                 raise StopAsyncIteration
         return self.take()
@@ -193,15 +203,16 @@ class Generation:
             self.scores.end()
 
     def take(self) -> TokenDelta:
-        """The delta that `has_news` speaks of."""
+        """The delta that `has_news` speaks of, or, of much with candidates, a part of it."""
         if self._taken < self._known:  # alone, since it has no log-probabilities
             self._taken = self._known
             return TokenDelta(self._tokens[: self._known].tolist(), [], num_cached_tokens=self.num_cached_tokens)
-        token_ids = self._tokens[self._taken :].tolist()
+        end = self._taken + _AT_A_TURN if self._logprobs else len(self._tokens)
+        token_ids = self._tokens[self._taken : end].tolist()
         self._taken += len(token_ids)
-        logprobs, self._logprobs = self._logprobs, []
+        logprobs, self._logprobs = self._logprobs[: len(token_ids)], self._logprobs[len(token_ids) :]
         finished, cached = self._finished, self.num_cached_tokens
-        if finished is None:
+        if finished is None or self._taken < len(self._tokens):
             return TokenDelta(token_ids, logprobs, num_cached_tokens=cached)
         self._over = True
         return TokenDelta(

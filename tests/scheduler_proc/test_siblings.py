@@ -145,6 +145,18 @@ def test_a_short_prompt_of_high_priority_does_not_wait_for_the_long_ones() -> No
     crowd.check()
 
 
+def test_prompts_that_cannot_begin_yet_take_no_slots() -> None:
+    """So that who comes later and goes first finds one, and a flood is not taken in at once."""
+    crowd = world(slots=8, blocks=20_000)
+    budget, depth = crowd.state.lanes[0].token_budget, crowd.config.queue_depth
+    crowd.feed(*(crowd.message(index, [index] * 2000, max_tokens=1) for index in range(20)))
+    needed = -(-(2 * depth * budget) // 2000)  # for the steps that are in flight, and those behind them
+    assert crowd.state.lanes[0].num_running <= needed + 1 < 8
+    crowd.drain()
+    crowd.check()
+    assert crowd.state.counters["steps"] <= -(-20 * 2000 // budget) + 2, "steps had room for prompts that waited"
+
+
 def test_a_request_that_fails_after_its_preemption_leaves_nothing_in_the_cache() -> None:
     scarce = World(depth=3, blocks=16, slots=2, max_model_len=64)
     scarce.add(0, [0] * 8, max_tokens=50)

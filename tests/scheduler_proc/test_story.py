@@ -74,9 +74,15 @@ def test_what_each_request_stands_at_now() -> None:
     world.add(2, range(9), max_tokens=9, priority=1)
     world.add(3, range(9), max_tokens=9)
     assert told(world, 0).now == "prefilling on worker 0 in slot 0: 8 of 20 tokens are planned"
+    read = "worker 0 has other prompts to read first: 12 tokens of them are not planned yet"
+    assert told(world, 1).now == f"waiting at the head: {read}"
+    assert told(world, 3).now == f"waiting behind 1; request 1 at the head: {read}"
+    for _ in range(2):
+        world.workers[0].run_step()
+        world.answer(0)
     assert told(world, 3).now == "waiting at the head: worker 0 has no slot, 2 run"
     assert told(world, 2).now == "waiting behind 1; request 3 at the head: worker 0 has no slot, 2 run"
-    for _ in range(4):
+    for _ in range(2):
         world.workers[0].run_step()
         world.answer(0)
     assert told(world, 0).now == "decoding on worker 0 in slot 0: 2 tokens are here, it ends at 20"
@@ -86,7 +92,7 @@ def test_what_each_request_stands_at_now() -> None:
 
 
 def test_who_waits_for_blocks_says_how_many() -> None:
-    world = World(slots=4, blocks=16, block_size=4, depth=1)
+    world = World(slots=4, blocks=16, block_size=4, depth=1, budget=39)
     world.add(0, range(40), max_tokens=4)
     world.add(1, range(10, 50), max_tokens=4)
     assert told(world, 1).now == "waiting at the head: worker 0 lacks 4 KV blocks, 6 are free"

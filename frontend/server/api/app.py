@@ -15,7 +15,7 @@ from frontend.server.api.openapi import Description
 from frontend.server.api.origins import Origins
 from frontend.server.api.routes import Handler, Operation, operations
 from frontend.server.generation import TextEngine
-from frontend.server.http.turns import Alone
+from frontend.server.turns import Alone
 from frontend.server.ui.route import Page
 from protocol.config import EngineConfig
 

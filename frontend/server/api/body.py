@@ -11,7 +11,7 @@ from starlette.requests import Request
 from frontend.server.api.decoding import Body, BodyDecoder
 from frontend.server.api.errors import ApiError, from_decoding
 from frontend.server.api.structure import parts
-from frontend.server.http.turns import Alone
+from frontend.server.turns import Alone
 
 _LARGE = 256 << 10  # bytes; below, any body is decoded in a few milliseconds
 _PARTS = 100_000  # arrays, objects and members of any body, and …

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Protocol
 from frontend.server.api.errors import ApiError
 from frontend.server.http.exchange import Exchange
 from frontend.server.http.limits import Limits
-from frontend.server.http.turns import Turns
+from frontend.server.turns import Turns
 
 if TYPE_CHECKING:
     from frontend.server.http.connection import Connection

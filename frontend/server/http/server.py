@@ -15,7 +15,7 @@ from frontend.server.http.connection import Connection
 from frontend.server.http.exchange import Exchange
 from frontend.server.http.limits import Limits
 from frontend.server.http.occasional import OccasionalLog
-from frontend.server.http.turns import Turns
+from frontend.server.turns import Turns
 from protocol.clock import now
 
 _REFUSALS = OccasionalLog(logging.getLogger(__name__), logging.WARNING)

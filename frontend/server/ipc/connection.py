@@ -7,11 +7,11 @@ from typing import Protocol, cast
 
 from frontend.server.generation import TextEngine
 from frontend.server.http.limits import body_limit
-from frontend.server.http.turns import Turns
 from frontend.server.ipc.inbox import Inbox
 from frontend.server.ipc.questions import Questions
 from frontend.server.ipc.reports import Reports
 from frontend.server.ipc.requests import Requests
+from frontend.server.turns import Turns
 from frontend.wire import (
     WHOLE_CONNECTION,
     WIRE_VERSION,
@@ -102,7 +102,7 @@ class Connection(asyncio.Protocol):
         """The client left."""
         self._host.connections.discard(self)
         self._inbox.close()
-        self._requests.cancel_all()
+        self._requests.abandon()
         self._questions.close()
         self._lost.set()
 

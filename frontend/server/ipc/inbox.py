@@ -7,8 +7,8 @@ import asyncio
 from collections import deque
 from collections.abc import Callable
 
-from frontend.server.http.turns import Turns, rest_after
 from frontend.server.ipc.incoming import read_frame, too_large
+from frontend.server.turns import Turns, rest_after
 from frontend.wire import MAX_FRAME, ClientMessage, Refused
 from protocol.clock import now
 from protocol.errors import ProtocolError

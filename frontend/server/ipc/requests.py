@@ -38,7 +38,7 @@ _MOST_REQUESTS = 20_000  # accepted or waiting to be: above what the engine itse
 _MOST_WAITING = 1 << 20  # bytes of prompts that wait to be tokenized, and …
 _LEAST = 100  # … of any of them
 _ANSWERED, _REFUSED = 200, 400  # in the log, as over HTTP
-_INTAKE_SECONDS = 0.001  # of tokenization at a stretch, before others get their turn
+_SECONDS_AT_A_STRETCH = 0.001  # of work for one client, before others get their turn
 
 
 class Requests:
@@ -97,6 +97,23 @@ class Requests:
         self.may_say.set()
         return request_ids
 
+    def abandon(self) -> None:
+        """The client has left: aborts everything, a little at a time."""
+        for submit in self._intake:
+            self._running.pop(submit.request_id, None)
+        self._intake.clear()
+        self._waiting = 0
+        self.may_say.set()
+        self.start(WHOLE_CONNECTION, self._cancel_in_turns())
+
+    async def _cancel_in_turns(self) -> None:
+        began = now()
+        for request_id in list(self._running):
+            self.cancel(request_id)
+            if now() - began > _SECONDS_AT_A_STRETCH:
+                await asyncio.sleep(0)
+                began = now()
+
     async def wait(self) -> None:
         """Returns when everything has ended and was said."""
         while self._tasks:
@@ -133,7 +150,7 @@ class Requests:
                         self.start(submit.request_id, self._submit(submit))
                 except Exception as error:  # noqa: BLE001 - whatever it is concerns one request, and those behind it go on
                     self._fail(submit.request_id, error)
-                if now() - began > _INTAKE_SECONDS:
+                if now() - began > _SECONDS_AT_A_STRETCH:
                     await asyncio.sleep(0)
                     began = now()
         finally:

@@ -5,11 +5,11 @@ import logging
 from pathlib import Path
 
 from frontend.server.generation import TextEngine
-from frontend.server.http.turns import Turns
 from frontend.server.ipc.connection import Connection
 from frontend.server.ipc.inbox import IN_WORK
 from frontend.server.ipc.listener import ListeningSocket, may_connect
 from frontend.server.ipc.reports import Reports
+from frontend.server.turns import Turns
 
 _LOG = logging.getLogger(__name__)
 

@@ -34,6 +34,7 @@ from protocol.messages import (
     Pulse,
     Story,
     TokenBatch,
+    TopLogprobs,
 )
 from protocol.params import EngineParams
 
@@ -60,7 +61,13 @@ class Scheduler:
     def say(self, message: object) -> None:
         self._outbox.send(message)
 
-    def tokens(self, tokens: list[tuple[Generation, int]], *finished: Finished, cached: dict[int, int] | None = None) -> None:
+    def tokens(
+        self,
+        tokens: list[tuple[Generation, int]],
+        *finished: Finished,
+        cached: dict[int, int] | None = None,
+        logprobs: dict[int, TopLogprobs] | None = None,
+    ) -> None:
         ids = [generation.request_id for generation, _ in tokens]
         lengths = []
         for request_id in ids:
@@ -69,7 +76,14 @@ class Scheduler:
         values = pack_int32([token for _, token in tokens])
         self.say(
             TokenBatch(
-                0, self._steps, pack_uint64(ids), values, finished, num_cached_tokens=cached or {}, lengths_i32=pack_int32(lengths)
+                0,
+                self._steps,
+                pack_uint64(ids),
+                values,
+                finished,
+                num_cached_tokens=cached or {},
+                lengths_i32=pack_int32(lengths),
+                logprobs=logprobs or {},
             )
         )
         self._steps += 1
@@ -170,6 +184,41 @@ def test_tokens_merge_while_nobody_reads_and_stay_apart_by_request(tmp_path: Pat
         deltas = [delta async for delta in one]
         assert [(delta.token_ids, delta.finish_reason) for delta in deltas] == [([0, 1, 2, 3, 4], "length")]
         assert (await anext(other)).token_ids == [100, 101, 102, 103, 104]
+
+    on_pipes(tmp_path, test)
+
+
+def test_tokens_with_candidates_come_a_few_at_a_time_and_one_reader_after_the_other(tmp_path: Path) -> None:
+    """However many outputs ask for candidates, others wait at the loop for a few tokens' work, not for all of it."""
+
+    async def test(router: Router, scheduler: Scheduler) -> None:
+        params = EngineParams(max_tokens=100, logprobs=1)
+        generations = [router.submit(PROMPT, params) for _ in range(4)]
+        for index in range(40):
+            scheduler.tokens(
+                [(one, index) for one in generations],
+                *([Finished(one.request_id, "length") for one in generations] if index == 39 else []),
+                logprobs={one.request_id: TopLogprobs(-float(index), 1, b"", b"") for one in generations},
+            )
+        await settle_behind(router, scheduler, 4)
+        turn, came = 0, []
+
+        async def read(number: int) -> None:
+            async for delta in generations[number]:
+                came.append((turn, number, delta))
+
+        readers = [asyncio.ensure_future(read(number)) for number in range(4)]
+        while not all(reader.done() for reader in readers):
+            await asyncio.sleep(0)
+            turn += 1
+        assert len({at for at, _, _ in came}) == len(came), "two deltas at one turn of the loop"
+        assert [number for _, number, _ in came] == [0, 1, 2, 3] * 3, "they do not take turns"
+        for number in range(4):
+            deltas = [delta for _, other, delta in came if other == number]
+            assert [len(delta.token_ids) for delta in deltas] == [16, 16, 8]
+            assert [delta.finish_reason for delta in deltas] == [None, None, "length"]
+            assert [token for delta in deltas for token in delta.token_ids] == list(range(40))
+            assert [found.logprob for delta in deltas for found in delta.logprobs] == [-float(index) for index in range(40)]
 
     on_pipes(tmp_path, test)
 

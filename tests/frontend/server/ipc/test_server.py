@@ -8,10 +8,10 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from frontend.server.http.turns import Turns
 from frontend.server.ipc import connection as connection_module
 from frontend.server.ipc import questions
 from frontend.server.ipc.server import IpcServer
+from frontend.server.turns import Turns
 from frontend.wire import (
     MAX_FRAME,
     WHOLE_CONNECTION,

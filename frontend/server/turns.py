@@ -1,4 +1,5 @@
-"""Turns in the order of arrival, for work that is counted in bytes, and for work that nobody else can do anything beside."""
+"""Turns in the order of arrival: for work that is counted in bytes, for work that nobody else can do anything beside, and for much
+work in small pieces."""
 
 import asyncio
 from collections import deque
@@ -69,3 +70,28 @@ class Alone:
                 return function()
             finally:
                 self._rests_until = now() + rest_after(now() - began)
+
+
+class OneByOne:
+    """At each turn of the event loop one of those who wait goes on, so that whatever else is due there waits for one piece of work
+    at most, however many there are."""
+
+    def __init__(self) -> None:
+        self._waiting: deque[asyncio.Future[None]] = deque()
+
+    async def turn(self) -> None:
+        """Returns when it is one's turn. Who is cancelled has none."""
+        loop = asyncio.get_running_loop()
+        turn: asyncio.Future[None] = loop.create_future()
+        if not self._waiting:
+            loop.call_soon(self._next)
+        self._waiting.append(turn)
+        await turn
+
+    def _next(self) -> None:
+        while self._waiting and self._waiting[0].done():
+            self._waiting.popleft()
+        if self._waiting:
+            self._waiting.popleft().set_result(None)
+        if self._waiting:
+            asyncio.get_running_loop().call_soon(self._next)

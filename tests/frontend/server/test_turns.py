@@ -5,7 +5,7 @@ import random
 
 import pytest
 
-from frontend.server.http.turns import Alone, Turns
+from frontend.server.turns import Alone, OneByOne, Turns
 from protocol.clock import now
 from tests.frontend.server.http.serving import Served, on_server, post
 
@@ -107,5 +107,27 @@ def test_what_fails_gives_its_turn_on() -> None:
         with pytest.raises(ValueError, match="at work"):
             await alone.run(fail)
         assert await alone.run(lambda: 1) == 1
+
+    asyncio.run(run())
+
+
+def test_of_many_one_goes_on_at_each_turn_of_the_loop() -> None:
+    async def run() -> None:
+        turns, order, rounds = OneByOne(), [], 0
+
+        async def go(number: int) -> None:
+            for _ in range(3):
+                await turns.turn()
+                order.append((number, rounds))
+
+        tasks = [asyncio.ensure_future(go(number)) for number in range(50)]
+        await asyncio.sleep(0)
+        for task in tasks[::5]:
+            task.cancel()
+        while not all(task.done() for task in tasks):
+            rounds += 1
+            await asyncio.sleep(0)
+        assert len({at for _, at in order}) == len(order) == 3 * 40, "two went on in one turn"
+        assert [number for number, _ in order[:40]] == [number for number in range(50) if number % 5], "not in their order"
 
     asyncio.run(run())
