@@ -14,9 +14,13 @@ Device = Literal["auto", "cpu", "tpu", "cuda", "sim"]
 ModelFormat = Literal["gguf", "huggingface"]
 # Whether HTTP clients may set the priority of their requests: "fcfs" is first come, first served.
 SchedulingPolicy = Literal["fcfs", "priority"]
-# How weights are kept. "auto": in the blocks of few bits that the file holds, where there are kernels for them, else in bfloat16;
-# "int8": in blocks of at most eight bits, whatever the file holds; "none": in bfloat16.
+# How weights are kept. "auto": in the blocks of few bits that the file holds, where there are kernels for them, else as floats;
+# "int8": in blocks of at most eight bits, whatever the file holds; "none": as floats.
 Quantization = Literal["auto", "none", "int8"]
+# What floats are kept in and computed with: weights, keys and values, and what products make of their inputs. "auto": float32 for
+# small models (`tpu_worker.weights.precision`), else bfloat16. Sums, norms and what flows from layer to layer are always float32.
+FloatType = Literal["bfloat16", "float32"]
+Dtype = Literal["auto", "bfloat16", "float32"]
 
 
 LogFormat = Literal["human", "json"]
@@ -54,6 +58,7 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
     seed: int | None = None  # draws the seeds of requests that have none; None: chance does
     enable_prefix_caching: bool = True
     quantization: Quantization = "auto"
+    dtype: Dtype = "auto"
     host: str = "127.0.0.1"
     port: int = 8000
     ipc_path: str = ""

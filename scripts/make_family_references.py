@@ -1,12 +1,13 @@
-"""Writes tests/data/family_references.json and families/: what Hugging Face transformers computes, in float32, on tiny models.
+"""Writes family_references.json, families/ and sharp/ of tests/data: what transformers computes of tiny models, in float32.
 
     python scripts/make_family_references.py tests/data/family_references.json [NAME …]
 
-Without names all are written; with names those of the directory families beside it, each to a file of its own.
+Without names all are written; with names those of the directories families and sharp beside it, each to a file of its own. A name
+as sharp/NAME is one of the latter.
 
 Run it from the repository's root, in an environment of its own with torch, transformers, numpy, ml_dtypes, gguf and safetensors:
 neither of the first two is a dependency of the engine. The weights are those of `tests/tpu_worker/tiny_models.py`,
-`tiny_experts.py` and `tiny_dense.py`; a hash of them tells a test when they are no longer the same.
+`tiny_experts.py`, `tiny_dense.py` and `tiny_sharp.py`; a hash of them tells a test when they are no longer the same.
 """
 
 import json
@@ -21,7 +22,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from tests.tpu_worker import tiny_dense, tiny_experts
+from tests.tpu_worker import tiny_dense, tiny_experts, tiny_sharp
 from tests.tpu_worker.tiny_models import FAMILIES, Tensors, hash_of, make_tensors, write_model
 
 LENGTH = 96  # tokens: more than four windows, and three times the context that the scaled rotation begins at
@@ -63,8 +64,9 @@ def main() -> None:
         rows = ",\n".join(f"{json.dumps(name)}:{json.dumps(row, separators=(',', ':'))}" for name, row in references.items())
         path.write_text(f"{{\n{rows}\n}}\n")
 
-    def write(name: str, reference: dict[str, Any]) -> None:
-        (path.parent / "families" / f"{name}.json").write_text(json.dumps(reference, separators=(",", ":")) + "\n")
+    def write(name: str, reference: dict[str, Any], directory: str = "families") -> None:
+        (path.parent / directory).mkdir(exist_ok=True)
+        (path.parent / directory / f"{name}.json").write_text(json.dumps(reference, separators=(",", ":")) + "\n")
 
     for name, config in tiny_experts.FAMILIES.items():
         if not names or name in names:
@@ -73,6 +75,11 @@ def main() -> None:
         if not names or name in names:
             shapes = shapes_of(config)
             write(name, {**reference_of(name, config, tiny_dense.make_tensors(config, shapes)), "shapes": shapes})
+    for name, config in tiny_sharp.FAMILIES.items():
+        if not names or f"sharp/{name}" in names:
+            shapes = shapes_of(config)
+            reference = reference_of(name, config, tiny_sharp.make_tensors(name, shapes))
+            write(name, {**reference, "shapes": shapes}, "sharp")
 
 
 if __name__ == "__main__":

@@ -29,6 +29,7 @@ from tpu_worker.scoring import Scores, pack_scored, unpack_scores
 from tpu_worker.warmup import Programs, use_compilation_cache
 from tpu_worker.weights.kept import describe_weights
 from tpu_worker.weights.load import WeightLoader, kinds_held, open_source
+from tpu_worker.weights.precision import choose_float_type
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +80,13 @@ class JaxDevice:
         spec = layout.spec_of_shard(model.spec)
         head_dims = {layer.head_dim for layer in spec.layers}
         platform = self._platform = self._given or choose_platform(
-            devices[0].platform, config.quantization, kinds_held(source), config.block_size, head_dims, layout.num_shards
+            devices[0].platform,
+            config.quantization,
+            kinds_held(source),
+            config.block_size,
+            head_dims,
+            layout.num_shards,
+            choose_float_type(config.dtype, config.quantization, source),
         )
         platform.memory.before_loading()
         block_size = config.block_size or platform.block_size
@@ -95,7 +102,8 @@ class JaxDevice:
         shapes = loader.shapes(weights)
         # What the cache is to leave: the weights that are not there yet, and the largest step's working memory.
         pending = loader.pending_bytes(weights) + max(working_memory(spec, bucket) for bucket in buckets)
-        num_blocks = count_blocks(config, spec, block_size, max_model_len, platform.memory, devices, pending)
+        width = platform.attention.bytes_per_value
+        num_blocks = count_blocks(config, spec, block_size, max_model_len, platform.memory, devices, pending, width)
 
         def make_empty() -> DeviceState:
             caches = make_caches(spec, platform.attention, num_blocks, block_size)
@@ -115,7 +123,7 @@ class JaxDevice:
             self._admit, self._extend = compiler.admit(), compiler.extend()
             self._set_rules = compiler.set_rules()
             self._weights = loaded.result()
-        with out_of_memory(f"making a KV cache of {num_blocks * bytes_per_block(spec, block_size)} bytes"):
+        with out_of_memory(f"making a KV cache of {num_blocks * bytes_per_block(spec, block_size, width)} bytes"):
             # As one program, so that the caches are made without a copy.
             self._state = jax.block_until_ready(jax.jit(make_state)())
             make_all = layout.program(functools.partial(make_rules, config.max_num_seqs, spec.vocab_size), (), REPLICATED)

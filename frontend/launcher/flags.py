@@ -61,9 +61,9 @@ FLAGS = (
     Flag(
         "dtype",
         "model",
-        "auto or bfloat16: what weights are computed in, whatever the file holds",
+        "what is not in blocks of few bits is kept in and computed with; auto: float32 for small models, else bfloat16",
         choice("auto", "bfloat16", "half", "float16", "float", "float32"),
-        "auto|bfloat16",
+        "auto|bfloat16|float32",
     ),
     Flag("seed", "model", "draws the seeds of requests without one, so that a run can be repeated", integer(0, 2**63 - 1), "N"),
     Flag("workers", "devices", "data-parallel replicas", integer(1, 1024), "N"),

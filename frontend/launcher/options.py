@@ -18,7 +18,7 @@ from frontend.launcher.placement import place_workers, resolve_device
 from frontend.launcher.traces import traces_endpoint
 from frontend.launcher.values import api_key
 from protocol.cache_directory import default_cache, private_directory, temporary_cache
-from protocol.config import DEFAULT_LOG_LEVEL, Device, EngineConfig, LogLevel
+from protocol.config import DEFAULT_LOG_LEVEL, Device, Dtype, EngineConfig, LogLevel
 from protocol.errors import ConfigError
 from protocol.messages import Reload
 from protocol.model_files import check_length
@@ -87,7 +87,9 @@ def _without_model(values: dict[str, object], environ: Mapping[str, str]) -> tup
         raise ConfigError("--allow-credentials: pages of every origin (*) cannot have that: name the --allowed-origins")
     values["api_keys"] = _keys(values, environ, remarks)
     values["otlp_traces_endpoint"] = traces_endpoint(cast(str, values.pop("otlp_traces_endpoint", "")), environ, remarks)
-    _check_dtype(cast(str, values.pop("dtype", "auto")), remarks)
+    values["dtype"] = _dtype(cast(str, values.pop("dtype", "auto")), remarks)
+    if values["dtype"] == "float32" and values.get("quantization") == "int8":
+        raise ConfigError("--dtype float32 rounds nothing, --quantization int8 rounds all weights: leave one of them out")
     if "gpu_memory_utilization" in values and (device == "sim" or "kv_cache_memory" in values):
         reason = "with --device sim" if device == "sim" else "beside --kv-cache-memory"
         remarks.append(f"--gpu-memory-utilization has no effect {reason}")
@@ -132,14 +134,12 @@ def _keys(values: dict[str, object], environ: Mapping[str, str], remarks: list[s
     return keys
 
 
-def _check_dtype(dtype: str, remarks: list[str]) -> None:
-    if dtype in ("float", "float32"):
-        raise ConfigError(
-            f"--dtype {dtype}: weights are computed in bfloat16, or in the blocks that a GGUF file keeps them in; "
-            "only sums are float32. Leave it out"
-        )
-    if dtype in ("half", "float16"):
-        remarks.append(f"--dtype {dtype}: computed in bfloat16, which rounds more, and overflows less")
+def _dtype(flag: str, remarks: list[str]) -> Dtype:
+    """What the flag means."""
+    if flag in ("half", "float16"):
+        remarks.append(f"--dtype {flag}: computed in bfloat16, which rounds more, and overflows less")
+        return "bfloat16"
+    return "float32" if flag == "float" else cast(Dtype, flag)
 
 
 def _credential(environ: Mapping[str, str]) -> str | None:

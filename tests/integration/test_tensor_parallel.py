@@ -18,7 +18,7 @@ from tpu_worker.runner import JaxDevice
 _PROMPTS = [list(range(1, 24)), [5, 6], list(range(90, 50, -1)), [3, 1, 4, 1, 5, 9, 2, 6, 5]]
 _LENGTH = 40
 _BLOCKS = 8  # of 16 positions: less than the four come to together
-_BLOCK_BYTES = 2 * 2 * 16 * 1 * 32 * 2  # on a device: keys and values, layers, positions, its one head, features, bytes
+_BLOCK_BYTES = 2 * 2 * 16 * 1 * 32 * 4  # on a device: keys and values, layers, positions, its one head, features, bytes
 _SIZES = {"max_num_seqs": 4, "max_num_batched_tokens": 64, "max_model_len": 96}
 
 
@@ -27,7 +27,7 @@ def test_two_shards_give_the_tokens_of_one(tmp_path: Path) -> None:
     tokenizer = {**TOKENIZER, "decoder": {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}}
     (model / "tokenizer.json").write_text(json.dumps(tokenizer))
     config = EngineConfig(model_path=str(model), model_format="huggingface", served_model_names=("m",), device="cpu")
-    device = JaxDevice(replace(config, **_SIZES), make_xla_platform())
+    device = JaxDevice(replace(config, **_SIZES), make_xla_platform("float32"))
     capacity = device.load(lambda *_: None)
     expected = [
         request.tokens

@@ -5,11 +5,11 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import ml_dtypes
 import numpy as np
 import pytest
 
 from protocol.codec import Float32Array, Int32Array
+from protocol.config import FloatType
 from tpu_worker.inputs import StepInputs
 from tpu_worker.kv_cache import make_caches
 from tpu_worker.models.family import Model
@@ -26,7 +26,13 @@ from tpu_worker.stacking import Layers, group_alike
 ROPE = Rope(64, 10000.0)
 SPEC = ModelSpec("x", 640, 576, 512, 1e-5, False, (LayerSpec(9, 3, 64, 1536, ROPE),) * 2)
 BLOCK_SIZE, TABLE, LENGTH = 16, 8, 90
-PLATFORMS = [make_xla_platform(), choose_platform("cpu", "none", (), BLOCK_SIZE, {64})]
+DTYPES: tuple[FloatType, ...] = ("bfloat16", "float32")
+SLOW = ("XLA", "float32")
+PLATFORMS = [
+    pytest.param(platform, id=f"{platform.name}-{dtype}", marks=[pytest.mark.slow] if (platform.name, dtype) == SLOW else [])
+    for dtype in DTYPES
+    for platform in (make_xla_platform(dtype), choose_platform("cpu", "none", (), BLOCK_SIZE, {64}, dtype=dtype))
+]
 # Of two in eight sequences, sums in another order change bits here.
 SEQUENCES = [np.random.default_rng(seed).integers(0, SPEC.vocab_size, LENGTH).astype(np.int32) for seed in (2, 6)]
 
@@ -39,7 +45,7 @@ def make_weights(platform: Platform) -> dict[str, Any]:
         if parameter.kind == "vector":
             return jnp.asarray(1 + 0.3 * values)
         if parameter.kind == "table":
-            return jnp.asarray(values.astype(ml_dtypes.bfloat16))
+            return jnp.asarray(values.astype(products.dtype))
         values *= np.float32(1.5 / np.sqrt(parameter.shape[1]))
         packed = products.pack(values, products.allocate, gated=parameter.kind == "gated")
         return jax.tree.map(products.place, packed)
@@ -92,7 +98,7 @@ class Runner:
         return found
 
 
-@pytest.mark.parametrize("platform", PLATFORMS, ids=lambda platform: platform.name)
+@pytest.mark.parametrize("platform", PLATFORMS)
 def test_a_request_has_the_same_bits_in_every_bucket(platform: Platform) -> None:
     if not platform.products.rows_are_stable([(960, 576), (576, 576), (3072, 576), (576, 1536), (640, 576)], (4, 16, 128)):
         pytest.skip("what XLA multiplies with on this machine does not keep a row's bits, and the engine waits for all buckets")

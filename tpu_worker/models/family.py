@@ -50,6 +50,9 @@ class Family:
     gguf_names: Mapping[str, str]  # of modules, within a layer or outside of all, by their Hugging Face names
     # Prefixes of names in Hugging Face checkpoints that also hold more than text, and what is to be read in their place.
     prefixes: Mapping[str, str] = field(default_factory=dict)
+    modules: Mapping[str, str] = field(
+        default_factory=dict
+    )  # within layers, likewise, where checkpoints have one name or the other
     left_out: tuple[str, ...] = ()  # prefixes of what is not text, which is not loaded
     interleaved: tuple[str, ...] = ()  # modules whose rows GGUF files hold as rotary pairs side by side, instead of halves
 
@@ -57,7 +60,10 @@ class Family:
         """The name of a tensor, by the one that a checkpoint has for it."""
         for prefix, instead in self.prefixes.items():
             if stored.startswith(prefix):
-                return instead + stored.removeprefix(prefix)
+                stored = instead + stored.removeprefix(prefix)
+                break
+        for module, instead in self.modules.items():
+            stored = stored.replace(f".{module}.", f".{instead}.")
         return stored
 
     def gguf_name(self, name: str) -> str:

@@ -54,6 +54,7 @@ FAMILY = Family(
         decoder.layer_parameters, names=Names("block_sparse_moe.gate", "block_sparse_moe.experts", "w1", "w3", "w2")
     ),
     gguf_names=decoder.GGUF_NAMES,
+    modules={"mlp.gate": "block_sparse_moe.gate"},  # as transformers 5 has it, beside experts in one tensor
     forward=decoder.forward,
     logits=decoder.logits,
 )

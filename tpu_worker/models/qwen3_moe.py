@@ -20,7 +20,8 @@ class Config(msgspec.Struct):
     num_attention_heads: int
     intermediate_size: int = 6144  # of layers without experts
     moe_intermediate_size: int = 768
-    num_experts: int = 128
+    num_experts: int | None = None
+    num_local_experts: int | None = None  # the same, as transformers 5 writes it; 128 if neither is there
     num_experts_per_tok: int = 8
     norm_topk_prob: bool = False
     decoder_sparse_step: int = 1
@@ -44,6 +45,7 @@ def read_config(file: ConfigJson) -> ModelSpec:
         raise ModelError(f"{file.path}: mlp_only_layers {dense} names layers that are not among the {num_layers}")
     if config.decoder_sparse_step < 1:
         raise ModelError(f"{file.path}: decoder_sparse_step is {config.decoder_sparse_step}")
+    count = _num_experts(file, config)
     layer = replace(
         decoder.layer_from_config(config, file.rope),
         sliding_window=config.sliding_window if config.use_sliding_window else None,
@@ -51,13 +53,20 @@ def read_config(file: ConfigJson) -> ModelSpec:
         output_bias=config.attention_bias,
         qk_norm="head",
     )
-    experts = ExpertsSpec(config.num_experts, config.num_experts_per_tok, config.norm_topk_prob)
+    experts = ExpertsSpec(count, config.num_experts_per_tok, config.norm_topk_prob)
     sparse = replace(layer, experts=experts, intermediate_size=config.moe_intermediate_size)
 
     def is_sparse(index: int) -> bool:
-        return config.num_experts > 0 and index not in dense and (index + 1) % config.decoder_sparse_step == 0
+        return count > 0 and index not in dense and (index + 1) % config.decoder_sparse_step == 0
 
     return decoder.spec_from_config(file, config, (sparse if is_sparse(index) else layer for index in range(num_layers)))
+
+
+def _num_experts(file: ConfigJson, config: Config) -> int:
+    said = {count for count in (config.num_experts, config.num_local_experts) if count is not None}
+    if len(said) > 1:
+        raise ModelError(f"{file.path}: num_experts is {config.num_experts}, num_local_experts is {config.num_local_experts}")
+    return said.pop() if said else 128
 
 
 def read_gguf(file: GgufFile) -> ModelSpec:

@@ -2,7 +2,7 @@
 
 from collections.abc import Collection
 
-from protocol.config import Quantization
+from protocol.config import FloatType, Quantization
 from protocol.errors import ConfigError
 from tpu_worker.platforms import cpu, xla
 from tpu_worker.platforms.platform import Platform
@@ -15,14 +15,16 @@ def choose_platform(
     block_size: int | None,
     head_dims: Collection[int],
     num_shards: int = 1,
+    dtype: FloatType = "bfloat16",
 ) -> Platform:
     """The fastest for devices that JAX calls `name` and these sizes. Raises ConfigError when nothing there serves the quantization.
 
     block_size: of the KV cache, in tokens; None: what the platform prefers. kinds: of the blocks in which files hold weights,
-    which "auto" leaves as they are where that is faster. num_shards: chips among which the model is cut.
+    which "auto" leaves as they are where that is faster. num_shards: chips among which the model is cut. dtype:
+    what floats are kept in and computed with.
     """
     if name == "cpu" and num_shards == 1:
-        return cpu.make_platform(quantization, kinds, block_size, head_dims)
+        return cpu.make_platform(quantization, kinds, block_size, head_dims, dtype)
     if quantization == "int8":
         raise ConfigError("--quantization int8 needs the C++ kernels of the CPU, on one chip: leave the flag out")
-    return cpu.make_xla_platform() if name == "cpu" else xla.make_platform()
+    return cpu.make_xla_platform(dtype) if name == "cpu" else xla.make_platform(dtype)

@@ -7,6 +7,7 @@ from typing import Any, Protocol, TypeAlias
 import jax
 import numpy.typing as npt
 
+from protocol.config import FloatType
 from tpu_worker.models.layers import Activation
 from tpu_worker.platforms.metadata import AttentionMetadata, AttentionSpec
 from tpu_worker.stacking import Operand
@@ -62,6 +63,7 @@ class Attention:
     make_caches: MakeCaches
     prepare: Prepare
     attend: Attend
+    bytes_per_value: int = 2  # of a key or a value in the cache
 
 
 class Allocate(Protocol):
@@ -217,6 +219,7 @@ class RowsAreStable(Protocol):
 class Products:
     """Matrix products, and the layout of the weights that they alone can read."""
 
+    dtype: FloatType  # what floats are kept as: matrices that are not in blocks, and the table of embeddings
     stacks_layers: bool  # they take layers out of stacks, as `tpu_worker.stacking` has it
     keeps_blocks: Collection[str]  # of `weights.blocks.KINDS`, those whose weights are not dequantised first
     allocate: Allocate

@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import jax
-import ml_dtypes
+import jax.numpy as jnp
 import numpy as np
 
 from protocol.codec import Float32Array
@@ -198,7 +198,7 @@ class WeightLoader:
         if parameter.kind in ("matrix", "gated"):
             return self._products.pack(values, allocate, gated=parameter.kind == "gated")
         if parameter.kind == "table":
-            return values.astype(ml_dtypes.bfloat16, copy=False)
+            return values.astype(jnp.dtype(self._products.dtype), copy=False)
         return self._vector(values.astype(np.float32) + np.float32(parameter.offset) if parameter.offset else values, allocate)
 
     def _rotary_table(self, rope: Rope) -> Float32Array:

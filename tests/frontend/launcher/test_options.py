@@ -66,13 +66,15 @@ def test_a_key_that_no_header_carries_is_refused(gguf: str, arguments: tuple[str
 
 
 def test_what_a_number_format_means_here(gguf: str) -> None:
-    for same in ("auto", "bfloat16"):
-        assert options(gguf, "--dtype", same) == options(gguf)
+    assert options(gguf, "--dtype", "auto") == options(gguf)
+    for said, meant in (("bfloat16", "bfloat16"), ("float32", "float32"), ("float", "float32")):
+        config, remarks = options(gguf, "--dtype", said)
+        assert (config.dtype, remarks) == (meant, [])
     config, (remark,) = options(gguf, "--dtype", "half")
-    assert config == read(gguf)
+    assert config.dtype == "bfloat16"
     assert "computed in bfloat16" in remark
-    with pytest.raises(ConfigError, match="--dtype float32: weights are computed in bfloat16"):
-        options(gguf, "--dtype", "float32")
+    with pytest.raises(ConfigError, match="--dtype float32 rounds nothing, --quantization int8 rounds all weights"):
+        options(gguf, "--dtype", "float32", "--quantization", "int8")
 
 
 def test_shares_of_memory_and_seeds(gguf: str) -> None:

@@ -1,4 +1,4 @@
-"""Runs a tiny model on some of four devices that are forced out of this host: `… sharded_runs DIR TOKENS_PER_STEP SHARDS …`.
+"""Runs a tiny model on some of four devices that are forced out of this host: `… sharded_runs DIR DTYPE TOKENS_PER_STEP SHARDS …`.
 
 Prompts are scored too where steps are small.
 
@@ -12,7 +12,9 @@ import threading
 
 os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=4"
 
-from protocol.config import EngineConfig
+import msgspec
+
+from protocol.config import Dtype, EngineConfig
 from protocol.params import EngineParams, Grammar
 from tests.tpu_worker.device_driver import Driver
 from tpu_worker.platforms.cpu import make_xla_platform
@@ -30,7 +32,7 @@ PARAMS = {
 SCORED = {"scored": EngineParams(1, prompt_logprobs=2)}
 
 
-def run(model: str, budget: int, num_shards: int) -> dict[str, object]:
+def run(model: str, dtype: Dtype, budget: int, num_shards: int) -> dict[str, object]:
     """Tokens and log-probabilities by parameters, what the device calls itself, and the collectives of a step."""
     config = EngineConfig(
         model_path=model,
@@ -38,11 +40,12 @@ def run(model: str, budget: int, num_shards: int) -> dict[str, object]:
         served_model_names=("tiny",),
         device="cpu",
         tensor_parallel_size=num_shards,
+        dtype=dtype,
         max_num_seqs=4,
         max_num_batched_tokens=budget,
         max_model_len=96,
     )
-    device = JaxDevice(config, make_xla_platform() if num_shards == 1 else None)
+    device = JaxDevice(config, make_xla_platform("bfloat16" if dtype == "bfloat16" else "float32") if num_shards == 1 else None)
     capacity = device.load(lambda *_: None)
     outputs: dict[str, dict[str, object]] = {}
     wanted = PARAMS
@@ -67,5 +70,5 @@ def run(model: str, budget: int, num_shards: int) -> dict[str, object]:
 
 
 if __name__ == "__main__":
-    model, budget, *sizes = sys.argv[1:]
-    json.dump({num_shards: run(model, int(budget), int(num_shards)) for num_shards in sizes}, sys.stdout)
+    model, dtype, budget, *sizes = sys.argv[1:]
+    json.dump({size: run(model, msgspec.convert(dtype, Dtype), int(budget), int(size)) for size in sizes}, sys.stdout)

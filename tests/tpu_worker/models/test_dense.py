@@ -71,7 +71,7 @@ def test_logprobs_are_those_of_transformers(margins: Margins, tmp_path: Path, na
 def test_shards_change_no_token(tmp_path: Path, name: str) -> None:
     """Norms over all queries and keys, or of heads, of which two chips have one half each."""
     model = write_model(tmp_path, FAMILIES[name], reference_of(name)[1])
-    command = [sys.executable, "-m", "tests.tpu_worker.mesh.sharded_runs", str(model), "4", "1", "2"]
+    command = [sys.executable, "-m", "tests.tpu_worker.mesh.sharded_runs", str(model), "bfloat16", "4", "1", "2"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     one, two = (json.loads(done.stdout)[shards]["outputs"] for shards in ("1", "2"))

@@ -15,11 +15,20 @@ from tpu_worker.runner import JaxDevice
 PROMPTS = [list(range(1, 24)), [5, 6], list(range(90, 30, -1)), [7] * 16, [3, 1, 4, 1, 5, 9, 2, 6, 5]]
 
 
-@pytest.fixture(scope="module", params=["llama", "qwen2 with windows", pytest.param("qwen3", marks=pytest.mark.every_processor)])
+@pytest.fixture(
+    scope="module",
+    params=[
+        ("llama", "float32"),
+        ("qwen2 with windows", "bfloat16"),
+        pytest.param(("qwen3", "bfloat16"), marks=pytest.mark.every_processor),
+    ],
+    ids=" ".join,
+)
 def loaded(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[JaxDevice, Capacity]]:
-    family = FAMILIES[request.param]
+    name, dtype = request.param
+    family = FAMILIES[name]
     path = write_model(tmp_path_factory.mktemp("tiny"), family, make_tensors(family))
-    device = JaxDevice(tiny_config(path))
+    device = JaxDevice(tiny_config(path, dtype=dtype))
     capacity = device.load(lambda *_: None)
     yield device, capacity
     device.close()

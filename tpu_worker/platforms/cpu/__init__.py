@@ -4,7 +4,7 @@ import functools
 from collections.abc import Collection
 from dataclasses import replace
 
-from protocol.config import Quantization
+from protocol.config import FloatType, Quantization
 from protocol.errors import ConfigError
 from tpu_worker.models.layers import lookup
 from tpu_worker.platforms import xla
@@ -20,22 +20,38 @@ from tpu_worker.weights.blocks import INT8
 _SATURATING_TOKENS = 128  # products of so many rows run at the speed of arithmetic on every CPU measured
 _BLOCK_SIZE = 16  # tokens: a panel of the C++ kernel, and small blocks are shared between more prompts
 
-XLA_PRODUCTS = replace(
-    xla.PRODUCTS, experts=xla_experts.experts_in_tiles, scores=xla_experts.scores_in_tiles, rows_are_stable=measure_rows
-)
-ATTENTION = Attention(make_caches=attention.make_caches, prepare=attention.prepare, attend=attention.attend)
+
+def make_attention(dtype: FloatType = "bfloat16") -> Attention:
+    """C++ attention, with keys and values kept as this type."""
+    return Attention(
+        make_caches=functools.partial(attention.make_caches, dtype=dtype),
+        prepare=attention.prepare,
+        attend=attention.attend,
+        bytes_per_value=2 if dtype == "bfloat16" else 4,
+    )
 
 
-def make_products(quantization: Quantization, kinds: Collection[str] = build.KINDS) -> Products:
+def make_xla_products(dtype: FloatType = "bfloat16") -> Products:
+    """XLA's products as they are fastest on a CPU."""
+    return replace(
+        xla.make_products(dtype),
+        experts=xla_experts.experts_in_tiles,
+        scores=xla_experts.scores_in_tiles,
+        rows_are_stable=functools.partial(measure_rows, dtype=dtype),
+    )
+
+
+def make_products(quantization: Quantization, kinds: Collection[str] = build.KINDS, dtype: FloatType = "bfloat16") -> Products:
     """C++ products, with weights kept as `products.pack` has it; kinds: of blocks, those that are left as they are."""
     return Products(
+        dtype=dtype,
         stacks_layers=True,
         keeps_blocks=frozenset(kinds),
         allocate=products.allocate,
         place=products.place,
-        pack=functools.partial(products.pack_into, quantization=quantization),
+        pack=functools.partial(products.pack_into, quantization=quantization, dtype=dtype),
         linear=products.linear,
-        pack_experts=functools.partial(experts.pack_experts, quantization=quantization),
+        pack_experts=functools.partial(experts.pack_experts, quantization=quantization, dtype=dtype),
         experts=experts.experts,
         scores=experts.scores,
         lookup=lookup,
@@ -47,31 +63,44 @@ def make_products(quantization: Quantization, kinds: Collection[str] = build.KIN
 
 
 def make_platform(
-    quantization: Quantization, kinds: Collection[str], block_size: int | None, head_dims: Collection[int]
+    quantization: Quantization,
+    kinds: Collection[str],
+    block_size: int | None,
+    head_dims: Collection[int],
+    dtype: FloatType = "bfloat16",
 ) -> Platform:
-    """The fastest kernels for these sizes. Raises ConfigError when none serves the quantization."""
+    """The fastest kernels for these sizes. Raises ConfigError when none serves the quantization.
+
+    With float32 no weight stays in blocks: they are multiplied with rounded inputs on some processors.
+    """
     kept = [kind for kind in build.KINDS if kind in kinds or (quantization == "int8" and kind == INT8)]
-    keeps_blocks = bool(kept) and (quantization == "int8" or (quantization == "auto" and prefers_blocks()))
-    native = build.available("matmul", "attention", *(("blocks", *kept) if keeps_blocks else ()))
+    exact = dtype == "float32"
+    keeps_blocks = bool(kept) and not exact and (quantization == "int8" or (quantization == "auto" and prefers_blocks()))
+    names = ("matmul", f"matmul{build.FLOAT32}", f"attention{build.FLOAT32}") if exact else ("matmul", "attention")
+    native = build.available(*names, *(("blocks", *kept) if keeps_blocks else ()))
     if quantization == "int8" and not native:
         raise ConfigError("--quantization int8 needs the C++ kernels of the CPU, on one chip: leave the flag out")
     attends = native and all(attention.supports(block_size or _BLOCK_SIZE, head_dim) for head_dim in head_dims)
-    multiplies = native and (keeps_blocks or preferred() == "native")
-    ours = make_products(quantization, kept) if keeps_blocks else make_products("none", ())
+    multiplies = native and (keeps_blocks or exact or preferred() == "native")
+    ours = make_products(quantization, kept) if keeps_blocks else make_products("none", (), dtype)
     return Platform(
         name={(True, True): "C++", (True, False): "C++ and XLA", (False, True): "C++ and XLA", (False, False): "XLA"}[
             attends, multiplies
         ],
-        attention=ATTENTION if attends else xla.ATTENTION,
-        products=ours if multiplies else XLA_PRODUCTS,
+        attention=make_attention(dtype) if attends else xla.make_attention(dtype),
+        products=ours if multiplies else make_xla_products(dtype),
         memory=HostMemory(),
         block_size=_BLOCK_SIZE,
         saturating_tokens=_SATURATING_TOKENS,
     )
 
 
-def make_xla_platform() -> Platform:
+def make_xla_platform(dtype: FloatType = "bfloat16") -> Platform:
     """XLA's kernels alone."""
     return Platform(
-        name="XLA", attention=xla.ATTENTION, products=XLA_PRODUCTS, memory=HostMemory(), saturating_tokens=_SATURATING_TOKENS
+        name="XLA",
+        attention=xla.make_attention(dtype),
+        products=make_xla_products(dtype),
+        memory=HostMemory(),
+        saturating_tokens=_SATURATING_TOKENS,
     )

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from protocol.config import FloatType
 from tpu_worker.platforms.cpu.native import build
 from tpu_worker.platforms.metadata import AttentionMetadata, AttentionSpec
 from tpu_worker.stacking import Layer, find
@@ -18,16 +19,26 @@ def supports(block_size: int, head_dim: int) -> bool:
     return block_size % 16 == 0 and head_dim % 16 == 0
 
 
-def make_caches(num_layers: int, num_blocks: int, block_size: int, num_kv_heads: int, head_dim: int) -> jax.Array:
-    """Empty caches: [layers, blocks, KV heads, keys and values, block_size, head_dim] uint16, the bits of bf16.
+def make_caches(
+    num_layers: int, num_blocks: int, block_size: int, num_kv_heads: int, head_dim: int, *, dtype: FloatType = "bfloat16"
+) -> jax.Array:
+    """Empty caches: [layers, blocks, KV heads, keys and values, block_size, head_dim] uint16, the bits of bf16, or float32.
 
     Within a block of a head, positions and features lie as the kernel reads them; only `attend` can tell where. What is in it
     at first means nothing: no position is read before it was written. So its memory is taken, page by page, as it fills.
     """
-    build.library("attention")
-    shape = jax.ShapeDtypeStruct((num_layers, num_blocks, num_kv_heads, 2, block_size, head_dim), jnp.uint16)
-    caches: jax.Array = jax.ffi.ffi_call("twodeep_reserve", shape)()
+    kept = jnp.uint16 if dtype == "bfloat16" else jnp.float32
+    suffix = _library_for(kept)
+    shape = jax.ShapeDtypeStruct((num_layers, num_blocks, num_kv_heads, 2, block_size, head_dim), kept)
+    caches: jax.Array = jax.ffi.ffi_call(f"twodeep_reserve{suffix}", shape)()
     return caches
+
+
+def _library_for(kept: jnp.dtype) -> str:
+    """Loads the one for caches of this type, and returns what the names of its custom calls end in."""
+    suffix = build.FLOAT32 if kept == jnp.float32 else ""
+    build.library(f"attention{suffix}")
+    return suffix
 
 
 def prepare(meta: AttentionMetadata, num_tokens: int, block_size: int) -> AttentionMetadata:  # noqa: ARG001
@@ -82,15 +93,15 @@ def _call(
     spec: AttentionSpec,
     sinks: jax.Array | None,
 ) -> tuple[jax.Array, Layer]:
-    build.library("attention")
     caches, layer = find(cache)
+    suffix = _library_for(caches.dtype)
     shapes = (
         jax.ShapeDtypeStruct((q.shape[0], num_heads, caches.shape[5]), jnp.float32),
         jax.ShapeDtypeStruct(caches.shape, caches.dtype),
     )
     out: jax.Array
     updated: jax.Array
-    out, updated = jax.ffi.ffi_call("twodeep_attend", shapes, input_output_aliases={3: 1})(
+    out, updated = jax.ffi.ffi_call(f"twodeep_attend{suffix}", shapes, input_output_aliases={3: 1})(
         q,
         k,
         v,

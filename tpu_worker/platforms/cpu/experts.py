@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import numpy.typing as npt
 
-from protocol.config import Quantization
+from protocol.config import FloatType, Quantization
 from tpu_worker.models.layers import Activation
 from tpu_worker.platforms.cpu.native import build
 from tpu_worker.platforms.cpu.products import ACTIVATIONS, PackedWeight, kind_number, pack_one
@@ -29,6 +29,7 @@ def pack_experts(
     *,
     gated: bool = False,
     quantization: Quantization = "auto",
+    dtype: FloatType = "bfloat16",
 ) -> PackedWeight:
     """`platform.PackExperts`: panels as those of `products.pack`, [experts, ...]."""
     panels: npt.NDArray[Any] | None = None
@@ -42,7 +43,7 @@ def pack_experts(
             assert (panels.shape[1:], panels.dtype) == (shape, np.dtype(dtype))
             return panels[expert]  # type: ignore[no-any-return] # noqa: B023 called at once
 
-        packed = pack_one(read(expert), mine, quantization=quantization, gated=gated)
+        packed = pack_one(read(expert), mine, quantization=quantization, dtype=dtype, gated=gated)
     assert packed is not None
     return replace(packed, panels=panels)  # type: ignore[arg-type]
 
@@ -86,11 +87,11 @@ def _multiply(
     if x.shape[1] != weight.in_features:
         raise ValueError(f"the weights are not packed for inputs of width {x.shape[1]}, but of {weight.in_features}")
     panels, layer = find(weight.panels)
-    build.library("matmul")
+    build.library(f"matmul{weight.suffix}")
     of_kind = {} if weight.kind is None else {"kind": kind_number(weight.kind)}
     nothing = jnp.zeros((0,), jnp.float32)
     result = jax.ShapeDtypeStruct((chosen.size if shares is None else len(chosen), weight.out_features), jnp.float32)
-    product: jax.Array = jax.ffi.ffi_call("twodeep_experts_blocks" if of_kind else "twodeep_experts", result)(
+    product: jax.Array = jax.ffi.ffi_call("twodeep_experts_blocks" if of_kind else f"twodeep_experts{weight.suffix}", result)(
         x,
         panels,
         nothing if norm is None else find(norm)[0],

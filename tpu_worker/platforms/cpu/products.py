@@ -1,7 +1,8 @@
-"""Matrix products for the CPU: weights of bf16 or in blocks of few bits, f32 everything else, in C++ (native/).
+"""Matrix products for the CPU: weights of bf16, of f32 or in blocks of few bits, f32 everything else, in C++ (native/).
 
 Where the machine multiplies bf16 by bf16 (AVX512-BF16), twice as fast as f32, inputs are rounded to bf16 too, but for those that
-are large beside the others of their row, or the largest of their block, which keep about 16 bits. Sums stay f32.
+are large beside the others of their row, or the largest of their block, which keep about 16 bits. Sums stay f32. With weights of
+f32 nothing is rounded.
 
 Every element of a product is added up in an order that depends on its row's inputs and on the shape of the weight only, whatever
 the number of rows, the rows beside it or the number of threads: a row of `linear` has the same bits in every batch and bucket.
@@ -19,12 +20,12 @@ import jax.numpy as jnp
 import numpy as np
 import numpy.typing as npt
 
-from protocol.config import Quantization
+from protocol.config import FloatType, Quantization
 from tpu_worker.models.layers import Activation
 from tpu_worker.platforms.cpu.arena import process_arena
 from tpu_worker.platforms.cpu.native import build
 from tpu_worker.platforms.platform import Allocate
-from tpu_worker.stacking import Operand, find
+from tpu_worker.stacking import Layer, Operand, find
 from tpu_worker.weights.blocks import KINDS, BlockMatrix, quantise
 
 # As native/gemm.h numbers them; 0 is none.
@@ -39,12 +40,19 @@ _MOST_PARTS = 4  # of a weight, as native/blocks.cc takes them
 class PackedWeight:
     """A weight [out, in] cut into panels of C output features, laid out in the order in which the kernel reads them."""
 
-    # [P, in, C] uint16 (bf16), [P, ceil(in / 2), C] uint32 (two inputs' bf16), or [P, units, bytes] uint8 (native/block_kinds.h)
+    # [P, in, C] float32 or uint16 (bf16), [P, ceil(in / 2), C] uint32 (two inputs' bf16), or [P, units, bytes] uint8
+    # (native/block_kinds.h)
     panels: Operand
     in_features: int = field(metadata={"static": True})
     out_features: int = field(metadata={"static": True})  # of the result: half the rows of the weight if gated
     gated: bool = field(metadata={"static": True})  # panels alternate between gate and up
-    kind: str | None = field(metadata={"static": True}, default=None)  # of blocks; None: bf16
+    kind: str | None = field(metadata={"static": True}, default=None)  # of blocks; None: floats
+
+    @property
+    def suffix(self) -> str:
+        """Of the names of the custom calls that multiply with floats of this type."""
+        panels = self.panels.stack if isinstance(self.panels, Layer) else self.panels
+        return build.FLOAT32 if panels.dtype == np.float32 else ""
 
 
 @jax.tree_util.register_dataclass
@@ -75,36 +83,48 @@ def rounds_inputs() -> bool:
 Weight = npt.ArrayLike | BlockMatrix | Sequence[BlockMatrix]
 
 
-def pack(weight: Weight, *, quantization: Quantization = "auto", gated: bool = False) -> PackedWeight | MixedWeight:
+def pack(
+    weight: Weight, *, quantization: Quantization = "auto", dtype: FloatType = "bfloat16", gated: bool = False
+) -> PackedWeight | MixedWeight:
     """Packs a weight [out, in] of any float type, or one that is in blocks already, of one kind or of several.
 
-    quantization "auto" leaves blocks as they are and rounds floats to bf16, to nearest even; "none" makes bf16 of both; "int8"
-    leaves blocks, too, but makes blocks of floats, as `blocks.quantise` does. gated: the first half of the rows is the gate
+    quantization "auto" leaves blocks as they are and keeps floats as `dtype`, rounded to nearest even; "none" does so with both;
+    "int8" leaves blocks, too, but makes blocks of floats, as `blocks.quantise` does. gated: the first half of the rows is the gate
     projection, the second half the up projection, and `linear` returns activation(gate) * up. Releases the interpreter lock: pack
     several weights on several threads. Raises ValueError for what cannot be a weight.
     """
-    placed = pack_into(weight, allocate, quantization=quantization, gated=gated)
+    placed = pack_into(weight, allocate, quantization=quantization, dtype=dtype, gated=gated)
     packed: PackedWeight | MixedWeight = jax.tree.map(place, placed)
     return packed
 
 
 def pack_into(
-    weight: Weight, allocate: Allocate, *, quantization: Quantization = "auto", gated: bool = False
+    weight: Weight,
+    allocate: Allocate,
+    *,
+    quantization: Quantization = "auto",
+    dtype: FloatType = "bfloat16",
+    gated: bool = False,
 ) -> PackedWeight | MixedWeight:
     """`pack`, but the arrays are NumPy's and the caller's."""
     parts = [part for part in weight if isinstance(part, BlockMatrix)] if isinstance(weight, Sequence) else []
     if not parts:
-        return pack_one(weight, allocate, quantization=quantization, gated=gated)  # type: ignore[arg-type]
+        return pack_one(weight, allocate, quantization=quantization, dtype=dtype, gated=gated)  # type: ignore[arg-type]
     if len(parts) == 1 or quantization == "none":
         whole = parts[0] if len(parts) == 1 else np.concatenate([part.values() for part in parts])
-        return pack_one(whole, allocate, quantization=quantization, gated=gated)
+        return pack_one(whole, allocate, quantization=quantization, dtype=dtype, gated=gated)
     if len(parts) > (2 if gated else _MOST_PARTS) or (gated and parts[0].shape != parts[1].shape):
         raise ValueError(f"{len(parts)} kinds of blocks in a weight, of shapes {[part.shape for part in parts]}")
     return MixedWeight(tuple(pack_one(part, allocate, quantization=quantization) for part in parts), gated)
 
 
 def pack_one(
-    weight: npt.ArrayLike | BlockMatrix, allocate: Allocate, *, quantization: Quantization = "auto", gated: bool = False
+    weight: npt.ArrayLike | BlockMatrix,
+    allocate: Allocate,
+    *,
+    quantization: Quantization = "auto",
+    dtype: FloatType = "bfloat16",
+    gated: bool = False,
 ) -> PackedWeight:
     """`pack_into`, of one kind."""
     source = weight if isinstance(weight, BlockMatrix) else np.asarray(weight)
@@ -119,7 +139,8 @@ def pack_one(
         panels = _pack_blocks(source, num_panels, allocate, gated)
         return PackedWeight(panels, width, features, gated, source.kind)  # type: ignore[arg-type]
     values = source.values() if isinstance(source, BlockMatrix) else source
-    return PackedWeight(_pack_bf16(values, num_panels, allocate, gated), width, features, gated)  # type: ignore[arg-type]
+    panels = _pack_floats(values, num_panels, allocate, dtype, gated)
+    return PackedWeight(panels, width, features, gated)  # type: ignore[arg-type]
 
 
 def _pack_blocks(weight: BlockMatrix, num_panels: int, allocate: Allocate, gated: bool) -> npt.NDArray[Any]:
@@ -140,11 +161,13 @@ def kind_number(kind: str) -> np.int32:
     return np.int32(KINDS[kind])
 
 
-def _pack_bf16(weight: npt.NDArray[Any], num_panels: int, allocate: Allocate, gated: bool) -> npt.NDArray[Any]:
-    library = build.library("matmul")
+def _pack_floats(weight: npt.NDArray[Any], num_panels: int, allocate: Allocate, dtype: FloatType, gated: bool) -> npt.NDArray[Any]:
+    library = build.library("matmul" if dtype == "bfloat16" else f"matmul{build.FLOAT32}")
     columns: int = library.twodeep_panel_columns()
     width = weight.shape[1]
-    if rounds_inputs():
+    if dtype == "float32":
+        panels = allocate((num_panels, width, columns), np.float32)
+    elif rounds_inputs():
         panels = allocate((num_panels, -(-width // 2), columns), np.uint32)
     else:
         panels = allocate((num_panels, width, columns), np.uint16)
@@ -180,8 +203,9 @@ def linear(
     parts = weight.parts if isinstance(weight, MixedWeight) else (weight,)
     panels, layer = find(parts[0].panels)
     if parts[0].kind is None:
-        build.library("matmul")
-        name, of_kinds = "twodeep_linear", {}
+        suffix = parts[0].suffix
+        build.library(f"matmul{suffix}")
+        name, of_kinds = f"twodeep_linear{suffix}", {}
     else:
         name, of_kinds = "twodeep_linear_blocks", _attributes(parts)
     tokens, width = x.shape

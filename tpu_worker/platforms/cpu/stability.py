@@ -4,22 +4,23 @@ from collections.abc import Collection
 
 import jax
 import jax.numpy as jnp
-import ml_dtypes
 import numpy as np
 
+from protocol.config import FloatType
 from tpu_worker.platforms.xla.products import PlainWeight, linear
 
 _MOST_FEATURES = 2048  # of a result: kernels treat further ones as they treat these
 
 
-def measure_rows(weights: Collection[tuple[int, int]], num_rows: Collection[int]) -> bool:
+def measure_rows(weights: Collection[tuple[int, int]], num_rows: Collection[int], dtype: FloatType = "bfloat16") -> bool:
     """`platform.RowsAreStable`: multiplies random rows, many and few. Takes some tens of milliseconds for each pair of sizes."""
-    return all(_stable(*size, sorted(set(num_rows))) for size in {(min(out, _MOST_FEATURES), width) for out, width in weights})
+    sizes = {(min(out, _MOST_FEATURES), width) for out, width in weights}
+    return all(_stable(*size, sorted(set(num_rows)), dtype) for size in sizes)
 
 
-def _stable(out: int, width: int, num_rows: list[int]) -> bool:
+def _stable(out: int, width: int, num_rows: list[int], dtype: FloatType) -> bool:
     random = np.random.default_rng(0)
-    values = random.standard_normal((out, width), np.float32).astype(ml_dtypes.bfloat16)
+    values = random.standard_normal((out, width), np.float32).astype(dtype)
     weight = PlainWeight(jnp.asarray(values), gated=False)
     rows = random.standard_normal((num_rows[-1], width), np.float32)
     multiply = jax.jit(linear)

@@ -5,6 +5,7 @@ from typing import NamedTuple, TypeAlias
 import jax
 import jax.numpy as jnp
 
+from protocol.config import FloatType
 from tpu_worker.models.layers import sum_last
 from tpu_worker.models.rope import rotate
 from tpu_worker.platforms.metadata import AttentionMetadata, AttentionSpec
@@ -15,12 +16,15 @@ _KEYS_AT_ONCE = 128  # positions per pass: bounds the gathered keys to T × 128 
 _OUTSIDE = 2**31 - 1  # a block that no cache has: what is written there is dropped
 
 
-def make_caches(num_layers: int, num_blocks: int, block_size: int, num_kv_heads: int, head_dim: int) -> list[jax.Array]:
-    """For each layer [2 (keys, values), num_blocks, block_size, num_kv_heads, head_dim], the bits of bfloat16.
+def make_caches(
+    num_layers: int, num_blocks: int, block_size: int, num_kv_heads: int, head_dim: int, *, dtype: FloatType = "bfloat16"
+) -> list[jax.Array]:
+    """For each layer [2 (keys, values), num_blocks, block_size, num_kv_heads, head_dim], float32 or the bits of bfloat16.
 
-    Held as uint16, since XLA's CPU converts the whole operand of a bfloat16 scatter to float32 and back.
+    The latter are held as uint16, since XLA's CPU converts the whole operand of a bfloat16 scatter to float32 and back.
     """
-    return [jnp.zeros((2, num_blocks, block_size, num_kv_heads, head_dim), jnp.uint16) for _ in range(num_layers)]
+    kept = jnp.uint16 if dtype == "bfloat16" else jnp.float32
+    return [jnp.zeros((2, num_blocks, block_size, num_kv_heads, head_dim), kept) for _ in range(num_layers)]
 
 
 class Prepared(NamedTuple):
@@ -50,7 +54,7 @@ def attend(
     spec: AttentionSpec,
     sinks: jax.Array | None = None,
 ) -> tuple[jax.Array, jax.Array]:
-    """`platform.Attend`: as `reference.attend`, with keys and values rounded to bfloat16 by the cache.
+    """`platform.Attend`: as `reference.attend`, with keys and values rounded to bfloat16 by a cache of that.
 
     An online softmax (Milakov and Gimelshein 2018) over passes of a fixed number of positions from position 0 on, as many as the
     longest row needs: a pass that is all past a row's end changes no bit of it.
@@ -63,8 +67,8 @@ def attend(
     if rope is not None:
         turns = rope[positions][:, None, :]
         q, k = rotate(q, turns), rotate(k, turns)
-    bits = jax.lax.bitcast_convert_type(jnp.stack([k, v]).astype(jnp.bfloat16), jnp.uint16)  # [2, T, KH, D]
-    cache = cache.at[:, prepared.blocks, prepared.offsets].set(bits, mode="drop")
+    new = _narrow(jnp.stack([k, v]), cache.dtype)  # [2, T, KH, D]
+    cache = cache.at[:, prepared.blocks, prepared.offsets].set(new, mode="drop")
 
     blocks_at_once = _blocks_at_once(block_size)
     grouped = (q * spec.scale).reshape(num_tokens, num_kv_heads, num_heads // num_kv_heads, head_dim)
@@ -73,8 +77,7 @@ def attend(
     def one_pass(carry: Pass) -> Pass:
         index, top, total, out = carry
         blocks = jax.lax.dynamic_slice_in_dim(prepared.tables, index * blocks_at_once, blocks_at_once, axis=1)
-        gathered = jax.lax.bitcast_convert_type(cache[:, blocks], jnp.bfloat16).astype(jnp.float32)
-        keys, values = gathered.reshape(2, num_tokens, width, num_kv_heads, head_dim)
+        keys, values = _widen(cache[:, blocks]).reshape(2, num_tokens, width, num_kv_heads, head_dim)
         scores = jnp.einsum("tkgd,tskd->tkgs", grouped, keys, precision=jax.lax.Precision.HIGHEST)
         if spec.soft_cap is not None:
             scores = spec.soft_cap * jnp.tanh(scores / spec.soft_cap)
@@ -103,6 +106,16 @@ def attend(
     _, _, total, out = jax.lax.while_loop(lambda carry: carry[0] < passes, one_pass, start)
     out = out / jnp.where(total > 0, total, 1.0)[..., None]
     return out.reshape(num_tokens, num_heads * head_dim), cache
+
+
+def _narrow(x: jax.Array, kept: jnp.dtype) -> jax.Array:
+    """float32 as a cache of this type holds it."""
+    return x if kept == jnp.float32 else jax.lax.bitcast_convert_type(x.astype(jnp.bfloat16), jnp.uint16)
+
+
+def _widen(x: jax.Array) -> jax.Array:
+    """What a cache holds, as float32."""
+    return x if x.dtype == jnp.float32 else jax.lax.bitcast_convert_type(x, jnp.bfloat16).astype(jnp.float32)
 
 
 def _blocks_at_once(block_size: int) -> int:

@@ -12,8 +12,8 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import ml_dtypes
 
+from protocol.config import FloatType
 from tpu_worker.models.layers import Activation, gated, rms_norm
 from tpu_worker.platforms.platform import Allocate, HostArray
 from tpu_worker.platforms.xla.products import PlainWeight
@@ -27,14 +27,19 @@ _WITH_ROWS = (((1,), (1,)), ((), ()))
 
 
 def pack_experts(
-    read: Callable[[int], HostArray | BlockMatrix], num_experts: int, allocate: Allocate, *, gated: bool = False
+    read: Callable[[int], HostArray | BlockMatrix],
+    num_experts: int,
+    allocate: Allocate,
+    *,
+    gated: bool = False,
+    dtype: FloatType = "bfloat16",
 ) -> PlainWeight:
-    """`platform.PackExperts`: [experts, out, in] in bfloat16."""
+    """`platform.PackExperts`: [experts, out, in]."""
     values = None
     for expert in range(num_experts):
         weight = read(expert)
         if values is None:
-            values = allocate((num_experts, *weight.shape), ml_dtypes.bfloat16)
+            values = allocate((num_experts, *weight.shape), jnp.dtype(dtype))
         values[expert] = weight.values() if isinstance(weight, BlockMatrix) else weight
     return PlainWeight(values, gated)  # type: ignore[arg-type]
 
@@ -71,7 +76,9 @@ def experts(
         mine = jnp.minimum(keys, num_experts - 1)
 
         def of_choices(rows: jax.Array, weight: PlainWeight) -> jax.Array:
-            return jnp.einsum("ri,roi->ro", rows.astype(jnp.bfloat16), weight.values[mine], preferred_element_type=jnp.float32)
+            values = weight.values[mine]
+            precision = weight.precision
+            return jnp.einsum("ri,roi->ro", weight.inputs(rows), values, precision=precision, preferred_element_type=jnp.float32)
 
         out = _apply(of_choices, rows[jnp.arange(keys.size) // chosen.shape[1]], mine, gate_up, down, activation, biases)
         return _add_up(out, keys < num_experts, shares, residual)
@@ -79,7 +86,12 @@ def experts(
 
     def of_groups(rows: jax.Array, weight: PlainWeight) -> jax.Array:
         return jax.lax.ragged_dot_general(
-            rows.astype(jnp.bfloat16), weight.values, by_expert.sizes, _BY_EXPERT, preferred_element_type=jnp.float32
+            weight.inputs(rows),
+            weight.values,
+            by_expert.sizes,
+            _BY_EXPERT,
+            precision=weight.precision,
+            preferred_element_type=jnp.float32,
         )
 
     mine = jnp.minimum(by_expert.expert, num_experts - 1)
@@ -119,7 +131,9 @@ def experts_in_tiles(
 
         def of_expert(rows: jax.Array, weight: PlainWeight) -> jax.Array:
             values = jax.lax.dynamic_index_in_dim(weight.values, expert, keepdims=False)
-            return jax.lax.dot_general(rows.astype(jnp.bfloat16), values, _WITH_ROWS, preferred_element_type=jnp.float32)
+            return jax.lax.dot_general(
+                weight.inputs(rows), values, _WITH_ROWS, precision=weight.precision, preferred_element_type=jnp.float32
+            )
 
         tile = jax.lax.dynamic_slice_in_dim(rows, first, _TILE_ROWS)
         made = _apply(of_expert, tile, expert[None], gate_up, down, activation, biases)

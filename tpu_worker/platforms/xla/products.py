@@ -1,4 +1,4 @@
-"""Matrix products in plain XLA: bfloat16 weights as they are."""
+"""Matrix products in plain XLA: weights of bfloat16, with which inputs are rounded too, or of float32, with which nothing is."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -6,10 +6,10 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import ml_dtypes
 import numpy as np
 import numpy.typing as npt
 
+from protocol.config import FloatType
 from tpu_worker import sampler
 from tpu_worker.models.layers import Activation, gated, rms_norm
 from tpu_worker.platforms.platform import Allocate
@@ -22,10 +22,19 @@ _FEWEST_ROWS = 4  # XLA's CPU leaves its fast path for bfloat16 below this (abou
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True, slots=True)
 class PlainWeight:
-    """A weight [out, in] in bfloat16, as it is."""
+    """A weight [out, in] in bfloat16 or float32, as it is; of experts [E, out, in]."""
 
     values: jax.Array
     gated: bool = field(metadata={"static": True})
+
+    def inputs(self, x: jax.Array) -> jax.Array:
+        """x as this weight is multiplied with it."""
+        return x.astype(self.values.dtype)
+
+    @property
+    def precision(self) -> jax.lax.Precision | None:
+        """Of the products: accelerators would round float32 to something less."""
+        return jax.lax.Precision.HIGHEST if self.values.dtype == jnp.float32 else None
 
 
 def allocate(shape: tuple[int, ...], dtype: npt.DTypeLike) -> npt.NDArray[Any]:
@@ -43,12 +52,12 @@ def pack(
     allocate: Allocate,  # noqa: ARG001 layers are not stacked
     *,
     gated: bool = False,
+    dtype: FloatType = "bfloat16",
 ) -> PlainWeight:
     """`platform.Pack`."""
     if not isinstance(weight, np.ndarray):
         weight = np.concatenate([part.values() for part in ([weight] if isinstance(weight, BlockMatrix) else weight)])
-    values = weight
-    return PlainWeight(values.astype(ml_dtypes.bfloat16, copy=False), gated)  # type: ignore[arg-type]
+    return PlainWeight(weight.astype(jnp.dtype(dtype), copy=False), gated)  # type: ignore[arg-type]
 
 
 def linear(
@@ -61,7 +70,7 @@ def linear(
     eps: float = 0.0,
     residual: jax.Array | None = None,
 ) -> jax.Array:
-    """`platform.Linear`: x is rounded to bfloat16 for the product, sums are float32."""
+    """`platform.Linear`: x is rounded to what the weight is of for the product, sums are float32."""
     if weight.gated != (activation is not None):
         raise ValueError(f"activation {activation} of a weight that is {'' if weight.gated else 'not '}gated")
     if norm is not None:
@@ -70,7 +79,9 @@ def linear(
     if rows < _FEWEST_ROWS:
         x = jnp.pad(x, ((0, _FEWEST_ROWS - rows), (0, 0)))
     sides = (((1,), (1,)), ((), ()))
-    out = jax.lax.dot_general(x.astype(jnp.bfloat16), weight.values, sides, preferred_element_type=jnp.float32)[:rows]
+    out = jax.lax.dot_general(
+        weight.inputs(x), weight.values, sides, precision=weight.precision, preferred_element_type=jnp.float32
+    )[:rows]
     if activation is not None:
         gate, up = jnp.split(out, 2, axis=-1)
         out = gated(activation, gate, up)

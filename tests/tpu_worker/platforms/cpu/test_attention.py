@@ -6,11 +6,11 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import ml_dtypes
 import numpy as np
 import numpy.typing as npt
 import pytest
 
+from protocol.config import FloatType
 from tests.margins import ROUNDOFF, TYPICAL, Margins
 from tests.tpu_worker.compiler import needs_compiler
 from tpu_worker.platforms import reference
@@ -27,7 +27,7 @@ attend_fused = jax.jit(cpu.attend, static_argnames="spec", donate_argnames="cach
 
 @dataclass(frozen=True)
 class Sample:
-    """Queries, keys and values of a sequence; keys and values hold bf16 numbers, so that the cache loses nothing."""
+    """Queries, keys and values of a sequence; keys and values hold what the cache holds, so that it loses nothing."""
 
     q: F32
     k: F32
@@ -40,6 +40,7 @@ class Shape:
     kv_heads: int = 3
     dim: int = 64
     block_size: int = 16
+    dtype: FloatType = "bfloat16"  # of the cache
 
 
 def layer(caches: jax.Array) -> Layer:
@@ -48,7 +49,7 @@ def layer(caches: jax.Array) -> Layer:
 
 def draw(shape: Shape, length: int, seed: int) -> Sample:
     random = np.random.default_rng(seed)
-    kv = random.standard_normal((2, length, shape.kv_heads, shape.dim), np.float32).astype(ml_dtypes.bfloat16).astype(np.float32)
+    kv = random.standard_normal((2, length, shape.kv_heads, shape.dim), np.float32).astype(shape.dtype).astype(np.float32)
     return Sample(random.standard_normal((length, shape.heads, shape.dim), np.float32) * 2, kv[0], kv[1])
 
 
@@ -65,8 +66,9 @@ def run(shape: Shape, sequences: list[Sample], cuts: list[list[int]], *, rows: i
     width = max(-(-len(s.q) // shape.block_size) for s in sequences) + 1
     num_blocks = rows * width + 3
     order = np.random.default_rng(9).permutation(num_blocks)[: rows * width].reshape(rows, width).astype(np.int32)
-    caches = cpu.make_caches(3, num_blocks, shape.block_size, shape.kv_heads, shape.dim)
-    cache = layer(jnp.full_like(caches, 0x7FFF))  # NaN
+    caches = cpu.make_caches(3, num_blocks, shape.block_size, shape.kv_heads, shape.dim, dtype=shape.dtype)
+    poison = 0x7FFF if shape.dtype == "bfloat16" else np.nan
+    cache = layer(jnp.full_like(caches, poison))
     done, outs = [0] * len(sequences), [np.zeros_like(s.q) for s in sequences]
     chunks = [np.diff([0, *cut, len(s.q)]).tolist() for s, cut in zip(sequences, cuts, strict=True)]
     for step in range(max(map(len, chunks))):
@@ -92,7 +94,7 @@ def run(shape: Shape, sequences: list[Sample], cuts: list[list[int]], *, rows: i
             outs[row][done[row] : done[row] + counts[row]] = result[at : at + counts[row]]
             at += counts[row]
             done[row] += counts[row]
-    assert (np.asarray(cache.stack)[[0, 2]] == 0x7FFF).all()  # the layers beside it
+    np.testing.assert_array_equal(np.asarray(cache.stack)[[0, 2]], poison)  # the layers beside it
     return outs
 
 
@@ -116,6 +118,7 @@ SHAPES = [
     Shape(heads=4, kv_heads=4, dim=96, block_size=32),
     Shape(heads=8, kv_heads=1, dim=128, block_size=48),
     Shape(heads=2, kv_heads=1, dim=80, block_size=128),
+    Shape(heads=6, kv_heads=2, dim=48, block_size=32, dtype="float32"),
 ]
 
 
@@ -137,7 +140,7 @@ def test_agrees_with_the_reference(margins: Margins, shape: Shape, options: dict
 
 @pytest.mark.every_processor
 @pytest.mark.parametrize("options", [{}, {"sliding_window": 37, "soft_cap": 5.0}, {"sinks": True}], ids=str)
-@pytest.mark.parametrize("shape", [SHAPES[0], SHAPES[2]], ids=str)
+@pytest.mark.parametrize("shape", [SHAPES[0], SHAPES[2], SHAPES[4]], ids=str)
 def test_a_token_has_the_same_bits_in_any_batch_chunk_and_bucket(shape: Shape, options: dict[str, Any]) -> None:
     length = 150
     sequence, others = draw(shape, length, 0), [draw(shape, n, n) for n in (3, 70, 130)]

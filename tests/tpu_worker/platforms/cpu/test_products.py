@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
+from protocol.config import FloatType
 from tests.margins import ROUNDOFF, TYPICAL, Margins, rounding_of_sums
 from tests.tpu_worker.compiler import needs_compiler
 from tests.tpu_worker.random_blocks import inputs_of, random_blocks, steps_of
@@ -36,9 +37,9 @@ WIDE = 256  # inputs: whole blocks of every kind
 ROWS = [1, 2, 3, 4, 5, 6, 7, 13, 97, 200]  # every tile, and more than a block of rows
 
 
-Kind = str  # bf16, int8, or one of build.KINDS
-ALL_KINDS: tuple[Kind, ...] = ("bf16", "int8", *build.KINDS)
-KINDS: tuple[Kind, ...] = ("bf16", "int8", "Q4_1", "Q6_K")  # one of a scale for each block, one of several for eight
+Kind = str  # f32, bf16, int8, or one of build.KINDS
+ALL_KINDS: tuple[Kind, ...] = ("f32", "bf16", "int8", *build.KINDS)
+KINDS: tuple[Kind, ...] = ("f32", "bf16", "int8", "Q4_1", "Q6_K")  # one of a scale for each block, one of several for eight
 
 
 def normal(seed: int, *shape: int) -> F32:
@@ -48,7 +49,7 @@ def normal(seed: int, *shape: int) -> F32:
 def as_multiplied(x: npt.ArrayLike, kind: Kind = "bf16") -> npt.NDArray[np.float64]:
     """Inputs as this machine multiplies them."""
     values = np.asarray(x, np.float32)
-    if not cpu.rounds_inputs():
+    if kind == "f32" or not cpu.rounds_inputs():
         return values.astype(np.float64)
     rows, width = values.shape
     values = np.pad(values, ((0, 0), (0, -width % BLOCK)))
@@ -73,13 +74,14 @@ def pack(weight: F32, kind: Kind = "bf16", gated: bool = False) -> cpu.PackedWei
     """Of any kind; of those of GGUF files, another weight of this shape, with whole blocks of inputs."""
     if kind in build.KINDS:
         return cpu.pack(random_blocks(kind, *weight.shape), gated=gated)
-    return cpu.pack(weight, quantization="int8" if kind == "int8" else "auto", gated=gated)
+    dtype: FloatType = "float32" if kind == "f32" else "bfloat16"
+    return cpu.pack(weight, quantization="int8" if kind == "int8" else "auto", dtype=dtype, gated=gated)
 
 
 def kept(weight: F32, kind: Kind) -> npt.NDArray[np.float64]:
     """The weight as `pack` keeps it."""
-    if kind == "bf16":
-        return rounded(weight)
+    if kind in ("f32", "bf16"):
+        return weight.astype(np.float64) if kind == "f32" else rounded(weight)
     blocks = quantise(weight) if kind == "int8" else random_blocks(kind, *weight.shape)
     return blocks.values()[:, : weight.shape[1]].astype(np.float64)
 

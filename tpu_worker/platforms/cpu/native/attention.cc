@@ -63,8 +63,8 @@ void check(const Paged& p, int64_t tokens, int64_t rope_positions) {
 void attend(const Call& call) {
   const Buffer cache = call.operand(3), rope = call.operand(4), tables = call.operand(5), out = call.result(0), updated = call.result(1);
   const int64_t tokens = out.dim(0);
-  if (updated.data<uint16_t>() != cache.data<uint16_t>())
-    std::memcpy(updated.data<uint16_t>(), cache.data<uint16_t>(), cache.size() * sizeof(uint16_t));
+  if (updated.data<Cached>() != cache.data<Cached>())
+    std::memcpy(updated.data<Cached>(), cache.data<Cached>(), cache.size() * sizeof(Cached));
   if (tokens == 0) return;
   const int64_t layer = call.operand(9).data<int32_t>()[0];
   if (layer < 0 || layer >= cache.dim(0)) throw Refusal{"attend: there is no such layer"};
@@ -79,7 +79,7 @@ void attend(const Call& call) {
       .v_stride = static_cast<size_t>(call.operand(2).size() / tokens),
       .rope = rope.data_if_any<float>(),
       .sinks = sinks,
-      .cache = updated.data<uint16_t>() + layer * (cache.size() / cache.dim(0)),
+      .cache = updated.data<Cached>() + layer * (cache.size() / cache.dim(0)),
       .tables = tables.data<int32_t>(),
       .starts = call.operand(6).data<int32_t>(),
       .counts = call.operand(7).data<int32_t>(),
@@ -107,7 +107,7 @@ void reserve(const Call& call) {
   const Buffer cache = call.result(0);
 #if defined(MADV_HUGEPAGE)
   constexpr uintptr_t kPage = 4096;
-  const uintptr_t begin = reinterpret_cast<uintptr_t>(cache.data<uint16_t>()), end = begin + cache.size() * sizeof(uint16_t);
+  const uintptr_t begin = reinterpret_cast<uintptr_t>(cache.data<Cached>()), end = begin + cache.size() * sizeof(Cached);
   const uintptr_t first = (begin + kPage - 1) / kPage * kPage;
   if (first < end) madvise(reinterpret_cast<void*>(first), (end - first) / kPage * kPage, MADV_HUGEPAGE);
 #endif

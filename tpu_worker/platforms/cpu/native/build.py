@@ -31,12 +31,15 @@ _LOG = logging.getLogger(__name__)
 SOURCES = Path(__file__).parent
 # Kinds of blocks that weights may stay in, by ggml's names. Each has a library, so that only those are compiled that a model has.
 KINDS = ("Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K")
+FLOAT32 = "_float32"  # ends the names of libraries, and of their custom calls, that keep in f32 what the others keep in bf16
 # Of each library, which is a .cc file, the custom calls; those of KINDS are made of one file and have none.
 LIBRARIES: Mapping[str, Sequence[str]] = MappingProxyType(
     {
         "matmul": ("twodeep_linear", "twodeep_experts", "twodeep_scores", "twodeep_greedy", "twodeep_pick", "twodeep_mask"),
         "blocks": ("twodeep_linear_blocks", "twodeep_experts_blocks"),
         "attention": ("twodeep_attend", "twodeep_reserve"),
+        f"matmul{FLOAT32}": ("twodeep_linear", "twodeep_experts"),  # the rest of matmul is the same for both
+        f"attention{FLOAT32}": ("twodeep_attend", "twodeep_reserve"),
         **dict.fromkeys(KINDS, ()),
     }
 )
@@ -98,7 +101,10 @@ def _key(compiler: str) -> str:
 
 def source_of(name: str) -> list[str]:
     """What the compiler is told to make a library of."""
-    return [f"-DTWODEEP_KIND={name}", str(SOURCES / "block_kind.cc")] if name in KINDS else [str(SOURCES / f"{name}.cc")]
+    if name in KINDS:
+        return [f"-DTWODEEP_KIND={name}", str(SOURCES / "block_kind.cc")]
+    file = str(SOURCES / f"{name.removesuffix(FLOAT32)}.cc")
+    return ["-DTWODEEP_FLOAT32", file] if name.endswith(FLOAT32) else [file]
 
 
 def _compile(compiler: str, name: str, target: Path) -> None:
@@ -199,6 +205,7 @@ def available(*names: str) -> bool:
 def library(name: str) -> ctypes.CDLL:
     """One of the libraries, its calls registered with XLA. Raises BuildError if it cannot be had."""
     loaded = load([name])[name]
+    suffix = FLOAT32 if name.endswith(FLOAT32) else ""
     for symbol in LIBRARIES[name]:
-        jax.ffi.register_ffi_target(symbol, jax.ffi.pycapsule(getattr(loaded, symbol)), platform="cpu")
+        jax.ffi.register_ffi_target(symbol + suffix, jax.ffi.pycapsule(getattr(loaded, symbol)), platform="cpu")
     return loaded

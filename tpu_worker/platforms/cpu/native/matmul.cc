@@ -1,4 +1,5 @@
-// XLA custom calls for matrix products with bf16 weights and for the largest of a row of logits, and the packing of such weights.
+// XLA custom calls for matrix products with weights of bf16, or of f32 in a library of its own, and for the largest of a row of logits,
+// and the packing of such weights.
 #include "experts.h"
 #include "linear.h"
 #include "masked.h"
@@ -7,7 +8,7 @@
 namespace twodeep {
 namespace {
 
-// `operands`, with bf16 weights [layers, panels, depth, columns].
+// `operands`, with weights [layers, panels, depth, columns].
 void linear_narrow(const Call& call) {
   const Buffer weights = call.operand(1);
   Gemm<Narrow> g = operands(call, weights.data<Narrow>());
@@ -15,7 +16,7 @@ void linear_narrow(const Call& call) {
   run(call.pool(), &g, 1);
 }
 
-// For `experts`: bf16 weights [layers, experts, panels, depth, columns].
+// For `experts`: weights [layers, experts, panels, depth, columns].
 void experts_narrow(const Call& call) { experts(call, call.operand(1).data<Narrow>()); }
 
 // Index of the first of the largest of x[0 … n); -1 if that is NaN or infinite.
@@ -60,9 +61,9 @@ void greedy(const Call& call) {
 inline float value(float x) { return x; }
 inline float value(uint16_t x) { return from_bf16(x); }
 
-template <class S>
-void pack_row(const S* row, int k, int column, uint16_t* panel) {
-  for (int i = 0; i < k; ++i) panel[static_cast<size_t>(i) * 2 * kLanes + pair_index<kLanes>(column)] = to_bf16(value(row[i]));
+template <class S, class B>
+void pack_row(const S* row, int k, int column, B* panel) {
+  for (int i = 0; i < k; ++i) narrow(value(row[i]), panel[static_cast<size_t>(i) * 2 * kLanes + column_index<kLanes, B>(column)]);
 }
 
 template <class S>
@@ -102,10 +103,10 @@ extern "C" XLA_FFI_Error* twodeep_mask(XLA_FFI_CallFrame* frame) { return twodee
 extern "C" int twodeep_panel_columns() { return 2 * twodeep::kLanes; }
 
 // Whether this machine multiplies bf16 by bf16: panels of bf16 then hold pairs of inputs, and inputs are rounded too.
-extern "C" int twodeep_dots_pairs() { return twodeep::kDotsPairs; }
+extern "C" int twodeep_dots_pairs() { return twodeep::kDotsPairs && !twodeep::kFloat32; }
 
-// weight: [n, k] of f32, or of bf16 if `narrow`. panels, zeroed: of pairs of bf16 [panels, (k + 1) / 2, columns] where the machine
-// multiplies them, and of bf16 [panels, k, columns] where not.
+// weight: [n, k] of f32, or of bf16 if `narrow`. panels, zeroed: of f32 [panels, k, columns]; of pairs of bf16 [panels, (k + 1) / 2,
+// columns] where the machine multiplies them, and of bf16 [panels, k, columns] where not.
 extern "C" void twodeep_pack(const void* weight, int narrow, int n, int k, int gated, void* panels) {
   auto* to = static_cast<twodeep::Narrow*>(panels);
   if (narrow) {

@@ -1,4 +1,4 @@
-// The micro kernel that matrix products and attention share: a few rows of f32 times panels of 2W columns of narrow numbers.
+// The micro kernel that matrix products and attention share: a few rows of f32 times panels of 2W columns of numbers, narrow ones mostly.
 #pragma once
 
 #include "vec.h"
@@ -14,6 +14,21 @@ template <int W>
   lo = (F)(raw << 16);
   hi = (F)(raw & 0xffff0000u);
 }
+
+template <int W>
+[[gnu::always_inline]] inline void widen(const float* b, typename Vec<W>::f32& lo, typename Vec<W>::f32& hi) {
+  lo = load<typename Vec<W>::f32>(b);
+  hi = load<typename Vec<W>::f32>(b + W);
+}
+
+// Where a column's number lies in a row of a panel of B.
+template <int W, class B>
+[[gnu::always_inline]] inline int column_index(int column) {
+  return std::is_same_v<B, uint16_t> ? pair_index<W>(column) : column;
+}
+
+[[gnu::always_inline]] inline void narrow(float x, uint16_t& to) { to = to_bf16(x); }
+[[gnu::always_inline]] inline void narrow(float x, float& to) { to = x; }
 
 // What to fetch meanwhile, for what comes soon: in each step two cache lines, `gap` bytes apart, `step` bytes further on than before.
 struct Ahead {
@@ -35,7 +50,7 @@ template <int W, int R, int P, class B>
 [[gnu::always_inline]] inline void advance(typename Vec<W>::f32 (&acc)[R][P][2], const float* a, size_t lda, const B* b, ptrdiff_t panel,
                                            int k, Ahead ahead) {
   using F = typename Vec<W>::f32;
-  constexpr int kPerLine = 64 / (2 * W * sizeof(B));  // rows of a panel in a cache line
+  constexpr int kBytes = 2 * W * sizeof(B), kPerLine = kBytes < 64 ? 64 / kBytes : 1;  // rows of a panel in a cache line
   for (int i = 0; i < k; ++i) {
     if (i % kPerLine == 0) ahead.fetch(i);
     F w[P][2];

@@ -1,12 +1,12 @@
-// Products with bf16 weights: as they are widened to f32, or in pairs where the machine multiplies bf16 by bf16.
+// Products with weights of floats: bf16 as they are widened to f32, or in pairs where the machine multiplies bf16 by bf16; or f32.
 #pragma once
 
 #include "gemm.h"
 
 namespace twodeep {
 
-// What panels are made of on this machine.
-using Narrow = std::conditional_t<kDotsPairs, Bf16Pair, uint16_t>;
+// What panels are made of in this library, on this machine.
+using Narrow = std::conditional_t<kFloat32, float, std::conditional_t<kDotsPairs, Bf16Pair, uint16_t>>;
 
 template <>
 inline constexpr int kSpan<Bf16Pair> = 2;
@@ -104,12 +104,13 @@ template <int W, int R, int P>
 }
 
 // The inputs of all rows as they are multiplied: as they are, normed, or normed and rounded, in memory of this thread.
-inline Rows<uint16_t> prepare(const Pool& pool, const Gemm<uint16_t>& g, int threads) {
-  if (!g.norm && !g.from) return Rows<uint16_t>{g.x, static_cast<size_t>(g.k), {}};
+template <class B>
+Rows<B> prepare(const Pool& pool, const Gemm<B>& g, int threads) {
+  if (!g.norm && !g.from) return Rows<B>{g.x, static_cast<size_t>(g.k), {}};
   const size_t stride = g.k + kLanes;
   float* values = scratch<kPrepared>(g.rows * stride);
   parallel_for(pool, g.rows, threads, [&](int r) { std::memcpy(values + r * stride, input_row<kLanes>(g, r), g.k * sizeof(float)); });
-  return Rows<uint16_t>{values, stride, {}};
+  return Rows<B>{values, stride, {}};
 }
 
 inline Rows<Bf16Pair> prepare(const Pool& pool, const Gemm<Bf16Pair>& g, int threads) {

@@ -1,7 +1,7 @@
-// Paged attention of one key-value head over a cache of bf16, f32 arithmetic.
+// Paged attention of one key-value head over a cache of bf16, or of f32 in a library of its own; f32 arithmetic.
 //
 // The cache of a layer: [blocks][KV heads][keys, values][block size * D]. Keys lie in panels of 2W positions ([panel][D][2W]),
-// values in panels of 2W features ([panel][positions][2W]), both as bf16 pairs, so that scores and weighted sums are the same
+// values in panels of 2W features ([panel][positions][2W]), bf16 as pairs, so that scores and weighted sums are the same
 // product of a few rows with panels as a linear layer is.
 //
 // Softmax runs online over tiles of kTile positions that begin at position 0 of the sequence (Milakov and Gimelshein, 2018). What a
@@ -17,7 +17,9 @@ namespace twodeep {
 // Lanes of its vectors, W for short: not more where the machine has them, or short prompts would be slower, long ones hardly faster,
 // and blocks less small.
 inline constexpr int kWidth = 8;
-inline constexpr size_t kRow = 2 * kWidth * sizeof(uint16_t);  // bytes of a row of a panel
+// What keys and values are kept as.
+using Cached = std::conditional_t<kFloat32, float, uint16_t>;
+inline constexpr size_t kRow = 2 * kWidth * sizeof(Cached);  // bytes of a row of a panel
 inline constexpr int kTile = 64;       // key positions between two rescalings
 inline constexpr int kQueryRows = 48;  // (token, head) pairs that share a pass over the keys
 inline constexpr int kRowTile = 6;     // of these, rows in registers at once
@@ -29,7 +31,7 @@ struct Paged {
   size_t q_stride, k_stride, v_stride;    // floats
   const float* rope;                      // [positions][rotary]: cosines, then sines, of rotary / 2 frequencies; or null
   const float* sinks;                     // [H]: scores that take part in the softmax and weigh nothing; or null
-  uint16_t* cache;
+  Cached* cache;
   const int32_t *tables, *starts, *counts, *offsets;  // [R][table_width], [R], [R], [R + 1]
   float* out;                             // [T][H][D]
   int num_rows, table_width, num_blocks, block_size, heads, kv_heads, dim, rotary, window;  // window 0: none
@@ -39,7 +41,7 @@ struct Paged {
   // The oldest position that the one at `position` attends to.
   int oldest(int position) const { return window ? std::max(0, position - window + 1) : 0; }
   size_t half() const { return static_cast<size_t>(block_size) * dim; }  // of a block of a head: its keys, or its values
-  uint16_t* block(int row, int position, int head) const {
+  Cached* block(int row, int position, int head) const {
     const size_t id = tables[static_cast<size_t>(row) * table_width + position / block_size];
     return cache + (id * kv_heads + head) * 2 * half();
   }
@@ -62,17 +64,17 @@ inline void write_row(const Paged& p, int row, int head, float* rotated) {
   for (int i = 0; i < p.counts[row]; ++i) {
     const size_t token = p.offsets[row] + i;
     const int position = p.starts[row] + i, at = position % p.block_size;
-    uint16_t* keys = p.block(row, position, head) + static_cast<size_t>(at / C) * p.dim * C + pair_index<kWidth>(at % C);
-    uint16_t* values = p.block(row, position, head) + p.half() + static_cast<size_t>(at) * C;
+    Cached* keys = p.block(row, position, head) + static_cast<size_t>(at / C) * p.dim * C + column_index<kWidth, Cached>(at % C);
+    Cached* values = p.block(row, position, head) + p.half() + static_cast<size_t>(at) * C;
     const float* k = p.k + token * p.k_stride + static_cast<size_t>(head) * p.dim;
     const float* v = p.v + token * p.v_stride + static_cast<size_t>(head) * p.dim;
     if (p.rope) {
       rotate(k, p.rope + static_cast<size_t>(position) * p.rotary, p.rotary, p.dim, 1.0f, rotated);
       k = rotated;
     }
-    for (int d = 0; d < p.dim; ++d) keys[static_cast<size_t>(d) * C] = to_bf16(k[d]);
+    for (int d = 0; d < p.dim; ++d) narrow(k[d], keys[static_cast<size_t>(d) * C]);
     for (int d = 0; d < p.dim; d += C)
-      for (int c = 0; c < C; ++c) values[static_cast<size_t>(d) * p.block_size + pair_index<kWidth>(c)] = to_bf16(v[d + c]);
+      for (int c = 0; c < C; ++c) narrow(v[d + c], values[static_cast<size_t>(d) * p.block_size + column_index<kWidth, Cached>(c)]);
   }
 }
 
@@ -97,16 +99,16 @@ struct Workspace {
 struct Tile {
   static constexpr int C = 2 * kWidth;
   int begin, end, num_panels = 0, num_runs = 0;
-  const uint16_t* keys[kTile / C];
+  const Cached* keys[kTile / C];
   struct Run {
-    const uint16_t* values;
+    const Cached* values;
     int size;
   } runs[kTile / C];
 
   Tile(const Paged& p, int row, int head, int begin, int end) : begin(begin), end(end) {
     for (int j = begin; j < end;) {
       const int at = j % p.block_size, size = std::min(p.block_size - at, end - j);
-      const uint16_t* block = p.block(row, j, head);
+      const Cached* block = p.block(row, j, head);
       for (int i = 0; i < size; i += C) keys[num_panels++] = block + static_cast<size_t>(at + i) * p.dim;
       runs[num_runs++] = {block + p.half() + static_cast<size_t>(at) * C, size};
       j += size;
@@ -115,7 +117,7 @@ struct Tile {
 };
 
 template <int R, int P>
-[[gnu::always_inline]] inline void score(const float* queries, int dim, const uint16_t* const* keys, const uint16_t* next, float* scores) {
+[[gnu::always_inline]] inline void score(const float* queries, int dim, const Cached* const* keys, const Cached* next, float* scores) {
   typename Vec<kWidth>::f32 acc[R][P][2] = {};
   advance<kWidth, R, P>(acc, queries, dim, keys[0], P == 1 ? 0 : keys[P - 1] - keys[0], dim, {next, kRow, 0});
   store_tile<kWidth, R, P>(acc, scores, kTile);
@@ -127,7 +129,7 @@ template <int R, int P>
   typename Vec<kWidth>::f32 acc[R][P][2];
   load_tile<kWidth, R, P>(acc, sums, dim);
   for (int i = 0, j = 0; i < tile.num_runs; j += tile.runs[i++].size) {
-    const uint16_t* soon = next.runs[std::min(i, next.num_runs - 1)].values + offset;
+    const Cached* soon = next.runs[std::min(i, next.num_runs - 1)].values + offset;
     advance<kWidth, R, P>(acc, weights + j, kTile, tile.runs[i].values + offset, panel, tile.runs[i].size, {soon, kRow, 0});
   }
   store_tile<kWidth, R, P>(acc, sums, dim);
@@ -142,7 +144,7 @@ template <int R>
   constexpr int kPair = R <= 2 ? 2 : 1;  // panels at once: enough independent chains, within the registers
   const float* queries = s.queries + first * p.dim;
   for (int i = 0; i < tile.num_panels;) {
-    const uint16_t* soon = next.keys[std::min(i, next.num_panels - 1)];
+    const Cached* soon = next.keys[std::min(i, next.num_panels - 1)];
     if (kPair == 2 && i + 2 <= tile.num_panels) {
       score<R, kPair>(queries, p.dim, tile.keys + i, soon, s.scores + i * C);
       i += 2;

@@ -14,6 +14,13 @@ inline constexpr int kLanes = 16;
 inline constexpr int kLanes = 8;  // on narrower machines the compiler splits each vector
 #endif
 
+// Libraries of their own (build.py) keep weights, keys and values in f32, and round nothing.
+#if defined(TWODEEP_FLOAT32)
+inline constexpr bool kFloat32 = true;
+#else
+inline constexpr bool kFloat32 = false;
+#endif
+
 template <int W>
 struct Vec {
   typedef float f32 __attribute__((vector_size(W * 4)));
