@@ -60,7 +60,7 @@ def measure_machine(threads: int) -> tuple[float, float]:
 
 
 def random_weight(rng: np.random.Generator, kind: str, out: int, width: int) -> matmul.PackedWeight | matmul.MixedWeight:
-    """A weight [out, width] of any kind: bf16, int8, or one of GGUF's, with small scales and whatever quants."""
+    """A weight [out, width] of any kind: f32, bf16, int8, or one of GGUF's, with small scales and whatever quants."""
     gated = out == 2 * FFN
     if kind in KINDS:
         inputs, size = GGML_BLOCKS[KINDS[kind]]
@@ -70,7 +70,10 @@ def random_weight(rng: np.random.Generator, kind: str, out: int, width: int) -> 
             raw[..., at : at + 2] = scales.astype(np.float16)[..., None].view(np.uint8)
         return matmul.pack(BlockMatrix(kind, raw.reshape(out, -1)), gated=gated)
     return matmul.pack(
-        rng.standard_normal((out, width), np.float32) * 0.02, quantization="int8" if kind == "int8" else "auto", gated=gated
+        rng.standard_normal((out, width), np.float32) * 0.02,
+        quantization="int8" if kind == "int8" else "auto",
+        dtype="float32" if kind == "f32" else "bfloat16",
+        gated=gated,
     )
 
 
@@ -179,7 +182,7 @@ def main() -> None:
     """Prints the tables."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--tokens", type=int, nargs="+", default=[1, 4, 16, 64, 256, 512])
-    parser.add_argument("--kinds", nargs="+", default=["bf16", "int8", *FILES], choices=["bf16", "int8", *FILES])
+    parser.add_argument("--kinds", nargs="+", default=["bf16", "int8", *FILES], choices=["f32", "bf16", "int8", *FILES])
     arguments = parser.parse_args()
     threads = len(os.sched_getaffinity(0))
     keep_freed_memory()  # as the engine does
