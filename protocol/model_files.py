@@ -16,6 +16,7 @@ from protocol.config import ModelFormat
 from protocol.errors import ConfigError, ModelError
 from protocol.foreign_files import ENOUGH, recognise
 from protocol.gguf_header import GgufHeader, read_gguf_header
+from protocol.quantization_config import read_quantization
 from protocol.safetensors_header import read_tensors
 from protocol.sharding import LayerSizes
 
@@ -148,19 +149,10 @@ def read_config(path: Path, supported: Sequence[str] = HF_ARCHITECTURES) -> tupl
         )
     if names[0] not in supported:
         raise ModelError(f"{path}: architecture {reprlib.repr(names[0])} is not supported, only {', '.join(supported)}")
-    if (quantization := fields.get("quantization_config")) and not _is_mxfp4(quantization):
-        raise ModelError(
-            f"{path}: quantization_config: quantised weights are not supported in a Hugging Face directory: "
-            "use the unquantised model, or a GGUF file"
-        )
     if isinstance(text := fields.get("text_config"), dict):  # of a model that also sees: what is beside it says how it is joined
         fields = {**{key: value for key, value in fields.items() if key not in text}, **text}
+    read_quantization(path, fields)  # for what it refuses
     return names[0], fields
-
-
-def _is_mxfp4(quantization: object) -> bool:
-    """Whether weights may be in MXFP4: their tensors say by their names which of them are."""
-    return isinstance(quantization, dict) and quantization.get("quant_method") == "mxfp4"
 
 
 def _size(path: str | Path, fields: Mapping[str, Any], key: str) -> int:

@@ -17,7 +17,7 @@ import pytest
 from protocol.config import FloatType
 from tests.margins import ROUNDOFF, TYPICAL, Margins, rounding_of_sums
 from tests.tpu_worker.compiler import needs_compiler
-from tests.tpu_worker.random_blocks import inputs_of, random_blocks, steps_of
+from tests.tpu_worker.random_blocks import WITHOUT_OFFSET, inputs_of, random_blocks, steps_of
 from tpu_worker import sampler
 from tpu_worker.models.layers import Activation
 from tpu_worker.platforms import xla
@@ -71,7 +71,7 @@ def rounded(weight: F32) -> npt.NDArray[np.float64]:
 
 
 def pack(weight: F32, kind: Kind = "bf16", gated: bool = False) -> cpu.PackedWeight | cpu.MixedWeight:
-    """Of any kind; of those of GGUF files, another weight of this shape, with whole blocks of inputs."""
+    """Of any kind; of those in blocks, another weight of this shape, with whole blocks of inputs."""
     if kind in build.KINDS:
         return cpu.pack(random_blocks(kind, *weight.shape), gated=gated)
     dtype: FloatType = "float32" if kind == "f32" else "bfloat16"
@@ -93,7 +93,7 @@ def rounding(x: npt.ArrayLike, weight: F32, kind: Kind) -> npt.NDArray[np.float6
     """The error in the root mean square that float32 makes of a product: see `margins.rounding_of_sums`."""
     weights = kept(weight, kind)
     sizes = np.abs(weights)
-    if kind in build.KINDS and kind != "Q8_0":
+    if kind in build.KINDS and kind not in WITHOUT_OFFSET:
         # Scales times quants, and minima times inputs, are summed apart. Quants are counted from up to 32 below zero, and from
         # another 128 where bf16 is multiplied.
         sizes += steps_of(kind, weights.astype(np.float32)) * (32 + (128 if cpu.rounds_inputs() else 0))
@@ -121,12 +121,13 @@ def test_product(margins: Margins, kind: Kind, out: int, width: int) -> None:
 @pytest.mark.every_processor
 @pytest.mark.parametrize("kind", build.KINDS)
 def test_blocks_stand_for_what_they_are_dequantised_to(margins: Margins, kind: Kind) -> None:
-    """Multiplied by 1 they are what the `gguf` package makes of them, but for a few roundings of what quants are counted from."""
+    """Multiplied by 1 they are what the `gguf` package makes of them, or `scaled_blocks`, but for a few roundings of what quants are counted from."""
     blocks = random_blocks(kind, 70, 512)
     expected = blocks.values()
     found = np.asarray(linear(np.eye(512, dtype=np.float32), cpu.pack(blocks))).T
     counted_from = 32 + (128 if cpu.rounds_inputs() else 0)
-    bound = 3 * ROUNDOFF * (np.abs(expected).max() + counted_from * steps_of(kind, expected).max())
+    offsets = 0.0 if kind in WITHOUT_OFFSET else counted_from * steps_of(kind, expected).max()
+    bound = 3 * ROUNDOFF * (np.abs(expected).max() + offsets)
     margins.check(f"weights in blocks of {kind}", np.abs(found - expected).max().item(), bound.item())
 
 

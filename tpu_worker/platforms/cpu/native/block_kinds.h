@@ -111,6 +111,55 @@ struct Bytes {
   }
 };
 
+// Quants as each factor needs them, of f16 in the lower half of each word, and in the upper one where pairs are multiplied.
+template <int W>
+[[gnu::always_inline]] inline Quants<W> from_halves(typename Vec<W>::u32 halves) {
+  using H = typename Vec<W>::u16;
+  using U = typename Vec<W>::u32;
+  const H low = __builtin_convertvector(halves, H);
+  if constexpr (kDotsPairs) {
+    const H high = __builtin_convertvector(halves >> 16, H);
+    return (U)from_f16<W>((const uint16_t*)&low) >> 16 | ((U)from_f16<W>((const uint16_t*)&high) & 0xffff0000u);
+  } else {
+    return from_f16<W>((const uint16_t*)&low);
+  }
+}
+
+// FP4 (e2m1) is f16 with two bits of the exponent and one of the fraction, the subnormal included, and 2^14 times as much.
+template <int W>
+struct Fp4 {
+  static constexpr float kOffset = 0.0f, kTimes = 16384.0f;
+  Nibbles<W> nibbles;
+
+  [[gnu::always_inline]] Quants<W> quants(int q, int i, int half) const {
+    const auto bits = nibbles.low(q, i, half);
+    return from_halves<W>((bits & 0x00070007u) << 9 | (bits & 0x00080008u) << 12);
+  }
+
+  void set(int column, const uint8_t* quants) { nibbles.set(column, quants); }
+};
+
+// FP8 (e4m3) is f16 with four bits of the exponent and three of the fraction, subnormals included, and 2^8 times as much. A word of a
+// feature holds inputs 4j and 4j + 2 in the bytes of its lower half, the inputs behind each of these in the upper half.
+template <int W>
+struct Fp8 {
+  static constexpr float kOffset = 0.0f, kTimes = 256.0f;
+  uint32_t words[8][2][W];
+
+  [[gnu::always_inline]] Quants<W> quants(int q, int i, int half) const {
+    const int pair = field(i);
+    const auto bits = load<typename Vec<W>::u32>(words[2 * q + pair / 2][half]) >> (pair % 2 * 8 + upper(i));
+    return from_halves<W>((bits & 0x007f007fu) << 7 | (bits & 0x00800080u) << 8);
+  }
+
+  void set(int column, const uint8_t* quants) {
+    for (int w = 0; w < 8; ++w) {
+      const uint8_t* four = quants + 4 * w;
+      words[w][column / W][column % W] = four[0] | four[2] << 8 | four[1] << 16 | static_cast<uint32_t>(four[3]) << 24;
+    }
+  }
+};
+
 // A scale for each block; its minimum is that of a quant `kZero`, which stands for 0.
 template <int W, int kZero>
 struct Scales {
@@ -133,6 +182,34 @@ struct ScalesAndMinima {
 
   [[gnu::always_inline]] typename Vec<W>::f32 scales(int, int, int half) const { return from_f16<W>(scale + half * W); }
   [[gnu::always_inline]] typename Vec<W>::f32 minima(int, int, int half) const { return from_f16<W>(minimum + half * W); }
+};
+
+// Of B blocks one scale, a number of f32, and a zero point: weight = scale * (quant - zero).
+template <int W, int B>
+struct ScaleAndZero {
+  static constexpr int kBlocks = B, kGroups = 1;
+  static constexpr bool kMinima = true;
+  float scale[2 * W];
+  int8_t zero[2 * W];
+
+  [[gnu::always_inline]] typename Vec<W>::f32 scales(int, int, int half) const {
+    return load<typename Vec<W>::f32>(scale + half * W);
+  }
+  [[gnu::always_inline]] typename Vec<W>::f32 minima(int j, int g, int half) const {
+    return scales(j, g, half) * -widen<W>(zero + half * W);
+  }
+};
+
+// The same without a zero point.
+template <int W, int B>
+struct OneScale {
+  static constexpr int kBlocks = B, kGroups = 1;
+  static constexpr bool kMinima = false;
+  float scale[2 * W];
+
+  [[gnu::always_inline]] typename Vec<W>::f32 scales(int, int, int half) const {
+    return load<typename Vec<W>::f32>(scale + half * W);
+  }
 };
 
 // Of eight blocks, each of G groups of inputs: a scale, of which each group's is a multiple; kZero as above.
@@ -263,6 +340,63 @@ struct Q8_0 {
     to.of_blocks.scale[column] = two_bytes(raw);
   }
 };
+
+// The same numbers as a file has of FP4, with a power of two for a block: its exponent, plus 127.
+struct MXFP4 {
+  using Panel = Unit<kLanes, Fp4<kLanes>, OneScale<kLanes, 1>>;
+  static constexpr int kBytes = 17;
+  static void place(const uint8_t* raw, int column, Panel& to) {
+    uint8_t quants[kBlock];
+    split_nibbles(raw + 1, quants);
+    to.blocks[0].set(column, quants);
+    to.of_blocks.scale[column] = std::ldexp(Fp4<kLanes>::kTimes, raw[0] - 127);
+  }
+};
+
+// The kinds that no GGUF file has (weights/scaled_blocks.py), of B times 32 inputs.
+template <int B>
+struct Int4 {
+  using Panel = Unit<kLanes, Nibbles<kLanes>, ScaleAndZero<kLanes, B>>;
+  static constexpr int kBytes = 5 + B * kBlock / 2;
+  static void place(const uint8_t* raw, int column, Panel& to) {
+    std::memcpy(&to.of_blocks.scale[column], raw, 4);
+    std::memcpy(&to.of_blocks.zero[column], raw + 4, 1);
+    for (int j = 0; j < B; ++j) {
+      uint8_t quants[kBlock];
+      split_nibbles(raw + 5 + j * kBlock / 2, quants);
+      to.blocks[j].set(column, quants);
+    }
+  }
+};
+
+template <int B>
+struct Int8 {
+  using Panel = Unit<kLanes, Bytes<kLanes>, ScaleAndZero<kLanes, B>>;
+  static constexpr int kBytes = 5 + B * kBlock;
+  static void place(const uint8_t* raw, int column, Panel& to) {
+    std::memcpy(&to.of_blocks.scale[column], raw, 4);
+    std::memcpy(&to.of_blocks.zero[column], raw + 4, 1);
+    for (int j = 0; j < B; ++j) to.blocks[j].set(column, raw + 5 + j * kBlock);
+  }
+};
+
+template <int B>
+struct Float8 {
+  using Panel = Unit<kLanes, Fp8<kLanes>, OneScale<kLanes, B>>;
+  static constexpr int kBytes = 4 + B * kBlock;
+  static void place(const uint8_t* raw, int column, Panel& to) {
+    std::memcpy(&to.of_blocks.scale[column], raw, 4);
+    to.of_blocks.scale[column] *= Fp8<kLanes>::kTimes;
+    for (int j = 0; j < B; ++j) to.blocks[j].set(column, raw + 4 + j * kBlock);
+  }
+};
+
+using INT4_32 = Int4<1>;
+using INT4_128 = Int4<4>;
+using INT8_32 = Int8<1>;
+using INT8_128 = Int8<4>;
+using FP8_32 = Float8<1>;
+using FP8_128 = Float8<4>;
 
 // Multiples of 6 bits of scales and minima of eight blocks, in 12 bytes.
 template <class S>
