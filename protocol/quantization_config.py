@@ -19,8 +19,8 @@ METHODS = ("compressed-tensors", "fp8", "awq", "gptq", "mxfp4")
 _OUT = "take the unquantised model, another quantisation of it, or a GGUF file"
 _LARGEST = 1 << 20  # inputs that share a scale
 
-# "float8" and "int8": numbers of a byte each; "packed": several in an int32, along the inputs, as compressed-tensors has them; "awq" and
-# "gptq": as these have them.
+# "float8" and "int8": numbers of a byte each; "packed": several in an int32, along the inputs, as compressed-tensors has them;
+# "awq" and "gptq": as these have them.
 Storage: TypeAlias = Literal["float8", "int8", "packed", "awq", "gptq"]
 
 

@@ -70,7 +70,7 @@ def _random_scaled_blocks(rng: np.random.Generator, kind: str, out: int, width: 
     if label(kind) == "FP8":
         numbers = rng.integers(0, 256, shape, np.uint8)
         numbers[numbers & 0x7F == 0x7F] = 1
-        return BlockMatrix(kind, rows_of(kind, numbers.view(ml_dtypes.float8_e4m3fn), scale / 32, None))
+        return BlockMatrix(kind, rows_of(kind, numbers.view(ml_dtypes.float8_e4m3fn), scale / np.float32(32), None))
     low, high = (0, 16) if label(kind) == "INT4" else (-128, 128)
     zeros = rng.integers(low, high, (out, blocks)).astype(np.int8)
     return BlockMatrix(kind, rows_of(kind, rng.integers(low, high, shape).astype(np.int8).view(np.uint8), scale, zeros))

@@ -26,7 +26,7 @@ class TensorFiles:
         """
         self._directory = directory
         self._files = {path.name: _open(path) for path in weight_files(directory)}
-        stored = {tensor: name for name, file in self._files.items() for tensor in file.keys()}  # noqa: SIM118 not a dict
+        stored: dict[str, str] = {tensor: name for name, file in self._files.items() for tensor in file.keys()}  # noqa: SIM118 not a dict
         self._stored = {rename(tensor): tensor for tensor in stored}
         self._headers: dict[str, tuple[dict[str, StoredTensor], int]] = {}  # of files with types that the library does not read
         self._where = {name: stored[tensor] for name, tensor in self._stored.items()}
@@ -97,7 +97,8 @@ class TensorFiles:
         tensor = header[self._stored[name]]
         begin, end = tensor.data_offsets
         raw = np.memmap(path, np.uint8, "r", start + begin, (end - begin,)) if end > begin else np.zeros(0, np.uint8)
-        return np.asarray(raw).view(_OF_A_BYTE[tensor.dtype]).reshape(tensor.shape)
+        values: npt.NDArray[Any] = np.asarray(raw).view(_OF_A_BYTE[tensor.dtype]).reshape(tensor.shape)
+        return values
 
 
 def _open(path: Path) -> Any:

@@ -51,7 +51,7 @@ class QuantisedWeights:
         if self._tensors.has(plain):
             if self._tensors.type_of(plain) in NARROW_TYPES:
                 return Module(name, shape, form)  # whose scales will be missed
-            self.plain += 1  # what it holds needs no scales
+            self.plain += ".layers." in name  # what it holds needs no scales; heads are often so
             return None
         return None
 

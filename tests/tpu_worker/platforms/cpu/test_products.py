@@ -121,7 +121,7 @@ def test_product(margins: Margins, kind: Kind, out: int, width: int) -> None:
 @pytest.mark.every_processor
 @pytest.mark.parametrize("kind", build.KINDS)
 def test_blocks_stand_for_what_they_are_dequantised_to(margins: Margins, kind: Kind) -> None:
-    """Multiplied by 1 they are what the `gguf` package makes of them, or `scaled_blocks`, but for a few roundings of what quants are counted from."""
+    """Multiplied by 1 they are what `values` makes of them, but for a few roundings of what quants are counted from."""
     blocks = random_blocks(kind, 70, 512)
     expected = blocks.values()
     found = np.asarray(linear(np.eye(512, dtype=np.float32), cpu.pack(blocks))).T

@@ -29,8 +29,8 @@ from protocol.cache_directory import default_cache, private_directory, temporary
 _LOG = logging.getLogger(__name__)
 
 SOURCES = Path(__file__).parent
-# Kinds of blocks that weights may stay in: ggml's and, behind them, those of `weights.scaled_blocks`. Each has a library, so that only
-# those are compiled that a model has.
+# Kinds of blocks that weights may stay in: ggml's and, behind them, those of `weights.scaled_blocks`. Each has a library, so that
+# only those are compiled that a model has.
 KINDS = (
     *("Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "MXFP4"),
     *("INT4_32", "INT4_128", "INT8_32", "INT8_128", "FP8_32", "FP8_128"),
