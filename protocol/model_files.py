@@ -12,7 +12,7 @@ from typing import Any
 
 import msgspec
 
-from protocol.config import ModelFormat
+from protocol.config import LoadFormat, ModelFormat
 from protocol.errors import ConfigError, ModelError
 from protocol.foreign_files import ENOUGH, recognise
 from protocol.gguf_header import GgufHeader, read_gguf_header
@@ -83,9 +83,9 @@ def check_length(wanted: int | None, context_length: int, context_field: str) ->
     return wanted or context_length
 
 
-def read_model_facts(path: str | Path, format: ModelFormat) -> ModelFacts:
+def read_model_facts(path: str | Path, format: ModelFormat, load_format: LoadFormat = "auto") -> ModelFacts:
     """Raises ModelError, naming file, field and way out, when the files are missing, damaged or of a kind that is not supported."""
-    return facts_from_gguf(path, read_gguf_header(path)) if format == "gguf" else facts_from_huggingface(Path(path))
+    return facts_from_gguf(path, read_gguf_header(path)) if format == "gguf" else facts_from_huggingface(Path(path), load_format)
 
 
 def facts_from_gguf(path: str | Path, header: GgufHeader) -> ModelFacts:
@@ -113,8 +113,8 @@ def gguf_architecture(path: str | Path, header: GgufHeader, supported: Sequence[
     return name
 
 
-def facts_from_huggingface(directory: Path) -> ModelFacts:
-    """As `read_model_facts`: config.json, and the headers of all weight files."""
+def facts_from_huggingface(directory: Path, load_format: LoadFormat = "auto") -> ModelFacts:
+    """As `read_model_facts`: config.json, and, unless weights are random, the headers of all their files."""
     path = directory / "config.json"
     architecture, fields = read_config(path)
     facts = ModelFacts(
@@ -125,7 +125,9 @@ def facts_from_huggingface(directory: Path) -> ModelFacts:
         _layer_sizes(fields, "num_attention_heads", "num_key_value_heads", "intermediate_size"),
     )
     layers = "num_hidden_layers"
-    _check_layers(path, layers, _size(path, fields, layers), _HF_LAYER, read_tensors(directory))
+    count = _size(path, fields, layers)
+    if load_format != "dummy":
+        _check_layers(path, layers, count, _HF_LAYER, read_tensors(directory))
     return facts
 
 

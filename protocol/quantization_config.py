@@ -54,7 +54,7 @@ class QuantizationConfig:
 
 
 def read_quantization(path: Path, fields: Mapping[str, Any]) -> QuantizationConfig | None:
-    """None where no weights are quantised, or their names alone say so. Raises ModelError on what is not supported."""
+    """None where no weights are quantised. Raises ModelError on what is not supported."""
     raw = fields.get(FIELD) or fields.get(_OLDER_FIELD)
     if not raw:
         return None
@@ -65,7 +65,7 @@ def read_quantization(path: Path, fields: Mapping[str, Any]) -> QuantizationConf
     if method not in METHODS:
         raise config.refused("quant_method", method, METHODS)
     if method == "mxfp4":
-        return None
+        return QuantizationConfig(path, method, ())
     read = {"compressed-tensors": _compressed_tensors, "fp8": _fp8, "awq": _awq, "gptq": _gptq}[method]
     return QuantizationConfig(path, method, tuple(read(config)))
 

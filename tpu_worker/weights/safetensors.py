@@ -42,7 +42,7 @@ class SafetensorsSource:
             _LOG.info("%s: only text is served: %d tensors of %s are left out", directory, len(left_out), ", ".join(kinds))
         parts = [part for group in self.model.parameters() for one in group.values() for part in one.parts]
         config = self.model.quantization
-        self._quantised = None if config is None else QuantisedWeights(self._tensors, config, parts)
+        self._quantised = None if config is None or not config.rules else QuantisedWeights(self._tensors, config, parts)
         used = set()
         for part in parts:
             if self._quantised is None or not self._quantised.holds(part):

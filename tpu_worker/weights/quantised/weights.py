@@ -30,7 +30,7 @@ class QuantisedWeights:
         modules: dict[str, Module | None] = {}
         self._found: dict[Part, tuple[Module, range | None]] = {}
         for part in parts:
-            for name, shape, rows in _places(part):
+            for name, shape, rows in places_of(part):
                 if name not in modules:
                     modules[name] = self._module(name, shape)
                 if (module := modules[name]) is not None:
@@ -153,7 +153,7 @@ def describe(form: WeightFormat) -> str:
             return f"{numbers} in blocks of {outputs} x {inputs}"
 
 
-def _places(part: Part) -> Iterable[tuple[str, tuple[int, int], range | None]]:
+def places_of(part: Part) -> Iterable[tuple[str, tuple[int, int], range | None]]:
     """Modules that may hold the weight of a part: (name, shape of its weight, rows that are the part's)."""
     if len(part.shape) == 2 and part.name.endswith(_WEIGHT):
         yield part.name.removesuffix(_WEIGHT), (part.shape[0], part.shape[1]), None
