@@ -38,17 +38,48 @@ class WeightFormat:
 
 
 @dataclass(frozen=True, slots=True)
+class Names:
+    """Modules of these names."""
+
+    names: frozenset[str]
+    parts: bool  # … or that have one of them among the parts of theirs, next to each other
+
+    def matches(self, name: str) -> bool:
+        """Whether this is one of them. Lists may be long, and modules many."""
+        if name in self.names or not self.parts:
+            return name in self.names
+        parts = name.split(".")
+        return any(
+            ".".join(parts[first:last]) in self.names for first in range(len(parts)) for last in range(first + 1, len(parts) + 1)
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Expression:
+    """Modules whose names begin so."""
+
+    pattern: re.Pattern[str]
+
+    def matches(self, name: str) -> bool:
+        """Whether this is one of them."""
+        return self.pattern.match(name) is not None
+
+
+Rule: TypeAlias = tuple[Names | Expression, WeightFormat | None]
+
+
+@dataclass(frozen=True, slots=True)
 class QuantizationConfig:
     """Of one checkpoint."""
 
     path: Path
     method: str
-    rules: tuple[tuple[re.Pattern[str], WeightFormat | None], ...]  # names of modules; the first that matches decides
+    rules: tuple[Rule, ...]  # the first that matches decides
 
     def format_of(self, *names: str) -> WeightFormat | None:
         """Of the weight of a module, by the names that it has; None: it is not quantised."""
-        for pattern, found in self.rules:
-            if any(pattern.match(name) for name in names):
+        for modules, found in self.rules:
+            if any(modules.matches(name) for name in names):
                 return found
         return None
 
@@ -70,8 +101,7 @@ def read_quantization(path: Path, fields: Mapping[str, Any]) -> QuantizationConf
     return QuantizationConfig(path, method, tuple(read(config)))
 
 
-_Rules: TypeAlias = list[tuple[re.Pattern[str], WeightFormat | None]]
-_ANY = re.compile("")  # matches every name: modules in few bits are "Linear", which is what all weights here are of
+_ANY = Expression(re.compile(""))  # modules in few bits are "Linear", which is what all weights here are of
 
 
 class _Fields:
@@ -118,9 +148,9 @@ class _Fields:
             raise ModelError(f"{self.path}: {self.where}.{name} is {size}, at least 1 is wanted, or -1 for all inputs")
         return int(size)
 
-    def pattern(self, name: str, text: str) -> re.Pattern[str]:
+    def expression(self, name: str, text: str) -> Expression:
         try:
-            return re.compile(text)
+            return Expression(re.compile(text))
         except re.error as error:
             raise ModelError(f"{self.path}: {self.where}.{name}: {reprlib.repr(text)} is no regular expression: {error}") from error
 
@@ -130,13 +160,13 @@ class _Fields:
         return ModelError(f"{self.path}: {self.where}.{name} {what}, only {', '.join(map(str, allowed))}: {_OUT}")
 
 
-def _compressed_tensors(config: _Fields) -> _Rules:
+def _compressed_tensors(config: _Fields) -> list[Rule]:
     sparsity = _Fields(config.path, config.get("sparsity_config", dict, {}), f"{config.where}.sparsity_config")
     sparsity.one_of("format", str, ("dense",), "dense")
     transforms = _Fields(config.path, config.get("transform_config", dict, {}), f"{config.where}.transform_config")
     if transforms.get("config_groups", dict, {}):
         raise ModelError(f"{config.path}: {transforms.where}: weights that are rotated at run time are not supported: {_OUT}")
-    rules: _Rules = [(_compressed_name(config, "ignore", name), None) for name in config.names("ignore")]
+    rules: list[Rule] = [(modules, None) for modules in _compressed_names(config, "ignore")]
     whole = config.get("format", str, None)
     for key, raw in config.get("config_groups", dict, {}).items():
         group = _Fields(config.path, raw, f"{config.where}.config_groups.{key}")
@@ -145,14 +175,15 @@ def _compressed_tensors(config: _Fields) -> _Rules:
         weights = _Fields(config.path, group.values["weights"], f"{group.where}.weights")
         format_, where = (group.get("format", str, None), group) if group.values.get("format") else (whole, config)
         found = _compressed_weight(weights, format_, where, bool(group.values.get("input_activations")))
-        rules += [(_compressed_name(group, "targets", name), found) for name in group.names("targets")]
+        rules += [(modules, found) for modules in _compressed_names(group, "targets")]
     return rules
 
 
-def _compressed_name(config: _Fields, field: str, name: str) -> re.Pattern[str]:
-    if name == "Linear":
-        return _ANY
-    return config.pattern(field, name[3:] if name.startswith("re:") else rf"{re.escape(name)}\Z")
+def _compressed_names(config: _Fields, field: str) -> list[Names | Expression]:
+    names = config.names(field)
+    found: list[Names | Expression] = [Names(frozenset(name for name in names if not name.startswith("re:")), parts=False)]
+    found += [config.expression(field, name.removeprefix("re:")) for name in names if name.startswith("re:")]
+    return [*found, _ANY] if "Linear" in names else found
 
 
 def _compressed_weight(weights: _Fields, format_: str | None, where: _Fields, with_activations: bool) -> WeightFormat | None:
@@ -190,13 +221,13 @@ def _block(config: _Fields, name: str) -> tuple[int, int]:
     return value[0], value[1]
 
 
-def _fp8(config: _Fields) -> _Rules:
+def _fp8(config: _Fields) -> list[Rule]:
     config.one_of("fmt", str, ("e4m3", "float8_e4m3fn"), "e4m3")
     shape = (None, None) if config.values.get("weight_block_size") is None else _block(config, "weight_block_size")
     return [*_left_out(config, "modules_to_not_convert", "ignored_layers"), (_ANY, WeightFormat("float8", 8, *shape))]
 
 
-def _awq(config: _Fields) -> _Rules:
+def _awq(config: _Fields) -> list[Rule]:
     bits = config.one_of("bits" if "bits" in config.values else "w_bit", int, (4,), 4)
     version = config.get("version", str, "gemm")
     if version.lower() != "gemm":
@@ -211,17 +242,17 @@ def _awq(config: _Fields) -> _Rules:
     return [*_left_out(config, "modules_to_not_convert"), (_ANY, found)]
 
 
-def _gptq(config: _Fields) -> _Rules:
+def _gptq(config: _Fields) -> list[Rule]:
     if config.get("is_marlin_format", bool, False):
         raise config.refused("is_marlin_format", True, (False,))
     default = _gptq_weight(config, None)
-    rules: _Rules = []
+    rules: list[Rule] = []
     for pattern, raw in config.get("dynamic", dict, {}).items():  # of modules that differ: "-:…", which are not quantised
         own = _Fields(config.path, raw, f"{config.where}.dynamic.{pattern}")
         form = None if pattern.startswith("-:") else _gptq_weight(own, config)
-        rules.append((config.pattern("dynamic", pattern.removeprefix("-:").removeprefix("+:")), form))
+        rules.append((config.expression("dynamic", pattern.removeprefix("-:").removeprefix("+:")), form))
     if not config.get("lm_head", bool, False):
-        rules.append((re.compile(r"(.*\.)?lm_head\Z"), None))
+        rules.append((Names(frozenset(["lm_head"]), parts=True), None))
     return [*rules, *_left_out(config, "modules_to_not_convert"), (_ANY, default)]
 
 
@@ -235,11 +266,11 @@ def _gptq_weight(config: _Fields, whole: _Fields | None) -> WeightFormat:
     return WeightFormat("gptq", bits, 1, fields.group_size("group_size", 128), False, reordered, offset)
 
 
-def _left_out(config: _Fields, *fields: str) -> _Rules:
-    """Modules that are not quantised: by name, by the last or first parts of one, or by an expression, as transformers has it."""
-    rules: _Rules = []
-    for name in config.names(*fields):
-        rules.append((re.compile(rf"(?:.*\.)?{re.escape(name.strip('.'))}(?:\.|\Z)"), None))
+def _left_out(config: _Fields, *fields: str) -> list[Rule]:
+    """Modules that are not quantised: by name, by parts of one next to each other, or by an expression, as transformers has it."""
+    names = config.names(*fields)
+    rules: list[Rule] = [(Names(frozenset(name.strip(".") for name in names), parts=True), None)]
+    for name in names:
         if re.search(r"[*+?\[\](){}|^$\\]", name):
-            rules.append((config.pattern(fields[0], rf"(?:{name.removeprefix('re:')})(?:(?<=\.)|(?=\.|\Z))"), None))
+            rules.append((config.expression(fields[0], rf"(?:{name.removeprefix('re:')})(?:(?<=\.)|(?=\.|\Z))"), None))
     return rules

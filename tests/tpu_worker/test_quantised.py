@@ -81,6 +81,7 @@ LOGPROBS = [pytest.param(name, marks=[] if name in QUICK else [SLOW]) for name i
 
 
 @needs_compiler
+@pytest.mark.every_processor
 @pytest.mark.parametrize("name", LOGPROBS)
 @pytest.mark.parametrize("kernels", ["C++", "XLA"])
 def test_logprobs_are_those_of_the_dequantised_weights(
