@@ -111,45 +111,62 @@ struct Bytes {
   }
 };
 
-// Quants as each factor needs them, of f16 in the lower half of each word, and in the upper one where pairs are multiplied.
+// Small floats are f16 with fewer bits of exponent and fraction, subnormals included, and a power of two times as much: so they become
+// f32. Where pairs are multiplied, which all have 16 lanes of 32 bits, bf16 is looked up, by the last five bits of each half word.
 template <int W>
 [[gnu::always_inline]] inline Quants<W> from_halves(typename Vec<W>::u32 halves) {
-  using H = typename Vec<W>::u16;
-  using U = typename Vec<W>::u32;
-  const H low = __builtin_convertvector(halves, H);
-  if constexpr (kDotsPairs) {
-    const H high = __builtin_convertvector(halves >> 16, H);
-    return (U)from_f16<W>((const uint16_t*)&low) >> 16 | ((U)from_f16<W>((const uint16_t*)&high) & 0xffff0000u);
-  } else {
-    return from_f16<W>((const uint16_t*)&low);
-  }
+  const auto low = __builtin_convertvector(halves, typename Vec<W>::u16);
+  return (Quants<W>)from_f16<W>((const uint16_t*)&low);
 }
 
-// FP4 (e2m1) is f16 with two bits of the exponent and one of the fraction, the subnormal included, and 2^14 times as much.
+template <int W>
+[[gnu::always_inline]] inline typename Vec<W>::u32 look_up(const uint16_t* table, typename Vec<W>::u32 halves) {
+  typename Vec<W>::u32 found;
+  asm("vpermw %1, %2, %0" : "=v"(found) : "v"(load<typename Vec<W>::u32>(table)), "v"(halves));  // only if kDotsPairs
+  return found;
+}
+
+// bf16 of FP4, and of the subnormals of FP8.
+alignas(64) inline constexpr uint16_t kFp4[32] = {0x0000, 0x3f00, 0x3f80, 0x3fc0, 0x4000, 0x4040, 0x4080, 0x40c0,
+                                                  0x8000, 0xbf00, 0xbf80, 0xbfc0, 0xc000, 0xc040, 0xc080, 0xc0c0};
+alignas(64) inline constexpr uint16_t kTinyFp8[32] = {0x0000, 0x3b00, 0x3b80, 0x3bc0, 0x3c00, 0x3c20, 0x3c40, 0x3c60};
+
+// FP4 (e2m1): a sign, two bits of the exponent and one of the fraction.
 template <int W>
 struct Fp4 {
-  static constexpr float kOffset = 0.0f, kTimes = 16384.0f;
+  static constexpr float kOffset = 0.0f, kTimes = kDotsPairs ? 1.0f : 16384.0f;
   Nibbles<W> nibbles;
 
   [[gnu::always_inline]] Quants<W> quants(int q, int i, int half) const {
     const auto bits = nibbles.low(q, i, half);
-    return from_halves<W>((bits & 0x00070007u) << 9 | (bits & 0x00080008u) << 12);
+    if constexpr (kDotsPairs) {
+      return look_up<W>(kFp4, bits & 0x000f000fu);
+    } else {
+      return from_halves<W>((bits & 7u) << 9 | (bits & 8u) << 12);
+    }
   }
 
   void set(int column, const uint8_t* quants) { nibbles.set(column, quants); }
 };
 
-// FP8 (e4m3) is f16 with four bits of the exponent and three of the fraction, subnormals included, and 2^8 times as much. A word of a
-// feature holds inputs 4j and 4j + 2 in the bytes of its lower half, the inputs behind each of these in the upper half.
+// FP8 (e4m3): a sign, four bits of the exponent and three of the fraction. A word of a feature holds inputs 4j and 4j + 2 in the bytes
+// of its lower half, the inputs behind each of these in the upper half.
 template <int W>
 struct Fp8 {
-  static constexpr float kOffset = 0.0f, kTimes = 256.0f;
+  static constexpr float kOffset = 0.0f, kTimes = kDotsPairs ? 1.0f : 256.0f;
   uint32_t words[8][2][W];
 
   [[gnu::always_inline]] Quants<W> quants(int q, int i, int half) const {
     const int pair = field(i);
     const auto bits = load<typename Vec<W>::u32>(words[2 * q + pair / 2][half]) >> (pair % 2 * 8 + upper(i));
-    return from_halves<W>((bits & 0x007f007fu) << 7 | (bits & 0x00800080u) << 8);
+    if constexpr (kDotsPairs) {
+      using H = typename Vec<W>::halves;
+      const auto magnitude = bits & 0x007f007fu;
+      const H normal = (H)((magnitude << 4) + 0x3c003c00u), tiny = (H)look_up<W>(kTinyFp8, magnitude);
+      return (Quants<W>)((H)magnitude < 8 ? tiny : normal) | (bits & 0x00800080u) << 8;
+    } else {
+      return from_halves<W>((bits & 0x7fu) << 7 | (bits & 0x80u) << 8);
+    }
   }
 
   void set(int column, const uint8_t* quants) {

@@ -28,6 +28,7 @@ struct Vec {
   typedef int32_t i32 __attribute__((vector_size(W * 4)));
   typedef uint16_t u16 __attribute__((vector_size(W * 2)));
   typedef int8_t i8 __attribute__((vector_size(W)));
+  typedef uint16_t halves __attribute__((vector_size(W * 4)));  // of words
   typedef uint32_t half_u32 __attribute__((vector_size(W * 2)));
 };
 
