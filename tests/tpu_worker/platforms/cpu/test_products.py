@@ -335,7 +335,9 @@ def mixture(*kinds: str) -> list[BlockMatrix]:
 
 
 @pytest.mark.every_processor
-@pytest.mark.parametrize("kinds", [("Q4_K", "Q6_K"), ("Q5_0", "Q8_0", "Q4_1"), ("Q6_K", "Q5_K", "Q4_0", "Q5_1")])
+@pytest.mark.parametrize(
+    "kinds", [("Q4_K", "Q6_K"), ("Q5_0", "Q8_0", "Q4_1"), ("Q6_K", "Q5_K", "Q4_0", "Q5_1"), ("INT4_128", "INT8_32", "FP8_128")]
+)
 def test_parts_of_several_kinds(kinds: tuple[str, ...]) -> None:
     """One call yields what calls for the parts do, bit by bit; the outputs of a part need fill no panel."""
     parts = mixture(*kinds)
