@@ -247,6 +247,11 @@ def nan(tensors: Tensors, name: str) -> None:
         ("awq", {"group_size": 48}, r"its 128 inputs are no whole groups of 48"),
         ("fp8 blocks", {"modules_to_not_convert": ["down_proj"]}, r"down_proj\.weight_scale_inv is of a quantised weight, but by"),
         ("gptq", {"bits": 8}, r"qzeros has shape \[1, 16\], but the model's sizes ask for \[1, 32\]"),
+        (
+            "int-quantized channel",
+            {"format": "pack-quantized"},
+            r"down_proj\.weight is of a quantised weight, but by .* without this",
+        ),
         ("gptq", {"dynamic": {r"-:.*up_proj": {}}}, r"up_proj\.\w+ is of a quantised weight, but by quantization_config .* is not"),
     ],
 )
@@ -347,15 +352,52 @@ def test_a_fused_projection(tmp_path: Path) -> None:
     np.testing.assert_array_equal(blocks, whole)
 
 
+def test_the_text_of_a_model_that_also_sees(tmp_path: Path) -> None:
+    """The config's lists name modules as the file does, or as the text alone would."""
+    _, tensors = reference_of("gemma3")
+    form = FORMATS["float-quantized tensor"]
+    stored, meant = quantise_tensors(
+        form, tensors, lambda name: is_quantised(name) and "k_proj" not in name and "q_proj" not in name
+    )
+    renamed = {name.replace("model.", "model.language_model.", 1): values for name, values in stored.items()}
+    seeing = {"model.vision_tower.layers.0.mlp.fc1.weight": tensors["model.norm.weight"]}
+    ignored = ["re:.*vision_tower.*", r"re:model\.language_model\..*k_proj", r"re:model\.layers\..*q_proj"]
+    text = {key: value for key, value in tiny_dense.FAMILIES["gemma3"].items() if key != "architectures"}
+    whole = {"architectures": ["Gemma3ForConditionalGeneration"], "model_type": "gemma3", "text_config": text}
+    config = {**whole, "quantization_config": {**form.config, "ignore": ignored}}
+    source = SafetensorsSource(write_model(tmp_path, config, {**renamed, **seeing}))
+    for part in parts_of(source):
+        np.testing.assert_allclose(np.asarray(source.read(part), np.float32), meant[part.name], rtol=2**-23, atol=0)
+        assert (source.stored_kind(part) is None) == (part.name[:-7].endswith(("q_proj", "k_proj")) or not is_quantised(part.name))
+
+
+def test_a_config_that_says_nothing(tmp_path: Path) -> None:
+    stored, _ = quantise_tensors(FORMATS["fp8 tensor"], TENSORS)
+    with pytest.raises(
+        ModelError, match=r"safetensors: tensor .*weight_scale is of a quantised weight, but .*config\.json says in no"
+    ):
+        read_all(write_model(tmp_path, WIDE, stored))
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["fp8 blocks", "pack-quantized group, asymmetric", "gptq, reordered"])
+@pytest.mark.parametrize("name", ["fp8 blocks", "pack-quantized group, asymmetric", "gptq, reordered", "experts"])
 def test_shards_change_no_token(tmp_path: Path, name: str) -> None:
-    directory, _ = write(tmp_path, FORMATS[name])
+    if name == "experts":
+        form = FORMATS["awq of small groups"]
+        config = {**tiny_experts.FAMILIES["qwen3_moe"], "moe_intermediate_size": 32, "mlp_only_layers": []}
+        stored, _ = quantise_tensors(
+            form, tiny_experts.make_tensors(config), lambda name: is_quantised(name) and "mlp.up" not in name
+        )
+        directory = write_model(tmp_path, {**config, "quantization_config": form.config}, stored)
+    else:
+        directory, _ = write(tmp_path, FORMATS[name])
     command = [sys.executable, "-m", "tests.tpu_worker.mesh.sharded_runs", str(directory), "4", "1", "2"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     one, two = (json.loads(done.stdout)[shards]["outputs"] for shards in ("1", "2"))
     assert [two[params]["tokens"] for params in one] == [one[params]["tokens"] for params in one]
+    for found, expected in zip(two["scored"]["scores"], one["scored"]["scores"], strict=True):
+        np.testing.assert_allclose(found, expected, rtol=0, atol=0.05)
 
 
 def test_scales_that_are_powers_of_two(tmp_path: Path) -> None:

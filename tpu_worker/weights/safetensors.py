@@ -11,11 +11,13 @@ import numpy.typing as npt
 
 from protocol.codec import Float32Array
 from protocol.errors import ModelError
+from protocol.quantization_config import FIELD
 from tpu_worker.models.registry import model_from_config
 from tpu_worker.models.rope import Rope
 from tpu_worker.models.spec import Part, Within
 from tpu_worker.weights.blocks import BlockMatrix
 from tpu_worker.weights.mxfp4 import MXFP4, mxfp4_values, rows_of_mxfp4, scales_of
+from tpu_worker.weights.quantised.schemes import TENSORS
 from tpu_worker.weights.quantised.weights import QuantisedWeights
 from tpu_worker.weights.source import check_all_used, missing_tensor
 from tpu_worker.weights.tensor_files import TensorFiles
@@ -53,6 +55,11 @@ class SafetensorsSource:
             unused.discard(_HEAD)
         if self._quantised is not None:
             unused = self._without_quantised(self._quantised, unused)
+        elif few_bits := sorted(name for name in unused if name.rpartition(".")[2] in TENSORS):
+            raise ModelError(
+                f"{self._tensors.file_of(few_bits[0])}: tensor {few_bits[0]} is of a quantised weight, but "
+                f"{self._directory / 'config.json'} says in no {FIELD} that there are any: both must be of one model"
+            )
         check_all_used(self._directory, self.model, unused)
 
     def _without_quantised(self, quantised: QuantisedWeights, unused: set[str]) -> set[str]:

@@ -22,7 +22,8 @@ def read(tensors: Tensors, module: Module) -> ScaledMatrix:
         stored = tuple(tensors.read(f"{name}.weight_shape", (2,), ("I64", "I32")).tolist())
         if stored != module.shape:
             raise ModelError(
-                f"{tensors.path}: tensor {name}.weight_shape is {list(stored)}, but the model's sizes ask for {list(module.shape)}"
+                f"{tensors.file_of(f'{name}.weight_shape')}: tensor {name}.weight_shape is {list(stored)}, "
+                f"but the model's sizes ask for {list(module.shape)}"
             )
     scales = spread_scales(read_scales(tensors, module, f"{name}.weight_scale", FLOATS), module.form, out)
     packed = tensors.read(f"{name}.{WEIGHT}", (out, -(-width * bits // 32)), ("I32",))

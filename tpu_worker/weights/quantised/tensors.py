@@ -27,6 +27,10 @@ class Tensors(Protocol):
         """Whether some file holds it."""
         ...
 
+    def file_of(self, name: str) -> object:
+        """For errors that are about a tensor that is there."""
+        ...
+
     def read(self, name: str, shape: tuple[int, ...] | None, types: Sequence[str]) -> npt.NDArray[Any]:
         """All of it. Raises ModelError when it is missing, or of another shape (None: any) or type than these of safetensors."""
         ...
@@ -96,7 +100,7 @@ def read_scales(tensors: Tensors, module: Module, name: str, types: Sequence[str
         shapes += [(1,), ()]
     if values.shape not in shapes:
         raise ModelError(
-            f"{tensors.path}: tensor {name} has shape {list(values.shape)}, but {FIELD} and the model's sizes ask for "
+            f"{tensors.file_of(name)}: tensor {name} has shape {list(values.shape)}, but {FIELD} and the model's sizes ask for "
             f"{list(shapes[0])}: {_OF_ONE_MODEL}"
         )
     return values.reshape(rows, columns)
@@ -114,5 +118,7 @@ def read_groups(tensors: Tensors, module: Module, name: str) -> npt.NDArray[np.i
     if (groups == -1).all() or (groups == np.arange(width) // module.group).all():
         return None
     if (wrong := groups[(groups < 0) | (groups >= count)]).size:
-        raise ModelError(f"{tensors.path}: tensor {name} names group {int(wrong[0])}, of which there are {count}: {_OF_ONE_MODEL}")
+        raise ModelError(
+            f"{tensors.file_of(name)}: tensor {name} names group {int(wrong[0])}, of which there are {count}: {_OF_ONE_MODEL}"
+        )
     return groups

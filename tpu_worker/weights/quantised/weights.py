@@ -117,7 +117,7 @@ class QuantisedWeights:
                 scales.add(name)
             elif kind == "bias" and module in self._modules and not np.any(self._tensors.take(name)):
                 biases.add(name)
-            elif kind in TENSORS:
+            elif kind in TENSORS or (kind == "weight" and module in self._modules):
                 raise ModelError(
                     f"{self._tensors.file_of(name)}: tensor {name} is of a quantised weight, but by {FIELD} in {self._config.path} "
                     f"{module} {self._meant(module)}: config.json and weights must be of one model"
