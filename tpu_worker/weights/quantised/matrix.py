@@ -40,19 +40,19 @@ class ScaledMatrix:
 
     def values(self) -> Float32Array:
         """The weights that it stands for, [out, in]."""
-        values: Float32Array = self.numbers.astype(np.float32)
-        if self.zeros is not None:
-            values -= self._of_inputs(self.zeros.astype(np.float32))
-        values *= self._of_inputs(self.scales)
+        (out, width), zeros = self.numbers.shape, None if self.zeros is None else self.zeros.astype(np.float32)
+        values: Float32Array = _wide(self.numbers)
+        if self.groups is None and width % self.group == 0:
+            grouped = values.reshape(out, -1, self.group)
+            if zeros is not None:
+                grouped -= zeros[..., None]
+            grouped *= self.scales[..., None]
+            return values
+        groups = np.arange(width) // self.group if self.groups is None else self.groups
+        if zeros is not None:
+            values -= zeros[:, groups]
+        values *= self.scales[:, groups]
         return values
-
-    def _of_inputs(self, of_groups: Float32Array) -> Float32Array:
-        """[out, groups] -> [out, in], or [out, 1] where that does as well."""
-        if self.groups is not None:
-            return of_groups[:, self.groups]
-        if of_groups.shape[1] == 1:
-            return of_groups
-        return np.repeat(of_groups, self.group, axis=1)[:, : self.numbers.shape[1]]
 
     def blocks(self, kind: str) -> BlockMatrix:
         """The same in blocks of one of `scaled_blocks.SPANS`, which `kept_kind` has found to hold it."""
@@ -60,6 +60,14 @@ class ScaledMatrix:
         which = np.arange(0, self.numbers.shape[1], span) // self.group
         zeros = None if self.zeros is None else self.zeros[:, which]
         return BlockMatrix(kind, rows_of(kind, self.numbers, self.scales[:, which], zeros))
+
+
+def _wide(numbers: npt.NDArray[Any]) -> Float32Array:
+    """As float32, in an array of its own."""
+    if numbers.dtype == FLOAT8:  # of which the library converts one after the other
+        table = np.arange(256, dtype=np.uint8).view(FLOAT8).astype(np.float32)
+        return table[numbers.view(np.uint8)]  # type: ignore[no-any-return]
+    return np.ascontiguousarray(numbers).astype(np.float32)
 
 
 def kept_kind(form: WeightFormat, num_inputs: int) -> str:
