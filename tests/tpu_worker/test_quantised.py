@@ -14,6 +14,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 
+from protocol.config import FloatType
 from protocol.errors import ModelError
 from tests.margins import Margins
 from tests.tpu_worker import tiny_dense, tiny_experts
@@ -80,29 +81,37 @@ QUICK = ("fp8 blocks", "int-quantized group, asymmetric", "awq", "gptq, reordere
 LOGPROBS = [pytest.param(name, marks=[] if name in QUICK else [SLOW]) for name in FORMATS]
 
 
+def logprobs(logits: Any, token_ids: Any) -> Any:
+    """Of each token but the first."""
+    wide = np.asarray(logits, np.float64)
+    wide = wide - wide.max(-1, keepdims=True)
+    return (wide - np.log(np.exp(wide).sum(-1, keepdims=True)))[np.arange(len(token_ids) - 1), token_ids[1:]]
+
+
 @needs_compiler
 @pytest.mark.every_processor
 @pytest.mark.parametrize("name", LOGPROBS)
-@pytest.mark.parametrize("kernels", ["C++", "XLA"])
+@pytest.mark.parametrize(("kernels", "dtype"), [("C++", "bfloat16"), ("C++", "float32"), ("XLA", "bfloat16")])
 def test_logprobs_are_those_of_the_dequantised_weights(
-    margins: Margins, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, kernels: str
+    margins: Margins, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, kernels: str, dtype: FloatType
 ) -> None:
+    """In float32, which is what models so small are computed in, nothing but the last bits of sums is lost."""
     monkeypatch.setattr("tpu_worker.platforms.cpu.prefers_blocks", lambda: True)
     monkeypatch.setattr("tpu_worker.platforms.cpu.preferred", lambda: "native")
     directory, meant = write(tmp_path, FORMATS[name])
     source = SafetensorsSource(directory)
-    platform = make_xla_platform() if kernels == "XLA" else choose_platform("cpu", "auto", kinds_held(source), BLOCK_SIZE, {32})
+    kinds = kinds_held(source)
+    platform = make_xla_platform() if kernels == "XLA" else choose_platform("cpu", "auto", kinds, BLOCK_SIZE, {32}, dtype=dtype)
     assert platform.name == kernels
+    assert platform.products.keeps_blocks == (kinds & {*SPANS} if kernels == "C++" else ())
     token_ids = np.random.default_rng(1).integers(0, WIDE["vocab_size"], 37).astype(np.int32)
     found, expected = all_logits(source, platform, token_ids), reference_logits(WIDE, meant, token_ids)
-    margins.check_rounding(f"logits of quantised checkpoints, {kernels}", found, expected, rounding(WIDE))
-
-    def logprobs(logits: Any) -> Any:
-        wide = np.asarray(logits, np.float64)
-        wide = wide - wide.max(-1, keepdims=True)
-        return (wide - np.log(np.exp(wide).sum(-1, keepdims=True)))[np.arange(36), token_ids[1:]]
-
-    assert np.abs(logprobs(found) - logprobs(expected)).max() < 0.1
+    error = np.abs(logprobs(found, token_ids) - logprobs(expected, token_ids)).max()
+    if dtype == "float32":
+        margins.check("log-probabilities of quantised checkpoints in float32", error, 1e-3)
+    else:
+        margins.check_rounding(f"logits of quantised checkpoints, {kernels}", found, expected, rounding(WIDE))
+        assert error < 0.1
 
 
 @needs_compiler

@@ -119,6 +119,27 @@ def test_product(margins: Margins, kind: Kind, out: int, width: int) -> None:
 
 
 @pytest.mark.every_processor
+@pytest.mark.parametrize("kind", ["Q4_1", "Q8_0", "Q6_K", "MXFP4", "INT4_128", "INT8_32", "FP8_32"])
+@pytest.mark.parametrize("gated", [False, True])
+def test_blocks_with_inputs_that_are_not_rounded(margins: Margins, kind: Kind, gated: bool) -> None:
+    """Of float32: an error is that of sums, and of what quants are counted from, on every processor."""
+    blocks = random_blocks(kind, 96, 512)
+    packed = cpu.pack(blocks, dtype="float32", gated=gated)
+    weights = blocks.values().astype(np.float64)
+    offsets = 0.0 if kind in WITHOUT_OFFSET else steps_of(kind, blocks.values()) * 32
+    for rows in (1, 3, 13):
+        x = normal(rows, rows, 512)
+        expected = x.astype(np.float64) @ weights.T
+        typical = rounding_of_sums(x.astype(np.float64), np.abs(weights) + offsets)
+        if gated:
+            eye = np.asarray(linear(x, packed, activation="silu"))
+            gate, up = np.split(expected, 2, axis=1)
+            margins.check("gated blocks in float32", np.abs(eye - textbook("silu", gate) * up).max(), 2e-3)
+        else:
+            margins.check_rounding(f"blocks of {kind} in float32", linear(x, packed), expected, typical)
+
+
+@pytest.mark.every_processor
 @pytest.mark.parametrize("kind", build.KINDS)
 def test_blocks_stand_for_what_they_are_dequantised_to(margins: Margins, kind: Kind) -> None:
     """Multiplied by 1 they are what `values` makes of them, but for a few roundings of what quants are counted from."""

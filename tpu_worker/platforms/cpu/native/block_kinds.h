@@ -13,18 +13,18 @@ namespace twodeep {
 // Quants of up to 7 bits become bf16 by putting them into the last bits of 128, and f32 by conversion. `kept` selects their bits.
 template <int W>
 [[gnu::always_inline]] inline Quants<W> whole(typename Vec<W>::u32 bits, uint32_t kept) {
-  if constexpr (kDotsPairs) {
+  if constexpr (kRoundsInputs) {
     return (bits & (kept | kept << 16)) | 0x43004300u;
   } else {
     return __builtin_convertvector((typename Vec<W>::i32)(bits & kept), typename Vec<W>::f32);
   }
 }
 
-inline constexpr float kWholeOffset = kDotsPairs ? 128.0f : 0.0f;
+inline constexpr float kWholeOffset = kRoundsInputs ? 128.0f : 0.0f;
 
 // Factor i of eight inputs: which of four fields of a word's lower half it starts at, and what is added for the upper half.
-[[gnu::always_inline]] inline constexpr int field(int i) { return kDotsPairs ? i : i / 2; }
-[[gnu::always_inline]] inline constexpr int upper(int i) { return kDotsPairs ? 0 : i % 2 * 16; }
+[[gnu::always_inline]] inline constexpr int field(int i) { return kRoundsInputs ? i : i / 2; }
+[[gnu::always_inline]] inline constexpr int upper(int i) { return kRoundsInputs ? 0 : i % 2 * 16; }
 
 // 4 bits, 0 to 15: word q of a feature holds input 8q + 2j in its nibble j and input 8q + 2j + 1 in nibble 4 + j.
 template <int W>
@@ -99,7 +99,7 @@ struct Bytes {
 
   [[gnu::always_inline]] Quants<W> quants(int q, int i, int half) const {
     const int8_t* of_factor = bytes[q * kFactorsOf8 + i][half][0];
-    if constexpr (kDotsPairs) {
+    if constexpr (kRoundsInputs) {
       return pairs_of_bytes<W>(of_factor);
     } else {
       return widen<W>(of_factor);
@@ -122,7 +122,7 @@ template <int W>
 template <int W>
 [[gnu::always_inline]] inline typename Vec<W>::u32 look_up(const uint16_t* table, typename Vec<W>::u32 halves) {
   typename Vec<W>::u32 found;
-  asm("vpermw %1, %2, %0" : "=v"(found) : "v"(load<typename Vec<W>::u32>(table)), "v"(halves));  // only if kDotsPairs
+  asm("vpermw %1, %2, %0" : "=v"(found) : "v"(load<typename Vec<W>::u32>(table)), "v"(halves));  // only if kRoundsInputs
   return found;
 }
 
@@ -134,12 +134,12 @@ alignas(64) inline constexpr uint16_t kTinyFp8[32] = {0x0000, 0x3b00, 0x3b80, 0x
 // FP4 (e2m1): a sign, two bits of the exponent and one of the fraction.
 template <int W>
 struct Fp4 {
-  static constexpr float kOffset = 0.0f, kTimes = kDotsPairs ? 1.0f : 16384.0f;
+  static constexpr float kOffset = 0.0f, kTimes = kRoundsInputs ? 1.0f : 16384.0f;
   Nibbles<W> nibbles;
 
   [[gnu::always_inline]] Quants<W> quants(int q, int i, int half) const {
     const auto bits = nibbles.low(q, i, half);
-    if constexpr (kDotsPairs) {
+    if constexpr (kRoundsInputs) {
       return look_up<W>(kFp4, bits & 0x000f000fu);
     } else {
       return from_halves<W>((bits & 7u) << 9 | (bits & 8u) << 12);
@@ -153,13 +153,13 @@ struct Fp4 {
 // of its lower half, the inputs behind each of these in the upper half.
 template <int W>
 struct Fp8 {
-  static constexpr float kOffset = 0.0f, kTimes = kDotsPairs ? 1.0f : 256.0f;
+  static constexpr float kOffset = 0.0f, kTimes = kRoundsInputs ? 1.0f : 256.0f;
   uint32_t words[8][2][W];
 
   [[gnu::always_inline]] Quants<W> quants(int q, int i, int half) const {
     const int pair = field(i);
     const auto bits = load<typename Vec<W>::u32>(words[2 * q + pair / 2][half]) >> (pair % 2 * 8 + upper(i));
-    if constexpr (kDotsPairs) {
+    if constexpr (kRoundsInputs) {
       using H = typename Vec<W>::halves;
       const auto magnitude = bits & 0x007f007fu;
       const H normal = (H)((magnitude << 4) + 0x3c003c00u), tiny = (H)look_up<W>(kTinyFp8, magnitude);

@@ -43,8 +43,10 @@ LIBRARIES: Mapping[str, Sequence[str]] = MappingProxyType(
         "blocks": ("twodeep_linear_blocks", "twodeep_experts_blocks"),
         "attention": ("twodeep_attend", "twodeep_reserve"),
         f"matmul{FLOAT32}": ("twodeep_linear", "twodeep_experts"),  # the rest of matmul is the same for both
+        f"blocks{FLOAT32}": ("twodeep_linear_blocks", "twodeep_experts_blocks"),  # which leave inputs as they are
         f"attention{FLOAT32}": ("twodeep_attend", "twodeep_reserve"),
         **dict.fromkeys(KINDS, ()),
+        **dict.fromkeys((f"{kind}{FLOAT32}" for kind in KINDS), ()),
     }
 )
 FLAGS = (
@@ -105,10 +107,10 @@ def _key(compiler: str) -> str:
 
 def source_of(name: str) -> list[str]:
     """What the compiler is told to make a library of."""
-    if name in KINDS:
-        return [f"-DTWODEEP_KIND={name}", str(SOURCES / "block_kind.cc")]
-    file = str(SOURCES / f"{name.removesuffix(FLOAT32)}.cc")
-    return ["-DTWODEEP_FLOAT32", file] if name.endswith(FLOAT32) else [file]
+    plain, exact = name.removesuffix(FLOAT32), ["-DTWODEEP_FLOAT32"] if name.endswith(FLOAT32) else []
+    if plain in KINDS:
+        return [*exact, f"-DTWODEEP_KIND={plain}", str(SOURCES / "block_kind.cc")]
+    return [*exact, str(SOURCES / f"{plain}.cc")]
 
 
 def _compile(compiler: str, name: str, target: Path) -> None:

@@ -125,6 +125,9 @@ inline constexpr bool kDotsPairs = true;
 inline constexpr bool kDotsPairs = false;
 #endif
 
+// Whether products with weights in blocks round inputs to such pairs.
+inline constexpr bool kRoundsInputs = kDotsPairs && !kFloat32;
+
 // acc[j] += w[j].low * x[j].low + w[j].high * x[j].high. In assembly, since the intrinsics' header would double the time to compile.
 template <int W>
 [[gnu::always_inline]] inline void dot_pairs(typename Vec<W>::f32& acc, typename Vec<W>::u32 w, typename Vec<W>::u32 x) {
