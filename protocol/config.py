@@ -21,7 +21,8 @@ Quantization = Literal["auto", "none", "int8"]
 # small models (`tpu_worker.weights.precision`), else bfloat16. Sums, norms and what flows from layer to layer are always float32.
 FloatType = Literal["bfloat16", "float32"]
 Dtype = Literal["auto", "bfloat16", "float32"]
-
+# Where weights come from. "dummy": they are random, and there need be none.
+LoadFormat = Literal["auto", "dummy"]
 
 LogFormat = Literal["human", "json"]
 LogLevel = Literal["debug", "info", "warning", "error"]
@@ -59,6 +60,7 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
     enable_prefix_caching: bool = True
     quantization: Quantization = "auto"
     dtype: Dtype = "auto"
+    load_format: LoadFormat = "auto"
     host: str = "127.0.0.1"
     port: int = 8000
     ipc_path: str = ""

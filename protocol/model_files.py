@@ -12,10 +12,11 @@ from typing import Any
 
 import msgspec
 
-from protocol.config import ModelFormat
+from protocol.config import LoadFormat, ModelFormat
 from protocol.errors import ConfigError, ModelError
 from protocol.foreign_files import ENOUGH, recognise
 from protocol.gguf_header import GgufHeader, read_gguf_header
+from protocol.quantization_config import read_quantization
 from protocol.safetensors_header import read_tensors
 from protocol.sharding import LayerSizes
 
@@ -82,9 +83,9 @@ def check_length(wanted: int | None, context_length: int, context_field: str) ->
     return wanted or context_length
 
 
-def read_model_facts(path: str | Path, format: ModelFormat) -> ModelFacts:
+def read_model_facts(path: str | Path, format: ModelFormat, load_format: LoadFormat = "auto") -> ModelFacts:
     """Raises ModelError, naming file, field and way out, when the files are missing, damaged or of a kind that is not supported."""
-    return facts_from_gguf(path, read_gguf_header(path)) if format == "gguf" else facts_from_huggingface(Path(path))
+    return facts_from_gguf(path, read_gguf_header(path)) if format == "gguf" else facts_from_huggingface(Path(path), load_format)
 
 
 def facts_from_gguf(path: str | Path, header: GgufHeader) -> ModelFacts:
@@ -112,8 +113,8 @@ def gguf_architecture(path: str | Path, header: GgufHeader, supported: Sequence[
     return name
 
 
-def facts_from_huggingface(directory: Path) -> ModelFacts:
-    """As `read_model_facts`: config.json, and the headers of all weight files."""
+def facts_from_huggingface(directory: Path, load_format: LoadFormat = "auto") -> ModelFacts:
+    """As `read_model_facts`: config.json, and, unless weights are random, the headers of all their files."""
     path = directory / "config.json"
     architecture, fields = read_config(path)
     facts = ModelFacts(
@@ -124,7 +125,9 @@ def facts_from_huggingface(directory: Path) -> ModelFacts:
         _layer_sizes(fields, "num_attention_heads", "num_key_value_heads", "intermediate_size"),
     )
     layers = "num_hidden_layers"
-    _check_layers(path, layers, _size(path, fields, layers), _HF_LAYER, read_tensors(directory))
+    count = _size(path, fields, layers)
+    if load_format != "dummy":
+        _check_layers(path, layers, count, _HF_LAYER, read_tensors(directory))
     return facts
 
 
@@ -148,19 +151,10 @@ def read_config(path: Path, supported: Sequence[str] = HF_ARCHITECTURES) -> tupl
         )
     if names[0] not in supported:
         raise ModelError(f"{path}: architecture {reprlib.repr(names[0])} is not supported, only {', '.join(supported)}")
-    if (quantization := fields.get("quantization_config")) and not _is_mxfp4(quantization):
-        raise ModelError(
-            f"{path}: quantization_config: quantised weights are not supported in a Hugging Face directory: "
-            "use the unquantised model, or a GGUF file"
-        )
     if isinstance(text := fields.get("text_config"), dict):  # of a model that also sees: what is beside it says how it is joined
         fields = {**{key: value for key, value in fields.items() if key not in text}, **text}
+    read_quantization(path, fields)  # for what it refuses
     return names[0], fields
-
-
-def _is_mxfp4(quantization: object) -> bool:
-    """Whether weights may be in MXFP4: their tensors say by their names which of them are."""
-    return isinstance(quantization, dict) and quantization.get("quant_method") == "mxfp4"
 
 
 def _size(path: str | Path, fields: Mapping[str, Any], key: str) -> int:

@@ -87,6 +87,12 @@ def read_safetensors_header(path: Path) -> dict[str, StoredTensor]:
     return tensors
 
 
+def data_start(path: Path) -> int:
+    """Where the data of a whole file begin, from which `StoredTensor.data_offsets` count."""
+    with open(path, "rb") as file:
+        return _LENGTH_BYTES + int.from_bytes(file.read(_LENGTH_BYTES), "little")
+
+
 def _read_index(directory: Path) -> dict[str, str] | None:
     """Shard by tensor; None: there is one file only."""
     path = directory / INDEX_FILE

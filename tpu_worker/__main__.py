@@ -19,7 +19,8 @@ def _make_device(config: EngineConfig) -> Device:
     if config.device == "sim":
         from tpu_worker.simulator import SimulatedDevice
 
-        facts = read_model_facts(config.model_path, config.model_format)  # without JAX: it needs no more of a model
+        # Without JAX: it needs no more of a model.
+        facts = read_model_facts(config.model_path, config.model_format, config.load_format)
         max_model_len = check_length(config.max_model_len, facts.context_length, facts.context_field)
         return SimulatedDevice(config, vocab_size=facts.vocab_size, max_model_len=max_model_len)
     from tpu_worker.runner import (

@@ -132,6 +132,8 @@ class JaxDevice:
         platform.memory.after_loading()
         description = describe(devices, platform.name)
         kept = describe_weights(self._weights, kinds_held(source))
+        if config.load_format == "dummy":
+            kept += ", random (--load-format dummy)"
         return Capacity(
             num_blocks, block_size, max_model_len, spec.vocab_size, description, platform.saturating_tokens, weights=kept
         )

@@ -52,6 +52,13 @@ FLAGS = (
     Flag("served-model-name", "model", "names that clients may use; the first is shown", text, "NAME", many=True),
     Flag("max-model-len", "model", "tokens of prompt and output together (the model's own limit)", integer(2, _MILLION), "N"),
     Flag(
+        "load-format",
+        "model",
+        "auto: weights come from the model's files; dummy: they are random, and none need be there",
+        choice("auto", "dummy", "safetensors", "gguf"),
+        "auto|dummy",
+    ),
+    Flag(
         "quantization",
         "model",
         "auto: weights as the file has them; none: in bfloat16; int8: in 8 bits",

@@ -29,14 +29,12 @@ _NEEDLESS = {
     "enable-request-id-headers": "every answer has a request id",
     "disable-custom-all-reduce": "the compiler chooses how chips add up",
 }
-_LOAD_FORMATS = ("auto", "safetensors", "gguf")
 # The same with a value.
 _NEEDLESS_VALUES = {
     "uvicorn-log-level": "there is no uvicorn; there is --log-level",
     "max-log-len": "prompts are not logged without --log-prompts",
     "distributed-executor-backend": "workers are processes of this host, always",
     "tokenizer-mode": "there is one tokenizer",
-    "load-format": "the format is read off the files",
     "swap-space": "what is preempted is computed again",
     "max-seq-len-to-capture": "steps are compiled, always",
     "compilation-config": "steps are compiled as the platform needs it",
@@ -106,8 +104,6 @@ def accept(arguments: Sequence[str], known: Collection[str]) -> tuple[list[str],
         reason = _NEEDLESS.get(name.removeprefix("no-"))
         if reason is None and (reason := _NEEDLESS_VALUES.get(name)) is not None and not sign and rest and rest[0][:2] != "--":
             value = rest.pop(0)
-        if name == "load-format" and value not in _LOAD_FORMATS:
-            raise ConfigError(f"--load-format {shown(value)}: only {', '.join(_LOAD_FORMATS)} are possible, and read off the files")
         if reason is None:
             raise ConfigError(f"--{shown(name)}: {_advice(name, known)}")
         remarks.append(f"--{name} is left out: {reason}")

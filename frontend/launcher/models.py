@@ -13,7 +13,7 @@ from pathlib import Path
 from frontend.launcher.download import Download
 from frontend.launcher.repositories import cache_directory, find_cached, parse_repository
 from frontend.server.text.tokenizer_files import chat_template, gguf_template, gguf_vocabulary, read_settings, tokenizer_file
-from protocol.config import ModelFormat
+from protocol.config import LoadFormat, ModelFormat
 from protocol.errors import ModelError
 from protocol.gguf_header import read_gguf_header
 from protocol.gguf_shards import whole_name
@@ -39,8 +39,9 @@ def resolve_model(
     revision: str | None = None,
     download_dir: str | None = None,
     environ: Mapping[str, str] = os.environ,
+    weights: bool = True,
 ) -> ModelFiles:
-    """Finds the model's files, or has them downloaded where they are not here; None: nobody can.
+    """Finds the model's files, or has them downloaded where they are not here; None: nobody can. weights: whether any are needed.
 
     Raises ModelError naming what is missing, or how to get a model that is not here.
     """
@@ -61,7 +62,7 @@ def resolve_model(
         raise ModelError(f"--model {model}: {error.strerror}") from error
     if "://" in model:
         raise ModelError(f"--model {model}: addresses are not read: download the model first, and give its file or directory")
-    if (wanted := parse_repository(model, revision or "main")) is not None:
+    if (wanted := parse_repository(model, revision or "main", weights=weights)) is not None:
         cache = cache_directory(environ, download_dir)
         found = find_cached(cache, wanted)
         if found is None and download is None:
@@ -77,15 +78,19 @@ def resolve_model(
     )
 
 
-def examine_model(files: ModelFiles) -> ModelFacts:
+def examine_model(files: ModelFiles, load_format: LoadFormat = "auto") -> ModelFacts:
     """Reads all that says what the files hold, headers and settings. Raises ModelError naming file, field and way out."""
     if files.format == "huggingface":
         directory = Path(files.path)
-        facts = facts_from_huggingface(directory)
+        facts = facts_from_huggingface(directory, load_format)
         tokenizer_file(directory)
         read_settings(directory / "generation_config.json")
         chat_template(directory, read_settings(directory / "tokenizer_config.json"))
         return facts
+    if load_format == "dummy":
+        raise ModelError(
+            f"--load-format dummy: {files.path} is a GGUF file, which has weights: give --model a directory with a config.json"
+        )
     header = read_gguf_header(files.path)
     facts = facts_from_gguf(files.path, header)
     try:

@@ -18,7 +18,7 @@ from frontend.launcher.placement import place_workers, resolve_device
 from frontend.launcher.traces import traces_endpoint
 from frontend.launcher.values import api_key
 from protocol.cache_directory import default_cache, private_directory, temporary_cache
-from protocol.config import DEFAULT_LOG_LEVEL, Device, Dtype, EngineConfig, LogLevel
+from protocol.config import DEFAULT_LOG_LEVEL, Device, Dtype, EngineConfig, LoadFormat, LogLevel
 from protocol.errors import ConfigError
 from protocol.messages import Reload
 from protocol.model_files import check_length
@@ -41,6 +41,7 @@ def read_options(
     own, passed_over = accept(arguments, flag_names())
     values = read_flags(own)
     model = cast(str, values.pop("model", "demo"))
+    load_format = _load_format(cast(str, values.pop("load_format", "auto")), passed_over)
     choice = cast(str, values.pop("generation_config", "auto"))
     override = cast(str, values.pop("override_generation_config", ""))
     revision, download_dir = (cast("str | None", values.pop(name, None)) for name in ("revision", "download_dir"))
@@ -48,8 +49,10 @@ def read_options(
     remarks = passed_over + remarks
     if own_port:
         check_port(draft.host, draft.port)
-    files = resolve_model(model, download, revision=revision, download_dir=download_dir, environ=environ)
-    facts = examine_model(files)
+    files = resolve_model(
+        model, download, revision=revision, download_dir=download_dir, environ=environ, weights=load_format != "dummy"
+    )
+    facts = examine_model(files, load_format)
     check_length(draft.max_model_len, facts.context_length, facts.context_field)
     if facts.layers is not None and draft.device != "sim":
         check_shards(draft.tensor_parallel_size, [facts.layers], files.path)
@@ -60,7 +63,7 @@ def read_options(
     if remark:
         remarks.append(remark)
     config = msgspec.structs.replace(draft, model_path=files.path, model_format=files.format, served_model_names=names)
-    return msgspec.structs.replace(config, sampling_defaults=defaults), remarks
+    return msgspec.structs.replace(config, sampling_defaults=defaults, load_format=load_format), remarks
 
 
 def read_reloadable(arguments: Sequence[str], environ: Mapping[str, str] = os.environ) -> Reload:
@@ -132,6 +135,15 @@ def _keys(values: dict[str, object], environ: Mapping[str, str], remarks: list[s
     if sum(map(len, keys)) > _KEY_FILE_LIMIT:
         raise ConfigError(f"--api-key: at most {_KEY_FILE_LIMIT} bytes of keys in all are possible")
     return keys
+
+
+def _load_format(given: str, remarks: list[str]) -> LoadFormat:
+    if given == "dummy":
+        remarks.append("--load-format dummy: the weights are random, so answers mean nothing")
+        return "dummy"
+    if given != "auto":
+        remarks.append(f"--load-format {given} is left out: the format is read off the files")
+    return "auto"
 
 
 def _dtype(flag: str, remarks: list[str]) -> Dtype:

@@ -28,6 +28,7 @@ class Wanted:
     revision: str  # branch, tag or commit
     quantization: str = ""  # as in owner/name:Q4_K_M
     file: str = ""  # as in owner/name/FILE.gguf
+    weights: bool = True  # whether those of a checkpoint are needed
 
     @property
     def is_gguf(self) -> bool:
@@ -35,7 +36,7 @@ class Wanted:
         return bool(self.quantization or self.file)
 
 
-def parse_repository(model: str, revision: str = "main") -> Wanted | None:
+def parse_repository(model: str, revision: str = "main", *, weights: bool = True) -> Wanted | None:
     """None where this is no name of a repository. Raises ModelError on a revision that can be none."""
     found = _REPOSITORY.fullmatch(model)
     if found is None or ".." in model:
@@ -44,7 +45,7 @@ def parse_repository(model: str, revision: str = "main") -> Wanted | None:
         raise ModelError(f"--revision {revision}: a branch, a tag or a commit is wanted")
     if not found[3] and not found[2] and model.endswith(".gguf"):  # a path that is not there
         return None
-    return Wanted(found[1], revision, found[2] or "", found[3] or "")
+    return Wanted(found[1], revision, found[2] or "", found[3] or "", weights)
 
 
 def cache_directory(environ: Mapping[str, str], download_dir: str | None = None) -> Path:
@@ -69,7 +70,8 @@ def find_cached(cache: Path, wanted: Wanted) -> Path | None:
             return None
         if not wanted.is_gguf:
             whole = (snapshot / "config.json").is_file() and any((snapshot / name).is_file() for name in _TOKENIZERS)
-            return snapshot if whole and all(file.is_file() for file in weight_files(snapshot)) else None
+            there = not wanted.weights or all(file.is_file() for file in weight_files(snapshot))
+            return snapshot if whole and there else None
         names = [path.relative_to(snapshot).as_posix() for path in snapshot.rglob("*.gguf") if path.is_file()]
         chosen = choose_gguf(names, wanted)
     except (ModelError, OSError, UnicodeDecodeError):
@@ -96,6 +98,9 @@ def choose(names: Iterable[str], wanted: Wanted) -> list[str]:
             )
         adapter = "; it is an adapter: merge it into its model" if "adapter_config.json" in top else ""
         raise ModelError(f"{wanted.repository} holds no model that is served here: config.json is missing{adapter}")
+    others = [name for name in top if name.endswith((".json", ".jinja", "tokenizer.model")) and not name.startswith("consolidated")]
+    if not wanted.weights:
+        return others
     weights = [name for name in top if name.endswith(".safetensors") and not name.startswith("consolidated")]
     if not weights:
         pickled = (
@@ -105,7 +110,6 @@ def choose(names: Iterable[str], wanted: Wanted) -> list[str]:
             f"{wanted.repository} holds no safetensors weights{pickled}: "
             "convert it with `save_pretrained`, or take another --revision"
         )
-    others = [name for name in top if name.endswith((".json", ".jinja", "tokenizer.model")) and not name.startswith("consolidated")]
     return others + weights
 
 

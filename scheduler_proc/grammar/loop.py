@@ -52,7 +52,7 @@ class GrammarLoop:
         self._config, self._run_dir = config, directory
         self._launcher = launcher
         self._epoch = spec.epoch
-        vocab_size = read_model_facts(config.model_path, config.model_format).vocab_size
+        vocab_size = read_model_facts(config.model_path, config.model_format, config.load_format).vocab_size
         tokens = Tokens(read_vocabulary(directory), vocab_size)
         self._suspect = Suspect(directory)
         self._follower = Follower(tokens, self._suspect)

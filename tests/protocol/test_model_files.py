@@ -79,7 +79,10 @@ def test_a_gguf_file_without_embeddings(tmp_path: Path, tensors: tuple[Tensor, .
         ({"architectures": "LlamaForCausalLM"}, "architectures is 'LlamaForCausalLM': a list of a name"),
         ({"architectures": ["MambaForCausalLM"]}, "architecture 'MambaForCausalLM' is not supported, only LlamaForCausalLM"),
         ({"architectures": [["LlamaForCausalLM"]]}, r"architecture \['LlamaForCausalLM'\] is not supported"),
-        ({"quantization_config": {"quant_method": "awq"}}, "quantization_config: quantised weights are not supported"),
+        (
+            {"quantization_config": {"quant_method": "hqq"}},
+            "quantization_config.quant_method 'hqq' is not supported, only compressed-tensors",
+        ),
         ({"vocab_size": None}, "vocab_size is missing"),
         ({"vocab_size": 3.5}, "vocab_size is 3.5, a whole number"),
         ({"max_position_embeddings": None}, "max_position_embeddings is missing"),

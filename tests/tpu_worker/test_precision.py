@@ -38,5 +38,5 @@ def test_large_models_and_blocks(tmp_path: Path) -> None:
     assert choose_float_type("auto", "auto", source) == "bfloat16"
     assert choose_float_type("float32", "auto", source) == "float32"
     blocks = GgufSource(write_gguf(tmp_path / "q8.gguf", CONFIG, tensors, GGMLQuantizationType.Q8_0))
-    assert choose_float_type("auto", "auto", blocks) == "bfloat16"
+    assert choose_float_type("auto", "auto", blocks) == "float32"  # small, too: they stay in their blocks
     assert choose_float_type("float32", "auto", blocks) == "float32"

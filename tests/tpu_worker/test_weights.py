@@ -274,7 +274,7 @@ def test_damaged_directories(tmp_path: Path, damage, message: str) -> None:  # t
         ({"architectures": None}, "architectures is missing"),
         ({"hidden_act": "gelu"}, "hidden_act 'gelu'"),
         ({"rope_scaling": {"rope_type": "ntk", "factor": 4.0}}, "rope scaling 'ntk'"),
-        ({"quantization_config": {"quant_method": "gptq"}}, "quantised"),
+        ({"quantization_config": {"quant_method": "hqq"}}, "quantization_config.quant_method 'hqq' is not supported"),
         ({"num_key_value_heads": 3}, "4 heads cannot share 3"),
         ({"num_hidden_layers": 0}, "0 layers: there must be between 1 and"),
         ({"num_hidden_layers": 2**40}, "layers: there must be between 1 and"),

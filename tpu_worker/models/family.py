@@ -6,6 +6,7 @@ from typing import Any, Protocol, TypeAlias
 
 import jax
 
+from protocol.quantization_config import QuantizationConfig
 from tpu_worker.inputs import StepInputs
 from tpu_worker.models.files import ConfigJson, GgufFile
 from tpu_worker.models.spec import ModelSpec, ParameterSpec
@@ -83,6 +84,7 @@ class Model:
 
     family: Family
     spec: ModelSpec
+    quantization: QuantizationConfig | None = None  # of weights in a Hugging Face directory
 
     def parameters(self) -> list[Parameters]:
         """Those outside the layers, then those of each layer."""

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from protocol.gguf_header import GgufHeader
 from protocol.model_files import gguf_architecture, read_config
+from protocol.quantization_config import read_quantization
 from tpu_worker.models import (
     gemma2,
     gemma3,
@@ -46,7 +47,7 @@ def model_from_config(path: Path, families: Sequence[Family] = FAMILIES) -> Mode
     by_name = {name: family for family in families for name in family.huggingface}
     architecture, fields = read_config(path, tuple(by_name))
     family = by_name[architecture]
-    return Model(family, family.read_config(ConfigJson(path, architecture, fields)))
+    return Model(family, family.read_config(ConfigJson(path, architecture, fields)), read_quantization(path, fields))
 
 
 def model_from_gguf(path: Path, header: GgufHeader, families: Sequence[Family] = FAMILIES) -> Model:

@@ -10,11 +10,12 @@ import numpy.typing as npt
 
 from protocol.codec import Float32Array
 from protocol.ggml_types import GGML_BLOCKS
+from tpu_worker.weights import scaled_blocks
 
 INT8 = "Q8_0"  # what `quantise` makes
 BLOCK = 32  # inputs that share one of its scales, and that kernels take at once
 
-# ggml's numbers of the kinds of blocks, by its names. Of what else there is a weight is not made.
+# ggml's numbers of the kinds of blocks, by its names, and those of `scaled_blocks`. Of what else there is a weight is not made.
 KINDS: Mapping[str, int] = MappingProxyType(
     {
         "Q4_0": 2,
@@ -40,6 +41,7 @@ KINDS: Mapping[str, int] = MappingProxyType(
         "TQ2_0": 35,
         "MXFP4": 39,
         "NVFP4": 40,
+        **scaled_blocks.NUMBERS,
     }
 )
 # Where the float16s lie in a block of those that have kernels: all others of their bytes stand for finite numbers.
@@ -66,7 +68,7 @@ class BlockMatrix:
     """A weight [out, in] in blocks of one of `KINDS`; `in` is whole blocks."""
 
     kind: str
-    rows: npt.NDArray[np.uint8]  # [out, bytes of a row], as a GGUF file has them
+    rows: npt.NDArray[np.uint8]  # [out, bytes of a row], as a GGUF file or `scaled_blocks` has them
 
     def __post_init__(self) -> None:
         """Raises ValueError unless rows are whole blocks: C++ reads as far as the shape says."""
@@ -75,7 +77,7 @@ class BlockMatrix:
 
     @property
     def _sizes(self) -> tuple[int, int]:
-        return GGML_BLOCKS[KINDS[self.kind]]
+        return scaled_blocks.bytes_of(self.kind) if self.kind in scaled_blocks.SPANS else GGML_BLOCKS[KINDS[self.kind]]
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -89,6 +91,8 @@ class BlockMatrix:
 
     def is_finite(self) -> bool:
         """Whether all weights are numbers."""
+        if self.kind in scaled_blocks.SPANS:
+            return scaled_blocks.is_finite(self.kind, self.rows)
         if self.kind not in _HALVES:
             return bool(np.isfinite(self.values()).all())
         blocks = self.rows.reshape(len(self.rows), -1, self._sizes[1])
@@ -97,6 +101,8 @@ class BlockMatrix:
 
     def values(self) -> Float32Array:
         """The weights that it stands for."""
+        if self.kind in scaled_blocks.SPANS:
+            return scaled_blocks.values_of(self.kind, self.rows)
         from gguf.constants import GGMLQuantizationType  # half a second of imports that kernels for blocks do not need
         from gguf.quants import dequantize
 

@@ -28,6 +28,10 @@ _THREADS = 2  # NumPy lets go of the interpreter lock while it converts; more on
 
 def open_source(config: EngineConfig) -> WeightSource:
     """The reader for the configured format. Raises ModelError."""
+    if config.load_format == "dummy":
+        from tpu_worker.weights.dummy import DummySource
+
+        return DummySource(config.model_path, config.seed or 0)
     if config.model_format == "gguf":
         from tpu_worker.weights.gguf import GgufSource  # half a second of imports that the other format does not need
 

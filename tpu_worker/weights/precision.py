@@ -3,7 +3,6 @@
 import math
 
 from protocol.config import Dtype, FloatType, Quantization
-from tpu_worker.weights.load import kinds_held
 from tpu_worker.weights.source import WeightSource
 
 # Parameters up to which "auto" takes float32, which is twice as much to read in each step as bfloat16: at most 256 MB. Models so
@@ -13,11 +12,10 @@ MOST_PARAMETERS = 1 << 26
 
 
 def choose_float_type(dtype: Dtype, quantization: Quantization, source: WeightSource) -> FloatType:
-    """float32 if told so, or, if nothing is told, for small models whose files hold their matrices as floats."""
+    """float32 if told so, or, if nothing is told, for small models. Weights may stay in blocks of few bits either way."""
     if dtype != "auto":
         return dtype
-    as_floats = quantization != "int8" and not kinds_held(source)
-    return "float32" if as_floats and num_parameters(source) <= MOST_PARAMETERS else "bfloat16"
+    return "float32" if quantization != "int8" and num_parameters(source) <= MOST_PARAMETERS else "bfloat16"
 
 
 def num_parameters(source: WeightSource) -> int:

@@ -1,4 +1,4 @@
-"""Weights from a Hugging Face directory: one safetensors file, or shards with their index."""
+"""Weights from a Hugging Face directory: in floats, or in few bits, as its config.json says."""
 
 import logging
 from collections.abc import Sequence
@@ -8,17 +8,19 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from safetensors import SafetensorError, safe_open
 
 from protocol.codec import Float32Array
 from protocol.errors import ModelError
-from protocol.safetensors_header import weight_files
+from protocol.quantization_config import FIELD
 from tpu_worker.models.registry import model_from_config
 from tpu_worker.models.rope import Rope
 from tpu_worker.models.spec import Part, Within
 from tpu_worker.weights.blocks import BlockMatrix
-from tpu_worker.weights.mxfp4 import mxfp4_values, rows_of_mxfp4, scales_of
-from tpu_worker.weights.source import check_all_used, check_shape, missing_tensor
+from tpu_worker.weights.mxfp4 import MXFP4, mxfp4_values, rows_of_mxfp4, scales_of
+from tpu_worker.weights.quantised.schemes import TENSORS
+from tpu_worker.weights.quantised.weights import QuantisedWeights
+from tpu_worker.weights.source import check_all_used, missing_tensor
+from tpu_worker.weights.tensor_files import TensorFiles
 
 _LOG = logging.getLogger(__name__)
 _FLOATS = ("F32", "F16", "BF16")
@@ -33,26 +35,48 @@ class SafetensorsSource:
         """Opens every file at once, so that a shard that is missing or cut short is named before anything is loaded."""
         self._directory = Path(directory)
         self.model = model_from_config(self._directory / "config.json")
-        self._files = {path.name: _open(path) for path in weight_files(self._directory)}
-        stored = {tensor: name for name, file in self._files.items() for tensor in file.keys()}  # noqa: SIM118 not a dict
-        left_out = [tensor for tensor in stored if tensor.startswith(self.model.family.left_out)]
-        if left_out:
-            kinds = sorted({tensor.removeprefix("model.").split(".")[0] for tensor in left_out})
+        self._tensors = TensorFiles(self._directory, self.model.family.huggingface_name)
+        others = self.model.family.left_out
+        of_text = {name for name in self._tensors.names if not self._tensors.stored_name(name).startswith(others)}
+        if len(of_text) < len(self._tensors.names):
+            left_out = sorted({*self._tensors.names} - of_text)
+            kinds = sorted({self._tensors.stored_name(name).removeprefix("model.").split(".")[0] for name in left_out})
             _LOG.info("%s: only text is served: %d tensors of %s are left out", directory, len(left_out), ", ".join(kinds))
-        self._stored = {self.model.family.huggingface_name(tensor): tensor for tensor in stored.keys() - left_out}
-        self._where = {name: stored[tensor] for name, tensor in self._stored.items()}
-        parts = (part for group in self.model.parameters() for one in group.values() for part in one.parts)
+        parts = [part for group in self.model.parameters() for one in group.values() for part in one.parts]
+        config = self.model.quantization
+        self._quantised = None if config is None or not config.rules else QuantisedWeights(self._tensors, config, parts)
         used = set()
         for part in parts:
-            tensor, within = self._locate(part)
-            used |= {tensor, scales_of(tensor)} if within is not None and within.mxfp4 else {tensor}
-        unused = {name for name in self._where if name not in used and not name.endswith(_DERIVED)}
+            if self._quantised is None or not self._quantised.holds(part):
+                tensor, within = self._locate(part)
+                used |= {tensor, scales_of(tensor)} if within is not None and within.mxfp4 else {tensor}
+        unused = {name for name in of_text if name not in used and not name.endswith(_DERIVED)}
         if self.model.spec.tied_embeddings and self._same(_HEAD, _EMBEDDING):
             unused.discard(_HEAD)
+        if self._quantised is not None:
+            unused = self._without_quantised(self._quantised, unused)
+        elif few_bits := sorted(name for name in unused if name.rpartition(".")[2] in TENSORS):
+            raise ModelError(
+                f"{self._tensors.file_of(few_bits[0])}: tensor {few_bits[0]} is of a quantised weight, but "
+                f"{self._directory / 'config.json'} says in no {FIELD} that there are any: both must be of one model"
+            )
         check_all_used(self._directory, self.model, unused)
+
+    def _without_quantised(self, quantised: QuantisedWeights, unused: set[str]) -> set[str]:
+        """Of these tensors those that have nothing to do with quantised weights. Says what is left out."""
+        unused = unused - quantised.used()
+        scales, biases = quantised.left_out(unused)
+        _LOG.info("%s: %s", self._directory, quantised.describe())
+        if scales:
+            _LOG.info("%s: %d scales of activations or of the KV cache are left out", self._directory, len(scales))
+        if biases:
+            _LOG.info("%s: %d biases that are nothing but zeros are left out", self._directory, len(biases))
+        return unused - scales - biases
 
     def read(self, part: Part) -> npt.NDArray[Any]:
         """As the protocol says."""
+        if self._quantised is not None and self._quantised.holds(part):
+            return self._quantised.read(part)
         tensor, within = self._locate(part)
         if within is not None and within.mxfp4:
             return mxfp4_values(self._read_mxfp4(within))
@@ -60,21 +84,16 @@ class SafetensorsSource:
 
     def _take(self, part: Part, within: Within, types: Sequence[str]) -> npt.NDArray[Any]:
         """What a part has of a tensor, which is of one of these types."""
-        name = self._where.get(within.name)
-        if name is None:
+        if not self._tensors.has(within.name):
             raise missing_tensor(self._directory, part)
-        path, file = self._directory / name, self._files[name]
-        view = file.get_slice(self._stored[within.name])
-        check_shape(path, within, tuple(view.get_shape()))
-        if view.get_dtype() not in types:
-            raise ModelError(f"{path}: tensor {within.name} is of type {view.get_dtype()}; supported: {', '.join(types)}")
+        self._tensors.check(within.name, within.shape, types)
         first, *others = (*within.index, None)
         if isinstance(first, range) and first.step == 1 and not within.transposed and all(one is None for one in others):
-            return view[first.start : first.stop]  # type: ignore[no-any-return]
+            return self._tensors.take(within.name, slice(first.start, first.stop))
         if not isinstance(first, int):
-            return within.take(file.get_tensor(self._stored[within.name]))
+            return within.take(self._tensors.take(within.name))
         # One expert's, so that the others are not read.
-        return replace(within, index=(0, *within.index[1:])).take(view[first : first + 1])
+        return replace(within, index=(0, *within.index[1:])).take(self._tensors.take(within.name, slice(first, first + 1)))
 
     def _read_mxfp4(self, within: Within) -> npt.NDArray[np.uint8]:
         """Rows of blocks as GGUF files have them."""
@@ -84,19 +103,27 @@ class SafetensorsSource:
 
     def _locate(self, part: Part) -> tuple[str, Within | None]:
         """The tensor that holds a part, and where in there if it holds others, too; of one that is missing its own name."""
-        if part.name not in self._where:
+        if not self._tensors.has(part.name):
             for within in part.within:
-                if within.name in self._where:
+                if self._tensors.has(within.name):
                     return within.name, within
         return part.name, None
 
     def stored_kind(self, part: Part) -> str | None:
-        """As the protocol says: these files hold floats."""
-        return None
+        """As the protocol says."""
+        if self._quantised is not None and self._quantised.holds(part):
+            return self._quantised.kind(part)
+        _, within = self._locate(part)
+        return MXFP4 if within is not None and within.mxfp4 else None
 
     def read_blocks(self, part: Part) -> BlockMatrix:
-        """As the protocol says: never asked for."""
-        raise ModelError(f"{self._directory}: tensor {part.name} is not held in blocks")
+        """As the protocol says."""
+        if self._quantised is not None and self._quantised.holds(part):
+            return self._quantised.read_blocks(part)
+        _, within = self._locate(part)
+        if within is None or not within.mxfp4:
+            raise ModelError(f"{self._directory}: tensor {part.name} is not held in blocks")
+        return BlockMatrix(MXFP4, self._read_mxfp4(within))
 
     def inverse_frequencies(self, rope: Rope, num_positions: int = 0) -> Float32Array:
         """As the protocol says."""
@@ -104,14 +131,7 @@ class SafetensorsSource:
 
     def _same(self, *names: str) -> bool:
         """Whether two tensors are there and hold the same."""
-        if not all(name in self._where for name in names):
+        if not all(map(self._tensors.has, names)):
             return False
-        first, second = (self._files[self._where[name]].get_tensor(self._stored[name]) for name in names)
+        first, second = map(self._tensors.take, names)
         return bool(first.dtype == second.dtype and first.shape == second.shape and first.tobytes() == second.tobytes())
-
-
-def _open(path: Path) -> Any:
-    try:
-        return safe_open(path, framework="np")
-    except (SafetensorError, OSError) as error:
-        raise ModelError(f"{path}: not a whole safetensors file, perhaps cut short: {error}") from error

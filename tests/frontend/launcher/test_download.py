@@ -101,6 +101,9 @@ def test_the_files_of_a_model_are_chosen_by_what_is_asked_for() -> None:
     for quantization, found in (("q4_k_m", names[:1]), ("Q8_0", names[3:])):
         assert choose(names, Wanted("o/n", "main", quantization)) == found
     assert choose(names, Wanted("o/n", "main", file=names[3])) == names[3:]
+    checkpoint = ["README.md", "config.json", "model.safetensors", "tokenizer.json"]
+    assert choose(checkpoint, Wanted("o/n", "main")) == ["config.json", "tokenizer.json", "model.safetensors"]
+    assert choose(checkpoint, Wanted("o/n", "main", weights=False)) == ["config.json", "tokenizer.json"]
     with pytest.raises(ModelError, match="there are: Q4_K_M, Q4_K_S, Q8_0"):
         choose(names, Wanted("o/n", "main", "Q2_K"))
     with pytest.raises(ModelError, match="GGUF files only: name one, as in o/n:Q4_K_M"):

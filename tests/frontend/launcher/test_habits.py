@@ -60,12 +60,12 @@ def test_other_names_and_spellings() -> None:
 
 
 def test_what_changes_nothing_is_left_out_with_a_remark() -> None:
-    line = "--trust-remote-code --no-enable-chunked-prefill --load-format auto --swap-space=4 m --disable-log-requests --port 1"
+    line = "--trust-remote-code --no-enable-chunked-prefill --swap-space=4 m --disable-log-requests --port 1"
     own, remarks = accept(line.split(), KNOWN)
     assert own == ["m", "--port", "1"]
     assert remarks[0] == "--trust-remote-code is left out: a model's own code is never run"
     assert [remark.split()[0][2:] for remark in remarks] == [
-        "trust-remote-code", "no-enable-chunked-prefill", "load-format", "swap-space", "disable-log-requests",
+        "trust-remote-code", "no-enable-chunked-prefill", "swap-space", "disable-log-requests",
     ]  # fmt: skip
 
 
@@ -112,10 +112,3 @@ def test_help_shows_the_model(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         read("--help")
     assert "[MODEL" in capsys.readouterr().out
-
-
-@pytest.mark.parametrize("arguments", [["--load-format", "dummy"], ["--load_format=dummy"]])
-def test_weights_that_are_none_are_not_taken_for_the_models(arguments: list[str]) -> None:
-    with pytest.raises(ConfigError, match="--load-format dummy: only auto, safetensors, gguf are possible"):
-        accept(arguments, ["port"])
-    assert accept(["--load-format=gguf"], ["port"])[0] == []

@@ -137,3 +137,29 @@ def test_directories_are_examined(tmp_path: Path, file: str, content: bytes | No
         (tmp_path / file).write_bytes(content)
     with pytest.raises(ModelError, match=message):
         examine_model(ModelFiles(str(tmp_path), "huggingface", ("m",)))
+
+
+def test_random_weights_need_no_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
+    snapshot = write_huggingface(tmp_path / "models--Org--Tiny-1B" / "snapshots" / ("ab" * 20))
+    (snapshot / "model.safetensors").unlink()
+    (snapshot.parents[1] / "refs").mkdir()
+    (snapshot.parents[1] / "refs" / "main").write_text("ab" * 20)
+    with pytest.raises(ModelError, match="has no whole copy"):
+        resolve_model("Org/Tiny-1B")
+    for model in ("Org/Tiny-1B", str(snapshot)):
+        files = resolve_model(model, weights=False)
+        assert examine_model(files, "dummy").vocab_size == 10
+        with pytest.raises(ModelError, match=r"neither model\.safetensors nor"):
+            examine_model(files)
+    (snapshot / "tokenizer.json").unlink()
+    with pytest.raises(ModelError, match="tokenizer"):
+        examine_model(files, "dummy")
+    with pytest.raises(ModelError, match="--load-format dummy: .* is a GGUF file"):
+        examine_model(resolve_model(str(write_gguf(tmp_path / "m.gguf"))), "dummy")
+
+
+def test_quantised_weights_that_are_not_supported_are_named(tmp_path: Path) -> None:
+    directory = write_huggingface(tmp_path / "Tiny", quantization_config={"quant_method": "bitsandbytes", "load_in_4bit": True})
+    with pytest.raises(ModelError, match=r"config\.json: quantization_config\.quant_method 'bitsandbytes' is not supported, only"):
+        examine_model(resolve_model(str(directory)))

@@ -13,7 +13,7 @@ from frontend.launcher.options import read_options
 from frontend.launcher.values import Parser, power_of_two, size
 from protocol.config import EngineConfig
 from protocol.errors import AddressError, CapacityError, ConfigError, ModelError
-from tests.model_writer import write_gguf
+from tests.model_writer import write_gguf, write_huggingface
 
 
 @pytest.fixture
@@ -63,6 +63,20 @@ def test_keys_come_from_several_places_and_are_taken_together(gguf: str, tmp_pat
 def test_a_key_that_no_header_carries_is_refused(gguf: str, arguments: tuple[str, ...], key: str) -> None:
     with pytest.raises(ConfigError, match="a key of visible ASCII characters is wanted"):
         options(gguf, *arguments, ENGINE_API_KEY=key)
+
+
+def test_where_weights_come_from(gguf: str, tmp_path: Path) -> None:
+    directory = write_huggingface(tmp_path / "Tiny")
+    (directory / "model.safetensors").unlink()
+    config, (remark,) = options(str(directory), "--load-format", "dummy")
+    assert config.load_format == "dummy"
+    assert remark == "--load-format dummy: the weights are random, so answers mean nothing"
+    assert options(gguf, "--load-format", "auto") == options(gguf)
+    config, (remark,) = options(gguf, "--load_format=gguf")
+    assert config == read(gguf)
+    assert remark == "--load-format gguf is left out: the format is read off the files"
+    with pytest.raises(ConfigError, match="--load-format tensorizer: one of auto, dummy, safetensors, gguf is wanted"):
+        options(gguf, "--load-format", "tensorizer")
 
 
 def test_what_a_number_format_means_here(gguf: str) -> None:

@@ -29,6 +29,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "part-00001-of-00002.gguf").write_bytes(gguf_bytes(METADATA | {"split.no": 0, "split.count": 2}))
     write_huggingface(tmp_path / "good")
     write_huggingface(tmp_path / "other", architectures=["PhiForCausalLM"])
+    write_huggingface(tmp_path / "few-bits", quantization_config={"quant_method": "bitsandbytes"})
     return tmp_path
 
 
@@ -47,6 +48,8 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         ("--model half.gguf", ExitCode.BAD_MODEL, "half.gguf: cut short or damaged"),
         ("--model part-00001-of-00002.gguf", ExitCode.BAD_MODEL, "part 1 of 2 of a split model"),
         ("--model other", ExitCode.BAD_MODEL, "other/config.json: architecture 'PhiForCausalLM' is not supported, only Llama"),
+        ("--model few-bits", ExitCode.BAD_MODEL, "few-bits/config.json: quantization_config.quant_method 'bitsandbytes' is not"),
+        ("--model good.gguf --load-format dummy", ExitCode.BAD_MODEL, "good.gguf is a GGUF file, which has weights: give"),
         ("--model good.gguf --kv-cache-memory 500T", ExitCode.OUT_OF_MEMORY, "--kv-cache-memory 500000000000000: this host has"),
     ],
 )  # fmt: skip

@@ -1,20 +1,26 @@
 """Mixtures of experts against Hugging Face transformers, on every kind of kernels, and what of their files is refused."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 import pytest
 from gguf import GGMLQuantizationType
 
 from protocol.errors import ModelError
 from tests.margins import Margins, rounding_of_logits
+from tests.tpu_worker.compiler import needs_compiler
 from tests.tpu_worker.models.test_families import PLATFORMS, all_logits
 from tests.tpu_worker.tiny_experts import FAMILIES, make_tensors, write_gguf
 from tests.tpu_worker.tiny_models import Tensors, hash_of, write_model
+from tpu_worker.mesh.layout import make_layout
+from tpu_worker.platforms.cpu import make_products
 from tpu_worker.platforms.platform import Platform
 from tpu_worker.weights.gguf import GgufSource
+from tpu_worker.weights.load import WeightLoader, kinds_held
 from tpu_worker.weights.safetensors import SafetensorsSource
 from tpu_worker.weights.source import WeightSource
 
@@ -164,6 +170,31 @@ def test_mxfp4_is_what_it_stands_for(margins: Margins, tmp_path: Path, platform:
     typical = rounding_of_logits(config["num_hidden_layers"], float(first.std()))
     for other in others:
         margins.check_rounding(f"logits with MXFP4, {platform.name}", other, first.astype(np.float64), typical)
+
+
+@needs_compiler
+@pytest.mark.every_processor
+@pytest.mark.parametrize("form", ["safetensors", "gguf"])
+def test_mxfp4_stays_in_its_blocks(margins: Margins, tmp_path: Path, form: str) -> None:
+    config = FAMILIES["gpt_oss"]
+    quantised, plain = in_mxfp4(config)
+    rounded, platform = (replace(PLATFORMS[1], products=make_products(*how)) for how in (("none", ()), ("auto", ["MXFP4"])))
+    if form == "gguf":
+        path = write_gguf(tmp_path / "mxfp4.gguf", config, plain, expert_kind=GGMLQuantizationType.MXFP4)
+        source: WeightSource = GgufSource(path)
+    else:
+        quantised_config = {**config, "quantization_config": {"quant_method": "mxfp4"}}
+        source = SafetensorsSource(write_model(tmp_path / "mxfp4", quantised_config, quantised))
+    assert kinds_held(source) == {"MXFP4"}
+    loader = WeightLoader(source, platform.products, make_layout(jax.devices()[:1]), 16, lambda *_: None)
+    layer = loader.load_rest(loader.load_first())["layers"].take(1)
+    assert {layer[name].kind for name in ("expert_gate_up", "expert_down")} == {"MXFP4"}
+    token_ids = np.random.default_rng(5).integers(0, config["vocab_size"], 70).astype(np.int32)
+    expected = all_logits(SafetensorsSource(write_model(tmp_path / "plain", config, plain)), rounded, token_ids)
+    typical = rounding_of_logits(config["num_hidden_layers"], float(expected.std()))
+    margins.check_rounding(
+        "logits with MXFP4 in blocks", all_logits(source, platform, token_ids), expected.astype(np.float64), typical
+    )
 
 
 @pytest.mark.parametrize(

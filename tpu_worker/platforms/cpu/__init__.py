@@ -69,20 +69,18 @@ def make_platform(
     head_dims: Collection[int],
     dtype: FloatType = "bfloat16",
 ) -> Platform:
-    """The fastest kernels for these sizes. Raises ConfigError when none serves the quantization.
-
-    With float32 no weight stays in blocks: they are multiplied with rounded inputs on some processors.
-    """
+    """The fastest kernels for these sizes. Raises ConfigError when none serves the quantization."""
     kept = [kind for kind in build.KINDS if kind in kinds or (quantization == "int8" and kind == INT8)]
     exact = dtype == "float32"
-    keeps_blocks = bool(kept) and not exact and (quantization == "int8" or (quantization == "auto" and prefers_blocks()))
-    names = ("matmul", f"matmul{build.FLOAT32}", f"attention{build.FLOAT32}") if exact else ("matmul", "attention")
-    native = build.available(*names, *(("blocks", *kept) if keeps_blocks else ()))
+    keeps_blocks = bool(kept) and (quantization == "int8" or (quantization == "auto" and prefers_blocks()))
+    suffix = build.FLOAT32 if exact else ""
+    names = ("matmul", *((f"matmul{suffix}",) if exact else ()), f"attention{suffix}")
+    native = build.available(*names, *(f"{name}{suffix}" for name in (("blocks", *kept) if keeps_blocks else ())))
     if quantization == "int8" and not native:
         raise ConfigError("--quantization int8 needs the C++ kernels of the CPU, on one chip: leave the flag out")
     attends = native and all(attention.supports(block_size or _BLOCK_SIZE, head_dim) for head_dim in head_dims)
     multiplies = native and (keeps_blocks or exact or preferred() == "native")
-    ours = make_products(quantization, kept) if keeps_blocks else make_products("none", (), dtype)
+    ours = make_products(quantization, kept, dtype) if keeps_blocks else make_products("none", (), dtype)
     return Platform(
         name={(True, True): "C++", (True, False): "C++ and XLA", (False, True): "C++ and XLA", (False, False): "XLA"}[
             attends, multiplies

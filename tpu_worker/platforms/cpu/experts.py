@@ -88,10 +88,10 @@ def _multiply(
         raise ValueError(f"the weights are not packed for inputs of width {x.shape[1]}, but of {weight.in_features}")
     panels, layer = find(weight.panels)
     build.library(f"matmul{weight.suffix}")
-    of_kind = {} if weight.kind is None else {"kind": kind_number(weight.kind)}
+    of_kind = {} if weight.kind is None else {"kind": kind_number(weight.kind, weight.suffix)}
     nothing = jnp.zeros((0,), jnp.float32)
     result = jax.ShapeDtypeStruct((chosen.size if shares is None else len(chosen), weight.out_features), jnp.float32)
-    product: jax.Array = jax.ffi.ffi_call("twodeep_experts_blocks" if of_kind else f"twodeep_experts{weight.suffix}", result)(
+    product: jax.Array = jax.ffi.ffi_call(f"twodeep_experts{'_blocks' if of_kind else ''}{weight.suffix}", result)(
         x,
         panels,
         nothing if norm is None else find(norm)[0],

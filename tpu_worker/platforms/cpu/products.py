@@ -47,10 +47,13 @@ class PackedWeight:
     out_features: int = field(metadata={"static": True})  # of the result: half the rows of the weight if gated
     gated: bool = field(metadata={"static": True})  # panels alternate between gate and up
     kind: str | None = field(metadata={"static": True}, default=None)  # of blocks; None: floats
+    exact: bool = field(metadata={"static": True}, default=False)  # of blocks: inputs are not rounded
 
     @property
     def suffix(self) -> str:
-        """Of the names of the custom calls that multiply with floats of this type."""
+        """Of the names of the custom calls that multiply with this weight."""
+        if self.kind is not None:
+            return build.FLOAT32 if self.exact else ""
         panels = self.panels.stack if isinstance(self.panels, Layer) else self.panels
         return build.FLOAT32 if panels.dtype == np.float32 else ""
 
@@ -88,10 +91,11 @@ def pack(
 ) -> PackedWeight | MixedWeight:
     """Packs a weight [out, in] of any float type, or one that is in blocks already, of one kind or of several.
 
-    quantization "auto" leaves blocks as they are and keeps floats as `dtype`, rounded to nearest even; "none" does so with both;
-    "int8" leaves blocks, too, but makes blocks of floats, as `blocks.quantise` does. gated: the first half of the rows is the gate
-    projection, the second half the up projection, and `linear` returns activation(gate) * up. Releases the interpreter lock: pack
-    several weights on several threads. Raises ValueError for what cannot be a weight.
+    quantization "auto" leaves blocks as they are and keeps floats as `dtype`, rounded to nearest even; "none" makes such floats of
+    both; "int8" leaves blocks, too, but makes blocks of floats, as `blocks.quantise` does. With float32 inputs of products with
+    blocks are not rounded either. gated: the first half of the rows is the gate projection, the second half the up projection, and
+    `linear` returns activation(gate) * up. Releases the interpreter lock: pack several weights on several threads. Raises
+    ValueError for what cannot be a weight.
     """
     placed = pack_into(weight, allocate, quantization=quantization, dtype=dtype, gated=gated)
     packed: PackedWeight | MixedWeight = jax.tree.map(place, placed)
@@ -115,7 +119,7 @@ def pack_into(
         return pack_one(whole, allocate, quantization=quantization, dtype=dtype, gated=gated)
     if len(parts) > (2 if gated else _MOST_PARTS) or (gated and parts[0].shape != parts[1].shape):
         raise ValueError(f"{len(parts)} kinds of blocks in a weight, of shapes {[part.shape for part in parts]}")
-    return MixedWeight(tuple(pack_one(part, allocate, quantization=quantization) for part in parts), gated)
+    return MixedWeight(tuple(pack_one(part, allocate, quantization=quantization, dtype=dtype) for part in parts), gated)
 
 
 def pack_one(
@@ -136,15 +140,15 @@ def pack_one(
     if quantization == "int8" and not isinstance(source, BlockMatrix):
         source = quantise(source)
     if quantization != "none" and isinstance(source, BlockMatrix):
-        panels = _pack_blocks(source, num_panels, allocate, gated)
-        return PackedWeight(panels, width, features, gated, source.kind)  # type: ignore[arg-type]
+        panels = _pack_blocks(source, num_panels, allocate, dtype, gated)
+        return PackedWeight(panels, width, features, gated, source.kind, dtype == "float32")  # type: ignore[arg-type]
     values = source.values() if isinstance(source, BlockMatrix) else source
     panels = _pack_floats(values, num_panels, allocate, dtype, gated)
     return PackedWeight(panels, width, features, gated)  # type: ignore[arg-type]
 
 
-def _pack_blocks(weight: BlockMatrix, num_panels: int, allocate: Allocate, gated: bool) -> npt.NDArray[Any]:
-    library = build.library(weight.kind)
+def _pack_blocks(weight: BlockMatrix, num_panels: int, allocate: Allocate, dtype: FloatType, gated: bool) -> npt.NDArray[Any]:
+    library = build.library(weight.kind if dtype == "bfloat16" else f"{weight.kind}{build.FLOAT32}")
     units = weight.shape[1] // library.twodeep_unit_inputs()
     panels = allocate((num_panels, units, library.twodeep_unit_bytes()), np.uint8)
     library.twodeep_pack_blocks(_pointer(weight.rows), *map(ctypes.c_int, (*weight.shape, gated)), _pointer(panels))
@@ -152,11 +156,14 @@ def _pack_blocks(weight: BlockMatrix, num_panels: int, allocate: Allocate, gated
 
 
 @functools.cache
-def kind_number(kind: str) -> np.int32:
-    """By which the kernels know a kind of blocks, whose library is loaded first. Raises BuildError if it cannot be had."""
-    make = build.library(kind).twodeep_kind
+def kind_number(kind: str, suffix: str) -> np.int32:
+    """By which the kernels know a kind of blocks, whose library is loaded first. Raises BuildError if it cannot be had.
+
+    suffix: of the names of the libraries.
+    """
+    make = build.library(f"{kind}{suffix}").twodeep_kind
     make.restype = ctypes.c_void_p
-    if not build.library("blocks").twodeep_add_kind(ctypes.c_int(KINDS[kind]), ctypes.c_void_p(make())):
+    if not build.library(f"blocks{suffix}").twodeep_add_kind(ctypes.c_int(KINDS[kind]), ctypes.c_void_p(make())):
         raise ValueError(f"{kind}: no room for it")
     return np.int32(KINDS[kind])
 
@@ -202,12 +209,12 @@ def linear(
         raise ValueError(f"activation {activation} of a weight that is {'' if weight.gated else 'not '}gated")
     parts = weight.parts if isinstance(weight, MixedWeight) else (weight,)
     panels, layer = find(parts[0].panels)
+    suffix = parts[0].suffix
     if parts[0].kind is None:
-        suffix = parts[0].suffix
         build.library(f"matmul{suffix}")
         name, of_kinds = f"twodeep_linear{suffix}", {}
     else:
-        name, of_kinds = "twodeep_linear_blocks", _attributes(parts)
+        name, of_kinds = f"twodeep_linear_blocks{suffix}", _attributes(parts)
     tokens, width = x.shape
     if width != parts[0].in_features:
         raise ValueError(f"the weight is not packed for inputs of width {width}, but of {parts[0].in_features}")
@@ -234,7 +241,7 @@ def _attributes(parts: Sequence[PackedWeight]) -> dict[str, np.int32]:
     attributes = {f"kind{index}": np.int32(-1) for index in range(_MOST_PARTS)}
     for index, part in enumerate(parts):
         assert part.kind is not None
-        attributes[f"kind{index}"] = kind_number(part.kind)
+        attributes[f"kind{index}"] = kind_number(part.kind, part.suffix)
         attributes[f"outputs{index}"] = np.int32(part.out_features)
     return attributes
 

@@ -17,7 +17,7 @@ import pytest
 from protocol.config import FloatType
 from tests.margins import ROUNDOFF, TYPICAL, Margins, rounding_of_sums
 from tests.tpu_worker.compiler import needs_compiler
-from tests.tpu_worker.random_blocks import inputs_of, random_blocks, steps_of
+from tests.tpu_worker.random_blocks import WITHOUT_OFFSET, inputs_of, random_blocks, steps_of
 from tpu_worker import sampler
 from tpu_worker.models.layers import Activation
 from tpu_worker.platforms import xla
@@ -71,7 +71,7 @@ def rounded(weight: F32) -> npt.NDArray[np.float64]:
 
 
 def pack(weight: F32, kind: Kind = "bf16", gated: bool = False) -> cpu.PackedWeight | cpu.MixedWeight:
-    """Of any kind; of those of GGUF files, another weight of this shape, with whole blocks of inputs."""
+    """Of any kind; of those in blocks, another weight of this shape, with whole blocks of inputs."""
     if kind in build.KINDS:
         return cpu.pack(random_blocks(kind, *weight.shape), gated=gated)
     dtype: FloatType = "float32" if kind == "f32" else "bfloat16"
@@ -93,7 +93,7 @@ def rounding(x: npt.ArrayLike, weight: F32, kind: Kind) -> npt.NDArray[np.float6
     """The error in the root mean square that float32 makes of a product: see `margins.rounding_of_sums`."""
     weights = kept(weight, kind)
     sizes = np.abs(weights)
-    if kind in build.KINDS and kind != "Q8_0":
+    if kind in build.KINDS and kind not in WITHOUT_OFFSET:
         # Scales times quants, and minima times inputs, are summed apart. Quants are counted from up to 32 below zero, and from
         # another 128 where bf16 is multiplied.
         sizes += steps_of(kind, weights.astype(np.float32)) * (32 + (128 if cpu.rounds_inputs() else 0))
@@ -119,14 +119,37 @@ def test_product(margins: Margins, kind: Kind, out: int, width: int) -> None:
 
 
 @pytest.mark.every_processor
+@pytest.mark.parametrize("kind", ["Q4_1", "Q8_0", "Q6_K", "MXFP4", "INT4_128", "INT8_32", "FP8_32"])
+@pytest.mark.parametrize("gated", [False, True])
+def test_blocks_with_inputs_that_are_not_rounded(margins: Margins, kind: Kind, gated: bool) -> None:
+    """Of float32: an error is that of sums, and of what quants are counted from, on every processor."""
+    blocks = random_blocks(kind, 96, 512)
+    packed = cpu.pack(blocks, dtype="float32", gated=gated)
+    weights = blocks.values().astype(np.float64)
+    offsets = 0.0 if kind in WITHOUT_OFFSET else steps_of(kind, blocks.values()) * 32
+    for rows in (1, 3, 13):
+        x = normal(rows, rows, 512)
+        expected = x.astype(np.float64) @ weights.T
+        typical = rounding_of_sums(x.astype(np.float64), np.abs(weights) + offsets)
+        if gated:
+            (gate, up), (in_gate, in_up) = np.split(expected, 2, axis=1), np.split(typical, 2, axis=1)
+            active = textbook("silu", gate)  # which rises by at most 1.1
+            both = 1.1 * in_gate * np.abs(up) + in_up * np.abs(active) + 3 * ROUNDOFF * np.abs(active * up) + 1e-30
+            margins.check_rounding("gated blocks in float32", linear(x, packed, activation="silu"), active * up, both)
+        else:
+            margins.check_rounding(f"blocks of {kind} in float32", linear(x, packed), expected, typical)
+
+
+@pytest.mark.every_processor
 @pytest.mark.parametrize("kind", build.KINDS)
 def test_blocks_stand_for_what_they_are_dequantised_to(margins: Margins, kind: Kind) -> None:
-    """Multiplied by 1 they are what the `gguf` package makes of them, but for a few roundings of what quants are counted from."""
+    """Multiplied by 1 they are what `values` makes of them, but for a few roundings of what quants are counted from."""
     blocks = random_blocks(kind, 70, 512)
     expected = blocks.values()
     found = np.asarray(linear(np.eye(512, dtype=np.float32), cpu.pack(blocks))).T
     counted_from = 32 + (128 if cpu.rounds_inputs() else 0)
-    bound = 3 * ROUNDOFF * (np.abs(expected).max() + counted_from * steps_of(kind, expected).max())
+    offsets = 0.0 if kind in WITHOUT_OFFSET else counted_from * steps_of(kind, expected).max()
+    bound = 3 * ROUNDOFF * (np.abs(expected).max() + offsets)
     margins.check(f"weights in blocks of {kind}", np.abs(found - expected).max().item(), bound.item())
 
 
@@ -334,7 +357,9 @@ def mixture(*kinds: str) -> list[BlockMatrix]:
 
 
 @pytest.mark.every_processor
-@pytest.mark.parametrize("kinds", [("Q4_K", "Q6_K"), ("Q5_0", "Q8_0", "Q4_1"), ("Q6_K", "Q5_K", "Q4_0", "Q5_1")])
+@pytest.mark.parametrize(
+    "kinds", [("Q4_K", "Q6_K"), ("Q5_0", "Q8_0", "Q4_1"), ("Q6_K", "Q5_K", "Q4_0", "Q5_1"), ("INT4_128", "INT8_32", "FP8_128")]
+)
 def test_parts_of_several_kinds(kinds: tuple[str, ...]) -> None:
     """One call yields what calls for the parts do, bit by bit; the outputs of a part need fill no panel."""
     parts = mixture(*kinds)

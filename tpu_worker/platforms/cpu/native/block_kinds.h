@@ -13,18 +13,18 @@ namespace twodeep {
 // Quants of up to 7 bits become bf16 by putting them into the last bits of 128, and f32 by conversion. `kept` selects their bits.
 template <int W>
 [[gnu::always_inline]] inline Quants<W> whole(typename Vec<W>::u32 bits, uint32_t kept) {
-  if constexpr (kDotsPairs) {
+  if constexpr (kRoundsInputs) {
     return (bits & (kept | kept << 16)) | 0x43004300u;
   } else {
     return __builtin_convertvector((typename Vec<W>::i32)(bits & kept), typename Vec<W>::f32);
   }
 }
 
-inline constexpr float kWholeOffset = kDotsPairs ? 128.0f : 0.0f;
+inline constexpr float kWholeOffset = kRoundsInputs ? 128.0f : 0.0f;
 
 // Factor i of eight inputs: which of four fields of a word's lower half it starts at, and what is added for the upper half.
-[[gnu::always_inline]] inline constexpr int field(int i) { return kDotsPairs ? i : i / 2; }
-[[gnu::always_inline]] inline constexpr int upper(int i) { return kDotsPairs ? 0 : i % 2 * 16; }
+[[gnu::always_inline]] inline constexpr int field(int i) { return kRoundsInputs ? i : i / 2; }
+[[gnu::always_inline]] inline constexpr int upper(int i) { return kRoundsInputs ? 0 : i % 2 * 16; }
 
 // 4 bits, 0 to 15: word q of a feature holds input 8q + 2j in its nibble j and input 8q + 2j + 1 in nibble 4 + j.
 template <int W>
@@ -99,7 +99,7 @@ struct Bytes {
 
   [[gnu::always_inline]] Quants<W> quants(int q, int i, int half) const {
     const int8_t* of_factor = bytes[q * kFactorsOf8 + i][half][0];
-    if constexpr (kDotsPairs) {
+    if constexpr (kRoundsInputs) {
       return pairs_of_bytes<W>(of_factor);
     } else {
       return widen<W>(of_factor);
@@ -108,6 +108,72 @@ struct Bytes {
 
   void set(int column, const uint8_t* quants) {
     for (int i = 0; i < kFactors; ++i) std::memcpy(bytes[i][column / W][column % W], quants + i * kEach, kEach);
+  }
+};
+
+// Small floats are f16 with fewer bits of exponent and fraction, subnormals included, and a power of two times as much: so they become
+// f32. Where pairs are multiplied, which all have 16 lanes of 32 bits, bf16 is looked up, by the last five bits of each half word.
+template <int W>
+[[gnu::always_inline]] inline Quants<W> from_halves(typename Vec<W>::u32 halves) {
+  const auto low = __builtin_convertvector(halves, typename Vec<W>::u16);
+  return (Quants<W>)from_f16<W>((const uint16_t*)&low);
+}
+
+template <int W>
+[[gnu::always_inline]] inline typename Vec<W>::u32 look_up(const uint16_t* table, typename Vec<W>::u32 halves) {
+  typename Vec<W>::u32 found;
+  asm("vpermw %1, %2, %0" : "=v"(found) : "v"(load<typename Vec<W>::u32>(table)), "v"(halves));  // only if kRoundsInputs
+  return found;
+}
+
+// bf16 of FP4, and of the subnormals of FP8.
+alignas(64) inline constexpr uint16_t kFp4[32] = {0x0000, 0x3f00, 0x3f80, 0x3fc0, 0x4000, 0x4040, 0x4080, 0x40c0,
+                                                  0x8000, 0xbf00, 0xbf80, 0xbfc0, 0xc000, 0xc040, 0xc080, 0xc0c0};
+alignas(64) inline constexpr uint16_t kTinyFp8[32] = {0x0000, 0x3b00, 0x3b80, 0x3bc0, 0x3c00, 0x3c20, 0x3c40, 0x3c60};
+
+// FP4 (e2m1): a sign, two bits of the exponent and one of the fraction.
+template <int W>
+struct Fp4 {
+  static constexpr float kOffset = 0.0f, kTimes = kRoundsInputs ? 1.0f : 16384.0f;
+  Nibbles<W> nibbles;
+
+  [[gnu::always_inline]] Quants<W> quants(int q, int i, int half) const {
+    const auto bits = nibbles.low(q, i, half);
+    if constexpr (kRoundsInputs) {
+      return look_up<W>(kFp4, bits & 0x000f000fu);
+    } else {
+      return from_halves<W>((bits & 7u) << 9 | (bits & 8u) << 12);
+    }
+  }
+
+  void set(int column, const uint8_t* quants) { nibbles.set(column, quants); }
+};
+
+// FP8 (e4m3): a sign, four bits of the exponent and three of the fraction. A word of a feature holds inputs 4j and 4j + 2 in the bytes
+// of its lower half, the inputs behind each of these in the upper half.
+template <int W>
+struct Fp8 {
+  static constexpr float kOffset = 0.0f, kTimes = kRoundsInputs ? 1.0f : 256.0f;
+  uint32_t words[8][2][W];
+
+  [[gnu::always_inline]] Quants<W> quants(int q, int i, int half) const {
+    const int pair = field(i);
+    const auto bits = load<typename Vec<W>::u32>(words[2 * q + pair / 2][half]) >> (pair % 2 * 8 + upper(i));
+    if constexpr (kRoundsInputs) {
+      using H = typename Vec<W>::halves;
+      const auto magnitude = bits & 0x007f007fu;
+      const H normal = (H)((magnitude << 4) + 0x3c003c00u), tiny = (H)look_up<W>(kTinyFp8, magnitude);
+      return (Quants<W>)((H)magnitude < 8 ? tiny : normal) | (bits & 0x00800080u) << 8;
+    } else {
+      return from_halves<W>((bits & 0x7fu) << 7 | (bits & 0x80u) << 8);
+    }
+  }
+
+  void set(int column, const uint8_t* quants) {
+    for (int w = 0; w < 8; ++w) {
+      const uint8_t* four = quants + 4 * w;
+      words[w][column / W][column % W] = four[0] | four[2] << 8 | four[1] << 16 | static_cast<uint32_t>(four[3]) << 24;
+    }
   }
 };
 
@@ -133,6 +199,34 @@ struct ScalesAndMinima {
 
   [[gnu::always_inline]] typename Vec<W>::f32 scales(int, int, int half) const { return from_f16<W>(scale + half * W); }
   [[gnu::always_inline]] typename Vec<W>::f32 minima(int, int, int half) const { return from_f16<W>(minimum + half * W); }
+};
+
+// Of B blocks one scale, a number of f32, and a zero point: weight = scale * (quant - zero).
+template <int W, int B>
+struct ScaleAndZero {
+  static constexpr int kBlocks = B, kGroups = 1;
+  static constexpr bool kMinima = true;
+  float scale[2 * W];
+  int8_t zero[2 * W];
+
+  [[gnu::always_inline]] typename Vec<W>::f32 scales(int, int, int half) const {
+    return load<typename Vec<W>::f32>(scale + half * W);
+  }
+  [[gnu::always_inline]] typename Vec<W>::f32 minima(int j, int g, int half) const {
+    return scales(j, g, half) * -widen<W>(zero + half * W);
+  }
+};
+
+// The same without a zero point.
+template <int W, int B>
+struct OneScale {
+  static constexpr int kBlocks = B, kGroups = 1;
+  static constexpr bool kMinima = false;
+  float scale[2 * W];
+
+  [[gnu::always_inline]] typename Vec<W>::f32 scales(int, int, int half) const {
+    return load<typename Vec<W>::f32>(scale + half * W);
+  }
 };
 
 // Of eight blocks, each of G groups of inputs: a scale, of which each group's is a multiple; kZero as above.
@@ -263,6 +357,63 @@ struct Q8_0 {
     to.of_blocks.scale[column] = two_bytes(raw);
   }
 };
+
+// The same numbers as a file has of FP4, with a power of two for a block: its exponent, plus 127.
+struct MXFP4 {
+  using Panel = Unit<kLanes, Fp4<kLanes>, OneScale<kLanes, 1>>;
+  static constexpr int kBytes = 17;
+  static void place(const uint8_t* raw, int column, Panel& to) {
+    uint8_t quants[kBlock];
+    split_nibbles(raw + 1, quants);
+    to.blocks[0].set(column, quants);
+    to.of_blocks.scale[column] = std::ldexp(Fp4<kLanes>::kTimes, raw[0] - 127);
+  }
+};
+
+// The kinds that no GGUF file has (weights/scaled_blocks.py), of B times 32 inputs.
+template <int B>
+struct Int4 {
+  using Panel = Unit<kLanes, Nibbles<kLanes>, ScaleAndZero<kLanes, B>>;
+  static constexpr int kBytes = 5 + B * kBlock / 2;
+  static void place(const uint8_t* raw, int column, Panel& to) {
+    std::memcpy(&to.of_blocks.scale[column], raw, 4);
+    std::memcpy(&to.of_blocks.zero[column], raw + 4, 1);
+    for (int j = 0; j < B; ++j) {
+      uint8_t quants[kBlock];
+      split_nibbles(raw + 5 + j * kBlock / 2, quants);
+      to.blocks[j].set(column, quants);
+    }
+  }
+};
+
+template <int B>
+struct Int8 {
+  using Panel = Unit<kLanes, Bytes<kLanes>, ScaleAndZero<kLanes, B>>;
+  static constexpr int kBytes = 5 + B * kBlock;
+  static void place(const uint8_t* raw, int column, Panel& to) {
+    std::memcpy(&to.of_blocks.scale[column], raw, 4);
+    std::memcpy(&to.of_blocks.zero[column], raw + 4, 1);
+    for (int j = 0; j < B; ++j) to.blocks[j].set(column, raw + 5 + j * kBlock);
+  }
+};
+
+template <int B>
+struct Float8 {
+  using Panel = Unit<kLanes, Fp8<kLanes>, OneScale<kLanes, B>>;
+  static constexpr int kBytes = 4 + B * kBlock;
+  static void place(const uint8_t* raw, int column, Panel& to) {
+    std::memcpy(&to.of_blocks.scale[column], raw, 4);
+    to.of_blocks.scale[column] *= Fp8<kLanes>::kTimes;
+    for (int j = 0; j < B; ++j) to.blocks[j].set(column, raw + 4 + j * kBlock);
+  }
+};
+
+using INT4_32 = Int4<1>;
+using INT4_128 = Int4<4>;
+using INT8_32 = Int8<1>;
+using INT8_128 = Int8<4>;
+using FP8_32 = Float8<1>;
+using FP8_128 = Float8<4>;
 
 // Multiples of 6 bits of scales and minima of eight blocks, in 12 bytes.
 template <class S>

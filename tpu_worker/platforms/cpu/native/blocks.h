@@ -10,16 +10,16 @@
 namespace twodeep {
 
 // What quants are multiplied with, and how many there are in a block, and for eight inputs of a block.
-using Factor = std::conditional_t<kDotsPairs, Bf16Pair, float>;
-inline constexpr int kFactors = kDotsPairs ? kBlock / 2 : kBlock, kFactorsOf8 = kFactors / 4;
+using Factor = std::conditional_t<kRoundsInputs, Bf16Pair, float>;
+inline constexpr int kFactors = kRoundsInputs ? kBlock / 2 : kBlock, kFactorsOf8 = kFactors / 4;
 
 // A vector of quants of as many output features, each as its factor needs it.
 template <int W>
-using Quants = std::conditional_t<kDotsPairs, typename Vec<W>::u32, typename Vec<W>::f32>;
+using Quants = std::conditional_t<kRoundsInputs, typename Vec<W>::u32, typename Vec<W>::f32>;
 
 template <int W>
 [[gnu::always_inline]] inline void multiply_add(typename Vec<W>::f32& sum, Quants<W> quants, Factor factor) {
-  if constexpr (kDotsPairs) {
+  if constexpr (kRoundsInputs) {
     dot_pairs<W>(sum, quants, Quants<W>{} + factor);
   } else {
     sum += quants * factor;
@@ -87,7 +87,7 @@ void prepare_row(const float* x, int k, const BlockRows& row) {
     std::memcpy(values, x + b * kBlock, std::min(kBlock, k - b * kBlock) * sizeof(float));
     constexpr int kOfHalf = kVectors / 2;
     F sums[2] = {};  // of the halves
-    if constexpr (kDotsPairs) {
+    if constexpr (kRoundsInputs) {
       using H = typename Vec<W>::half_u32;
       Bf16Pair rests[kFactors];
       U lanes, largest = {};
@@ -112,7 +112,7 @@ void prepare_row(const float* x, int k, const BlockRows& row) {
     }
     float* halves = row.sums_of_halves() + 2 * b;
     for (int half = 0; half < 2; ++half) halves[half] = sum_lanes<W>(sums[half]);
-    if constexpr (kDotsPairs) {
+    if constexpr (kRoundsInputs) {
       const Bf16Pair rest = row.rests()[b];
       halves[row.at()[b] / (kFactors / 2)] += from_bf16(rest) + from_bf16(rest >> 16);
     }
@@ -163,7 +163,7 @@ template <int W, int R, class B, int kLines>
         const F scale = unit.scales(j, g, half);
 #pragma GCC unroll 8
         for (int r = 0; r < R; ++r) {
-          if constexpr (kDotsPairs && kGroups == 1) {
+          if constexpr (kRoundsInputs && kGroups == 1) {
             const int at = rows.at()[r * stride + b];
             multiply_add<W>(sums[r][half], unit.quants(j, at / kFactorsOf8, at % kFactorsOf8, half), rows.rests()[r * stride + b]);
           }
@@ -179,7 +179,7 @@ template <int W, int R, class B, int kLines>
         }
       }
     }
-    if constexpr (kDotsPairs && kGroups > 1) {  // the rest is of one of the groups
+    if constexpr (kRoundsInputs && kGroups > 1) {  // the rest is of one of the groups
 #pragma GCC unroll 8
       for (int r = 0; r < R; ++r) {
         const int at = rows.at()[r * stride + b];

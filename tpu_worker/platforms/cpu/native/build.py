@@ -29,8 +29,12 @@ from protocol.cache_directory import default_cache, private_directory, temporary
 _LOG = logging.getLogger(__name__)
 
 SOURCES = Path(__file__).parent
-# Kinds of blocks that weights may stay in, by ggml's names. Each has a library, so that only those are compiled that a model has.
-KINDS = ("Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K")
+# Kinds of blocks that weights may stay in: ggml's and, behind them, those of `weights.scaled_blocks`. Each has a library, so that
+# only those are compiled that a model has.
+KINDS = (
+    *("Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "MXFP4"),
+    *("INT4_32", "INT4_128", "INT8_32", "INT8_128", "FP8_32", "FP8_128"),
+)
 FLOAT32 = "_float32"  # ends the names of libraries, and of their custom calls, that keep in f32 what the others keep in bf16
 # Of each library, which is a .cc file, the custom calls; those of KINDS are made of one file and have none.
 LIBRARIES: Mapping[str, Sequence[str]] = MappingProxyType(
@@ -39,8 +43,10 @@ LIBRARIES: Mapping[str, Sequence[str]] = MappingProxyType(
         "blocks": ("twodeep_linear_blocks", "twodeep_experts_blocks"),
         "attention": ("twodeep_attend", "twodeep_reserve"),
         f"matmul{FLOAT32}": ("twodeep_linear", "twodeep_experts"),  # the rest of matmul is the same for both
+        f"blocks{FLOAT32}": ("twodeep_linear_blocks", "twodeep_experts_blocks"),  # which leave inputs as they are
         f"attention{FLOAT32}": ("twodeep_attend", "twodeep_reserve"),
         **dict.fromkeys(KINDS, ()),
+        **dict.fromkeys((f"{kind}{FLOAT32}" for kind in KINDS), ()),
     }
 )
 FLAGS = (
@@ -101,10 +107,10 @@ def _key(compiler: str) -> str:
 
 def source_of(name: str) -> list[str]:
     """What the compiler is told to make a library of."""
-    if name in KINDS:
-        return [f"-DTWODEEP_KIND={name}", str(SOURCES / "block_kind.cc")]
-    file = str(SOURCES / f"{name.removesuffix(FLOAT32)}.cc")
-    return ["-DTWODEEP_FLOAT32", file] if name.endswith(FLOAT32) else [file]
+    plain, exact = name.removesuffix(FLOAT32), ["-DTWODEEP_FLOAT32"] if name.endswith(FLOAT32) else []
+    if plain in KINDS:
+        return [*exact, f"-DTWODEEP_KIND={plain}", str(SOURCES / "block_kind.cc")]
+    return [*exact, str(SOURCES / f"{plain}.cc")]
 
 
 def _compile(compiler: str, name: str, target: Path) -> None:

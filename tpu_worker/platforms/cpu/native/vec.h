@@ -28,6 +28,7 @@ struct Vec {
   typedef int32_t i32 __attribute__((vector_size(W * 4)));
   typedef uint16_t u16 __attribute__((vector_size(W * 2)));
   typedef int8_t i8 __attribute__((vector_size(W)));
+  typedef uint16_t halves __attribute__((vector_size(W * 4)));  // of words
   typedef uint32_t half_u32 __attribute__((vector_size(W * 2)));
 };
 
@@ -123,6 +124,9 @@ inline constexpr bool kDotsPairs = true;
 #else
 inline constexpr bool kDotsPairs = false;
 #endif
+
+// Whether products with weights in blocks round inputs to such pairs.
+inline constexpr bool kRoundsInputs = kDotsPairs && !kFloat32;
 
 // acc[j] += w[j].low * x[j].low + w[j].high * x[j].high. In assembly, since the intrinsics' header would double the time to compile.
 template <int W>
