@@ -157,6 +157,12 @@ def read_config(path: Path, supported: Sequence[str] = HF_ARCHITECTURES) -> tupl
     return names[0], fields
 
 
+def method_of(path: Path) -> str | None:
+    """By which the weights are quantised that belong to a config.json; None: they are not. Raises ModelError, as `read_config`."""
+    quantization = read_quantization(path, read_config(path)[1])
+    return None if quantization is None else quantization.method
+
+
 def _size(path: str | Path, fields: Mapping[str, Any], key: str) -> int:
     value = fields.get(key)
     if value is None:

@@ -13,6 +13,7 @@ from frontend.launcher.values import Parser, api_key, choice, host, integer, num
 from frontend.tools import REASONING_PARSERS, TOOL_PARSERS
 from protocol.config import EngineConfig, SimulatedTimes
 from protocol.errors import ConfigError
+from protocol.quantization_config import METHODS
 from protocol.request_ids import MAX_FRONTENDS
 
 _MILLION = 1 << 20  # a bound against slips of the keyboard: no model or batch comes near
@@ -62,7 +63,7 @@ FLAGS = (
         "quantization",
         "model",
         "auto: weights as the file has them; none: in bfloat16; int8: in 8 bits",
-        choice("auto", "none", "int8"),
+        choice("auto", "none", "int8", *METHODS),  # the latter, which say what the files hold, for command lines of vLLM
         "auto|none|int8",
     ),
     Flag(

@@ -13,7 +13,7 @@ from frontend.launcher.flags import flag_names, read_flags
 from frontend.launcher.generation_config import sampling_defaults
 from frontend.launcher.habits import accept
 from frontend.launcher.memory import check_memory
-from frontend.launcher.models import examine_model, resolve_model
+from frontend.launcher.models import ModelFiles, examine_model, resolve_model
 from frontend.launcher.placement import place_workers, resolve_device
 from frontend.launcher.traces import traces_endpoint
 from frontend.launcher.values import api_key
@@ -21,7 +21,8 @@ from protocol.cache_directory import default_cache, private_directory, temporary
 from protocol.config import DEFAULT_LOG_LEVEL, Device, Dtype, EngineConfig, LoadFormat, LogLevel
 from protocol.errors import ConfigError
 from protocol.messages import Reload
-from protocol.model_files import check_length
+from protocol.model_files import check_length, method_of
+from protocol.quantization_config import METHODS
 from protocol.sharding import check_shards
 
 _KEY_FILE_LIMIT = 1 << 16  # bytes; the keys travel to the children in one packet
@@ -44,6 +45,9 @@ def read_options(
     load_format = _load_format(cast(str, values.pop("load_format", "auto")), passed_over)
     choice = cast(str, values.pop("generation_config", "auto"))
     override = cast(str, values.pop("override_generation_config", ""))
+    method = cast(str, values.get("quantization", "auto"))
+    if method in METHODS:
+        del values["quantization"]
     revision, download_dir = (cast("str | None", values.pop(name, None)) for name in ("revision", "download_dir"))
     draft, remarks = _without_model(values, environ)
     remarks = passed_over + remarks
@@ -53,6 +57,8 @@ def read_options(
         model, download, revision=revision, download_dir=download_dir, environ=environ, weights=load_format != "dummy"
     )
     facts = examine_model(files, load_format)
+    if method in METHODS:
+        remarks.append(_check_method(method, files))
     check_length(draft.max_model_len, facts.context_length, facts.context_field)
     if facts.layers is not None and draft.device != "sim":
         check_shards(draft.tensor_parallel_size, [facts.layers], files.path)
@@ -135,6 +141,17 @@ def _keys(values: dict[str, object], environ: Mapping[str, str], remarks: list[s
     if sum(map(len, keys)) > _KEY_FILE_LIMIT:
         raise ConfigError(f"--api-key: at most {_KEY_FILE_LIMIT} bytes of keys in all are possible")
     return keys
+
+
+def _check_method(method: str, files: ModelFiles) -> str:
+    """A remark that the files say themselves how they are quantised. Raises ConfigError when they are not in this way."""
+    found = method_of(Path(files.path) / "config.json") if files.format == "huggingface" else "a GGUF file's"
+    if found != method:
+        raise ConfigError(
+            f"--quantization {method}: the weights of {files.path} are {'in floats' if found is None else found}, and nothing is "
+            "quantised so as it is loaded: leave the flag out, or give --quantization int8"
+        )
+    return f"--quantization {method} is left out: config.json says that"
 
 
 def _load_format(given: str, remarks: list[str]) -> LoadFormat:

@@ -65,6 +65,20 @@ def test_a_key_that_no_header_carries_is_refused(gguf: str, arguments: tuple[str
         options(gguf, *arguments, ENGINE_API_KEY=key)
 
 
+def test_how_weights_are_quantised_is_said_by_the_files(gguf: str, tmp_path: Path) -> None:
+    awq = {"quant_method": "awq", "bits": 4, "group_size": 128}
+    directory = str(write_huggingface(tmp_path / "Tiny", quantization_config=awq))
+    config, (remark,) = options(directory, "--quantization", "awq")
+    assert (config.quantization, remark) == ("auto", "--quantization awq is left out: config.json says that")
+    assert options(directory, "--quantization", "none")[0].quantization == "none"
+    with pytest.raises(ConfigError, match=r"--quantization gptq: the weights of .*Tiny are awq, and nothing is quantised so as"):
+        options(directory, "--quantization", "gptq")
+    with pytest.raises(ConfigError, match="--quantization fp8: the weights of .*Plain are in floats"):
+        options(str(write_huggingface(tmp_path / "Plain")), "--quantization", "fp8")
+    with pytest.raises(ConfigError, match="--quantization fp8: the weights of .* are a GGUF file's"):
+        options(gguf, "--quantization", "fp8")
+
+
 def test_where_weights_come_from(gguf: str, tmp_path: Path) -> None:
     directory = write_huggingface(tmp_path / "Tiny")
     (directory / "model.safetensors").unlink()
