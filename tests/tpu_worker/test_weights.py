@@ -194,6 +194,20 @@ def test_weights_that_are_no_numbers_are_named(tmp_path: Path, monkeypatch: pyte
         loader.load_rest(loader.load_first())
 
 
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, ml_dtypes.bfloat16])
+@pytest.mark.parametrize("number", [np.nan, np.inf, -np.inf, -np.nan])
+def test_floats_that_are_no_numbers_are_named(tmp_path: Path, dtype: type, number: float) -> None:
+    tensors: Tensors = {name: tensor.astype(dtype) for name, tensor in TENSORS.items()}
+    read = load(SafetensorsSource(write_model(tmp_path / "sound", CONFIG, tensors)))
+    check_against(read, TENSORS, 0.0)
+    tensors["model.layers.1.mlp.up_proj.weight"][3, 5] = number
+    source = SafetensorsSource(write_model(tmp_path / "damaged", CONFIG, tensors))
+    with pytest.raises(
+        ModelError, match=r"model\.safetensors: damaged: tensor model\.layers\.1\.mlp\.up_proj\.weight holds weights"
+    ):
+        load(source)
+
+
 def test_kernels_of_a_file_in_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Without a compiler there are none, and only who asks for them by name need know; nor are there on other devices."""
     monkeypatch.setattr(build, "available", lambda *_: False)

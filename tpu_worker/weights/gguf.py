@@ -16,7 +16,7 @@ from tpu_worker.models.registry import model_from_gguf
 from tpu_worker.models.rope import Rope
 from tpu_worker.models.spec import Part, Within
 from tpu_worker.weights.blocks import KINDS, BlockMatrix
-from tpu_worker.weights.source import check_all_used, check_shape, missing_tensor
+from tpu_worker.weights.source import check_all_used, check_shape, is_finite, missing_tensor, not_finite
 
 _KIND_OF = {number: kind for kind, number in KINDS.items()}
 # [rotary size // 2]: what each rotary frequency is divided by, always or by the length of sequences
@@ -52,7 +52,7 @@ class GgufSource:
         info = self._find(part)
         blocks = BlockMatrix(_KIND_OF[info.ggml_type], self._rows(info))
         if not blocks.is_finite():
-            raise self._not_finite(self._name(part))
+            raise not_finite(self._path, self._name(part))
         order = self._row_order(part)
         return blocks if order is None else blocks.take(order)
 
@@ -126,15 +126,9 @@ class GgufSource:
                 f"{self._path}: tensor {name} is of type {kind.name}, which cannot be dequantised: take the model in another "
                 f"type, {', '.join(('F16', 'BF16', *KINDS))}"
             ) from error
-        if not np.isfinite(values).all():
-            raise self._not_finite(name)
+        if not is_finite(values):
+            raise not_finite(self._path, name)
         return values
-
-    def _not_finite(self, name: str) -> ModelError:
-        return ModelError(
-            f"{self._path}: damaged: tensor {name} holds weights that are no finite numbers: "
-            "download it again, or convert the model again"
-        )
 
 
 def unpermuted_rows(num_rows: int, num_heads: int) -> npt.NDArray[np.intp]:

@@ -10,6 +10,7 @@ import numpy.typing as npt
 from protocol.codec import Float32Array
 
 MXFP4 = "MXFP4"  # of `blocks.KINDS`
+NO_NUMBER = 255  # of exponents
 _VALUES = np.array([0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0], np.float32)
 _BYTES = 17  # of a block in a GGUF file
 

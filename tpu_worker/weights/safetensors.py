@@ -16,10 +16,10 @@ from tpu_worker.models.registry import model_from_config
 from tpu_worker.models.rope import Rope
 from tpu_worker.models.spec import Part, Within
 from tpu_worker.weights.blocks import BlockMatrix
-from tpu_worker.weights.mxfp4 import MXFP4, mxfp4_values, rows_of_mxfp4, scales_of
+from tpu_worker.weights.mxfp4 import MXFP4, NO_NUMBER, mxfp4_values, rows_of_mxfp4, scales_of
 from tpu_worker.weights.quantised.schemes import TENSORS
 from tpu_worker.weights.quantised.weights import QuantisedWeights
-from tpu_worker.weights.source import check_all_used, missing_tensor
+from tpu_worker.weights.source import check_all_used, is_finite, missing_tensor, not_finite
 from tpu_worker.weights.tensor_files import TensorFiles
 
 _LOG = logging.getLogger(__name__)
@@ -80,7 +80,10 @@ class SafetensorsSource:
         tensor, within = self._locate(part)
         if within is not None and within.mxfp4:
             return mxfp4_values(self._read_mxfp4(within))
-        return self._take(part, within or Within(tensor, part.shape, ()), _FLOATS)
+        values = self._take(part, within or Within(tensor, part.shape, ()), _FLOATS)
+        if not is_finite(values):
+            raise not_finite(self._tensors.file_of(tensor), tensor)
+        return values
 
     def _take(self, part: Part, within: Within, types: Sequence[str]) -> npt.NDArray[Any]:
         """What a part has of a tensor, which is of one of these types."""
@@ -98,8 +101,10 @@ class SafetensorsSource:
     def _read_mxfp4(self, within: Within) -> npt.NDArray[np.uint8]:
         """Rows of blocks as GGUF files have them."""
         scales = replace(within, name=scales_of(within.name), shape=within.shape[:-1])
-        both = [self._take(Part(one.name, one.shape, ()), one, ("U8",)) for one in (within, scales)]
-        return rows_of_mxfp4(*both)
+        blocks, exponents = (self._take(Part(one.name, one.shape, ()), one, ("U8",)) for one in (within, scales))
+        if (exponents == NO_NUMBER).any():
+            raise not_finite(self._tensors.file_of(scales.name), scales.name)
+        return rows_of_mxfp4(blocks, exponents)
 
     def _locate(self, part: Part) -> tuple[str, Within | None]:
         """The tensor that holds a part, and where in there if it holds others, too; of one that is missing its own name."""

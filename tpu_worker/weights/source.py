@@ -3,6 +3,7 @@
 from collections.abc import Iterable
 from typing import Any, Protocol
 
+import numpy as np
 import numpy.typing as npt
 
 from protocol.codec import Float32Array
@@ -36,6 +37,31 @@ class WeightSource(Protocol):
     def inverse_frequencies(self, rope: Rope, num_positions: int = 0) -> Float32Array:
         """The frequencies of one of the model's rotations, [size // 2], for sequences of so many tokens. Raises ModelError."""
         ...
+
+
+# Of types of floats: the integers that their bits are, and where infinity lies among them; above it are those that are no numbers.
+_INFINITY: dict[str, tuple[Any, int]] = {
+    "float32": (np.uint32, 0x7F800000),
+    "float16": (np.uint16, 0x7C00),
+    "bfloat16": (np.uint16, 0x7F80),
+}
+_AT_ONCE = 1 << 20
+
+
+def is_finite(values: npt.NDArray[Any]) -> bool:
+    """Whether all of these floats are numbers. By their bits, since NumPy converts bfloat16 number by number."""
+    integers, infinity = _INFINITY[values.dtype.name]
+    bits = np.ascontiguousarray(values).view(integers).reshape(-1)
+    all_but_sign = integers(np.iinfo(integers).max >> 1)
+    magnitudes = (bits[start : start + _AT_ONCE] & all_but_sign for start in range(0, len(bits), _AT_ONCE))
+    return all(int(some.max()) < infinity for some in magnitudes)
+
+
+def not_finite(path: object, name: str) -> ModelError:
+    """The error of a tensor with weights that are no numbers."""
+    return ModelError(
+        f"{path}: damaged: tensor {name} holds weights that are no finite numbers: download it again, or convert the model again"
+    )
 
 
 def missing_tensor(path: object, part: Part) -> ModelError:

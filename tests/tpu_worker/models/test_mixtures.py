@@ -202,13 +202,17 @@ def test_mxfp4_stays_in_its_blocks(margins: Margins, tmp_path: Path, form: str) 
     [
         ("gate_up_proj_scales", (6, 64, 3), r"gate_up_proj_scales has shape \[6, 64, 3\], .* ask for \[6, 64, 2\]"),
         ("down_proj_scales", None, "down_proj_scales of shape .* is missing"),
+        ("gate_up_proj_scales", None, "damaged: tensor .*gate_up_proj_scales holds weights that are no finite numbers"),
         ("down_proj_blocks", (6, 64, 1, 8), r"down_proj_blocks has shape \[6, 64, 1, 8\]"),
     ],
 )
 def test_mxfp4_that_does_not_fit_is_named(tmp_path: Path, name: str, shape: tuple[int, ...] | None, reason: str) -> None:
     config = FAMILIES["gpt_oss"]
     tensors, _ = in_mxfp4(config)
-    del tensors[f"model.layers.0.mlp.experts.{name}"]
+    if reason.startswith("damaged"):
+        tensors[f"model.layers.0.mlp.experts.{name}"][2, 1, 1] = 255
+    else:
+        del tensors[f"model.layers.0.mlp.experts.{name}"]
     if shape is not None:
         tensors[f"model.layers.0.mlp.experts.{name}"] = np.zeros(shape, np.uint8)
     with pytest.raises(ModelError, match=reason):
