@@ -63,7 +63,7 @@ _AGAIN = ": download the model again, or convert it again"
 _LARGEST_CONFIG = 1 << 24  # bytes
 _LARGEST_SIZE = 1 << 31  # positions and token ids are int32
 _GGUF_LAYER = re.compile(r"blk\.(\d{1,9})\.")
-_HF_LAYER = re.compile(r"(?:language_model\.)?model\.(?:language_model\.)?layers\.(\d{1,9})\.")  # of text
+_HF_LAYER = re.compile(r"(?:(?:language_model\.)?model\.(?:language_model\.)?)?layers\.(\d{1,9})\.")  # of text, or of a bare model
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,7 @@ from frontend.client import Client, SamplingParams
 from protocol.errors import ExitCode
 from tests.integration.launching import launch, refuse
 from tests.margins import Margins
-from tests.model_writer import TOKENIZER
+from tests.model_writer import SERVED_TOKENIZER
 from tests.outside_family import TWIN, install, twin_logits, twin_tensors
 from tests.tpu_worker.models.test_families import rounding
 from tests.tpu_worker.tiny_models import write_model
@@ -21,8 +21,7 @@ _FLAGS = ("--device", "cpu", "--max-num-seqs", "4", "--max-num-batched-tokens", 
 
 def write_twin(directory: Path) -> Path:
     model = write_model(directory, TWIN, twin_tensors())
-    tokenizer = {**TOKENIZER, "decoder": {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}}
-    (model / "tokenizer.json").write_text(json.dumps(tokenizer))
+    (model / "tokenizer.json").write_text(json.dumps(SERVED_TOKENIZER))
     return model
 
 
