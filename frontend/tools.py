@@ -9,9 +9,20 @@ from frontend.wire import Tool
 
 # By vLLM's names, which formats of calls and which tags around thoughts are known.
 TOOL_PARSERS = (
-    *("hermes", "qwen3_coder", "qwen3_xml", "llama3_json", "llama4_json", "mistral", "pythonic", "llama4_pythonic", "generic"),
+    *(
+        "hermes",
+        "qwen3_coder",
+        "qwen3_xml",
+        "llama3_json",
+        "llama4_json",
+        "mistral",
+        "pythonic",
+        "llama4_pythonic",
+        "openai",
+        "generic",
+    ),
 )
-REASONING_PARSERS = ("qwen3", "glm45", "deepseek_r1", "mistral", "seed_oss")
+REASONING_PARSERS = ("qwen3", "glm45", "deepseek_r1", "mistral", "seed_oss", "openai_gptoss")
 
 _NAME = re.compile(r"[a-zA-Z0-9_-]{1,64}")  # as OpenAI has it
 MOST_TOOLS = 512

@@ -151,7 +151,18 @@ class Detokenize(Message, frozen=True, tag="detokenize"):
     token_ids_i32: bytes
 
 
-ClientMessage = Hello | Submit | Cancel | Ask | Tokenize | Detokenize
+class Embed(Message, frozen=True, tag="embed"):
+    """Asks for the embeddings of prompts, answered by Embedded. May be cancelled."""
+
+    request_id: int
+    prompts: list[TextPrompt | TokenPrompt]
+    dimensions: int | None = None  # fewer numbers than the model has
+    truncate_prompt_tokens: int | None = None  # that are left of a longer prompt, from its beginning; -1: all that have room
+    priority: int = 0
+    cache_salt: str = ""
+
+
+ClientMessage = Hello | Submit | Cancel | Ask | Tokenize | Detokenize | Embed
 CLIENT_MESSAGES: Decoder[list[ClientMessage]] = Decoder(list[ClientMessage])
 
 
@@ -281,7 +292,15 @@ class Detokenized(Message, frozen=True, tag="detokenized"):
     text: str
 
 
-Report = HealthReport | StatsReport | TraceReport | StoryReport | Tokenized | Detokenized
+class Embedded(Message, frozen=True, tag="embedded"):
+    """Answers Embed."""
+
+    request_id: int
+    embeddings_f32: bytes  # [prompts, dimensions]
+    dimensions: int
+
+
+Report = HealthReport | StatsReport | TraceReport | StoryReport | Tokenized | Detokenized | Embedded
 ServerMessage = Welcome | Accepted | PromptScored | Delta | Refused | Report
 SERVER_MESSAGES: Decoder[list[ServerMessage]] = Decoder(list[ServerMessage])
 

@@ -5,7 +5,7 @@ from typing import Literal
 import msgspec
 
 from protocol.codec import Decoder, encode
-from protocol.params import SamplingDefaults
+from protocol.params import Pooling, SamplingDefaults
 from protocol.pulse import pulse_interval
 
 PROTOCOL_VERSION = 1
@@ -38,6 +38,15 @@ class SimulatedTimes(msgspec.Struct, frozen=True):
     prefill_us_per_token: float = 20.0
     decode_us: float = 2000.0
     decode_us_per_seq: float = 0.0
+
+
+class EmbeddingSettings(msgspec.Struct, frozen=True):
+    """How embeddings are made of what the device computes, as the model's files or the operator have it."""
+
+    pooling: Pooling = "last"
+    normalize: bool = True  # to a length of one
+    shortens: bool = False  # clients may have fewer numbers: the model was trained so that the first ones do (Matryoshka)
+    sizes: tuple[int, ...] = ()  # … of these; empty: any
 
 
 class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
@@ -73,6 +82,7 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
     stream_keep_alive: float = 15.0  # seconds of silence in a stream before a comment; 0: none
     shared_prefix_cache: bool = False  # the holders of different keys find each other's prefixes
     sampling_defaults: SamplingDefaults = SamplingDefaults()
+    embedding: EmbeddingSettings = EmbeddingSettings()
     strict_max_tokens: bool = False  # more than the context has room for is refused, not clipped
     scheduling_policy: SchedulingPolicy = "fcfs"
     frontends: int = 1  # processes that share the HTTP port

@@ -105,6 +105,7 @@ class EngineReady(Message, frozen=True, tag="ready"):
     block_size: int
     device: str  # what the workers run on, for people
     weights: str = ""  # how each of them keeps these, for people
+    embedding_size: int = 0  # numbers of an embedding; 0: the model's family gives none
 
 
 class TopLogprobs(Message, frozen=True):
@@ -117,11 +118,13 @@ class TopLogprobs(Message, frozen=True):
 
 
 class PromptScores(Message, frozen=True):
-    """Log-probabilities of some tokens of a prompt, each given the tokens before it, and of the most likely candidates there."""
+    """What a step computed of a prompt besides: log-probabilities of some of its tokens, each given the tokens before it, and of
+    the most likely candidates there; or, with its end, its embedding."""
 
     start: int  # position of the first token, at least 1
     logprobs_f32: bytes  # [tokens, 1 + candidates]: the token's own, then those of the candidates in falling order
     ranks_i32: bytes  # [tokens, 1 + candidates]: rank of the token from 1, then the ids of the candidates
+    embedding_f32: bytes = b""  # [embedding size], as `EngineParams.pooling` has it, not normalised; then the others are empty
 
 
 class Finished(Message, frozen=True):
@@ -233,7 +236,7 @@ class NewRequest(Message, frozen=True):
     num_computed: int  # leading tokens whose keys and values the blocks already hold (prefix cache)
     block_ids_i32: bytes
     params: EngineParams
-    scores: bool = False  # the tokens of its prompt are to be scored, from where it begins to compute
+    scores: bool = False  # its prompt is to be scored or pooled, from where it begins to compute
 
 
 class SchedulerOutput(Message, frozen=True, tag="step"):
@@ -277,7 +280,7 @@ class StepMasks(Message, frozen=True, tag="masks"):
 
 
 class PrepareScores(Message, frozen=True, tag="prepare_scores"):
-    """Asks a worker to compile, while it serves, what steps with prompts to be scored need. Answered by ScoresReady."""
+    """Asks a worker to compile, while it serves, what steps with prompts to be scored or pooled need. Answered by ScoresReady."""
 
     epoch: int
 
@@ -304,6 +307,7 @@ class WorkerReady(Message, frozen=True, tag="ready"):
     saturating_tokens: int = 0  # tokens of a step that keep its arithmetic busy: more take in proportion longer; 0: not known
     scores_ready: bool = False  # it need not be asked to prepare for the scoring of prompts
     weights: str = ""  # how they are kept, for people
+    embedding_size: int = 0  # numbers of an embedding; 0: the model's family gives none
 
 
 class RowLogprobs(Message, frozen=True):
@@ -342,7 +346,7 @@ class MasksMissing(Message, frozen=True, tag="missing"):
 
 
 class ScoresReady(Message, frozen=True, tag="scores"):
-    """Answers PrepareScores: steps may score prompts from now on, or cannot."""
+    """Answers PrepareScores: steps may score and pool prompts from now on, or cannot."""
 
     epoch: int
     error: str = ""

@@ -16,11 +16,12 @@ from protocol.config import LoadFormat, ModelFormat
 from protocol.errors import ConfigError, ModelError
 from protocol.foreign_files import ENOUGH, recognise
 from protocol.gguf_header import GgufHeader, read_gguf_header
+from protocol.model_families import OutsideFamily, families_from_outside, find_family
 from protocol.quantization_config import read_quantization
 from protocol.safetensors_header import read_tensors
 from protocol.sharding import LayerSizes
 
-# The names under which files call the architectures that the worker has a family for.
+# The names under which files call the architectures that the worker has a family for; `protocol.model_families` has others'.
 HF_ARCHITECTURES = (
     "LlamaForCausalLM",
     "MistralForCausalLM",
@@ -55,12 +56,14 @@ GGUF_ARCHITECTURES = (
     "mistral3",
 )
 
+# Fields of a config.json that say how long a context may be: of nearly all models, and of those whose configs are of their own.
+_CONTEXT = ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length")
 _EXPERTS = ("num_experts", "num_local_experts", "expert_count")
 _AGAIN = ": download the model again, or convert it again"
 _LARGEST_CONFIG = 1 << 24  # bytes
 _LARGEST_SIZE = 1 << 31  # positions and token ids are int32
 _GGUF_LAYER = re.compile(r"blk\.(\d{1,9})\.")
-_HF_LAYER = re.compile(r"(?:language_model\.)?model\.(?:language_model\.)?layers\.(\d{1,9})\.")  # of text
+_HF_LAYER = re.compile(r"(?:(?:language_model\.)?model\.(?:language_model\.)?)?layers\.(\d{1,9})\.")  # of text, or of a bare model
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,49 +93,58 @@ def read_model_facts(path: str | Path, format: ModelFormat, load_format: LoadFor
 
 def facts_from_gguf(path: str | Path, header: GgufHeader) -> ModelFacts:
     """As `read_model_facts`, from a header that was read."""
-    architecture = gguf_architecture(path, header)
+    architecture, outside = gguf_architecture(path, header)
     vocabulary = header.tensors.get("token_embd.weight")
     if vocabulary is None or len(vocabulary.shape) != 2:
         raise ModelError(f"{path}: tensor token_embd.weight of two dimensions is missing")
     layers, context = f"{architecture}.block_count", f"{architecture}.context_length"
-    _check_layers(path, layers, _size(path, header.metadata, layers), _GGUF_LAYER, header.tensors)
+    if outside is None:
+        _check_layers(path, layers, _size(path, header.metadata, layers), _GGUF_LAYER, header.tensors)
     keys = ("attention.head_count", "attention.head_count_kv", "feed_forward_length")
     sizes = _layer_sizes(header.metadata, *(f"{architecture}.{key}" for key in keys))
     return ModelFacts(architecture, vocabulary.shape[0], _size(path, header.metadata, context), f"{context} in {path}", sizes)
 
 
-def gguf_architecture(path: str | Path, header: GgufHeader, supported: Sequence[str] = GGUF_ARCHITECTURES) -> str:
-    """The architecture's name. Raises ModelError when it is none of a whole model that is supported."""
+def gguf_architecture(
+    path: str | Path, header: GgufHeader, ours: Sequence[str] = GGUF_ARCHITECTURES
+) -> tuple[str, OutsideFamily | None]:
+    """The architecture's name, and who serves it if it is none of `ours`.
+
+    Raises ModelError when it is none of a whole model that is supported.
+    """
     kind, name = header.metadata.get("general.type", "model"), header.metadata.get("general.architecture")
     if kind != "model":
         raise ModelError(f"{path}: general.type is {reprlib.repr(kind)}: a file that holds a whole model is wanted")
     if name is None:
         raise ModelError(f"{path}: general.architecture is missing{_AGAIN}")
-    if not isinstance(name, str) or name not in supported:
-        raise ModelError(f"{path}: general.architecture {reprlib.repr(name)} is not supported, only {', '.join(supported)}")
-    return name
+    return _who_serves(path, "general.architecture", name, ours)
 
 
 def facts_from_huggingface(directory: Path, load_format: LoadFormat = "auto") -> ModelFacts:
     """As `read_model_facts`: config.json, and, unless weights are random, the headers of all their files."""
     path = directory / "config.json"
-    architecture, fields = read_config(path)
+    architecture, outside, fields = read_config(path)
+    context = next((name for name in _CONTEXT if name in fields), _CONTEXT[0])
     facts = ModelFacts(
         architecture,
         _size(path, fields, "vocab_size"),
-        _size(path, fields, "max_position_embeddings"),
-        f"max_position_embeddings in {path}",
+        _size(path, fields, context),
+        f"{context} in {path}",
         _layer_sizes(fields, "num_attention_heads", "num_key_value_heads", "intermediate_size"),
     )
-    layers = "num_hidden_layers"
-    count = _size(path, fields, layers)
-    if load_format != "dummy":
-        _check_layers(path, layers, count, _HF_LAYER, read_tensors(directory))
+    tensors, layers = read_tensors(directory) if load_format != "dummy" else None, "num_hidden_layers"
+    if outside is None:  # others may call their layers what they like: the worker asks their family
+        count = _size(path, fields, layers)
+        if tensors is not None:
+            _check_layers(path, layers, count, _HF_LAYER, tensors)
     return facts
 
 
-def read_config(path: Path, supported: Sequence[str] = HF_ARCHITECTURES) -> tuple[str, dict[str, Any]]:
-    """The architecture of a config.json, and all its fields. Raises ModelError when it is none that is supported."""
+def read_config(path: Path, ours: Sequence[str] = HF_ARCHITECTURES) -> tuple[str, OutsideFamily | None, dict[str, Any]]:
+    """The architecture of a config.json, who serves it if it is none of `ours`, and all fields.
+
+    Raises ModelError when it is none that is supported.
+    """
     try:
         with open(path, "rb") as file:
             data = file.read(_LARGEST_CONFIG + 1)
@@ -149,12 +161,21 @@ def read_config(path: Path, supported: Sequence[str] = HF_ARCHITECTURES) -> tupl
         raise ModelError(
             f"{path}: architectures is {'missing' if names is None else reprlib.repr(names)}: a list of a name is wanted"
         )
-    if names[0] not in supported:
-        raise ModelError(f"{path}: architecture {reprlib.repr(names[0])} is not supported, only {', '.join(supported)}")
+    architecture, outside = _who_serves(path, "architecture", names[0], ours)
     if isinstance(text := fields.get("text_config"), dict):  # of a model that also sees: what is beside it says how it is joined
         fields = {**{key: value for key, value in fields.items() if key not in text}, **text}
     read_quantization(path, fields)  # for what it refuses
-    return names[0], fields
+    return architecture, outside, fields
+
+
+def _who_serves(path: str | Path, field: str, name: object, ours: Sequence[str]) -> tuple[str, OutsideFamily | None]:
+    """The architecture, and who serves it if it is none of `ours`. Raises ModelError when nobody does, or more than one."""
+    others = families_from_outside()
+    outside = find_family(name, ours, others) if isinstance(name, str) else None
+    if not isinstance(name, str) or (outside is None and name not in ours):
+        known = ", ".join([*ours, *sorted({family.architecture for family in others})])
+        raise ModelError(f"{path}: {field} {reprlib.repr(name)} is not supported, only {known}")
+    return name, outside
 
 
 def method_of(path: Path) -> str | None:

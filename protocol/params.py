@@ -24,6 +24,9 @@ MIN_TEMPERATURE = 1e-5
 MIN_REPETITION_PENALTY, MAX_REPETITION_PENALTY = 0.01, 100.0
 
 
+Pooling = Literal["last", "mean"]  # of the states behind the last norm: the last token's, or the mean over all tokens
+
+
 class Grammar(msgspec.Struct, frozen=True, array_like=True):
     """What an output must be. The engine follows it token by token: what it does not allow is never sampled."""
 
@@ -120,6 +123,7 @@ class EngineParams(msgspec.Struct, frozen=True, array_like=True):
     allowed_bits: bytes = b""
     bad_words: tuple[tuple[int, ...], ...] = ()  # as tokens, none empty
     prompt_logprobs: int = -1  # as `logprobs`, for the tokens of the prompt
+    pooling: Literal["", Pooling] = ""  # an embedding of the prompt is wanted, so pooled, and no output; max_tokens is 1 then
 
     @property
     def is_greedy(self) -> bool:

@@ -11,8 +11,8 @@ from scheduler_proc.waiting import WaitingQueue
 
 
 class Admission:
-    """Three lines: that of the suspects of a worker's death, who run apart, that of requests whose prompts no worker can score yet,
-    who hold nobody up meanwhile, and that of everybody else."""
+    """Three lines: that of the suspects of a worker's death, who run apart, that of requests whose prompts no worker can score or
+    pool yet, who hold nobody up meanwhile, and that of everybody else."""
 
     def __init__(self, lanes: Mapping[int, Lane], requests: Mapping[int, Request], num_workers: int) -> None:
         """`lanes`: by worker, those that live; `requests`: by id, those that have not ended; `num_workers`: that should live."""
@@ -63,7 +63,7 @@ class Admission:
             open_lane.admit(self.waiting.pop(), f"admitted to worker {open_lane.worker}")
 
     def _can_score(self) -> bool:
-        """Whether a worker scores prompts. If none does, all are to prepare for it."""
+        """Whether a worker scores and pools prompts. If none does, all are to prepare for it."""
         if any(lane.scores is Scores.READY for lane in self._lanes.values()):
             return True
         for lane in self._lanes.values():

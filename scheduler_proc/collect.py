@@ -98,12 +98,12 @@ def believe_forced(lane: Lane, slot: int, outcome: Outcome) -> None:
 
 def finished_message(request: Request, reason: FinishReason, tokens: Int32Array, message: str = "") -> Finished:
     """The end of a request whose tokens, prompt first, are `tokens`."""
-    last = int(tokens[-1])
+    last, pooled = int(tokens[-1]), bool(request.params.pooling)
     return Finished(
         request_id=request.request_id,
         reason=reason,
-        stop_token_id=last if reason == "stop" else -1,
-        token_ids_i32=b"" if request.stream else tokens[request.num_prompt_tokens :].astype("<i4").tobytes(),
+        stop_token_id=last if reason == "stop" and not pooled else -1,
+        token_ids_i32=b"" if request.stream or pooled else tokens[request.num_prompt_tokens :].astype("<i4").tobytes(),
         message=message,
         unsatisfiable=request.params.has_rules and message in (_NONE_LEFT, _NOT_ALLOWED),
         num_cached_tokens=request.num_cached_tokens,
@@ -149,6 +149,8 @@ def _take_scores(lane: Lane, step: InFlightStep, output: ModelRunnerOutput) -> d
         request = lane.holder(int(whole.slots[row]), int(whole.tenancies[row]))
         if request is not None and not request.finished:
             taken[request.request_id] = scores
+            if request.params.pooling:
+                continue
             count = len(scores.ranks_i32) // (4 * (1 + request.params.prompt_logprobs))
             request.num_scored = max(request.num_scored, scores.start + count)
     return taken
@@ -294,5 +296,8 @@ def _why_failed(request: Request) -> str:
 
 
 def _end(lane: Lane, request: Request, outcome: Outcome, reason: FinishReason, tokens: Int32Array, message: str = "") -> None:
+    if request.params.pooling and reason == "length":  # it has what it wanted, and its token is none of its answer
+        reason = "stop"
+        outcome.num_tokens -= 1
     lane.story.move(request, RequestState.FINISHED, message or reason)
     outcome.finished.append(finished_message(request, reason, tokens, message))

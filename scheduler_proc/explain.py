@@ -18,13 +18,13 @@ def explain(request: Request | None, lanes: Mapping[int, Lane], admission: Admis
             ahead = admission.probation.line.num_ahead(request)
             return f"waiting to run apart, as it ran when a worker died; {ahead} of that kind are before it"
         case RequestState.WAITING if request in admission.unscored:
-            return "waiting until a worker has compiled what scores prompts"
+            return "waiting until a worker has compiled what scores and pools prompts"
         case RequestState.WAITING:
             return _why_waiting(request, lanes, admission)
     lane, slot = lanes[request.worker], request.slot
     where = f"{request.state.value} on worker {lane.worker} in slot {slot}"
     if request.state is RequestState.PREFILLING and request.needs_scores and lane.scores is not Scores.READY:
-        return f"{where}: the worker compiles what scores prompts"
+        return f"{where}: the worker compiles what scores and pools prompts"
     if request.state is RequestState.PREFILLING:
         return f"{where}: {lane.scheduled[slot]} of {lane.known[slot]} tokens are planned"
     if any(slot in step.slots and step.waits_since_ns for step in lane.in_flight):

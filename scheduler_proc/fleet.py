@@ -85,6 +85,7 @@ class Fleet:
                 block_size=lanes[0].block_size,
                 device=lanes[0].device,
                 weights=lanes[0].weights,
+                embedding_size=lanes[0].embedding_size,
             )
         elif self._capacity is not None:  # requests that come now wait for a successor, and are checked against its limits
             self._capacity = msgspec.structs.replace(self._capacity, workers=0)

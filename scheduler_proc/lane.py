@@ -32,7 +32,7 @@ _EMPTY = np.empty(0, np.int32)
 
 
 class Scores(Enum):
-    """Whether the worker's steps can score prompts."""
+    """Whether the worker's steps can score prompts, and pool them."""
 
     UNPREPARED = "unprepared"
     WANTED = "wanted"  # by a request that waits for it
@@ -56,6 +56,7 @@ class Lane:
         self.worker = ready.worker
         self.device = ready.device
         self.weights = ready.weights
+        self.embedding_size = ready.embedding_size
         self.block_size = ready.block_size
         self.max_model_len = ready.max_model_len
         self.vocab_size = ready.vocab_size
@@ -163,7 +164,7 @@ class Lane:
         return ((slot, request) for slot, request in enumerate(self.requests) if request is not None)
 
     def want_scores(self) -> None:
-        """A prompt is to be scored: the worker will be asked to prepare, unless it was."""
+        """A prompt is to be scored or pooled: the worker will be asked to prepare, unless it was."""
         if self.scores is Scores.UNPREPARED:
             self.scores = Scores.WANTED
 
@@ -183,7 +184,7 @@ class Lane:
 
     def admit(self, request: Request, cause: str) -> None:
         """Gives the request a slot and blocks for its known tokens. `can_admit` must hold. `cause`: for its story."""
-        request.target = min(request.target, self.max_model_len)
+        request.target = min(request.target, self.max_model_len + request.overhang)
         cached = self._headroom.cached_blocks(request)
         self.pool.share(cached)
         length = len(request.tokens)

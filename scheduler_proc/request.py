@@ -97,14 +97,20 @@ class Request:
         return max(0, self.begun_ns - self.admitted_ns)
 
     @property
+    def overhang(self) -> int:
+        """Tokens beyond the context that it may have: the one that ends an embedding, which nobody sees or attends to."""
+        return 1 if self.params.pooling else 0
+
+    @property
     def needs_scores(self) -> bool:
-        """Whether log-probabilities of its prompt are still to be computed."""
-        return self.params.prompt_logprobs >= 0 and self.num_scored < self.num_prompt_tokens
+        """Whether log-probabilities of its prompt are still to be computed, or its embedding, which its last chunk brings."""
+        return bool(self.params.pooling) or (self.params.prompt_logprobs >= 0 and self.num_scored < self.num_prompt_tokens)
 
     def shareable_blocks(self, block_size: int) -> int:
         """How many leading blocks it need not compute if others have. The last known token is always computed: its row samples the
-        next one. So is every token that predicts one whose score is wanted."""
-        return ((self.num_scored if self.needs_scores else len(self.tokens)) - 1) // block_size
+        next one. So is every token that predicts one whose score is wanted, and every one that an embedding is the mean over."""
+        of_all = self.needs_scores and self.params.pooling != "last"
+        return ((self.num_scored if of_all else len(self.tokens)) - 1) // block_size
 
     @property
     def finished(self) -> bool:

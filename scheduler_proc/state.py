@@ -231,7 +231,7 @@ class SchedulerState:
         if ready.error:
             for request in (*self.admission.unscored, *(request for _, request in lane.running())):
                 if request.needs_scores:
-                    self._end_early(request, f"prompts cannot be scored: {ready.error}", worker)
+                    self._end_early(request, f"prompts can be neither scored nor pooled: {ready.error}", worker)
 
     def _on_worker_lost(self, lost: WorkerLost) -> None:
         own_fault = None if not lost.returncode else bool(lost.killed_for) or by_own_fault(lost.returncode)

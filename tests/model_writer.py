@@ -122,6 +122,8 @@ CONFIG: dict[str, object] = {
 }
 NAMES = ("model.embed_tokens.weight", *(f"model.layers.{layer}.self_attn.q_proj.weight" for layer in range(LAYERS)))
 TOKENIZER = {"model": {"type": "BPE", "vocab": {token: index for index, token in enumerate(VOCABULARY)}, "merges": ["a b"]}}
+_BYTE_LEVEL = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
+SERVED_TOKENIZER = {**TOKENIZER, "decoder": _BYTE_LEVEL}  # with what an engine needs that is to serve it
 
 
 def safetensors_bytes(names: Sequence[str] = NAMES) -> bytes:

@@ -9,7 +9,7 @@ import numpy.typing as npt
 
 from protocol.codec import BoolArray, Int32Array, UInt32Array
 from protocol.messages import PromptScores, TopLogprobs
-from protocol.params import EngineParams
+from protocol.params import EngineParams, Pooling
 
 ReportProgress = Callable[[str, int, int], None]  # phase, done, total
 
@@ -45,6 +45,15 @@ class ScoredRow:
 
 
 @dataclass(frozen=True, slots=True)
+class PooledRow:
+    """A chunk of a prompt whose embedding is wanted. A mean is begun where the row starts at position 0; each embedding is due in
+    the step in which its row samples."""
+
+    row: int  # of the step
+    pooling: Pooling
+
+
+@dataclass(frozen=True, slots=True)
 class StepPlan:
     """One step, complete: what a device must do, with the standing decode orders spelled out.
 
@@ -70,6 +79,7 @@ class StepPlan:
     masked_needs: int = 0  # of these
     extensions: tuple[Extension, ...] = ()
     scored: tuple[ScoredRow, ...] = ()  # by row, rising
+    pooled: tuple[PooledRow, ...] = ()  # by row, rising; of those of which the last token counts, only rows that sample
 
     @property
     def num_tokens(self) -> int:
@@ -100,7 +110,7 @@ class StepResult:
     started_ns: int = 0  # when the device began and ended the step, as well as the host can tell
     finished_ns: int = 0
     failed_programs: int = 0  # that could not be compiled, since the step before
-    prompt_scores: dict[int, PromptScores] = field(default_factory=dict)  # by row of the step, of those that are scored
+    prompt_scores: dict[int, PromptScores] = field(default_factory=dict)  # by row of the step, of those scored, or pooled to an end
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,6 +125,7 @@ class Capacity:
     saturating_tokens: int = 0  # tokens of a step from which on its time grows in proportion; 0: not known
     scores_ready: bool = False  # `prepare_scores` need not be called
     weights: str = ""  # how they are kept, for people: "Q4_K 112 MB, Q6_K 34 MB"
+    embedding_size: int = 0  # numbers of an embedding; 0: the model's family gives none
 
 
 class Device(Protocol):
@@ -145,8 +156,8 @@ class Device(Protocol):
         ...
 
     def prepare_scores(self, ready: Callable[[str], None]) -> None:
-        """Makes ready for steps whose rows are scored, without waiting for it. Calls `ready` on any thread: with an empty text, or
-        why it cannot."""
+        """Makes ready for steps whose rows are scored or pooled, without waiting for it. Calls `ready` on any thread: with an empty
+        text, or why it cannot."""
         ...
 
     def close(self) -> None:

@@ -102,4 +102,5 @@ class WorkerLoop:
             saturating_tokens=capacity.saturating_tokens,
             scores_ready=capacity.scores_ready,
             weights=capacity.weights,
+            embedding_size=capacity.embedding_size,
         )

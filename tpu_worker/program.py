@@ -30,6 +30,7 @@ from tpu_worker.mesh.shards import shard_platform
 from tpu_worker.models.family import Model, Weights
 from tpu_worker.platforms.metadata import AttentionMetadata
 from tpu_worker.platforms.platform import Platform
+from tpu_worker.pooling import Embeddings, make_sums, pool
 from tpu_worker.rules import SlotRules, make_rules, set_rules
 from tpu_worker.sampler import ROW_WIDTH, Sampled, sample
 from tpu_worker.scoring import Scores, score
@@ -46,8 +47,17 @@ class DeviceState(NamedTuple):
     slots: SlotState
 
 
+class PromptState(NamedTuple):
+    """The same of a step that reads prompts, which other steps leave alone."""
+
+    device: DeviceState
+    sums: jax.Array  # `pooling.make_sums`
+
+
 StepProgram: TypeAlias = Callable[[Weights, DeviceState, Int32Array], tuple[DeviceState, jax.Array, jax.Array]]
-ScoreProgram: TypeAlias = Callable[[Weights, DeviceState, Int32Array, Int32Array], tuple[DeviceState, jax.Array, jax.Array, Scores]]
+PromptProgram: TypeAlias = Callable[
+    [Weights, PromptState, Int32Array, Int32Array, Int32Array], tuple[PromptState, jax.Array, jax.Array, Scores, Embeddings]
+]
 SampleProgram: TypeAlias = Callable[[SlotState, jax.Array, jax.Array, jax.Array, Int32Array], tuple[SlotState, Sampled]]
 RulesProgram: TypeAlias = Callable[[jax.Array, np.int32, Int32Array], jax.Array]
 PickProgram: TypeAlias = Callable[[SlotState, jax.Array, jax.Array, Int32Array, UInt32Array], tuple[SlotState, jax.Array]]
@@ -92,24 +102,39 @@ class Compiler:
         program: StepProgram = self._compile(step, 1, shapes, (STATE, REPLICATED, REPLICATED))
         return program
 
-    def scorer(self, bucket: Bucket) -> ScoreProgram:
-        """A step that scores the tokens of prompts too: (weights, state, `pack_step`'s and `pack_scored`'s arrays) -> (what `step`
-        yields, and the scores)."""
+    def scorer(self, bucket: Bucket) -> PromptProgram:
+        """A step that scores the tokens of prompts too, and pools them: (weights, state, `pack_step`'s, `pack_scored`'s and
+        `pack_pooled`'s arrays) -> (state, what `step` yields behind it, the scores, the embeddings)."""
 
         def step(
-            weights: Weights, state: DeviceState, packed: jax.Array, scored: jax.Array
-        ) -> tuple[DeviceState, jax.Array, jax.Array, Scores]:
-            computed = self._forward(bucket, weights, state, packed, everything=True)
+            weights: Weights, state: PromptState, packed: jax.Array, scored: jax.Array, kinds: jax.Array
+        ) -> tuple[PromptState, jax.Array, jax.Array, Scores, Embeddings]:
+            computed = self._forward(bucket, weights, state.device, packed, everything=True)
             last = jnp.maximum(computed.meta.offsets[1:] - 1, 0)
             after, logits, sampled = self._greedy(weights, computed, computed.x[last])
             logits_of = functools.partial(self._logits, weights)
-            scores = score(logits_of, computed.x, computed.rows, computed.meta, state.slots.history, scored)
-            return after, logits, sampled, scores
+            scores = score(logits_of, computed.x, computed.rows, computed.meta, state.device.slots.history, scored)
+            sums: jax.Array = state.sums
+            embeddings: Embeddings = ()
+            if self.model.family.states is not None:
+                states_of = functools.partial(self.model.family.states, self.model.spec, weights)
+                sums, embeddings = pool(states_of, computed.x, computed.rows, computed.meta, sums, kinds)
+            return PromptState(after, sums), logits, sampled, scores, embeddings
 
-        scored = self.layout.shapes(jax.ShapeDtypeStruct((bucket.rows,), jnp.int32))
-        shapes = (self.weights, self.state, self._packed_step(bucket.rows), scored)
-        program: ScoreProgram = self._compile(step, 1, shapes, (STATE, REPLICATED, REPLICATED, REPLICATED))
+        per_row = self.layout.shapes(jax.ShapeDtypeStruct((bucket.rows,), jnp.int32))
+        state = PromptState(self.state, self.layout.shapes(jax.eval_shape(self._make_sums)))
+        shapes = (self.weights, state, self._packed_step(bucket.rows), per_row, per_row)
+        outputs = (PromptState(STATE, cast(Any, REPLICATED)), REPLICATED, REPLICATED, REPLICATED, REPLICATED)
+        program: PromptProgram = self._compile(step, 1, shapes, outputs)
         return program
+
+    def make_sums(self) -> jax.Array:
+        """What `scorer`'s state begins with."""
+        sums: jax.Array = jax.jit(self.layout.program(self._make_sums, (), REPLICATED))()
+        return sums
+
+    def _make_sums(self) -> jax.Array:
+        return make_sums(self.state.slots.params.shape[0], self.model.spec.hidden_size)
 
     def _forward(self, bucket: Bucket, weights: Weights, state: DeviceState, packed: jax.Array, *, everything: bool) -> _Computed:
         """Within a program: the layers of a step. `everything`: all tokens go through the last one, not only each row's last."""

@@ -22,7 +22,8 @@ from tpu_worker.mesh.devices import describe, open_devices
 from tpu_worker.mesh.layout import REPLICATED, make_layout
 from tpu_worker.platforms.choose import choose_platform
 from tpu_worker.platforms.platform import Platform
-from tpu_worker.program import STATE, AdmitProgram, Compiler, DeviceState, ExtendProgram, RulesProgram, Shapes
+from tpu_worker.pooling import Embeddings, due_embeddings, pack_pooled, unpack_pooled
+from tpu_worker.program import STATE, AdmitProgram, Compiler, DeviceState, ExtendProgram, PromptState, RulesProgram, Shapes
 from tpu_worker.rules import make_rules, pack_rules
 from tpu_worker.sampler import Sampled
 from tpu_worker.scoring import Scores, pack_scored, unpack_scores
@@ -43,7 +44,8 @@ class StepHandle:
     logits: jax.Array | None  # [R, V]; of a step whose masked rows are to be sampled
     masked: bool  # which rows it samples
     dispatched_ns: int
-    scores: Scores | None = None  # of a step that scores prompts
+    scores: Scores | None = None  # of a step that scores prompts or pools them, as the next
+    embeddings: Embeddings = ()
 
 
 class JaxDevice:
@@ -64,6 +66,8 @@ class JaxDevice:
         self._admit: AdmitProgram
         self._set_rules: RulesProgram
         self._extend: ExtendProgram
+        self._make_sums: Callable[[], jax.Array]
+        self._sums: jax.Array | None = None  # of the embeddings under way, from the first that is wanted
 
     def load(self, report: ReportProgress) -> Capacity:
         """As the protocol says."""
@@ -121,7 +125,7 @@ class JaxDevice:
             self.programs = Programs(compiler, buckets, head_cost, wait_for_all=not stable)
             self.programs.compile_first(report)
             self._admit, self._extend = compiler.admit(), compiler.extend()
-            self._set_rules = compiler.set_rules()
+            self._set_rules, self._make_sums = compiler.set_rules(), compiler.make_sums
             self._weights = loaded.result()
         with out_of_memory(f"making a KV cache of {num_blocks * bytes_per_block(spec, block_size, width)} bytes"):
             # As one program, so that the caches are made without a copy.
@@ -135,7 +139,14 @@ class JaxDevice:
         if config.load_format == "dummy":
             kept += ", random (--load-format dummy)"
         return Capacity(
-            num_blocks, block_size, max_model_len, spec.vocab_size, description, platform.saturating_tokens, weights=kept
+            num_blocks,
+            block_size,
+            max_model_len,
+            spec.vocab_size,
+            description,
+            platform.saturating_tokens,
+            weights=kept,
+            embedding_size=spec.hidden_size if model.family.states is not None else 0,
         )
 
     def forward(self, plan: StepPlan) -> StepHandle:
@@ -149,7 +160,7 @@ class JaxDevice:
         if plan.extensions:
             for known in pack_extensions(plan, self._config.max_num_seqs):
                 slots = self._extend(slots, known)
-        bucket, logits, token_ids, scores = self._step(plan, DeviceState(caches, slots))
+        bucket, logits, token_ids, scores, embeddings = self._step(plan, DeviceState(caches, slots))
         sampled = None
         if plan.needs:
             packed = pack_step(plan, bucket.rows, self._config.max_num_seqs)
@@ -157,22 +168,26 @@ class JaxDevice:
             self._state, token_ids = self._state._replace(slots=slots), sampled.token_ids
         self._fetch(plan, token_ids, sampled)
         masked = plan.masked_rows is not None
-        return StepHandle(plan, bucket, token_ids, sampled, logits if masked else None, False, now_ns(), scores)
+        return StepHandle(plan, bucket, token_ids, sampled, logits if masked else None, False, now_ns(), scores, embeddings)
 
-    def _step(self, plan: StepPlan, state: DeviceState) -> tuple[Bucket, jax.Array, jax.Array, Scores | None]:
+    def _step(self, plan: StepPlan, state: DeviceState) -> tuple[Bucket, jax.Array, jax.Array, Scores | None, Embeddings]:
         """Queues the step itself."""
-        if not plan.scored:
+        if not plan.scored and not plan.pooled:
             sampler = plan.needs != 0 or plan.masked_rows is not None
             bucket = self.programs.choose(plan.num_tokens, len(plan.slots), sampler=sampler)
             packed = pack_step(plan, bucket.rows, self._config.max_num_seqs)
             self._state, logits, token_ids = self.programs.step(bucket)(self._weights, state, packed)
-            return bucket, logits, token_ids, None
+            return bucket, logits, token_ids, None, ()
         bucket, scorer = self.programs.scorer
         packed = pack_step(plan, bucket.rows, self._config.max_num_seqs)
-        self._state, logits, token_ids, scores = scorer(self._weights, state, packed, pack_scored(plan, bucket.rows))
-        for array in scores:
+        sums = self._make_sums() if self._sums is None else self._sums
+        per_row = pack_scored(plan, bucket.rows), pack_pooled(plan, bucket.rows)
+        after, logits, token_ids, scores, embeddings = scorer(self._weights, PromptState(state, sums), packed, *per_row)
+        self._state, self._sums = after
+        embeddings = due_embeddings(plan, embeddings)
+        for array in (*(scores if plan.scored else ()), *embeddings):
             self._platform.fetch(array)
-        return bucket, logits, token_ids, scores
+        return bucket, logits, token_ids, scores if plan.scored else None, embeddings
 
     def sample(self, handle: object, bits: UInt32Array) -> StepHandle:
         """As the protocol says."""
@@ -219,6 +234,8 @@ class JaxDevice:
         else:
             self._open_ns = self._finished_ns - started
         scores = {} if handle.scores is None else unpack_scores(plan, handle.scores)
+        if handle.embeddings:
+            scores |= unpack_pooled(plan, handle.embeddings)
         return StepResult(np.maximum(token_ids, 0), failed_rows, logprobs, started, self._finished_ns, failed_programs, scores)
 
     def prepare_scores(self, ready: Callable[[str], None]) -> None:

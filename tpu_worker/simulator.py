@@ -16,17 +16,19 @@ import numpy as np
 import numpy.typing as npt
 
 from protocol.clock import now_ns
-from protocol.codec import BoolArray, Int32Array, UInt32Array, UInt64Array
+from protocol.codec import BoolArray, Float32Array, Int32Array, Int64Array, UInt32Array, UInt64Array, pack_float32
 from protocol.config import EngineConfig, SimulatedTimes
 from protocol.errors import CapacityError, ConfigError
 from protocol.messages import PromptScores, TopLogprobs
+from protocol.params import Pooling
 from tpu_worker.allocation import out_of_memory
-from tpu_worker.device import Admission, Capacity, ReportProgress, ScoredRow, StepPlan, StepResult
+from tpu_worker.device import Admission, Capacity, PooledRow, ReportProgress, ScoredRow, StepPlan, StepResult
 from tpu_worker.simulated_choice import MOST_CHOICES, Choice, has_choice, pick_allowed, simulated_logprobs, simulated_scores
 
 _POISON = np.uint64(0x9E3779B97F4A7C15)  # sum of a block whose tail was overwritten: no context hashes to what it gives
 _BLOCK_SIZE = 16  # tokens
 _DEFAULT_BLOCKS = 16384
+EMBEDDING_SIZE = 64
 
 
 def simulated_token(context: Sequence[int], seed: int, vocab_size: int, allowed: Sequence[int] | None = None) -> int:
@@ -39,6 +41,26 @@ def simulated_token(context: Sequence[int], seed: int, vocab_size: int, allowed:
     context_sum = ((np.asarray(context, np.uint64) + np.uint64(1)) * weights[:-1]).sum(dtype=np.uint64, keepdims=True)
     drawn = int(_hashes(context_sum, weights[-1:], _mix(np.array([seed % 2**64], np.uint64)))[0]) % choices
     return drawn if allowed is None else allowed[drawn]
+
+
+def simulated_embedding(prompt: Sequence[int], pooling: Pooling) -> Float32Array:
+    """The embedding of a prompt, [EMBEDDING_SIZE]: of its last token or, for "mean", over all of them."""
+    weights = _weights(len(prompt))
+    context_sums = np.cumsum((np.asarray(prompt, np.uint64) + np.uint64(1)) * weights, dtype=np.uint64)
+    states = _states(context_sums)
+    return _pooled(states[-1] if pooling == "last" else states.sum(0), 1 if pooling == "last" else len(prompt))
+
+
+def _states(context_sums: UInt64Array) -> Int64Array:
+    """What stands for the state of a token behind the last norm, [tokens, EMBEDDING_SIZE]: 31 bits with a sign, so that sums of
+    them are exact."""
+    hashes = _mix(context_sums[:, None] + _mix(np.arange(EMBEDDING_SIZE, dtype=np.uint64)))
+    return (hashes >> np.uint64(32)).astype(np.int64) - (1 << 31)
+
+
+def _pooled(total: Int64Array, count: int) -> Float32Array:
+    pooled: Float32Array = (total / (count * 2.0**31)).astype(np.float32)
+    return pooled
 
 
 def _mix(values: UInt64Array) -> UInt64Array:
@@ -99,6 +121,7 @@ class SimulatedDevice:
             self._history = np.zeros((slots, max_model_len + 1), np.int32)
             self._seed_hashes = np.zeros(slots, np.uint64)
             self._weights = _weights(max_model_len + 1)
+        self._state_sums: dict[int, Int64Array] = {}  # by slot, of the means under way
         self._choices: dict[int, Choice] = {}  # by slot, of requests that may get another token than the drawn one
         self._free_at_ns = 0
         self._closed = threading.Event()
@@ -106,7 +129,15 @@ class SimulatedDevice:
     def load(self, report: ReportProgress) -> Capacity:
         """There is nothing to load."""
         report("simulating", 1, 1)
-        return Capacity(self._num_blocks, self._block_size, self._max_model_len, self._vocab_size, "sim", scores_ready=True)
+        return Capacity(
+            self._num_blocks,
+            self._block_size,
+            self._max_model_len,
+            self._vocab_size,
+            "sim",
+            scores_ready=True,
+            embedding_size=EMBEDDING_SIZE,
+        )
 
     def forward(self, plan: StepPlan) -> SimulatedStep:
         """The step begins when the one before it has ended, or now."""
@@ -162,8 +193,12 @@ class SimulatedDevice:
 
     def score(self, plan: StepPlan) -> dict[int, PromptScores]:
         """The scores of prompts by the rows of a step, once `execute` has run it: against what a request with the seed 0 would
-        draw, so that the prompt alone decides."""
-        return {scored.row: self._score(int(plan.slots[scored.row]), scored) for scored in plan.scored}
+        draw, so that the prompt alone decides. And the embeddings that are due."""
+        scores = {scored.row: self._score(int(plan.slots[scored.row]), scored) for scored in plan.scored}
+        for pooled in plan.pooled:
+            if (embedding := self._pool(plan, pooled)) is not None:
+                scores[pooled.row] = PromptScores(1, b"", b"", pack_float32(embedding))
+        return scores
 
     def execute_masked(self, plan: StepPlan, bits: UInt32Array) -> Int32Array:
         """The same for its rows with a mask, once `execute` has run it."""
@@ -259,6 +294,16 @@ class SimulatedDevice:
         hashes = _hashes(sums, self._weights[lengths], np.zeros(1, np.uint64))
         drawn = (hashes % np.uint64(self._vocab_size)).astype(np.int32)
         return simulated_scores(scored.start, drawn, self._history[slot, lengths], scored.candidates, self._vocab_size)
+
+    def _pool(self, plan: StepPlan, pooled: PooledRow) -> Float32Array | None:
+        """The embedding of a row's prompt, once all of it is computed."""
+        slot, start, count = (int(array[pooled.row]) for array in (plan.slots, plan.starts, plan.counts))
+        last = pooled.pooling == "last"
+        lengths = np.arange(start + count if last else start + 1, start + count + 1, dtype=np.int32)
+        total = _states(self._context_sums(np.full_like(lengths, slot), lengths)).sum(0)
+        if not last:
+            self._state_sums[slot] = total = total + (self._state_sums[slot] if start else 0)
+        return _pooled(total, 1 if last else start + count) if plan.samples[pooled.row] else None
 
     def _choose(self, slots: Int32Array, lengths: Int32Array, drawn: Int32Array) -> Int32Array:
         token_ids = drawn.copy()

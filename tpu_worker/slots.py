@@ -8,10 +8,11 @@ from typing import TypeAlias
 
 import numpy as np
 
-from protocol.codec import Int32Array, unpack_int32
+from protocol.codec import BoolArray, Int32Array, unpack_int32
 from protocol.errors import ProtocolError
 from protocol.messages import NewRequest, SchedulerOutput
-from tpu_worker.device import Admission, Extension, ScoredRow, StepPlan
+from protocol.params import Pooling
+from tpu_worker.device import Admission, Extension, PooledRow, ScoredRow, StepPlan
 from tpu_worker.needs import LOGPROBS, needs
 
 _EMPTY = np.empty(0, np.int32)
@@ -33,6 +34,7 @@ class Slots:
         self._demanding: set[int] = set()  # slots with needs or masks: mostly there are none, and then nobody need look
         self._decoding = _EMPTY  # slots, in the order of their rows
         self._scoring: dict[int, tuple[int, int]] = {}  # slot -> where the scores of its prompt end, and how many candidates
+        self._pooling: dict[int, Pooling] = {}  # slot -> how the states of its prompt are pooled
         self._ones, self._all = np.ones(max_num_seqs, np.int32), np.ones(max_num_seqs, bool)  # counts and samples of decode rows
 
     def apply(self, output: SchedulerOutput) -> StepPlan:
@@ -55,6 +57,7 @@ class Slots:
         if num_decodes != output.num_decodes:
             raise ProtocolError(f"step {output.step_id} decodes {output.num_decodes} slots, but {num_decodes} are here")
         extensions: tuple[Extension, ...] = ()
+        pooled: tuple[PooledRow, ...] = ()
         if output.prefill_slots_i32:
             slots = np.concatenate([slots, unpack_int32(output.prefill_slots_i32)])
             counts = np.ones(len(slots), np.int32)
@@ -65,6 +68,7 @@ class Slots:
             self._position[slots] += counts
             samples = self._position[slots] >= self._known[slots]
             scored = self._scored_rows(slots, starts, counts, num_decodes) if self._scoring else ()
+            pooled = self._pooled_rows(slots, samples, num_decodes) if self._pooling else ()
         else:  # the common step, and the shortest way
             counts, samples, scored = self._ones[:num_decodes], self._all[:num_decodes], ()
             starts = self._position[slots]
@@ -84,6 +88,7 @@ class Slots:
             *sampler,
             extensions,
             scored,
+            pooled,
         )
 
     def _admit(self, new: NewRequest) -> Admission:
@@ -96,7 +101,10 @@ class Slots:
         self._constrained[new.slot] = masked = new.params.structured is not None
         (self._demanding.add if wanted or masked else self._demanding.discard)(new.slot)
         self._scoring.pop(new.slot, None)
-        if new.scores:
+        self._pooling.pop(new.slot, None)
+        if new.scores and new.params.pooling:
+            self._pooling[new.slot] = new.params.pooling
+        elif new.scores:
             self._scoring[new.slot] = new.num_prompt_tokens, new.params.prompt_logprobs
         return Admission(new.slot, token_ids, block_ids, new.num_prompt_tokens, new.params)
 
@@ -130,6 +138,14 @@ class Slots:
             if (count := min(start + int(counts[row]), end) - start) > 0:
                 scored.append(ScoredRow(row, start, count, candidates))
         return tuple(scored)
+
+    def _pooled_rows(self, slots: Int32Array, samples: BoolArray, num_decodes: int) -> tuple[PooledRow, ...]:
+        pooled = []
+        for row in range(num_decodes, len(slots)):
+            pooling = self._pooling.get(int(slots[row]))
+            if pooling == "mean" or (pooling == "last" and samples[row]):
+                pooled.append(PooledRow(row, pooling))
+        return tuple(pooled)
 
     def _append_blocks(self, slots: Int32Array) -> Int32Array:
         if len(np.unique(slots)) == len(slots):

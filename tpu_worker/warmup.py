@@ -9,7 +9,7 @@ import jax
 from protocol.errors import describe
 from tpu_worker.buckets import Bucket, by_cost, first_to_hold
 from tpu_worker.device import ReportProgress
-from tpu_worker.program import Compiler, MaskProgram, PickProgram, SampleProgram, ScoreProgram, StepProgram
+from tpu_worker.program import Compiler, MaskProgram, PickProgram, PromptProgram, SampleProgram, StepProgram
 
 _LOG = logging.getLogger(__name__)
 
@@ -33,7 +33,7 @@ class Programs:
         self._samplers: dict[int, SampleProgram] = {}  # by number of rows, as the next two
         self._picks: dict[int, PickProgram] = {}
         self._masks: dict[int, MaskProgram] = {}
-        self._scorer: tuple[Bucket, ScoreProgram] | None = None
+        self._scorer: tuple[Bucket, PromptProgram] | None = None
         self._ready: tuple[Bucket, ...] = ()  # those of which the step is compiled, the cheapest first …
         self._sampled: tuple[Bucket, ...] = ()  # … and those with a sampler for their rows; both are only ever replaced
         self._stop = threading.Event()
@@ -62,8 +62,8 @@ class Programs:
         return self._masks[bucket.rows]
 
     @property
-    def scorer(self) -> tuple[Bucket, ScoreProgram]:
-        """The one for all steps that score prompts, once `prepare_scorer` has said that it is ready."""
+    def scorer(self) -> tuple[Bucket, PromptProgram]:
+        """The one for all steps that score prompts or pool them, once `prepare_scorer` has said that it is ready."""
         assert self._scorer is not None
         return self._scorer
 
@@ -81,7 +81,7 @@ class Programs:
                     self._scorer = bucket, self._compiler.scorer(bucket)
                 ready("")
             except Exception as error:  # noqa: BLE001 - whatever the compiler raises concerns those alone who asked
-                _LOG.error("the program that scores prompts cannot be compiled: %s", describe(error))
+                _LOG.error("the program that scores and pools prompts cannot be compiled: %s", describe(error))
                 ready(describe(error))
 
         # Not waited for, as the other one.

@@ -14,6 +14,7 @@ from frontend.client.session import CONNECT_SECONDS, QUESTION_SECONDS, RECONNECT
 from frontend.client.steps import Steps
 from frontend.errors import InvalidRequest
 from frontend.wire import Delta, Health
+from protocol.codec import Float32Array
 from protocol.messages import EngineStats, Story
 from protocol.params import SamplingParams
 
@@ -235,6 +236,33 @@ class Client:
     ) -> Handle:
         """Sends a request for the answer to a text, token ids or messages, and returns at once."""
         return Handle(self._pipe, self._session.submit(prompt, self._session.merged(params, fields), cache_salt))
+
+    def embed(
+        self,
+        prompts: Prompts,
+        *,
+        dimensions: int | None = None,
+        truncate_prompt_tokens: int | None = None,
+        priority: int = 0,
+        cache_salt: str = "",
+        timeout: float | None = None,
+    ) -> Float32Array:
+        """Embeddings of texts or lists of token ids, in their order: float32, shape [prompts, dimensions].
+
+            first, second = client.embed(["A cat sleeps.", "The kitten naps."])
+            print(first @ second)
+
+        `dimensions`: fewer numbers, where the model was trained for that. `truncate_prompt_tokens`: how many tokens are left of a
+        longer prompt, from its beginning; -1: as many as the context holds. Raises as `generate`.
+        """
+        batch = self._session.embed(
+            prompts,
+            dimensions=dimensions,
+            truncate_prompt_tokens=truncate_prompt_tokens,
+            priority=priority,
+            cache_salt=cache_salt,
+        )
+        return self._pipe.finish(batch, timeout)
 
     def tokenize(self, prompt: Prompt, *, add_special_tokens: bool = True) -> list[int]:
         """The token ids of a text, or of messages as the model's chat template renders them.

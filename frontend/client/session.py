@@ -9,6 +9,7 @@ import msgspec
 
 from frontend.client.batch import Batch
 from frontend.client.discovery import cannot_connect, find_socket
+from frontend.client.embeddings import EmbeddingBatch
 from frontend.client.parameters import Params, SamplingFields, checked, checked_salt, merged, sendable
 from frontend.client.prompts import Prompt, Prompts, TokenIds, pair, to_wire
 from frontend.client.reply import Reply
@@ -27,6 +28,8 @@ from frontend.wire import (
     Delta,
     Detokenize,
     Detokenized,
+    Embed,
+    Embedded,
     FrameReader,
     Health,
     HealthReport,
@@ -37,6 +40,7 @@ from frontend.wire import (
     StatsReport,
     StoryReport,
     Submit,
+    TextPrompt,
     Tokenize,
     Tokenized,
     TokenPrompt,
@@ -56,9 +60,12 @@ RECONNECT_SECONDS = 30.0  # a frontend that died is back in one or two, an engin
 RETRY_SECONDS = 0.05  # between two attempts
 
 AnyRequest = WholeRequest | StreamedRequest
-AnyQuestion = Reply[Health] | Reply[EngineStats] | Reply[Steps] | Reply[tuple[Story, ...]] | Reply[list[int]] | Reply[str]
+Report = Health | EngineStats | Steps | tuple[Story, ...] | list[int] | str | Embedded
+AnyQuestion = (
+    Reply[Health] | Reply[EngineStats] | Reply[Steps] | Reply[tuple[Story, ...]] | Reply[list[int]] | Reply[str] | Reply[Embedded]
+)
 KindOfRequest = TypeVar("KindOfRequest", WholeRequest, StreamedRequest)
-Answer = TypeVar("Answer", Health, EngineStats, Steps, tuple[Story, ...], list[int], str)
+Answer = TypeVar("Answer", Health, EngineStats, Steps, tuple[Story, ...], list[int], str, Embedded)
 
 
 class Session:
@@ -154,6 +161,37 @@ class Session:
             raise InvalidRequest("tokens must be a list of token ids", "tokens")
         return self._put(lambda request_id: Detokenize(request_id, wanted.token_ids_i32), str)
 
+    def embed(
+        self,
+        prompts: Prompts,
+        *,
+        dimensions: int | None = None,
+        truncate_prompt_tokens: int | None = None,
+        priority: int = 0,
+        cache_salt: str = "",
+    ) -> EmbeddingBatch:
+        """Embeddings of several prompts."""
+        self._check()
+        wanted: list[TextPrompt | TokenPrompt] = []
+        for prompt, _ in pair(prompts, None):
+            one = to_wire(prompt)
+            if isinstance(one, Conversation):
+                raise InvalidRequest("prompts must be texts or lists of token ids", "prompts")
+            wanted.append(one)
+        numbers = {"dimensions": dimensions, "truncate_prompt_tokens": truncate_prompt_tokens, "priority": priority}
+        for name, value in numbers.items():
+            if value is not None and (isinstance(value, bool) or not isinstance(value, int) or not -(2**31) <= value < 2**31):
+                raise InvalidRequest(f"{name} must be a whole number, not {value!r:.50}", name)
+        salt = checked_salt(cache_salt)
+
+        def ask(some: list[TextPrompt | TokenPrompt]) -> Reply[Embedded]:
+            def make(request_id: int) -> Embed:
+                return Embed(request_id, some, dimensions, truncate_prompt_tokens, priority, salt)
+
+            return self._put(make, Embedded, aborts=True)
+
+        return EmbeddingBatch(ask, wanted)
+
     # for the faces
 
     def take_outgoing(self) -> bytes:
@@ -239,6 +277,8 @@ class Session:
                 self._on_report(request_id, stories)
             case Tokenized(request_id, token_ids_i32):
                 self._on_report(request_id, unpack_int32(token_ids_i32).tolist())
+            case Embedded(request_id):
+                self._on_report(request_id, message)
             case Detokenized(request_id, text):
                 self._on_report(request_id, text)
             case Welcome():
@@ -291,7 +331,7 @@ class Session:
             self._say(encode(Cancel(request_id)))
             request.fail(RequestLost("the request was cancelled"))
 
-    def _on_report(self, request_id: int, report: Health | EngineStats | Steps | tuple[Story, ...] | list[int] | str) -> None:
+    def _on_report(self, request_id: int, report: Report) -> None:
         question = self._forget(request_id)
         if isinstance(question, Reply):
             question.take(report)
@@ -299,11 +339,19 @@ class Session:
     def _ask(self, what: Literal["health", "stats", "trace", "story"], kind: type[Answer], subject: str = "") -> Reply[Answer]:
         return self._put(lambda request_id: Ask(request_id, what, subject), kind)
 
-    def _put(self, make: Callable[[int], Ask | Tokenize | Detokenize], kind: type[Answer]) -> Reply[Answer]:
+    def _put(
+        self, make: Callable[[int], Ask | Tokenize | Detokenize | Embed], kind: type[Answer], *, aborts: bool = False
+    ) -> Reply[Answer]:
+        """`aborts`: the engine is to be told when nobody wants the answer any more."""
         self._check()
         request_id = next(self._ids)
         overdue = f"the engine at {self.path} did not answer"
-        question = Reply(kind, overdue, lambda: self._forget(request_id))
+
+        def forget() -> None:
+            if self._forget(request_id) is not None and aborts:
+                self._say(encode(Cancel(request_id)))
+
+        question = Reply(kind, overdue, forget)
         try:
             message = encode(make(request_id))
         except (UnicodeEncodeError, TypeError) as error:

@@ -74,8 +74,11 @@ _MISSING = {
     "response-role": "answers are the assistant's",
     "limit-mm-per-prompt": "prompts are texts",
     "max-logprobs": "at most 20 log-probabilities are possible",
-    "task": "models generate text",
-    "runner": "models generate text",
+    "task": "models generate text and give embeddings, always",
+    "runner": "models generate text and give embeddings, always",
+    "convert": "models generate text and give embeddings, always",
+    "pooler-config": "--pooling says how embeddings are pooled",
+    "override-pooler-config": "--pooling says how embeddings are pooled",
 }
 
 

@@ -3,12 +3,13 @@
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import cast
+from typing import Literal, cast
 
 import msgspec
 
 from frontend.launcher.addresses import check_port, check_socket
 from frontend.launcher.download import Download
+from frontend.launcher.embeddings import embedding_settings
 from frontend.launcher.flags import flag_names, read_flags
 from frontend.launcher.generation_config import sampling_defaults
 from frontend.launcher.habits import accept
@@ -22,6 +23,7 @@ from protocol.config import DEFAULT_LOG_LEVEL, Device, Dtype, EngineConfig, Load
 from protocol.errors import ConfigError
 from protocol.messages import Reload
 from protocol.model_files import check_length, method_of
+from protocol.params import Pooling
 from protocol.quantization_config import METHODS
 from protocol.sharding import check_shards
 
@@ -49,6 +51,8 @@ def read_options(
     if method in METHODS:
         del values["quantization"]
     revision, download_dir = (cast("str | None", values.pop(name, None)) for name in ("revision", "download_dir"))
+    pooling = cast(Literal["auto", Pooling], values.pop("pooling", "auto"))
+    matryoshka = cast("bool | None", values.pop("matryoshka", None))
     draft, remarks = _without_model(values, environ)
     remarks = passed_over + remarks
     if own_port:
@@ -68,8 +72,9 @@ def read_options(
     defaults, remark = sampling_defaults(choice, override, files)
     if remark:
         remarks.append(remark)
+    embedding = embedding_settings(pooling, files, matryoshka=matryoshka)
     config = msgspec.structs.replace(draft, model_path=files.path, model_format=files.format, served_model_names=names)
-    return msgspec.structs.replace(config, sampling_defaults=defaults, load_format=load_format), remarks
+    return msgspec.structs.replace(config, sampling_defaults=defaults, load_format=load_format, embedding=embedding), remarks
 
 
 def read_reloadable(arguments: Sequence[str], environ: Mapping[str, str] = os.environ) -> Reload:

@@ -99,6 +99,8 @@ def choose(names: Iterable[str], wanted: Wanted) -> list[str]:
         adapter = "; it is an adapter: merge it into its model" if "adapter_config.json" in top else ""
         raise ModelError(f"{wanted.repository} holds no model that is served here: config.json is missing{adapter}")
     others = [name for name in top if name.endswith((".json", ".jinja", "tokenizer.model")) and not name.startswith("consolidated")]
+    # Of sentence-transformers: how embeddings are pooled.
+    others += [name for name in names if name.count("/") == 1 and name.endswith("_Pooling/config.json")]
     if not wanted.weights:
         return others
     weights = [name for name in top if name.endswith(".safetensors") and not name.startswith("consolidated")]

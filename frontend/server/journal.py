@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from frontend.server.measures import Measures, Timeline
-from frontend.server.prompt_scores import PromptLogprobs
+from frontend.server.prompt_scores import TakesScores
 from frontend.server.token_stream import Generation
 from frontend.server.turns import OneByOne
 from protocol.clock import now_ns
@@ -73,7 +73,7 @@ class Journal:
         cache_salt: str = "",
         name: str = "",
         line: int = 0,
-        scores: PromptLogprobs | None = None,
+        scores: TakesScores | None = None,
         known: Iterable[int] = (),
     ) -> Generation:
         """Numbers a request and hands it to the scheduler. `token_ids`: int32, shape [prompt]. `name`: what its client calls it.
@@ -89,7 +89,7 @@ class Journal:
             name=name,
             line=line,
         )
-        timeline = Timeline(len(token_ids), params.max_tokens, now_ns())
+        timeline = Timeline(len(token_ids), 0 if params.pooling else params.max_tokens, now_ns())
         generation = Generation(self, request, timeline, scores, known)
         self._say(generation.resume() if known else request)
         self._generations[request.request_id] = generation

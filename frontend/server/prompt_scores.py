@@ -1,11 +1,38 @@
-"""Log-probabilities of the tokens of one prompt, as they come from the engine."""
+"""What the engine computes of one prompt besides an output, as it comes: log-probabilities of its tokens, or its embedding."""
 
 import asyncio
+from typing import Protocol
 
 import numpy as np
 
 from protocol.codec import Float32Array, Int32Array, unpack_float32, unpack_int32
 from protocol.messages import PromptScores
+
+
+class TakesScores(Protocol):
+    """Whoever wants them."""
+
+    def add(self, scores: PromptScores) -> None:
+        """Some came; also those that came before, again, when a request was begun anew."""
+
+    def end(self) -> None:
+        """None follow."""
+
+
+class PromptEmbedding:
+    """Of one prompt, as the device pooled it: complete with the end of its request."""
+
+    __slots__ = ("pooled",)
+
+    def __init__(self) -> None:
+        self.pooled: Float32Array | None = None  # [embedding size], not normalised
+
+    def add(self, scores: PromptScores) -> None:
+        """See TakesScores."""
+        self.pooled = unpack_float32(scores.embedding_f32)
+
+    def end(self) -> None:
+        """See TakesScores: whoever waits for the request knows."""
 
 
 class PromptLogprobs:

@@ -11,7 +11,7 @@ from frontend.restarts import Restarts, read_restarts
 from frontend.server.journal import Journal
 from frontend.server.measures import Measures, Snapshot
 from frontend.server.measures_board import MeasuresBoard
-from frontend.server.prompt_scores import PromptLogprobs
+from frontend.server.prompt_scores import TakesScores
 from frontend.server.token_stream import Generation
 from frontend.server.visit import current
 from protocol.channel import Receiver, Sender
@@ -162,7 +162,7 @@ class Router:
         priority: int = 0,
         stream: bool = True,
         cache_salt: str = "",
-        scores: PromptLogprobs | None = None,
+        scores: TakesScores | None = None,
         known: Int32Array | None = None,
     ) -> Generation:
         """Hands a request to the scheduler. `token_ids`: int32, shape [prompt]. `scores`: what takes those of the prompt.

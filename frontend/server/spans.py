@@ -123,7 +123,7 @@ def _attributes(visit: Visit, status: int | None) -> dict[str, str | int | float
         "gen_ai.response.model": visit.model,
         "gen_ai.request.model": visit.model,
         "gen_ai.request.id": visit.name,
-        "gen_ai.operation.name": "chat" if "chat" in visit.what or "messages" in visit.what else "text_completion",
+        "gen_ai.operation.name": _operation(visit.what),
         "gen_ai.request.max_tokens": max(output.max_tokens for output in visit.outputs),
         "gen_ai.request.n": visit.outputs_per_prompt,
         "gen_ai.usage.num_sequences": len(visit.outputs),
@@ -154,3 +154,10 @@ def _attributes(visit: Visit, status: int | None) -> dict[str, str | int | float
             "gen_ai.latency.time_in_model_inference": prefill + decode,
         }
     return found
+
+
+def _operation(what: str) -> str:
+    """By OpenTelemetry's names."""
+    if "embed" in what:
+        return "embeddings"
+    return "chat" if "chat" in what or "messages" in what else "text_completion"

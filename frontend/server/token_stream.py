@@ -10,7 +10,7 @@ import msgspec
 
 from frontend.errors import DeadlineExceeded
 from frontend.server.measures import Timeline
-from frontend.server.prompt_scores import PromptLogprobs
+from frontend.server.prompt_scores import TakesScores
 from frontend.server.turns import OneByOne
 from protocol.errors import EngineError
 from protocol.messages import AddRequest, Finished, FinishReason, TopLogprobs
@@ -74,7 +74,7 @@ class Generation:
         journal: Aborts,
         request: AddRequest,
         timeline: Timeline,
-        scores: PromptLogprobs | None = None,
+        scores: TakesScores | None = None,
         known: Iterable[int] = (),
     ) -> None:
         """`request`: as the scheduler is told of it, without output. `scores`: what takes those of the prompt. `known`: output that

@@ -11,6 +11,7 @@ from frontend.errors import InvalidRequest
 from frontend.server.text.chat import ChatTemplate
 from tests.clients.environments import Environment
 from tests.clients.test_clients import PROGRAMS, run
+from tests.frontend.server.text.tools.families import HARMONY
 
 pytestmark = [pytest.mark.clients, pytest.mark.timeout(600)]
 
@@ -128,8 +129,31 @@ def conversations() -> list[list[dict[str, Any]]]:
     return [*found, [{"role": "user", "content": "a"}, {"role": "user", "content": "b"}]]
 
 
+def conversations_of_channels() -> list[list[dict[str, Any]]]:
+    """With one call in an answer, as its template has it, and thoughts under its own name."""
+    found: list[list[dict[str, Any]]] = []
+    arguments = {"place": "Köln <3", "n": 1.5, "unit": None}
+    call = {"type": "function", "id": "c1", "function": {"name": "größe", "arguments": arguments}}
+    for text, other in itertools.product(TEXTS, TEXTS):
+        user, developer = {"role": "user", "content": text}, {"role": "developer", "content": other}
+        calling = {"role": "assistant", "content": "", "thinking": other or "Hm", "tool_calls": [call]}
+        result = {"role": "tool", "tool_call_id": "c1", "content": text}
+        final = {"role": "assistant", "content": other, "thinking": "So."}
+        found += [
+            [user],
+            [developer, user],
+            [developer, user, calling, result],
+            [user, calling, result, calling, result, final, user],
+            [user, {**calling, "content": text, "thinking": ""}, result],
+            [user, {**calling, "content": "both", "thinking": "both"}, result],
+            [user, final],
+            [user, result],
+        ]
+    return found
+
+
 def ours(source: str, context: dict[str, Any]) -> dict[str, str]:
-    arguments = {"enable_thinking": context["enable_thinking"]} if "enable_thinking" in context else {}
+    arguments: dict[str, Any] = {name: context[name] for name in ("enable_thinking", "reasoning_effort") if name in context}
     try:
         text = ChatTemplate(source, SPECIAL).render(
             context["messages"],
@@ -150,6 +174,11 @@ def test_texts_are_those_of_transformers(tmp_path: Path) -> None:
     ):
         context = {"messages": messages, "add_generation_prompt": prompt, "tools": tools, **SPECIAL}
         jobs.append({"source": source, "context": context if think is None else {**context, "enable_thinking": think}})
+    for messages, prompt, tools, effort in itertools.product(
+        conversations_of_channels(), (True, False), (None, [TOOL]), (None, "high")
+    ):
+        context = {"messages": messages, "add_generation_prompt": prompt, "tools": tools, **SPECIAL}
+        jobs.append({"source": HARMONY, "context": context if effort is None else {**context, "reasoning_effort": effort}})
     (tmp_path / "jobs.json").write_text(json.dumps(jobs))
     run(TRANSFORMERS.python(), PROGRAMS / "transformers_templates.py", tmp_path / "jobs.json", tmp_path / "texts.json")
     wanted = json.loads((tmp_path / "texts.json").read_text())

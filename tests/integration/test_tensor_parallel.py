@@ -9,7 +9,7 @@ from frontend.client import Client, SamplingParams
 from protocol.config import EngineConfig
 from protocol.params import EngineParams
 from tests.integration.launching import launch
-from tests.model_writer import TOKENIZER
+from tests.model_writer import SERVED_TOKENIZER
 from tests.tpu_worker.device_driver import Driver
 from tests.tpu_worker.tiny_models import CONFIG, make_tensors, write_model
 from tpu_worker.platforms.cpu import make_xla_platform
@@ -24,8 +24,7 @@ _SIZES = {"max_num_seqs": 4, "max_num_batched_tokens": 64, "max_model_len": 96}
 
 def test_two_shards_give_the_tokens_of_one(tmp_path: Path) -> None:
     model = write_model(tmp_path / "model", CONFIG, make_tensors(CONFIG))
-    tokenizer = {**TOKENIZER, "decoder": {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}}
-    (model / "tokenizer.json").write_text(json.dumps(tokenizer))
+    (model / "tokenizer.json").write_text(json.dumps(SERVED_TOKENIZER))
     config = EngineConfig(model_path=str(model), model_format="huggingface", served_model_names=("m",), device="cpu")
     device = JaxDevice(replace(config, **_SIZES), make_xla_platform("float32"))
     capacity = device.load(lambda *_: None)

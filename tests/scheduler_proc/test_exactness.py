@@ -32,6 +32,6 @@ def test_a_thousand_mixed_requests(depth: int, shape: dict[str, int]) -> None:
     world.drain()
     world.check()
     if shape["blocks"] == 24:
-        assert world.state.counters["preemptions"] > 100
+        assert world.state.counters["preemptions"] > 50
     if shape.get("prefix_caching", True):
         assert world.state.counters["prefix_cache_hits"] > 1000

@@ -80,7 +80,7 @@ def test_where_the_program_cannot_be_compiled_those_that_need_it_fail_alone() ->
     scored.turn(0)
     scored.feed(FromWorker(0, ScoresReady(0, "out of memory")))
     end = scored.sent[2].end
-    assert end is not None and end.reason == "error" and "prompts cannot be scored: out of memory" in end.message
+    assert end is not None and end.reason == "error" and "prompts can be neither scored nor pooled: out of memory" in end.message
     del scored.sent[2]
     scored.drain()
     scored.check()

@@ -12,7 +12,7 @@ import msgspec
 import numpy as np
 from msgspec.structs import replace
 
-from protocol.codec import pack_int32, unpack_int32, unpack_uint64
+from protocol.codec import pack_int32, unpack_float32, unpack_int32, unpack_uint64
 from protocol.config import PROTOCOL_VERSION, EngineConfig, SimulatedTimes
 from protocol.messages import (
     AbortRequest,
@@ -38,7 +38,7 @@ from scheduler_proc.state import SchedulerState
 from tests.scheduler_proc.grammars import SimulatedGrammar, allowed_after
 from tpu_worker.collector import Part
 from tpu_worker.masks import Masks
-from tpu_worker.simulator import SimulatedDevice, simulated_token
+from tpu_worker.simulator import SimulatedDevice, simulated_embedding, simulated_token
 from tpu_worker.slots import Slots
 from tpu_worker.steps import Steps
 
@@ -59,10 +59,13 @@ class Sent:
     aborted: bool = False
     deaths: int = 0  # of workers that it had rows in flight on, from whatever cause
     scores: dict[int, tuple[int, ...]] = field(default_factory=dict)  # position of the prompt -> rank of its token, candidates
+    embedding: list[float] | None = None  # of the prompt
     failed: bool = False  # the device said that its logits were not finite
 
     def expected(self) -> tuple[list[int], str]:
         """The output and finish reason that follow from prompt and parameters alone."""
+        if self.params.pooling:
+            return [], "stop"
         context, target = list(self.prompt), min(len(self.prompt) + self.params.max_tokens, self.max_model_len)
         while True:
             context.append(self._next(context))
@@ -85,7 +88,7 @@ class Sent:
 
     def expected_scores(self) -> dict[int, tuple[int, ...]]:
         """What follows from the prompt alone."""
-        if self.params.prompt_logprobs < 0:
+        if self.params.prompt_logprobs < 0 or self.params.pooling:
             return {}
         drawn = [simulated_token(self.prompt[:position], 0, VOCAB) for position in range(1, len(self.prompt))]
         around = range(self.params.prompt_logprobs)
@@ -304,6 +307,7 @@ class World:
     ) -> AddRequest:
         """The message of a request; the test expects its answer from now on."""
         tokens = list(prompt)
+        stream = stream and not params.get("pooling")
         self.sent[request_id] = Sent(tokens, EngineParams(**params), self.max_model_len, stream)  # type: ignore[arg-type]
         return AddRequest(
             request_id, pack_int32(tokens), len(tokens), self.sent[request_id].params, priority=priority, stream=stream
@@ -374,8 +378,10 @@ class World:
                 continue
             assert sent.tokens == tokens, f"request {request_id}: wrong tokens"
             assert sent.scores == sent.expected_scores(), f"request {request_id}: wrong scores of its prompt"
+            if sent.params.pooling:
+                assert sent.embedding == simulated_embedding(sent.prompt, sent.params.pooling).tolist()
             assert sent.end.reason == reason
-            assert sent.end.stop_token_id == (tokens[-1] if reason == "stop" else -1)
+            assert sent.end.stop_token_id == (tokens[-1] if reason == "stop" and tokens else -1)
 
     def _receive(self, batch: TokenBatch, frontend: int) -> None:
         told = {*unpack_uint64(batch.request_ids_u64).tolist(), *(finished.request_id for finished in batch.finished)}
@@ -385,6 +391,10 @@ class World:
         for request_id, scores in batch.prompt_scores.items():
             sent = self.sent[request_id]
             assert sent.end is None and not sent.tokens and not sent.aborted, "scores came too late"
+            if sent.params.pooling:
+                assert sent.embedding is None, "an embedding came twice"
+                sent.embedding = unpack_float32(scores.embedding_f32).tolist()
+                continue
             ranks = unpack_int32(scores.ranks_i32).reshape(-1, 1 + sent.params.prompt_logprobs).tolist()
             for position, entry in enumerate(map(tuple, ranks), scores.start):
                 assert sent.scores.setdefault(position, entry) == entry, "a score changed"
@@ -416,7 +426,8 @@ class World:
 def random_requests(
     count: int, seed: int, max_model_len: int, structured: float = 0.0
 ) -> list[tuple[list[int], dict[str, object]]]:
-    """Prompts and parameters of mixed lengths, many with common prefixes, greedy and seeded, some with stop ids.
+    """Prompts and parameters of mixed lengths, many with common prefixes, greedy and seeded, some with stop ids, some whose
+    embeddings are wanted.
 
     `structured`: the share of those with a grammar.
     """
@@ -438,5 +449,7 @@ def random_requests(
             params["structured"] = Grammar("regex", str(rng.integers(0, 100)))
         if rng.random() < 0.2:
             params["prompt_logprobs"] = int(rng.integers(0, 3))
+        if rng.random() < 0.15:
+            params = {"max_tokens": 1, "pooling": ("last", "mean")[int(rng.integers(2))]}
         requests.append((prompt, params))
     return requests

@@ -11,7 +11,7 @@ import numpy as np
 from protocol.codec import Float32Array, Int32Array, UInt32Array, unpack_float32
 from protocol.messages import PromptScores, TopLogprobs
 from protocol.params import EngineParams
-from tpu_worker.device import Admission, Device, Extension, ScoredRow, StepPlan, StepResult
+from tpu_worker.device import Admission, Device, Extension, PooledRow, ScoredRow, StepPlan, StepResult
 from tpu_worker.needs import LOGPROBS, needs
 
 _EMPTY = np.empty(0, np.int32)
@@ -31,6 +31,12 @@ class Running:
     candidates: list[TopLogprobs] = field(default_factory=list)
     failed: bool = False
     scores: list[PromptScores] = field(default_factory=list)
+
+    @property
+    def embedding(self) -> Float32Array:
+        """Of its prompt."""
+        (found,) = self.scores
+        return unpack_float32(found.embedding_f32)
 
     def scored(self) -> Float32Array:
         """Log-probabilities of the tokens of its prompt but the first, and of the candidates, [tokens - 1, 1 + candidates]."""
@@ -65,6 +71,17 @@ def _scored(order: Sequence[tuple[Running, int]]) -> tuple[ScoredRow, ...]:
     return tuple(wanted)
 
 
+def _pooled(order: Sequence[tuple[Running, int]]) -> tuple[PooledRow, ...]:
+    """What rows of prompts, each with its count, pool."""
+    wanted = []
+    for row, (request, count) in enumerate(order):
+        pooling = request.params.pooling
+        ends = request.position + count == len(request.prompt)
+        if request.position < len(request.prompt) and (pooling == "mean" or (pooling == "last" and ends)):
+            wanted.append(PooledRow(row, pooling))
+    return tuple(wanted)
+
+
 class Driver:
     """Plans as a scheduler would, without its freedom: every request's blocks are taken at once, far apart and out of order."""
 
@@ -82,7 +99,7 @@ class Driver:
 
     def request(self, slot: int, prompt: list[int], params: EngineParams) -> Running:
         """A request with blocks for all that it may come to."""
-        need = -(-(len(prompt) + params.max_tokens) // self._block_size)
+        need = -(-(len(prompt) + (0 if params.pooling else params.max_tokens)) // self._block_size)
         blocks = np.array([self._free.pop() for _ in range(need)], np.int32)
         return Running(slot, prompt, params, blocks)
 
@@ -108,9 +125,10 @@ class Driver:
         masked_rows = np.flatnonzero(masked).astype(np.int32) if masked.any() else None
         plan = StepPlan(
             self._steps, admissions, _EMPTY, _EMPTY, _EMPTY, slots, starts, counts, samples, decodes,
-            plain_needs, num_logprobs, masked_rows, masked_needs, extensions, _scored(order),
+            plain_needs, num_logprobs, masked_rows, masked_needs, extensions, _scored(order), _pooled(order),
         )  # fmt: skip
-        self._scoring[self._steps] = {scored.row: order[scored.row][0] for scored in plan.scored}
+        reading = [scored.row for scored in plan.scored] + [pooled.row for pooled in plan.pooled]
+        self._scoring[self._steps] = {row: order[row][0] for row in reading}
         sampled = [r for (r, _), s in zip(order, samples, strict=True) if s]
         handle = self._device.forward(plan)
         self._flying.append((self._steps, handle, [r for r, m in zip(sampled, masked, strict=True) if not m]))

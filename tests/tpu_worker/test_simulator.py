@@ -1,16 +1,18 @@
 """The simulated device: its tokens follow from the whole context, its time from the plan, and it runs steps one after another."""
 
+import dataclasses
+import itertools
 import time
 
 import numpy as np
 import pytest
 
-from protocol.codec import Int32Array
+from protocol.codec import Int32Array, unpack_float32
 from protocol.config import EngineConfig, SimulatedTimes
 from protocol.errors import CapacityError, ConfigError
-from protocol.params import EngineParams
-from tpu_worker.device import Admission, StepPlan
-from tpu_worker.simulator import SimulatedDevice, simulated_token
+from protocol.params import EngineParams, Pooling
+from tpu_worker.device import Admission, PooledRow, StepPlan
+from tpu_worker.simulator import SimulatedDevice, simulated_embedding, simulated_token
 
 _NONE = np.empty(0, np.int32)
 
@@ -136,3 +138,20 @@ def test_a_batch_that_no_memory_holds_is_refused() -> None:
         CapacityError, match="out of memory while making the simulated KV cache: .*: lower --kv-cache-memory, --max-model-len"
     ):
         SimulatedDevice(config, vocab_size=100, max_model_len=2**31 - 2)
+
+
+@pytest.mark.parametrize("pooling", ["last", "mean"])
+@pytest.mark.parametrize("cuts", [(0, 9), (0, 1, 5, 6, 9)])
+def test_embeddings_can_be_worked_out_whatever_the_chunks(pooling: Pooling, cuts: tuple[int, ...]) -> None:
+    sim, prompt = device(), [5, 6, 7, 8, 9, 10, 11, 12, 13]
+    found = []
+    for start, end in itertools.pairwise(cuts):
+        plan = dataclasses.replace(prefill(prompt, [3, 1, 2], start=start, count=end - start), pooled=(PooledRow(0, pooling),))
+        if start:
+            plan = dataclasses.replace(plan, admissions=())
+        sim.execute(plan)
+        found += list(sim.score(plan).values()) if pooling == "mean" or end == 9 else []
+    (scores,) = found
+    expected = simulated_embedding(prompt, pooling)
+    np.testing.assert_array_equal(unpack_float32(scores.embedding_f32), expected)
+    assert expected.std() > 0.05 and not np.array_equal(expected, simulated_embedding([*prompt[:-1], 14], pooling))

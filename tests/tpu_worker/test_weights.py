@@ -15,6 +15,7 @@ from protocol.codec import Float32Array
 from protocol.config import Quantization
 from protocol.errors import ConfigError, ModelError
 from protocol.gguf_header import read_gguf_header
+from protocol.model_files import facts_from_huggingface
 from tests.margins import ROUNDOFF
 from tests.tpu_worker.compiler import needs_compiler
 from tests.tpu_worker.tiny_models import CONFIG, FAMILIES, Tensors, make_tensors, write_gguf, write_model
@@ -66,6 +67,14 @@ def check_against(weights: Weights, tensors: Tensors, tolerance: float) -> None:
 def test_safetensors(tmp_path: Path, shards: int) -> None:
     source = SafetensorsSource(write_model(tmp_path, CONFIG, TENSORS, shards))
     check_against(load(source), TENSORS, 0.0)
+
+
+def test_safetensors_of_a_model_that_was_saved_without_its_head(tmp_path: Path) -> None:
+    """As models for embeddings are: their tensors have no prefix."""
+    config, tensors = {**CONFIG, "tie_word_embeddings": True}, make_tensors({**CONFIG, "tie_word_embeddings": True})
+    path = write_model(tmp_path, config, {name.removeprefix("model."): tensor for name, tensor in tensors.items()})
+    assert facts_from_huggingface(path).architecture == "LlamaForCausalLM"
+    check_against(load(SafetensorsSource(path)), {**tensors, "lm_head.weight": tensors["model.embed_tokens.weight"]}, 0.0)
 
 
 @pytest.mark.parametrize("dtype", [np.float16, np.float32])

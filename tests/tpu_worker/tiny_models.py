@@ -185,7 +185,13 @@ def hash_of(tensors: Tensors) -> str:
 
 
 def reference_logits(config: Mapping[str, Any], tensors: Tensors, token_ids: npt.NDArray[np.int32]) -> npt.NDArray[np.float64]:
-    """Logits [T, V] of a whole sequence at once: the textbook's transformer in float64, with nothing cached, fused or batched."""
+    """Logits [T, V] of a whole sequence at once."""
+    head = "model.embed_tokens.weight" if config["tie_word_embeddings"] else "lm_head.weight"
+    return reference_states(config, tensors, token_ids) @ tensors[head].astype(np.float64).T
+
+
+def reference_states(config: Mapping[str, Any], tensors: Tensors, token_ids: npt.NDArray[np.int32]) -> npt.NDArray[np.float64]:
+    """What the head reads, [T, hidden]: the textbook's transformer in float64, with nothing cached, fused or batched."""
     weights = {name: values.astype(np.float64) for name, values in tensors.items()}
     heads, kv_heads, dim = config["num_attention_heads"], config["num_key_value_heads"], config["head_dim"]
     length, eps = len(token_ids), config["rms_norm_eps"]
@@ -222,5 +228,4 @@ def reference_logits(config: Mapping[str, Any], tensors: Tensors, token_ids: npt
         h = norm(x, prefix + "post_attention_layernorm")
         gate = project(h, prefix + "mlp.gate_proj")
         x = x + project(gate / (1 + np.exp(-gate)) * project(h, prefix + "mlp.up_proj"), prefix + "mlp.down_proj")
-    head = "model.embed_tokens.weight" if config["tie_word_embeddings"] else "lm_head.weight"
-    return norm(x, "model.norm") @ weights[head].T
+    return norm(x, "model.norm")

@@ -302,6 +302,11 @@ def logits(spec: ModelSpec, platform: Platform, weights: Weights, x: jax.Array, 
     return found
 
 
+def states(spec: ModelSpec, weights: Weights, x: jax.Array) -> jax.Array:
+    """Of what `forward` yields, x [T, hidden]: what the last norm makes of it, [T, hidden] float32."""
+    return rms_norm(x, value(weights["final_norm"]), spec.norm_eps)
+
+
 def _attend(
     layer: LayerSpec,
     eps: float,

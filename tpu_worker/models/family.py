@@ -36,6 +36,14 @@ class Logits(Protocol):
         ...
 
 
+class States(Protocol):
+    """What embeddings are pooled of."""
+
+    def __call__(self, spec: ModelSpec, weights: Weights, x: jax.Array) -> jax.Array:
+        """[T, hidden] float32, each token's state behind the last norm, of what `forward` yields, x [T, hidden]."""
+        ...
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Family:
     """Models that differ in sizes only, as far as this engine is concerned."""
@@ -48,6 +56,7 @@ class Family:
     layer_parameters: Callable[[ModelSpec, int], Parameters]  # those of one layer
     forward: Forward
     logits: Logits
+    states: States | None = None  # None: no embeddings
     gguf_names: Mapping[str, str]  # of modules, within a layer or outside of all, by their Hugging Face names
     # Prefixes of names in Hugging Face checkpoints that also hold more than text, and what is to be read in their place.
     prefixes: Mapping[str, str] = field(default_factory=dict)

@@ -137,4 +137,5 @@ FAMILY = Family(
     gguf_names=GGUF_NAMES,
     forward=decoder.forward,
     logits=decoder.logits,
+    states=decoder.states,
 )

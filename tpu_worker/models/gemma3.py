@@ -82,6 +82,7 @@ FAMILY = Family(
     gguf_names=gemma2.GGUF_NAMES,
     forward=decoder.forward,
     logits=decoder.logits,
+    states=decoder.states,
     prefixes=decoder.TEXT_PREFIXES,
     left_out=decoder.VISION_PREFIXES,
 )

@@ -120,4 +120,5 @@ FAMILY = Family(
     gguf_names={**decoder.GGUF_NAMES, "mlp.router": "ffn_gate_inp", "post_attention_layernorm": "post_attention_norm"},
     forward=decoder.forward,
     logits=decoder.logits,
+    states=decoder.states,
 )

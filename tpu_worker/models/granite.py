@@ -71,5 +71,6 @@ FAMILY = Family(
     gguf_names=decoder.GGUF_NAMES,
     forward=decoder.forward,
     logits=decoder.logits,
+    states=decoder.states,
     interleaved=decoder.ROTATED,
 )

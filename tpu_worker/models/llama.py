@@ -75,5 +75,6 @@ FAMILY = Family(
     gguf_names=decoder.GGUF_NAMES,
     forward=decoder.forward,
     logits=decoder.logits,
+    states=decoder.states,
     interleaved=("self_attn.q_proj", "self_attn.k_proj"),
 )

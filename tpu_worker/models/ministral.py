@@ -91,6 +91,7 @@ FAMILY = Family(
     gguf_names=decoder.GGUF_NAMES,
     forward=decoder.forward,
     logits=decoder.logits,
+    states=decoder.states,
     interleaved=decoder.ROTATED,
     prefixes=decoder.TEXT_PREFIXES,
     left_out=decoder.VISION_PREFIXES,

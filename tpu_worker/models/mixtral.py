@@ -57,4 +57,5 @@ FAMILY = Family(
     modules={"mlp.gate": "block_sparse_moe.gate"},  # as transformers 5 has it, beside experts in one tensor
     forward=decoder.forward,
     logits=decoder.logits,
+    states=decoder.states,
 )

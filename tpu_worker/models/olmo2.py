@@ -69,4 +69,5 @@ FAMILY = Family(
     },
     forward=decoder.forward,
     logits=decoder.logits,
+    states=decoder.states,
 )

@@ -76,4 +76,5 @@ FAMILY = Family(
     gguf_names=_GGUF_NAMES,
     forward=decoder.forward,
     logits=decoder.logits,
+    states=decoder.states,
 )

@@ -26,4 +26,5 @@ FAMILY = Family(
     gguf_names=decoder.GGUF_NAMES,
     forward=decoder.forward,
     logits=decoder.logits,
+    states=decoder.states,
 )

@@ -12,6 +12,7 @@ from safetensors import SafetensorError, safe_open
 from protocol.errors import ModelError
 from protocol.safetensors_header import StoredTensor, data_start, read_safetensors_header, weight_files
 
+_HEAD = "lm_head.weight"
 # Types that NumPy has no name for, which the library does not read: by bytes.
 _OF_A_BYTE = {"F8_E4M3": ml_dtypes.float8_e4m3fn, "F8_E5M2": ml_dtypes.float8_e5m2, "F8_E8M0": ml_dtypes.float8_e8m0fnu}
 
@@ -28,6 +29,8 @@ class TensorFiles:
         self._files = {path.name: _open(path) for path in weight_files(directory)}
         stored: dict[str, str] = {tensor: name for name, file in self._files.items() for tensor in file.keys()}  # noqa: SIM118 not a dict
         self._stored = {rename(tensor): tensor for tensor in stored}
+        if not any(name.startswith("model.") for name in self._stored):  # saved without its head, as embedding models are
+            self._stored = {name if name == _HEAD else f"model.{name}": tensor for name, tensor in self._stored.items()}
         self._headers: dict[str, tuple[dict[str, StoredTensor], int]] = {}  # of files with types that the library does not read
         self._where = {name: stored[tensor] for name, tensor in self._stored.items()}
 

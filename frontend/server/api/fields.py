@@ -106,6 +106,9 @@ FIELDS: dict[str, dict[str, Any]] = {
         "Log-probabilities: of completions, how many likely tokens to list, 20 at most; of chats, whether to tell any."
     ),
     "input": _field("What was said so far: a text of the user, or items.", minItems=1),
+    "encoding_format": _field("float: lists of numbers; base64: of little-endian float32."),
+    "dimensions": _field("So many numbers, where the model was trained for that. Without it: as many as the model has.", minimum=1),
+    "user": _field("Without effect."),
     "instructions": _field("A system message before the input."),
     "max_output_tokens": _field("The most tokens to generate. Without it: to the end of the context.", minimum=1, maximum=_INT32),
     "include": _field("message.output_text.logprobs asks for log-probabilities; other values are ignored."),

@@ -86,6 +86,20 @@ async def follow(
         raise InvalidRequest(f"{field}: {error}", field, error.code) from error
 
 
+def check_priority(engine: TextEngine, priority: int | None) -> None:
+    """Raises InvalidRequest where clients have no say in it, or on what is none."""
+    if priority and engine.config.scheduling_policy != "priority":
+        text = "priority is for engines that were started with --scheduling-policy priority"
+        raise InvalidRequest(text, "priority", "unsupported_parameter")
+    if priority and not -(2**31) <= priority < 2**31:
+        raise InvalidRequest(f"priority must be between {-(2**31)} and {2**31 - 1}", "priority")
+
+
+def cache_salt(request: HttpRequest, asked: str | None) -> str:
+    """Of a request's prefixes. The key's own has a fixed length, so that no other key's with some text behind it is the same."""
+    return getattr(request.state, "cache_salt", "") + (asked or "")
+
+
 async def submit(
     request: HttpRequest,
     prompts: Sequence[Prompt],
@@ -97,11 +111,8 @@ async def submit(
     engine: TextEngine = request.app.state.engine
     if not prompts:
         raise InvalidRequest("there is no prompt", "prompt")
-    if params.priority and engine.config.scheduling_policy != "priority":
-        text = "priority is for engines that were started with --scheduling-policy priority"
-        raise InvalidRequest(text, "priority", "unsupported_parameter")
-    # The key's own salt has a fixed length, so that no other key's with some text behind it is the same.
-    salt = getattr(request.state, "cache_salt", "") + (asked.cache_salt or "")
+    check_priority(engine, params.priority)
+    salt = cache_salt(request, asked.cache_salt)
     requests = engine.prepare(prompts, params, reading)
     if len(prompts) * params.n > MAX_OUTPUTS:
         raise InvalidRequest(f"{len(prompts)} prompts with n = {params.n} make more than {MAX_OUTPUTS} outputs", "n")

@@ -14,6 +14,7 @@ from frontend.server.api.anthropic.request import CountRequest, MessagesRequest
 from frontend.server.api.anthropic.route import count_tokens, messages
 from frontend.server.api.chat import chat_completions
 from frontend.server.api.completions import completions
+from frontend.server.api.embeddings import EmbeddingRequest, embeddings
 from frontend.server.api.metrics import MetricsRoute
 from frontend.server.api.responses.objects import ResponseEvent, ResponseObject
 from frontend.server.api.responses.request import ResponsesRequest
@@ -66,6 +67,16 @@ def operations(engine: TextEngine) -> list[Operation]:
             body=schemas.CompletionRequest,
             answer=shapes.Completion,
             events=shapes.Completion,
+            errors=(*_BODY, *_ENGINE),
+        ),
+        Operation(
+            method="POST",
+            path="/v1/embeddings",
+            handler=embeddings,
+            group="Embeddings",
+            summary="A list of numbers for each text, near each other for texts that mean the same.",
+            body=EmbeddingRequest,
+            answer=shapes.EmbeddingList,
             errors=(*_BODY, *_ENGINE),
         ),
         Operation(

@@ -31,6 +31,31 @@ class Usage(msgspec.Struct, kw_only=True):
     prompt_tokens_details: dict[str, int]
 
 
+class EmbeddingUsage(msgspec.Struct, kw_only=True):
+    """Tokens read."""
+
+    prompt_tokens: int
+    total_tokens: int
+    prompt_tokens_details: dict[str, int]
+
+
+class Embedding(msgspec.Struct, kw_only=True):
+    """That of one input."""
+
+    object: Literal["embedding"]
+    index: int
+    embedding: list[float] | str  # numbers, or base64 of them as little-endian float32
+
+
+class EmbeddingList(msgspec.Struct, kw_only=True):
+    """In the order of the inputs."""
+
+    object: Literal["list"]
+    data: list[Embedding]
+    model: str
+    usage: EmbeddingUsage
+
+
 class CompletionLogprobs(msgspec.Struct, kw_only=True):
     """Parallel lists, one entry per token."""
 

@@ -7,6 +7,7 @@ from typing import Protocol, cast
 
 from frontend.server.generation import TextEngine
 from frontend.server.http.limits import body_limit
+from frontend.server.ipc.embeds import Embeds
 from frontend.server.ipc.inbox import Inbox
 from frontend.server.ipc.questions import Questions
 from frontend.server.ipc.reports import Reports
@@ -19,6 +20,7 @@ from frontend.wire import (
     Cancel,
     ClientMessage,
     Detokenize,
+    Embed,
     Hello,
     Refusal,
     Refused,
@@ -67,6 +69,7 @@ class Connection(asyncio.Protocol):
         self._greeted = False
         self._requests = Requests(host.engine, self._say, self._inbox.go_on)
         self._questions = Questions(host.reports, self._say, self._requests.may_say)
+        self._embeds = Embeds(host.engine, self._say, self._requests.may_say)
         self._outgoing: list[bytes] = []
         self._lost = asyncio.Event()
 
@@ -103,6 +106,7 @@ class Connection(asyncio.Protocol):
         self._host.connections.discard(self)
         self._inbox.close()
         self._requests.abandon()
+        self._embeds.cancel_all()
         self._questions.close()
         self._lost.set()
 
@@ -111,8 +115,8 @@ class Connection(asyncio.Protocol):
     async def finish(self, *, wait_for_requests: bool) -> None:
         """Delivers what is there and hangs up. Requests that still run are lost, unless they are about to end."""
         if wait_for_requests:
-            await self._requests.wait()
-        for request_id in self._requests.cancel_all():
+            await asyncio.gather(self._requests.wait(), self._embeds.wait())
+        for request_id in self._requests.cancel_all() + self._embeds.cancel_all():
             self._say(Refused(request_id, "lost", "the engine was shut down before the answer was complete"))
         for request_id in self._questions.close():
             self._say(Refused(request_id, "unavailable", "the engine is shutting down"))
@@ -160,6 +164,9 @@ class Connection(asyncio.Protocol):
                 self._requests.submit(message)
             case Cancel(request_id):
                 self._requests.cancel(request_id)
+                self._embeds.cancel(request_id)
+            case Embed():
+                self._embeds.embed(message)
             case Ask() | Tokenize() | Detokenize():
                 self._questions.ask(message)
             case Hello(version):

@@ -13,6 +13,7 @@ from frontend.wire import (
     Cancel,
     ClientMessage,
     Detokenize,
+    Embed,
     Hello,
     Refused,
     Submit,
@@ -30,7 +31,7 @@ _MOST_REFUSED = 16  # in a frame: each takes far longer than the bytes that ask 
 
 _PARTS: Decoder[list[msgspec.Raw]] = Decoder(list[msgspec.Raw])
 _MESSAGE: Decoder[ClientMessage] = Decoder(ClientMessage)
-_FIELDS = {kind.__struct_config__.tag: kind.__struct_fields__ for kind in (Hello, Submit, Cancel, Ask, Tokenize, Detokenize)}
+_FIELDS = {kind.__struct_config__.tag: kind.__struct_fields__ for kind in (Hello, Submit, Cancel, Ask, Tokenize, Detokenize, Embed)}
 _PLACE = re.compile(r" - at `\$\[(\d+)\](.*)`$")  # how msgspec names it: the index in the message, and the way from there
 # msgpack: an array of messages, the first one an array that begins with a short text and a number (of one of five widths).
 _REQUEST = re.compile(

@@ -4,7 +4,7 @@ Messages are decoded with all that a client chooses the number of left as bytes.
 msgpack array tells its length. The schemas of tools may hold anything, so their bytes count instead.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import msgspec
 
@@ -74,19 +74,27 @@ class _Detokenize(Message, frozen=True, tag="detokenize"):
     pass
 
 
-_Shape = _Submit | _Tokenize | _Hello | _Cancel | _Ask | _Detokenize
+class _Embed(Message, frozen=True, tag="embed"):
+    request_id: Raw
+    prompts: Raw
+
+
+_Shape = _Embed | _Submit | _Tokenize | _Hello | _Cancel | _Ask | _Detokenize
 _SHAPES: Decoder[list[_Shape]] = Decoder(list[_Shape])
 _TURNS: Decoder[list[_Turn]] = Decoder(list[_Turn])
 _TOOLS: Decoder[list[_Tool]] = Decoder(list[_Tool])
 
 
 def is_too_much(frame: bytes, most: int) -> bool:
-    """Whether it has more than `most` turns, parts, calls and tools, or its tools larger schemas than they may have.
+    """Whether it has more than `most` turns, parts, calls, tools and prompts to embed, or its tools larger schemas than they may
+    have.
 
     Raises ProtocolError when the frame is no list of messages.
     """
-    count = size = 0
-    for asked in _conversations(frame):
+    messages = _SHAPES.decode(frame)
+    count = sum(length(message.prompts) for message in messages if isinstance(message, _Embed))
+    size = 0
+    for asked in _conversations(messages):
         count += length(asked.turns) + length(asked.tools)
         if count > most:
             return True
@@ -95,7 +103,7 @@ def is_too_much(frame: bytes, most: int) -> bool:
         size += sum(len(memoryview(tool.parameters)) for tool in _TOOLS.decode(memoryview(asked.tools)))
         if count > most or size > _SCHEMA_BYTES:
             return True
-    return False
+    return count > most
 
 
 def length(data: bytes | msgspec.Raw) -> int:
@@ -109,7 +117,7 @@ def length(data: bytes | msgspec.Raw) -> int:
         return int.from_bytes(view[1 : 3 if first == 0xDC else 5], "big")
 
 
-def _conversations(frame: bytes) -> Iterator[_Conversation]:
-    for message in _SHAPES.decode(frame):
+def _conversations(messages: Iterable[_Shape]) -> Iterator[_Conversation]:
+    for message in messages:
         if isinstance(message, (_Submit, _Tokenize)) and isinstance(message.prompt, _Conversation):
             yield message.prompt

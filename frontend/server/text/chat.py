@@ -16,7 +16,7 @@ from frontend.errors import InvalidRequest
 from frontend.server.text.content_format import content_format
 from frontend.server.text.fences import FENCES, Messages
 from frontend.server.text.tools.generic import without_system, without_tools
-from frontend.server.text.tools.history import CallForm, with_calls
+from frontend.server.text.tools.history import CallForm, with_calls, with_thinking
 from protocol.errors import ModelError
 
 # Marks where the last message ends while it is rendered to be continued; private-use characters, so no template trims them.
@@ -47,6 +47,7 @@ class ChatTemplate:
         self._template: jinja2.Template | None = None
         self.takes_tools = False  # whether it tells the model of tools
         self._call_form: CallForm | None = None  # how it takes calls, once somebody has asked
+        self._takes_thinking = source is not None and "message.thinking" in source  # its own name for thoughts
         if source is None:
             return
         environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols, _Generation])
@@ -92,6 +93,8 @@ class ChatTemplate:
         if rewrites_tools:
             messages = without_tools(messages, tools)
         else:
+            if self._takes_thinking:
+                messages = with_thinking(messages)
             messages = self._with_calls(self._template, messages)
             context["tools"] = list(tools) or None
         try:

@@ -10,11 +10,14 @@ from frontend.server.text.thinking import PARSERS, Tags, ThoughtSplitter, leaves
 from frontend.server.text.thinking import detect as detect_tags
 from frontend.server.text.token_bytes import TokenBytes
 from frontend.server.text.tokenizer import Tokenizer
+from frontend.server.text.tools import harmony
 from frontend.server.text.tools.calling import Calling
 from frontend.server.text.tools.events import Content, Event, Reasoning
-from frontend.server.text.tools.formats import FORMATS, GENERIC, ToolFormat
+from frontend.server.text.tools.formats import FORMATS, GENERIC, HARMONY, ToolFormat
 from frontend.server.text.tools.formats import detect as detect_format
 from frontend.server.text.tools.grammars import Rules, one_of
+from frontend.server.text.tools.harmony import HarmonyParser
+from frontend.server.text.tools.parser import ToolParser
 from frontend.server.text.tools.schemas import loosened
 from frontend.wire import Tool
 from protocol.params import Grammar
@@ -34,12 +37,17 @@ class Dialect:
         self.format: ToolFormat = GENERIC
         if tool_parser != "auto":
             self.format = FORMATS[tool_parser]
+        elif reasoning_parser == "openai_gptoss" or harmony.SIGN in template:
+            self.format = HARMONY
         elif takes_tools:
             self.format = detect_format(template, added)
+        # Whether thoughts, text and calls come in channels, which the format's parser tells apart.
+        self.channels = self.format is HARMONY
+        self.tells_thoughts = reasoning_parser != "none"
         # Whether conversations tell of tools by our own words, since the template has none for this format.
         self.rewrites_tools = self.format is GENERIC or (not takes_tools and self.format.parser is GENERIC.parser)
         self.tags: Tags | None = None
-        if reasoning_parser != "none":
+        if self.tells_thoughts and not self.channels:
             self.tags = detect_tags(template) if reasoning_parser == "auto" else PARSERS[reasoning_parser]
         special = {text: token_id for text, token_id in added.items() if token_id in tokenizer.special_ids}
         tags = () if self.tags is None else (self.tags.opening, self.tags.closing)
@@ -49,6 +57,8 @@ class Dialect:
 
     def reading(self, calling: Calling | None, tail: str = "") -> "Reading | None":
         """How the outputs of a request are read; None: they are nothing but text. `tail`: the end of its prompt's text."""
+        if self.channels:
+            return Reading(self, calling, self._bytes_with_calls, harmony.leaves_open(tail))
         if calling is None and self.tags is None:
             return None
         opened = self.tags is not None and leaves_open(self.tags, tail)
@@ -66,7 +76,7 @@ class Dialect:
         before = self._thoughts(rules, opened=opened)
         if calling is None:
             nested = _nested(answer) if answer is not None and before else None
-            return answer if nested is None else rules.grammar(before + rules.rule(nested))
+            return answer if nested is None else rules.grammar(before + self._text(rules, nested))
         tools = [loosened(tool) if tool.name in loose else tool for tool in calling.callable_tools]
         if calling.is_required:
             return rules.grammar(before + self.format.required(rules, tools, parallel=calling.parallel))
@@ -75,13 +85,19 @@ class Dialect:
             if nested is None:
                 raise InvalidRequest(f"a {answer.kind} cannot be combined with tools", "tools")
             calls = self.format.required(rules, tools, parallel=calling.parallel)
-            return rules.grammar(before + one_of([calls, rules.rule(nested)]))
+            return rules.grammar(before + one_of([calls, self._text(rules, nested)]))
         if self.format is not GENERIC and not any(tool.strict for tool in tools):
             return None
         free = self.format.allowed(rules, tools, parallel=calling.parallel)
         return None if free is None else rules.grammar(before + free)
 
+    def _text(self, rules: Rules, nested: str) -> str:
+        answer = rules.rule(nested)
+        return rules.rule(harmony.text(rules, answer)) if self.channels else answer
+
     def _thoughts(self, rules: Rules, *, opened: bool) -> str:
+        if self.channels:
+            return "" if opened else harmony.thoughts(rules)
         if self.tags is None:
             return ""
         opening, closing, always = self.tags
@@ -120,7 +136,7 @@ class Reading:
     dialect: Dialect
     calling: Calling | None
     token_bytes: TokenBytes  # that show the marks, and no other special tokens
-    opened: bool  # the prompt ends with the tag that opens thoughts
+    opened: bool  # the prompt ends with the tag that opens thoughts, or within a message of channels
 
     @property
     def tools(self) -> list[Tool]:
@@ -145,9 +161,14 @@ class AnswerReader:
     """Tells the parts of one output apart, as its text grows. What it returns, put together, does not depend on how it was cut."""
 
     def __init__(self, dialect: Dialect, calling: Calling | None, *, opened: bool) -> None:
-        """`opened`: the prompt ends with the tag that opens thoughts."""
+        """`opened`: see Reading."""
         self._thoughts = None if dialect.tags is None else ThoughtSplitter(dialect.tags, opened=opened)
-        self._calls = None if calling is None else dialect.format.parser(calling.callable_tools)
+        self._calls: ToolParser | None = None
+        if dialect.channels:
+            self._calls = HarmonyParser([] if calling is None else calling.callable_tools, opened=opened, calls=calling is not None)
+        elif calling is not None:
+            self._calls = dialect.format.parser(calling.callable_tools)
+        self._tells_thoughts = dialect.tells_thoughts
         self._single = calling is not None and not calling.parallel
 
     @property
@@ -169,6 +190,8 @@ class AnswerReader:
                 events.append(Content(text))
             return events
         found = self._calls.feed(text, final)
+        if not self._tells_thoughts:
+            found = [Content(event.text) if isinstance(event, Reasoning) else event for event in found]
         if self._single:  # calls beyond the first were not asked for
             found = [event for event in found if isinstance(event, Content | Reasoning) or event.call == 0]
         return events + found

@@ -21,12 +21,13 @@ _MISTRAL = Tags("[THINK]", "[/THINK]")
 _KNOWN = (THINK, _MISTRAL, Tags("<seed:think>", "</seed:think>"))
 
 # The names of vLLM, with which an operator says what the template does not.
-PARSERS: dict[str, Tags] = {
+PARSERS: dict[str, Tags | None] = {
     "qwen3": THINK,
     "glm45": THINK,
     "deepseek_r1": Tags("<think>", "</think>", always=True),
     "mistral": _MISTRAL,
     "seed_oss": _KNOWN[2],
+    "openai_gptoss": None,  # channels, which tell more: see `tools.harmony`
 }
 
 

@@ -109,6 +109,18 @@ class Tokenizer:
         before = self.added_at_ends[0]
         return ids if ids[: len(before)] == before else [*before, *ids]
 
+    def encode_beginning(self, text: str, keep: int | None, *, add_special_tokens: bool, limit: int, field: str) -> list[int]:
+        """`encode`, of which `keep` tokens are left: what the tokenizer puts around a text stays, and of the text its beginning.
+        None: all are left."""
+        if keep is not None:  # what lies behind so many characters is no part of the first tokens
+            text = text[: _LONGEST_TOKEN * (keep + 1)]
+        ids = self.encode(text, add_special_tokens=False, limit=limit, field=field)
+        if not add_special_tokens:
+            return ids[:keep]
+        if keep is not None:
+            ids = ids[: max(0, keep - sum(map(len, self.added_at_ends)))]
+        return self._with_ends(ids)[:keep]
+
     def _with_ends(self, ids: list[int]) -> list[int]:
         """With what the tokenizer puts around a text, and once where the text has it already."""
         before, after = self.added_at_ends

@@ -72,6 +72,26 @@ def check_completions():
     assert text == 3 * text[: len(text) // 3], text
 
 
+def check_embeddings():
+    """The client asks for base64 by itself, and decodes it."""
+    texts = ["A cat sleeps on the sofa.", "The kitten naps on the couch.", "Stock markets fell sharply on Monday."]
+    found = client.embeddings.create(model=MODEL, input=texts)
+    cat, kitten, stocks = (item.embedding for item in found.data)
+    assert [item.index for item in found.data] == [0, 1, 2]
+    assert abs(sum(value * value for value in cat) - 1) < 1e-5
+    assert found.usage.total_tokens == found.usage.prompt_tokens > 10
+    floats = client.embeddings.create(model=MODEL, input=texts[0], encoding_format="float").data[0].embedding
+    assert max(abs(one - other) for one, other in zip(cat, floats, strict=True)) < 1e-6
+    near, far = (sum(one * other for one, other in zip(cat, text, strict=True)) for text in (kitten, stocks))
+    assert near > far, (near, far)
+    try:
+        client.embeddings.create(model=MODEL, input=texts, dimensions=16)
+    except openai.BadRequestError as error:
+        assert error.param == "dimensions"
+    else:
+        raise AssertionError("the demo model has no shorter embeddings")
+
+
 def check_tools():
     asked = client.chat.completions.create(
         model=MODEL, messages=SAY, tools=[WEATHER], tool_choice="required", parallel_tool_calls=False, max_tokens=200, temperature=0
@@ -181,6 +201,7 @@ async def check_cancel():
 check_models()
 check_chat()
 check_completions()
+check_embeddings()
 check_tools()
 check_structured()
 check_responses()

@@ -1,6 +1,6 @@
 """Runs a tiny model on some of four devices that are forced out of this host: `… sharded_runs DIR DTYPE TOKENS_PER_STEP SHARDS …`.
 
-Prompts are scored too where steps are small.
+Prompts are pooled too, and scored where steps are small.
 
 A process of its own, since JAX must be told of the devices before it starts. Writes what came of it as JSON.
 """
@@ -9,13 +9,14 @@ import json
 import os
 import sys
 import threading
+from typing import get_args
 
 os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=4"
 
 import msgspec
 
 from protocol.config import Dtype, EngineConfig
-from protocol.params import EngineParams, Grammar
+from protocol.params import EngineParams, Grammar, Pooling
 from tests.tpu_worker.device_driver import Driver
 from tpu_worker.platforms.cpu import make_xla_platform
 from tpu_worker.runner import JaxDevice
@@ -29,6 +30,7 @@ PARAMS = {
     "masked and drawn": EngineParams(12, temperature=0.9, seed=3, structured=Grammar("json_object")),
     "rules": EngineParams(12, temperature=0.9, seed=2, logit_bias={7: 3.5, 9: -100.0}, bad_words=((11, 12), (13,))),
 }
+POOLED = {f"pooled, {pooling}": EngineParams(1, pooling=pooling) for pooling in get_args(Pooling)}
 SCORED = {"scored": EngineParams(1, prompt_logprobs=2)}
 
 
@@ -48,15 +50,15 @@ def run(model: str, dtype: Dtype, budget: int, num_shards: int) -> dict[str, obj
     device = JaxDevice(config, make_xla_platform("bfloat16" if dtype == "bfloat16" else "float32") if num_shards == 1 else None)
     capacity = device.load(lambda *_: None)
     outputs: dict[str, dict[str, object]] = {}
-    wanted = PARAMS
-    if budget <= 4:
-        wanted, ready = PARAMS | SCORED, threading.Event()
-        device.prepare_scores(lambda error: ready.set() if not error else os.abort())
-        ready.wait()
+    wanted, ready = PARAMS | POOLED | (SCORED if budget <= 4 else {}), threading.Event()
+    device.prepare_scores(lambda error: ready.set() if not error else os.abort())
+    ready.wait()
     for name, params in wanted.items():
         driver = Driver(device, capacity.num_blocks, capacity.block_size, depth=3, vocab_size=capacity.vocab_size)
         requests = driver.run(PROMPTS, params, chunk=budget // 4)
         outputs[name] = {"tokens": [one.tokens for one in requests], "logprobs": [one.logprobs for one in requests]}
+        if params.pooling:
+            outputs[name]["embeddings"] = [one.embedding.tolist() for one in requests]
         if params.prompt_logprobs >= 0:
             outputs[name]["scores"] = [one.scored().tolist() for one in requests]
     text = device.programs.step(device.programs.choose(4, 4, sampler=False)).as_text()  # type: ignore[attr-defined]

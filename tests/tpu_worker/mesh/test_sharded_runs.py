@@ -13,6 +13,7 @@ from tests.tpu_worker import tiny_experts
 from tests.tpu_worker.tiny_models import FAMILIES, make_tensors, write_model
 
 LAYERS = 2
+PARAMS = ("greedy", "seeded", "penalties", "masked", "masked and drawn", "rules")
 # More chips than heads of keys, and a vocabulary that does not divide.
 SIZES = {"num_attention_heads": 8, "num_key_value_heads": 2, "vocab_size": 97, "num_hidden_layers": LAYERS}
 
@@ -31,7 +32,7 @@ def test_shards_change_no_token(family: str, dtype: str, budget: int, sizes: tup
     runs: dict[str, dict[str, Any]] = json.loads(done.stdout)
     one = runs["1"]
     assert one["description"] == "cpu (XLA kernels)" and not any(one["collectives"].values())
-    assert len({tuple(tokens) for name, output in one["outputs"].items() for tokens in output["tokens"] if name != "scored"}) == 24
+    assert len({tuple(tokens) for name, output in one["outputs"].items() for tokens in output["tokens"] if name in PARAMS}) == 24
     for shards in sizes:
         several = runs[shards]
         assert several["description"] == f"cpu x{shards} (XLA kernels)"
@@ -40,6 +41,9 @@ def test_shards_change_no_token(family: str, dtype: str, budget: int, sizes: tup
         errors = np.array(several["outputs"]["greedy"]["logprobs"]) - np.array(one["outputs"]["greedy"]["logprobs"])
         bound = 1e-3 if dtype == "float32" else 0.05
         assert np.abs(errors).max() < bound
+        for pooling in ("last", "mean"):
+            found, expected = (np.array(run["outputs"][f"pooled, {pooling}"]["embeddings"]) for run in (several, one))
+            assert np.abs(found - expected).max() < bound * np.sqrt(np.mean(expected**2))
         if "scored" in one["outputs"]:
             for scores, expected in zip(several["outputs"]["scored"]["scores"], one["outputs"]["scored"]["scores"], strict=True):
                 assert np.abs(np.array(scores) - np.array(expected)).max() < bound

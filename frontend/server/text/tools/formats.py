@@ -4,7 +4,7 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from frontend.server.text.tools import grammars, hermes, llama, mistral, pythonic, qwen_coder
+from frontend.server.text.tools import grammars, harmony, hermes, llama, mistral, pythonic, qwen_coder
 from frontend.server.text.tools.grammars import Rules, Unit
 from frontend.server.text.tools.parser import ToolParser
 from frontend.server.text.tools.schemas import schema_of
@@ -35,6 +35,23 @@ class ToolFormat:
         """An expression for any text, in which all calls are valid; None: no mark tells them from text."""
         unit = self.unit(rules, tools, parallel=parallel)
         return grammars.allowed(rules, unit, parallel) if unit.mark else None
+
+
+@dataclass(frozen=True)
+class HarmonyFormat(ToolFormat):
+    """Calls in channels. The first one ends an answer, since the model waits for its result."""
+
+    def required(self, rules: Rules, tools: Sequence[Tool], *, parallel: bool = True) -> str:
+        """See ToolFormat."""
+        return harmony.required(rules, tools)
+
+    def allowed(self, rules: Rules, tools: Sequence[Tool], *, parallel: bool = True) -> str | None:
+        """See ToolFormat."""
+        return harmony.allowed(rules, tools)
+
+
+def _harmony(rules: Rules, tools: Sequence[Tool], *, parallel: bool) -> Unit:  # noqa: ARG001
+    return Unit("", harmony.required(rules, tools), None)
 
 
 def _hermes(rules: Rules, tools: Sequence[Tool], *, parallel: bool) -> Unit:  # noqa: ARG001
@@ -130,6 +147,7 @@ _QWEN_CODER = ToolFormat("qwen3_coder", qwen_coder.QwenCoderParser, (qwen_coder.
 _LLAMA = ToolFormat("llama3_json", llama.LlamaParser, (llama.PYTHON_TAG,), _llama)
 _MISTRAL = ToolFormat("mistral", mistral.MistralParser, (mistral.TOOL_CALLS, mistral.ARGS, mistral.CALL_ID), _mistral)
 _PYTHONIC = ToolFormat("pythonic", pythonic.PythonicParser, (pythonic.START, pythonic.END), _pythonic)
+HARMONY = HarmonyFormat("openai", harmony.HarmonyParser, harmony.MARKS, _harmony)
 
 FORMATS: dict[str, ToolFormat] = {
     "hermes": _HERMES,
@@ -140,11 +158,13 @@ FORMATS: dict[str, ToolFormat] = {
     "mistral": _MISTRAL,
     "pythonic": _PYTHONIC,
     "llama4_pythonic": _PYTHONIC,
+    "openai": HARMONY,
     "generic": GENERIC,
 }
 
 # What tells a format in the text of a template, the first that is there.
 _SIGNS: tuple[tuple[str, ToolFormat], ...] = (
+    (harmony.SIGN, HARMONY),
     ("[TOOL_CALLS]", _MISTRAL),
     ("<function=", _QWEN_CODER),
     ("<tool_call>", _HERMES),

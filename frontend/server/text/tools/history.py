@@ -19,6 +19,7 @@ class CallForm(NamedTuple):
     arguments_as_text: bool = False  # their JSON instead of an object
     no_content: bool = False  # None where an answer has no text, instead of an empty one
     short_ids: bool = False  # of nine letters and digits, as Mistral's
+    one_each: bool = False  # it shows the first call of an answer and leaves out the others, as gpt-oss's
 
     @classmethod
     def found(cls, render: Callable[[Messages], str]) -> "CallForm":
@@ -29,8 +30,20 @@ class CallForm(NamedTuple):
             except InvalidRequest:
                 continue
             if "trial_name" in text and '"trial_key"' in text and "'trial_key'" not in text:
-                return form
+                return form._replace(one_each=_leaves_out(render, form))
         return cls()
+
+
+def _leaves_out(render: Callable[[Messages], str], form: CallForm) -> bool:
+    """Whether the second of two calls is not shown, and nothing is said against it."""
+    user, answer, result = _TRIAL
+    (call,) = answer["tool_calls"]
+    second = {**call, "id": "second_call", "function": {**call["function"], "name": "second_name"}}
+    results = [result, {**result, "name": "second_name", "tool_call_id": "second_call"}]
+    try:
+        return "second_name" not in render(with_calls([user, {**answer, "tool_calls": [call, second]}, *results], form))
+    except InvalidRequest:
+        return False
 
 
 _TRIAL: Messages = [
@@ -48,7 +61,46 @@ _TRIAL: Messages = [
 
 def with_calls(messages: Messages, form: CallForm) -> Messages:
     """The messages with calls in that form."""
+    if form.one_each:
+        messages = _one_call_each(messages)
     return [_with_calls(message, form) for message in messages]
+
+
+def with_thinking(messages: Messages) -> Messages:
+    """The messages for a template that knows thoughts as `thinking`, and takes either these or a text beside a call."""
+    return [_with_thinking(message, message["reasoning"]) if message.get("reasoning") else message for message in messages]
+
+
+def _with_thinking(message: dict[str, Any], thoughts: str) -> dict[str, Any]:
+    content = message["content"]
+    text = content if isinstance(content, str) else "\n".join(part["text"] for part in content)
+    if not message.get("tool_calls") or not text:
+        return {**message, "thinking": thoughts}
+    return {**message, "thinking": f"{thoughts}\n\n{text}", "content": ""}
+
+
+def _one_call_each(messages: Messages) -> Messages:
+    """An answer with several calls as several answers, each with the result of its call behind it."""
+    split: Messages = []
+    place = 0
+    while place < len(messages):
+        message = messages[place]
+        place += 1
+        calls = message.get("tool_calls", ())
+        if len(calls) < 2:
+            split.append(message)
+            continue
+        results = []
+        while place < len(messages) and messages[place]["role"] == "tool":
+            results.append(messages[place])
+            place += 1
+        for index, call in enumerate(calls):
+            said = message if index == 0 else {"role": message["role"], "content": ""}
+            split.append({**said, "tool_calls": [call]})
+            split += [result for result in results if result.get("tool_call_id") == call["id"]]
+        of_calls = {call["id"] for call in calls}
+        split += [result for result in results if result.get("tool_call_id") not in of_calls]
+    return split
 
 
 def _with_calls(message: dict[str, Any], form: CallForm) -> dict[str, Any]:

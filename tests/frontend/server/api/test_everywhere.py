@@ -13,6 +13,7 @@ CHAT: dict[str, Any] = {"messages": [{"role": "user", "content": "a"}]}
 BODIES: dict[str, dict[str, Any]] = {
     "/v1/completions": {"prompt": "a", "max_tokens": 1},
     "/v1/chat/completions": CHAT | {"max_tokens": 1},
+    "/v1/embeddings": {"input": "a"},
     "/v1/responses": {"model": "demo", "input": "a", "max_output_tokens": 16},
     "/v1/messages": CHAT | {"model": "demo", "max_tokens": 1},
     "/v1/messages/count_tokens": CHAT | {"model": "demo"},

@@ -129,6 +129,29 @@ def test_a_stream_of_messages_is_what_the_official_client_reads() -> None:
     assert events[-2]["delta"]["stop_reason"] == "tool_use"
 
 
+# As channels have it: thoughts again behind a text.
+_CHANNELS: list[Event] = [
+    Reasoning("Let me see."),
+    Content("I look."),
+    Reasoning("\nWhere?"),
+    CallBegun(0, "f"),
+    Arguments(0, "{}"),
+    CallEnded(0),
+]
+
+
+def test_thoughts_may_come_again_behind_a_text() -> None:
+    told = msgspec.json.decode(_whole(_response(), _CHANNELS))
+    assert [item["type"] for item in told["output"]] == ["reasoning", "message", "reasoning", "function_call"]
+    blocks = msgspec.json.decode(_whole(_message(), _CHANNELS))["content"]
+    assert [block["type"] for block in blocks] == ["thinking", "text", "thinking", "tool_use"]
+    for event in _streamed(_response(), _CHANNELS):
+        TypeAdapter[Any](ResponseStreamEvent).validate_python(event, strict=False)
+    events = _streamed(_message(), _CHANNELS)
+    starts = [event["content_block"]["type"] for event in events if event["type"] == "content_block_start"]
+    assert starts == ["thinking", "text", "thinking", "tool_use"]
+
+
 @pytest.mark.parametrize(("text", "told"), [("{", {"INVALID_JSON": "{"}), ("[1]", {"INVALID_JSON": "[1]"}), ("", {}), ("{}", {})])
 def test_arguments_that_are_no_object(text: str, told: dict[str, str]) -> None:
     events: list[Event] = [CallBegun(0, "f"), Arguments(0, text), CallEnded(0)]

@@ -197,6 +197,42 @@ def test_streamed_thoughts_of_a_prompt_that_opens_them(generation: Generation, t
     assert (chunks[-1]["finish_reason"], chunks[-1]["delta"]) == ("stop", {"content": "."})
 
 
+_CHANNELS = (
+    "<|channel|>analysis<|message|>Hm, well.<|end|>"
+    "<|start|>assistant<|channel|>commentary<|message|>I look.<|end|>"
+    '<|start|>assistant<|channel|>commentary to=functions.weather <|constrain|>json<|message|>{"city": "Paris"}<|call|>'
+)
+
+
+def test_channels_whole_and_streamed(generation: Generation, tokenizer: Tokenizer) -> None:
+    choice = _whole(generation, tokenizer, _CHANNELS, reasoning="openai_gptoss", tools=[_WEATHER])
+    message = choice["message"]
+    assert (choice["finish_reason"], message["reasoning_content"], message["content"]) == ("tool_calls", "Hm, well.", "I look.")
+    assert [call["function"] for call in message["tool_calls"]] == [{"name": "weather", "arguments": '{"city": "Paris"}'}]
+
+
+def test_streamed_channels(generation: Generation, tokenizer: Tokenizer) -> None:
+    chunks = _streamed(generation, tokenizer, _CHANNELS, reasoning="openai_gptoss", tools=[_WEATHER])
+    deltas = [chunk["delta"] for chunk in chunks]
+    assert "".join(delta.get("reasoning_content") or "" for delta in deltas) == "Hm, well."
+    assert "".join(delta.get("content") or "" for delta in deltas) == "I look."
+    first, *others = [delta["tool_calls"][0]["function"] for delta in deltas if "tool_calls" in delta]
+    assert first == {"name": "weather", "arguments": ""} and len(others) > 3
+    assert "".join(function["arguments"] for function in others) == '{"city": "Paris"}'
+    assert chunks[-1]["finish_reason"] == "tool_calls"
+    assert "<|" not in json.dumps(deltas)
+
+
+def test_channels_without_tools(generation: Generation, tokenizer: Tokenizer) -> None:
+    text = "<|channel|>analysis<|message|>Hm.<|end|><|start|>assistant<|channel|>final<|message|>Yes."
+    choice = _whole(generation, tokenizer, text, reasoning="openai_gptoss")
+    assert (choice["finish_reason"], choice["message"]["reasoning_content"], choice["message"]["content"]) == (
+        "stop",
+        "Hm.",
+        "Yes.",
+    )
+
+
 def test_thoughts_are_left_out_where_nobody_wants_them(generation: Generation, tokenizer: Tokenizer) -> None:
     choice = _whole(generation, tokenizer, "<think>Hm</think>Yes", reasoning="qwen3", include_reasoning=False)
     assert choice["message"] == {"role": "assistant", "content": "Yes"}

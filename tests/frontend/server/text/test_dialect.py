@@ -11,6 +11,7 @@ from frontend.server.text.tokenizer import SpecialTokens, Tokenizer
 from frontend.server.text.tools.calling import Calling
 from frontend.server.text.tools.events import CallBegun, Content, Reasoning
 from frontend.server.text.tools.formats import FORMATS
+from frontend.server.text.tools.harmony import MARKS
 from frontend.tools import REASONING_PARSERS, TOOL_PARSERS
 from frontend.wire import Tool
 from protocol.params import Grammar
@@ -41,6 +42,7 @@ def _reading(dialect: Dialect, calling: Calling | None, tail: str = "") -> Readi
     ("template", "special", "found"),
     [
         ("{{ tools }}<tool_call>", (), "hermes"),
+        ("{{ tools }}<|channel|>analysis<|message|>", (), "openai"),
         ("{{ tools }}<tool_call><function=", (), "qwen3_coder"),
         ("{{ tools }}[TOOL_CALLS]", (), "mistral"),
         ("{{ tools }}", ("[TOOL_CALLS]",), "mistral"),
@@ -86,6 +88,35 @@ def test_a_reader_tells_thoughts_text_and_calls_apart() -> None:
     events = reader.feed('Hm.</think>\n\nSo:<tool_call>{"name": "now"}</tool_call>', final=True)
     assert events[:3] == [Reasoning("Hm."), Content("So:"), CallBegun(0, "now")]
     assert reader.num_calls == 1
+
+
+def test_channels_are_read_with_and_without_tools() -> None:
+    dialect = _dialect("{{ tools }}<|channel|>analysis<|message|>", *MARKS)
+    ids = {token.content: token_id for token_id, token in _tokenizer(None, *MARKS).added_tokens().items()}
+    text = "<|channel|>analysis<|message|>Hm.<|end|><|start|>assistant<|channel|>final<|message|>So."
+    for calling in (None, _CALLING):
+        reading = _reading(dialect, calling, "<|start|>assistant")
+        assert [reading.token_bytes[ids[mark]] for mark in MARKS] == [mark.encode() for mark in MARKS]
+        assert reading.reader().feed(text, final=True) == [Reasoning("Hm."), Content("So.")]
+    (more,) = _reading(dialect, None, "<|channel|>final<|message|>Well").reader().feed(" then.", final=True)
+    assert more == Content(" then.")
+
+
+def test_operators_tell_of_channels() -> None:
+    tokenizer = _tokenizer("{{ tools }}<tool_call></think>")
+    for parsers in ({"tool_parser": "openai"}, {"reasoning_parser": "openai_gptoss"}):
+        dialect = Dialect(tokenizer, takes_tools=True, **parsers)
+        assert dialect.channels and dialect.tags is None and not dialect.rewrites_tools
+    aloud = Dialect(_tokenizer("<|channel|>analysis"), takes_tools=True, reasoning_parser="none")
+    text = "<|channel|>analysis<|message|>Hm.<|end|><|start|>assistant<|channel|>final<|message|>So."
+    assert _reading(aloud, None).reader().feed(text, final=True) == [Content("Hm."), Content("So.")]
+
+
+def test_one_call_is_one_call_in_channels() -> None:
+    calling = Calling(tools=TOOLS, parallel=False)
+    call = "<|channel|>commentary to=functions.now<|message|>{}<|call|><|start|>assistant"
+    events = _reading(_dialect("<|channel|>analysis"), calling).reader().feed(2 * call, final=True)
+    assert put_together(events) == ("", [("now", "{}")])
 
 
 def test_without_tools_calls_are_text() -> None:

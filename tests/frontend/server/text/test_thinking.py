@@ -57,7 +57,8 @@ def test_thoughts_come_while_they_are_thought() -> None:
 
 
 def test_models_that_always_think() -> None:
-    assert _split(["Hm.</think>Yes."], tags=PARSERS["deepseek_r1"]) == ("Hm.", "Yes.")
+    tags = PARSERS["deepseek_r1"]
+    assert tags is not None and _split(["Hm.</think>Yes."], tags=tags) == ("Hm.", "Yes.")
 
 
 def test_a_template_tells_the_tags() -> None:

@@ -13,6 +13,7 @@ from tokenizers import Tokenizer as FastTokenizer
 from frontend.server.text.detokenizer import decode
 from frontend.server.text.dialect import Dialect, Reading
 from frontend.server.text.tokenizer import SpecialTokens, Tokenizer
+from frontend.server.text.tools import harmony
 from frontend.server.text.tools.calling import Calling
 from frontend.server.text.tools.events import put_together
 from frontend.wire import Tool
@@ -62,6 +63,8 @@ _MODELS = {
     "mistral, newer": ("{{ tools }}[TOOL_CALLS][THINK][/THINK]", ("[TOOL_CALLS]", "[ARGS]", "[CALL_ID]", "[THINK]", "[/THINK]")),
     "pythonic": ("{{ tools }}[func_name1(", ()),
     "generic": ("{{ messages }}</think>", ()),
+    "openai": ("{{ tools }}<|channel|>analysis<|message|>", harmony.MARKS),
+    "openai, no special tokens": ("{{ tools }}<|channel|>analysis<|message|>", ()),
 }
 
 
@@ -83,6 +86,10 @@ class _Model:
 
     def reading(self, calling: Calling | None, *, opened: bool = False) -> Reading:
         tail = self.dialect.tags.opening if opened and self.dialect.tags is not None else ""
+        if self.dialect.channels and not opened:
+            tail = "<|start|>assistant"
+        elif self.dialect.channels:
+            tail = "<|message|>It is "
         reading = self.dialect.reading(calling, tail)
         assert reading is not None
         return reading
@@ -157,6 +164,8 @@ def test_required_calls_are_valid(model: _Model) -> None:
 
 def _without_thoughts(model: _Model) -> list[int]:
     """How calls begin, since random thoughts would not come to an end."""
+    if model.dialect.channels:
+        return model.tokenizer.encode("<|channel|>commentary", add_special_tokens=False)
     return [] if model.dialect.tags is None else model.tokenizer.encode(model.dialect.format.marks[0], add_special_tokens=False)
 
 
@@ -197,8 +206,9 @@ def test_free_text_holds_valid_calls_only(model: _Model) -> None:
         assert grammar is None
         return
     assert grammar is not None
-    assert _accepts(model, grammar, "No tool is needed.")
+    assert _accepts(model, grammar, _said(model, "No tool is needed."))
     calls = {
+        "openai": '<|channel|>commentary to=functions.add <|constrain|>json<|message|>{"a": 1}',
         "hermes": '<tool_call>\n{"name": "add", "arguments": {"a": 1}}\n</tool_call>',
         "qwen3_coder": "<tool_call>\n<function=add>\n<parameter=a>\n1\n</parameter>\n</function>\n</tool_call>",
         "mistral": '[TOOL_CALLS][{"name": "add", "arguments": {"a": 1}}]',
@@ -206,9 +216,13 @@ def test_free_text_holds_valid_calls_only(model: _Model) -> None:
     call = calls.get(model.dialect.format.name, calls["hermes"])
     if "[ARGS]" in model.tokenizer._fast.get_vocab():
         call = '[TOOL_CALLS]add[ARGS]{"a": 1}'
-    assert _accepts(model, grammar, f"Let me see. {call}")
-    assert not _accepts(model, grammar, f"Let me see. {call.replace('1', 'one')}")
-    assert not _accepts(model, grammar, f"Let me see. {call.replace('add', 'sub')}")
+    before = "Let me see. "
+    if model.dialect.channels:
+        before = "<|channel|>commentary<|message|>Let me see.<|end|><|start|>assistant"
+        assert _accepts(model, grammar, f"<|channel|>analysis<|message|>Hm.<|end|><|start|>assistant{before}{call}")
+    assert _accepts(model, grammar, before + call)
+    assert not _accepts(model, grammar, before + call.replace("1", "one"))
+    assert not _accepts(model, grammar, before + call.replace("add", "sub"))
 
 
 def test_keywords_of_strict_tools_are_not_passed_over(model: _Model) -> None:
@@ -224,5 +238,24 @@ def test_keywords_of_strict_tools_are_not_passed_over(model: _Model) -> None:
 def test_an_answer_that_fits_a_schema_or_calls(model: _Model) -> None:
     grammar = model.reading(Calling(tools=_TOOLS)).grammar_for(Grammar("json_schema", '{"type": "integer"}'))
     assert grammar is not None
-    assert _accepts(model, grammar, "12")
-    assert not _accepts(model, grammar, "a")
+    assert _accepts(model, grammar, _said(model, "12"))
+    assert not _accepts(model, grammar, _said(model, "a"))
+
+
+def _said(model: _Model, text: str) -> str:
+    return f"<|channel|>final<|message|>{text}" if model.dialect.channels else text
+
+
+def test_thoughts_may_go_before_in_channels(model: _Model) -> None:
+    if not model.dialect.channels:
+        return
+    integer = Grammar("json_schema", '{"type": "integer"}')
+    grammar = model.reading(None).grammar_for(integer)
+    assert grammar is not None
+    thought = "<|channel|>analysis<|message|>Hm, 7?<|end|><|start|>assistant"
+    for before in ("", thought, 2 * thought):
+        assert _accepts(model, grammar, before + _said(model, "12"))
+        assert not _accepts(model, grammar, before + _said(model, "twelve"))
+    assert not _accepts(model, grammar, "12")
+    assert model.reading(None, opened=True).grammar_for(integer) == integer
+    assert model.reading(None).grammar_for(None) is None

@@ -126,3 +126,48 @@ def test_whether_a_template_takes_tools() -> None:
 def test_a_call_is_not_continued() -> None:
     with pytest.raises(InvalidRequest, match="calls tools"):
         _rendered(families.HERMES, _HISTORY[:2], continue_final_message=True, add_generation_prompt=False)
+
+
+def test_gpt_oss() -> None:
+    text = _rendered(families.HARMONY, tools=described(TOOLS))
+    assert 'type weather = (_: {\ncity: string,\ndays?: number,\nunit?: "c" | "f",\nnear?: any,\n}) => any;' in text
+    assert text.endswith(
+        "<|start|>user<|message|>Weather in Paris?<|end|>"
+        "<|start|>assistant to=functions.weather<|channel|>commentary json<|message|>"
+        '{"city": "Paris", "days": 2}<|call|><|start|>functions.weather to=assistant<|channel|>commentary<|message|>"21 C"<|end|>'
+        "<|start|>assistant"
+    )
+    assert "Reasoning: high" in _rendered(families.HARMONY, arguments={"reasoning_effort": "high"})
+
+
+def test_gpt_oss_takes_thoughts_by_its_own_name_and_one_text_beside_a_call() -> None:
+    (call,) = _CALL.tool_calls
+    thought = ChatTurn("assistant", None, reasoning="I look.", tool_calls=(call,))
+    text = _rendered(families.HARMONY, templated([_ASK, thought, _RESULT]))
+    assert "<|channel|>analysis<|message|>I look.<|end|><|start|>assistant to=functions.weather" in text
+    both = ChatTurn("assistant", ["Let me", "see."], reasoning="I look.", tool_calls=(call,))
+    text = _rendered(families.HARMONY, templated([_ASK, both, _RESULT]))
+    assert "<|channel|>analysis<|message|>I look.\n\nLet me\nsee.<|end|>" in text
+    done = ChatTurn("assistant", "21 C.", reasoning="So it is.")
+    assert "So it is." not in _rendered(families.HARMONY, templated([_ASK, thought, _RESULT, done, _ASK]))
+    opened = _rendered(families.HARMONY, templated([_ASK, done]), add_generation_prompt=False, continue_final_message=True)
+    assert opened.endswith("So it is.<|end|><|start|>assistant<|channel|>final<|message|>21 C.")
+
+
+def test_several_calls_where_a_template_shows_one_of_each_answer() -> None:
+    calls = (ToolCall("a", "weather", '{"city": "Paris"}'), ToolCall("b", "now", "{}"))
+    turns = [
+        _ASK,
+        ChatTurn("assistant", None, reasoning="Both.", tool_calls=calls),
+        ChatTurn("tool", "12:00", tool_call_id="b"),
+        ChatTurn("tool", "21 C", tool_call_id="a"),
+    ]
+    text = _rendered(families.HARMONY, templated(turns))
+    _, _, behind = text.partition("<|channel|>analysis<|message|>Both.<|end|>")
+    assert behind == (
+        '<|start|>assistant to=functions.weather<|channel|>commentary json<|message|>{"city": "Paris"}<|call|>'
+        '<|start|>functions.weather to=assistant<|channel|>commentary<|message|>"21 C"<|end|>'
+        "<|start|>assistant to=functions.now<|channel|>commentary json<|message|>{}<|call|>"
+        '<|start|>functions.now to=assistant<|channel|>commentary<|message|>"12:00"<|end|><|start|>assistant'
+    )
+    assert _rendered(families.HERMES, templated(turns)).count("<|im_start|>assistant") == 2  # whose template shows both in one
