@@ -180,7 +180,7 @@ def _who_serves(path: str | Path, field: str, name: object, ours: Sequence[str])
 
 def method_of(path: Path) -> str | None:
     """By which the weights are quantised that belong to a config.json; None: they are not. Raises ModelError, as `read_config`."""
-    quantization = read_quantization(path, read_config(path)[1])
+    quantization = read_quantization(path, read_config(path)[2])
     return None if quantization is None else quantization.method
 
 
