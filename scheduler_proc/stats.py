@@ -21,9 +21,10 @@ class StepSums:
         self.sizes[bisect_left(STEP_SIZES, tokens)] += 1
         self.tokens += tokens
         received, prepared, dispatched, _, finished, collected = output.times_ns
+        sent = min(step.sent_ns, received)  # the sender looks at the clock behind the send: it may have been interrupted before
         stages = self.stages_ns
-        stages[0] += step.sent_ns - step.scheduled_ns
-        stages[1] += received - step.sent_ns
+        stages[0] += sent - step.scheduled_ns
+        stages[1] += received - sent
         stages[2] += prepared - received
         stages[3] += dispatched - prepared
         stages[4] += max(0, collected - finished)  # the end of a step is known from its collection where the device does not say
