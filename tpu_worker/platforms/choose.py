@@ -4,7 +4,7 @@ from collections.abc import Collection
 
 from protocol.config import FloatType, Quantization
 from protocol.errors import ConfigError
-from tpu_worker.platforms import cpu, tpu, xla
+from tpu_worker.platforms import cpu, xla
 from tpu_worker.platforms.platform import Platform
 
 
@@ -32,5 +32,7 @@ def choose_platform(
     if name == "cpu":
         return cpu.make_xla_platform(dtype)
     if name == "tpu" and dtype == "bfloat16":  # the only type of the kernels
+        from tpu_worker.platforms import tpu  # brings Pallas, which the others need not wait for
+
         return tpu.make_platform(block_size, head_dims, num_kv_heads)
     return xla.make_platform(dtype)

@@ -65,8 +65,9 @@ def prepare(meta: AttentionMetadata, num_tokens: int, block_size: int) -> Prepar
     before = meta.starts // block_size
     num_pages = jnp.where(counts > 0, (meta.starts + counts - 1) // block_size - before + 1, 0)
     # A row of n > 1 tokens reaches into (n - 2) // block_size + 2 pages at most.
-    listed = _enumerate(before, num_pages, num_tokens // block_size + 2 * num_rows)
-    several = Several(Writes(*listed, meta.starts, meta.offsets), meta.starts, counts, meta.offsets, is_single)
+    total, rows, pages = _enumerate(before, num_pages, num_tokens // block_size + 2 * num_rows)
+    listed = Writes(total, rows, pages, meta.block_tables.at[rows, pages].get(mode="clip"), meta.starts, meta.offsets)
+    several = Several(listed, meta.starts, counts, meta.offsets, is_single)
     return Prepared(positions, real, meta.block_tables, some, several)
 
 
@@ -144,7 +145,7 @@ class Attend:
         num_tokens, num_kv_heads, group, operand = q.shape
         page = cache.shape[2]
         by_head = jnp.pad(new, ((0, -num_tokens % page), (0, 0), (0, 0))).swapaxes(0, 1)
-        cache = writes.write(by_head, cache, several.writes, prepared.tables, interpret=self.interpret)
+        cache = writes.write(by_head, cache, several.writes, interpret=self.interpret)
         first = several.offsets[:-1]
         of_rows, cache = self._singles(q.at[first].get(mode="clip"), new.at[first].get(mode="clip"), cache, prepared, sinks, spec)
         tokens = _tokens_of_block(num_tokens, num_kv_heads, group)

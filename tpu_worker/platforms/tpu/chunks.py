@@ -27,6 +27,7 @@ from tpu_worker.platforms.tpu.pages import (
     finish,
     is_seen,
     pages_at_once,
+    table_specs,
 )
 
 
@@ -60,16 +61,16 @@ def attend(
     num_kv_heads, num_queries, operand = q.shape[1:]
     page, width = cache.shape[2:]
     run = pages_at_once(cache)
-    num_prefetched = 6
-    operands: list[jax.Array] = [q, cache] + ([] if sinks is None else [sinks])
+    operands: list[jax.Array] = [tables[:, None], tables[:, None], q, cache] + ([] if sinks is None else [sinks])
     block = pl.BlockSpec((1, *q.shape[1:]), lambda i, _, blocks, *__: (blocks[i], 0, 0, 0))
-    in_specs = [block, pl.BlockSpec(memory_space=pl.ANY)]
+    in_specs = table_specs(lambda item, total, blocks, rows, *_: rows[item], tables.shape[1])  # noqa: ARG005
+    in_specs += [block, pl.BlockSpec(memory_space=pl.ANY)]
     if sinks is not None:
         in_specs.append(pl.BlockSpec(sinks.shape, lambda *_: (0, 0, 0)))
     out: jax.Array = pl.pallas_call(
         functools.partial(_kernel, spec, run, tokens, sinks is not None),
         grid_spec=pltpu.PrefetchScalarGridSpec(
-            num_scalar_prefetch=num_prefetched,
+            num_scalar_prefetch=len(chunks),
             grid=(chunks.total[0],),
             in_specs=in_specs,
             out_specs=block,
@@ -86,29 +87,29 @@ def attend(
         compiler_params=pltpu.CompilerParams(dimension_semantics=("arbitrary",)),
         interpret=interpret,
         name="attend_chunks",
-    )(*chunks, tables, *operands)
+    )(*chunks, *operands)
     return out
 
 
 def _kernel(spec: AttentionSpec, run: int, tokens: int, has_sinks: bool, *refs: Ref) -> None:
     """tokens: of a block."""
-    total, blocks, rows, starts, offsets, tables, q, cache, *rest = refs
+    total, blocks, rows, starts, offsets, table, following_table, q, cache, *rest = refs
     sinks = rest.pop(0) if has_sinks else None
     out, buffer, tops, totals, outs, arrived, memory = rest
-    pages = Pages(tables, cache, buffer, arrived, run)
+    pages = Pages(cache, buffer, arrived, run)
     num_kv_heads, num_queries = q.shape[1:3]
     item = pl.program_id(0)
     block, row = blocks[item], rows[item]
 
-    def span_of(item: Scalar) -> Span:
+    def span_of(item: Scalar, table: Ref) -> Span:
         row = rows[item]
         first = jnp.maximum(blocks[item] * tokens, offsets[row])  # of its tokens in the block …
         last = jnp.minimum((blocks[item] + 1) * tokens, offsets[row + 1]) - 1  # … to here
         to_position = starts[row] - offsets[row]
         seen = 0 if spec.sliding_window is None else jnp.maximum(first + to_position - spec.sliding_window + 1, 0)
-        return Span(row, seen, last + to_position)
+        return Span(table, seen, last + to_position)
 
-    span = span_of(item)
+    span = span_of(item, table)
     num_runs = pages.num_runs(span)
 
     @pl.when(item == 0)
@@ -136,7 +137,7 @@ def _kernel(spec: AttentionSpec, run: int, tokens: int, has_sinks: bool, *refs: 
 
         @pl.when(is_last & (item + 1 < total[0]))
         def bring_first_of_next() -> None:
-            pages.start(span_of(jnp.minimum(item + 1, total[0] - 1)), 0, 1 - half)
+            pages.start(span_of(jnp.minimum(item + 1, total[0] - 1), following_table), 0, 1 - half)
 
         pages.wait(span, index, half)
         first = pages.first_position(span, index)

@@ -25,7 +25,7 @@ _MASKED = -0.7 * 3.4e38  # less than any score, and finite, so that no differenc
 class Span(NamedTuple):
     """What a work item attends to: positions of one row, from the first one that any of its queries sees to the last."""
 
-    row: Scalar
+    table: Ref  # [1, 1, MB] int32 in scalar memory: the blocks of the row
     first: Scalar
     last: Scalar
 
@@ -34,7 +34,6 @@ class Span(NamedTuple):
 class Pages:
     """The pages of a span, in runs of `run` pages, each run in one half of a buffer: one is computed with while another comes."""
 
-    tables: Ref  # [R, MB] int32 in scalar memory
     cache: Ref  # [NB, KH, page, width] in the chip's main memory
     buffer: Ref  # [2, KH, run * page, width]
     arrived: Ref  # [2] semaphores
@@ -72,7 +71,7 @@ class Pages:
 
         def one(i: Scalar, _: None) -> None:
             where = pl.ds(pl.multiple_of(i * self.page, self.page), self.page)
-            source = self.cache.at[self.tables[span.row, first + i]]
+            source = self.cache.at[span.table[0, 0, first + i]]
             do(pltpu.make_async_copy(source, self.buffer.at[half, :, where, :], self.arrived.at[half]))
 
         lax.fori_loop(0, count, one, None)
@@ -93,6 +92,21 @@ class Pages:
     def group(self, half: Scalar, group: Scalar) -> Ref:
         """A tile's rows of a run, [KH, GROUP, width]."""
         return self.buffer.at[half, :, pl.ds(pl.multiple_of(group * GROUP, GROUP), GROUP), :]
+
+
+def table_specs(row_of: Callable[..., Scalar], width: int) -> list[pl.BlockSpec]:
+    """How the tables of a work item and of the next come, out of [R, 1, width]: all of them are more than scalar memory may hold.
+
+    row_of: of an item, from its number and what is prefetched, among which how many there are comes first.
+    """
+
+    def spec(behind: int) -> pl.BlockSpec:
+        def where(item: Scalar, *scalars: Ref) -> tuple[Scalar, ...]:
+            return row_of(jnp.minimum(item + behind, scalars[0][0] - 1), *scalars), 0, 0
+
+        return pl.BlockSpec((1, 1, width), where, memory_space=pltpu.SMEM)
+
+    return [spec(0), spec(1)]
 
 
 def pages_at_once(cache: jax.Array) -> int:

@@ -23,6 +23,7 @@ from tpu_worker.platforms.tpu.pages import (
     finish,
     is_seen,
     pages_at_once,
+    table_specs,
 )
 
 
@@ -54,13 +55,14 @@ def attend(
     """
     num_kv_heads, page, width = cache.shape[1:]
     run = pages_at_once(cache)
-    num_prefetched = 5
-    operands: list[jax.Array] = [q, new, cache] + ([] if sinks is None else [sinks])
+    num_prefetched = len(singles)
+    operands: list[jax.Array] = [tables[:, None], tables[:, None], q, new, cache] + ([] if sinks is None else [sinks])
 
     def at_place(shape: tuple[int, ...]) -> pl.BlockSpec:
         return pl.BlockSpec((1, *shape[1:]), lambda i, _, places, *__: (places[i], 0, 0, 0))
 
-    in_specs = [at_place(q.shape), at_place(new.shape), pl.BlockSpec(memory_space=pl.ANY)]
+    in_specs = table_specs(lambda item, total, places, rows, positions: rows[item], tables.shape[1])  # noqa: ARG005
+    in_specs += [at_place(q.shape), at_place(new.shape), pl.BlockSpec(memory_space=pl.ANY)]
     if sinks is not None:
         in_specs.append(pl.BlockSpec(sinks.shape, lambda *_: (0, 0, 0)))
     out: jax.Array
@@ -80,11 +82,11 @@ def attend(
             ),
         ),
         out_shape=(jax.ShapeDtypeStruct(q.shape, q.dtype), jax.ShapeDtypeStruct(cache.shape, cache.dtype)),
-        input_output_aliases={num_prefetched + 2: 1},
+        input_output_aliases={num_prefetched + 4: 1},
         compiler_params=pltpu.CompilerParams(dimension_semantics=("arbitrary",)),
         interpret=interpret,
         name="attend_singles",
-    )(*singles, tables, *operands)
+    )(*singles, *operands)
     return out, cache
 
 
@@ -93,12 +95,12 @@ _HALF, _PENDING = 0, 1
 
 
 def _kernel(spec: AttentionSpec, run: int, has_sinks: bool, *refs: Ref) -> None:
-    total, _, rows, positions, tables, q, new, _, *rest = refs
+    total, _, rows, positions, table, following_table, q, new, _, *rest = refs
     sinks = rest.pop(0) if has_sinks else None
     out, cache, buffer, slabs, arrived, written, memory = rest
-    pages = Pages(tables, cache, buffer, arrived, run)
+    pages = Pages(cache, buffer, arrived, run)
     token = pl.program_id(0)
-    span = _span(token, rows, positions, spec)
+    span = _span(table, positions[token], spec)
     num_runs = pages.num_runs(span)
     slab = token % 2
 
@@ -107,15 +109,15 @@ def _kernel(spec: AttentionSpec, run: int, has_sinks: bool, *refs: Ref) -> None:
         for i in range(3):
             memory[i] = 0
 
-    def write(which: Scalar, position: Scalar, row: Scalar) -> Ref:
-        block = tables[row, position // pages.page]
-        group = pl.ds(pl.multiple_of(position % pages.page // GROUP * GROUP, GROUP), GROUP)
+    def write(which: Scalar) -> Ref:
+        block = table[0, 0, span.last // pages.page]
+        group = pl.ds(pl.multiple_of(span.last % pages.page // GROUP * GROUP, GROUP), GROUP)
         return pltpu.make_async_copy(slabs.at[which], cache.at[block, :, group, :], written.at[which])
 
     def finish_write(which: Scalar) -> None:
         @pl.when(memory[_PENDING + which] != 0)
         def wait_for_it() -> None:
-            write(which, span.last, span.row).wait()  # any place: all are as large
+            write(which).wait()  # wherever it goes: all are as large
             memory[_PENDING + which] = 0
 
     def follows(token: Scalar) -> jax.Array:
@@ -140,7 +142,7 @@ def _kernel(spec: AttentionSpec, run: int, has_sinks: bool, *refs: Ref) -> None:
 
         @pl.when(is_last & (token + 1 < total[0]) & ~follows(following))
         def bring_first_of_next() -> None:
-            pages.start(_span(following, rows, positions, spec), 0, 1 - half)
+            pages.start(_span(following_table, positions[following], spec), 0, 1 - half)
 
         pages.wait(span, index, half)
         first = pages.first_position(span, index)
@@ -153,7 +155,7 @@ def _kernel(spec: AttentionSpec, run: int, has_sinks: bool, *refs: Ref) -> None:
             is_new = lax.broadcasted_iota(jnp.int32, group.shape, 1) == last % GROUP
             slabs[slab] = jnp.where(is_new, jnp.broadcast_to(new[0], group.shape), group[...])
             group[...] = slabs[slab]
-            write(slab, span.last, span.row).start()
+            write(slab).start()
             memory[_PENDING + slab] = 1
             pages.clear_after(half, last)
 
@@ -170,7 +172,6 @@ def _kernel(spec: AttentionSpec, run: int, has_sinks: bool, *refs: Ref) -> None:
         finish_write(1 - slab)
 
 
-def _span(token: Scalar, rows: Ref, positions: Ref, spec: AttentionSpec) -> Span:
-    position = positions[token]
+def _span(table: Ref, position: Scalar, spec: AttentionSpec) -> Span:
     first = 0 if spec.sliding_window is None else jnp.maximum(position - spec.sliding_window + 1, 0)
-    return Span(rows[token], first, position)
+    return Span(table, first, position)

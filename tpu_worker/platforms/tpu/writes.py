@@ -24,30 +24,30 @@ class Writes(NamedTuple):
     total: jax.Array  # [1] int32: how many there are
     rows: jax.Array  # [N] int32
     pages: jax.Array  # [N] int32: which of its row
+    blocks: jax.Array  # [N] int32: where that lies
     starts: jax.Array  # [R] int32, as in `AttentionMetadata`
     offsets: jax.Array  # [R + 1] int32, likewise
 
 
-def write(new: jax.Array, cache: jax.Array, writes: Writes, tables: jax.Array, *, interpret: Interpret) -> jax.Array:
+def write(new: jax.Array, cache: jax.Array, writes: Writes, *, interpret: Interpret) -> jax.Array:
     """The cache [NB, KH, page, width], changed in place, with the rows new [KH, T, width] of the step's tokens.
 
-    T is filled up to whole pages; tables [R, MB] int32.
+    T is filled up to whole pages.
     """
     num_kv_heads, page, width = cache.shape[1:]
     most = new.shape[1] // page - 1
     heads = _heads_at_once(cache)
-    num_prefetched = 6
+    num_prefetched = len(writes)
 
     def source(behind: int) -> pl.BlockSpec:
         def where(item: Scalar, part: Scalar, *scalars: Ref) -> tuple[Scalar, ...]:
-            _, rows, pages, starts, offsets, _ = scalars
+            _, rows, pages, _, starts, offsets = scalars
             return part, jnp.minimum(_first_block(page, rows[item], pages[item], starts, offsets) + behind, most), 0
 
         return pl.BlockSpec((heads, page, width), where)
 
     def target(item: Scalar, part: Scalar, *scalars: Ref) -> tuple[Scalar, ...]:
-        _, rows, pages, _, _, tables = scalars
-        return tables[rows[item], pages[item]], part, 0, 0
+        return scalars[3][item], part, 0, 0
 
     written: jax.Array = pl.pallas_call(
         functools.partial(_kernel, page),
@@ -62,7 +62,7 @@ def write(new: jax.Array, cache: jax.Array, writes: Writes, tables: jax.Array, *
         compiler_params=pltpu.CompilerParams(dimension_semantics=("arbitrary", "arbitrary")),
         interpret=interpret,
         name="write_pages",
-    )(*writes, tables, new, new, cache)
+    )(*writes, new, new, cache)
     return written
 
 
@@ -79,7 +79,7 @@ def _first_block(page: int, row: Scalar, index: Scalar, starts: Ref, offsets: Re
 
 
 def _kernel(page: int, *refs: Ref) -> None:
-    _, rows, indices, starts, offsets, _, new, following, old, out = refs
+    _, rows, indices, _, starts, offsets, new, following, old, out = refs
     item = pl.program_id(0)
     row, index = rows[item], indices[item]
     first = _first_block(page, row, index, starts, offsets) * page  # token

@@ -39,7 +39,7 @@ from tpu_worker.program import STATE, Compiler, DeviceState
 from tpu_worker.weights.blocks import BlockMatrix
 from tpu_worker.weights.load import WeightLoader
 
-NUM_BLOCKS, MAX_MODEL_LEN, MAX_NUM_SEQS = 2048, 2048, 256
+NUM_BLOCKS, MAX_MODEL_LEN, MAX_NUM_SEQS = 2048, 131072, 256  # a context as Llama 3.2's models have it
 SMALL = 1 << 16  # values: what is smaller may be copied
 KERNELS = ("attend_singles", "write_pages", "attend_chunks")
 

@@ -184,7 +184,7 @@ def test_agrees_with_the_reference_in_every_shape(margins: Margins, shape: Shape
     ids=["decode", "mixed"],
 )
 def test_nothing_is_read_before_it_has_come(margins: Margins, shape: Shape, step: Step) -> None:
-    """In the interpreter that knows of semaphores: what is moved comes when it is waited for, and no sooner; memory is NaN first."""
+    """In the interpreter that knows of semaphores: what is moved comes when it is waited for, no sooner; memory is NaN first."""
     params = pltpu.InterpretParams(detect_races=True, dma_execution_mode="on_wait", uninitialized_memory="nan")
     check(margins, shape, step, params)
     races = interpret_pallas_call.races

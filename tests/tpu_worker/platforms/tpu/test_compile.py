@@ -33,7 +33,8 @@ LLAMA_1B: dict[str, Any] = {
 }
 LLAMA_8B = {**LLAMA_1B, "hidden_size": 4096, "intermediate_size": 14336, "head_dim": 128, "tie_word_embeddings": False}
 DECODE, MIXED = "64x64", "512x16"  # tokens x rows
-MOST_TEMPORARIES = 64 << 20  # bytes
+MOST_TEMPORARIES = 64 << 20  # bytes: a copy of the tokens of all slots would take 134 MB, one of a layer's cache 268 MB
+MOST_BESIDE = 256 << 20  # bytes of tokens, rotary tables, block tables: a second table of embeddings would take 525 MB
 
 
 def compile_steps(path: Path, model: dict[str, Any], topology: str, chips: int, kernels: str, *buckets: str) -> dict[str, Any]:
@@ -69,7 +70,7 @@ def test_nothing_large_is_copied(model: dict[str, Any], topology: str, chips: in
         program = found[bucket]
         assert program["copies"] == []
         assert program["temporaries"] < MOST_TEMPORARIES
-        assert arguments < program["arguments"] < arguments + (8 << 20)  # norms, rotary table, slots
+        assert arguments < program["arguments"] < arguments + MOST_BESIDE
         several = LAYERS if bucket == MIXED else 0
         assert program["kernels"] == {"attend_singles": LAYERS, "write_pages": several, "attend_chunks": several}
         if chips == 1:
