@@ -66,7 +66,9 @@ def prepare(meta: AttentionMetadata, num_tokens: int, block_size: int) -> Prepar
     num_pages = jnp.where(counts > 0, (meta.starts + counts - 1) // block_size - before + 1, 0)
     # A row of n > 1 tokens reaches into (n - 2) // block_size + 2 pages at most.
     total, rows, pages = _enumerate(before, num_pages, num_tokens // block_size + 2 * num_rows)
-    listed = Writes(total, rows, pages, meta.block_tables.at[rows, pages].get(mode="clip"), meta.starts, meta.offsets)
+    blocks = meta.block_tables.at[rows, pages].get(mode="clip")
+    blocks = jnp.where(jnp.arange(len(rows)) < total, blocks, 0)  # of an item that is none, a block that is there
+    listed = Writes(total, rows, pages, blocks, meta.starts, meta.offsets)
     several = Several(listed, meta.starts, counts, meta.offsets, is_single)
     return Prepared(positions, real, meta.block_tables, some, several)
 
@@ -182,7 +184,7 @@ def _list_chunks(several: Several, tokens: int, num_blocks: int) -> Chunks:
     first, last = several.offsets[:-1] // tokens, (several.offsets[1:] - 1) // tokens
     counts = jnp.where(several.counts > 0, last - first + 1, 0)
     count, rows, blocks = _enumerate(first, counts, num_blocks + len(counts))
-    return Chunks(count, blocks, rows, several.starts, several.offsets)
+    return Chunks(count, jnp.minimum(blocks, num_blocks - 1), rows, several.starts, several.offsets)
 
 
 def _over_lanes(scores: jax.Array) -> jax.Array:

@@ -24,7 +24,9 @@ from tpu_worker.platforms.tpu.pages import (
     Span,
     advance,
     begin,
+    each_item,
     finish,
+    grid_of,
     is_seen,
     pages_at_once,
     table_specs,
@@ -68,10 +70,10 @@ def attend(
     if sinks is not None:
         in_specs.append(pl.BlockSpec(sinks.shape, lambda *_: (0, 0, 0)))
     out: jax.Array = pl.pallas_call(
-        functools.partial(_kernel, spec, run, tokens, sinks is not None),
+        each_item(functools.partial(_kernel, spec, run, tokens, sinks is not None)),
         grid_spec=pltpu.PrefetchScalarGridSpec(
             num_scalar_prefetch=len(chunks),
-            grid=(chunks.total[0],),
+            grid=(grid_of(chunks.total),),
             in_specs=in_specs,
             out_specs=block,
             scratch_shapes=(
@@ -91,14 +93,13 @@ def attend(
     return out
 
 
-def _kernel(spec: AttentionSpec, run: int, tokens: int, has_sinks: bool, *refs: Ref) -> None:
+def _kernel(spec: AttentionSpec, run: int, tokens: int, has_sinks: bool, item: Scalar, *refs: Ref) -> None:
     """tokens: of a block."""
     total, blocks, rows, starts, offsets, table, following_table, q, cache, *rest = refs
     sinks = rest.pop(0) if has_sinks else None
     out, buffer, tops, totals, outs, arrived, memory = rest
     pages = Pages(cache, buffer, arrived, run)
     num_kv_heads, num_queries = q.shape[1:3]
-    item = pl.program_id(0)
     block, row = blocks[item], rows[item]
 
     def span_of(item: Scalar, table: Ref) -> Span:

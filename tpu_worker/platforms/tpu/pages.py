@@ -94,6 +94,21 @@ class Pages:
         return self.buffer.at[half, :, pl.ds(pl.multiple_of(group * GROUP, GROUP), GROUP), :]
 
 
+def grid_of(total: jax.Array) -> Scalar:
+    """Steps of a kernel with total [1] work items. One at least: what a grid without any would fetch nobody says."""
+    return jnp.maximum(total[0], 1)
+
+
+def each_item(kernel: Callable[..., None]) -> Callable[..., None]:
+    """The kernel, called as kernel(item, *refs) for every work item there is; how many is what comes first of `refs`."""
+
+    def steps(*refs: Ref) -> None:
+        item = pl.program_id(0)
+        pl.when(item < refs[0][0])(lambda: kernel(item, *refs))
+
+    return steps
+
+
 def table_specs(row_of: Callable[..., Scalar], width: int) -> list[pl.BlockSpec]:
     """How the tables of a work item and of the next come, out of [R, 1, width]: all of them are more than scalar memory may hold.
 
@@ -102,7 +117,7 @@ def table_specs(row_of: Callable[..., Scalar], width: int) -> list[pl.BlockSpec]
 
     def spec(behind: int) -> pl.BlockSpec:
         def where(item: Scalar, *scalars: Ref) -> tuple[Scalar, ...]:
-            return row_of(jnp.minimum(item + behind, scalars[0][0] - 1), *scalars), 0, 0
+            return row_of(jnp.minimum(item + behind, jnp.maximum(scalars[0][0] - 1, 0)), *scalars), 0, 0
 
         return pl.BlockSpec((1, 1, width), where, memory_space=pltpu.SMEM)
 

@@ -20,7 +20,9 @@ from tpu_worker.platforms.tpu.pages import (
     Span,
     advance,
     begin,
+    each_item,
     finish,
+    grid_of,
     is_seen,
     pages_at_once,
     table_specs,
@@ -67,10 +69,10 @@ def attend(
         in_specs.append(pl.BlockSpec(sinks.shape, lambda *_: (0, 0, 0)))
     out: jax.Array
     out, cache = pl.pallas_call(
-        functools.partial(_kernel, spec, run, sinks is not None),
+        each_item(functools.partial(_kernel, spec, run, sinks is not None)),
         grid_spec=pltpu.PrefetchScalarGridSpec(
             num_scalar_prefetch=num_prefetched,
-            grid=(singles.total[0],),
+            grid=(grid_of(singles.total),),
             in_specs=in_specs,
             out_specs=(at_place(q.shape), pl.BlockSpec(memory_space=pl.ANY)),
             scratch_shapes=(
@@ -94,12 +96,11 @@ def attend(
 _HALF, _PENDING = 0, 1
 
 
-def _kernel(spec: AttentionSpec, run: int, has_sinks: bool, *refs: Ref) -> None:
+def _kernel(spec: AttentionSpec, run: int, has_sinks: bool, token: Scalar, *refs: Ref) -> None:
     total, _, rows, positions, table, following_table, q, new, _, *rest = refs
     sinks = rest.pop(0) if has_sinks else None
     out, cache, buffer, slabs, arrived, written, memory = rest
     pages = Pages(cache, buffer, arrived, run)
-    token = pl.program_id(0)
     span = _span(table, positions[token], spec)
     num_runs = pages.num_runs(span)
     slab = token % 2

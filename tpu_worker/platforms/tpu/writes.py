@@ -13,7 +13,7 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
-from tpu_worker.platforms.tpu.pages import Interpret, Ref, Scalar
+from tpu_worker.platforms.tpu.pages import Interpret, Ref, Scalar, grid_of
 
 _MOST_BYTES = 512 << 10  # of a page at once: with what is coming and going there are eight of them
 
@@ -53,7 +53,7 @@ def write(new: jax.Array, cache: jax.Array, writes: Writes, *, interpret: Interp
         functools.partial(_kernel, page),
         grid_spec=pltpu.PrefetchScalarGridSpec(
             num_scalar_prefetch=num_prefetched,
-            grid=(writes.total[0], num_kv_heads // heads),
+            grid=(grid_of(writes.total), num_kv_heads // heads),
             in_specs=[source(0), source(1), pl.BlockSpec((1, heads, page, width), target)],
             out_specs=pl.BlockSpec((1, heads, page, width), target),
         ),
@@ -79,13 +79,13 @@ def _first_block(page: int, row: Scalar, index: Scalar, starts: Ref, offsets: Re
 
 
 def _kernel(page: int, *refs: Ref) -> None:
-    _, rows, indices, _, starts, offsets, new, following, old, out = refs
+    total, rows, indices, _, starts, offsets, new, following, old, out = refs
     item = pl.program_id(0)
     row, index = rows[item], indices[item]
     first = _first_block(page, row, index, starts, offsets) * page  # token
     # By position of the page: its token, counted from there.
     token = index * page + lax.broadcasted_iota(jnp.int32, (page, 1), 0) - starts[row] + offsets[row]
-    is_new = (token >= offsets[row]) & (token < offsets[row + 1])
+    is_new = (token >= offsets[row]) & (token < offsets[row + 1]) & (item < total[0])
     comes_from = jnp.where(is_new, token - first, -1)
 
     def place(part: Ref, behind: int, head: Scalar) -> jax.Array:

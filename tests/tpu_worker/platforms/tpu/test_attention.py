@@ -1,5 +1,7 @@
 """The TPU's attention in Pallas' interpreter, against the reference."""
 
+import functools
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import jax
@@ -73,10 +75,11 @@ class Problem:
         return int(self.counts.sum())
 
 
-def draw(shape: Shape, step: Step, seed: int = 0) -> Problem:
+def draw(shape: Shape, step: Step, seed: int = 0, longest: int | None = None) -> Problem:
+    """longest: tokens of a row that its table has room for; None: those of the longest row."""
     rng = np.random.default_rng(seed)
     starts, counts = (np.array(column, np.int32) for column in zip(*step.rows, strict=True))
-    width = -(-int((starts + counts).max()) // shape.page) + 1
+    width = -(-(longest or int((starts + counts).max())) // shape.page) + 1
     blocks = len(starts) * width + 3
     tables = rng.permutation(blocks)[: len(starts) * width].reshape(len(starts), width).astype(np.int32)
     cache = np.full((2, blocks, shape.page, shape.kv_heads, shape.dim), np.nan, np.float32)
@@ -99,23 +102,28 @@ def pack_cache(shape: Shape, cache: Float32Array) -> jax.Array:
     return RowLayout(shape.dim).pair(*jnp.asarray(cache)).swapaxes(1, 2)
 
 
+@functools.cache
+def program(shape: Shape, tokens: int, interpret: Interpret) -> Callable[..., tuple[jax.Array, jax.Array]]:
+    def attend(qkv: jax.Array, cache: jax.Array, meta: AttentionMetadata, sinks: jax.Array | None) -> tuple[jax.Array, jax.Array]:
+        return Attend(interpret)(qkv, cache, prepare(meta, tokens, shape.page), None, shape.spec, sinks)
+
+    return jax.jit(attend)
+
+
 def run(shape: Shape, problem: Problem, interpret: Interpret = True) -> tuple[Float32Array, jax.Array]:
     """(output [T, H, D], cache)."""
     tokens = len(problem.q)
     offsets = np.concatenate([[0], np.cumsum(problem.counts)]).astype(np.int32)
     meta = AttentionMetadata(*map(jnp.asarray, (problem.tables, problem.starts, problem.counts, offsets)))
-
-    @jax.jit
-    def attend(qkv: jax.Array, cache: jax.Array, meta: AttentionMetadata, sinks: jax.Array | None) -> tuple[jax.Array, jax.Array]:
-        return Attend(interpret)(qkv, cache, prepare(meta, tokens, shape.page), None, shape.spec, sinks)
-
     qkv = np.concatenate([problem.q, problem.k, problem.v], axis=1).reshape(tokens, -1)
-    out, cache = attend(qkv, pack_cache(shape, problem.cache), meta, problem.sinks)
+    out, cache = program(shape, tokens, interpret)(qkv, pack_cache(shape, problem.cache), meta, problem.sinks)
     return np.asarray(out).reshape(problem.q.shape), cache
 
 
-def check(margins: Margins, shape: Shape, step: Step, interpret: Interpret = True) -> None:
-    problem = draw(shape, step)
+def check(
+    margins: Margins, shape: Shape, step: Step, interpret: Interpret = True, seed: int = 0, longest: int | None = None
+) -> None:
+    problem = draw(shape, step, seed, longest)
     expected, cache = reference.attend(
         problem.q,
         problem.k,
@@ -131,7 +139,8 @@ def check(margins: Margins, shape: Shape, step: Step, interpret: Interpret = Tru
     )
     out, written = run(shape, problem, interpret)
     # Weights are rounded before values of size 1 are weighted, and so is what comes of it.
-    margins.check_rounding("TPU attention", out[: problem.used], expected[: problem.used], TYPICAL * ROUNDOFF * 2**0.5)
+    if problem.used:
+        margins.check_rounding("TPU attention", out[: problem.used], expected[: problem.used], TYPICAL * ROUNDOFF * 2**0.5)
     assert not out[problem.used :].any()
     np.testing.assert_array_equal(bits(written), bits(pack_cache(shape, cache)))  # nothing else has changed, NaN neither
 
@@ -164,11 +173,31 @@ def test_agrees_with_the_reference(margins: Margins, shape: Shape, step: Step) -
         (Shape(4, 1, 256, 256, window=300), LONG),
         (Shape(2, 2, 256, 128, cap=3.0), DECODE),
         (Shape(40, 40, 128, 16), DECODE),
+        (Shape(4, 2, 64, 16), Step(((20, 1), (5, 1), (0, 0)), 20)),
+        (Shape(4, 2, 64, 16), Step(((20, 9), (0, 11), (0, 0)), 20)),
+        (Shape(4, 2, 64, 16), Step(((0, 0), (0, 0)), 32)),
+        (Shape(4, 2, 64, 16), Step(((0, 0), (0, 0)), 2)),
     ],
     ids=str,
 )
 def test_agrees_with_the_reference_in_every_shape(margins: Margins, shape: Shape, step: Step) -> None:
     check(margins, shape, step)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("tokens", [8, 75])
+@pytest.mark.parametrize("shape", [Shape(4, 2, 64, 16, window=40), Shape(3, 1, 128, 32)], ids=str)
+def test_any_step(margins: Margins, shape: Shape, tokens: int) -> None:
+    """As many tokens as rows, and more: rows of any length that begin anywhere, some of them padding."""
+    rng = np.random.default_rng(tokens)
+    for seed in range(60):
+        rows: list[tuple[int, int]] = []
+        room, most = tokens, int(rng.choice([1, 3, 20, 75]))
+        for _ in range(rng.integers(0, 9)):
+            count = min(int(rng.integers(1, most + 1)), room)
+            rows += [(int(rng.integers(0, 200 - count)), count)] if count else []
+            room -= count
+        check(margins, shape, Step((*rows, *((0, 0),) * (8 - len(rows))), tokens), seed=seed, longest=200)
 
 
 @pytest.mark.slow

@@ -37,15 +37,19 @@ MOST_TEMPORARIES = 64 << 20  # bytes: a copy of the tokens of all slots would ta
 MOST_BESIDE = 256 << 20  # bytes of tokens, rotary tables, block tables: a second table of embeddings would take 525 MB
 
 
-def compile_steps(path: Path, model: dict[str, Any], topology: str, chips: int, kernels: str, *buckets: str) -> dict[str, Any]:
-    config = path / "config.json"
-    config.write_text(json.dumps(model), encoding="utf-8")
-    module = "tests.tpu_worker.platforms.tpu.compile_steps"
-    command = [sys.executable, "-m", module, str(config), topology, str(chips), kernels, *buckets]
+def run(module: str, *arguments: str) -> dict[str, Any]:
+    """What one of the programs beside this file writes."""
+    command = [sys.executable, "-m", f"tests.tpu_worker.platforms.tpu.{module}", *arguments]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-4000:]
     found: dict[str, Any] = json.loads(done.stdout)
     return found
+
+
+def compile_steps(path: Path, model: dict[str, Any], topology: str, chips: int, kernels: str, *buckets: str) -> dict[str, Any]:
+    config = path / "config.json"
+    config.write_text(json.dumps(model), encoding="utf-8")
+    return run("compile_steps", str(config), topology, str(chips), kernels, *buckets)
 
 
 def bytes_of(model: dict[str, Any], chips: int, block_size: int) -> int:
@@ -85,3 +89,10 @@ def test_copies_are_found_where_there_are_some(tmp_path: Path) -> None:
     program = compile_steps(tmp_path, {**LLAMA_1B, "num_hidden_layers": 1}, "v6e:1x1", 1, "XLA", "4x4")["4x4"]
     assert any("[2,2048,64,8,64]" in copy for copy in program["copies"])
     assert program["temporaries"] > MOST_TEMPORARIES
+
+
+@pytest.mark.parametrize("topology", ["v5e:1x1", "v6e:1x1", "tpu7x:1x1x1"])
+def test_heads_of_every_family_compile(topology: str) -> None:
+    found = run("compile_attention", topology)
+    assert len(found) >= 7
+    assert all(copies == [[], []] for copies in found.values())
