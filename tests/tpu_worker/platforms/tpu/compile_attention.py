@@ -44,7 +44,7 @@ def copies_of(mesh: Mesh, shape: tuple[int, int, int, int, int | None, float | N
     qkv = of((tokens, (heads + 2 * kv_heads) * dim), jnp.float32)
     sinks = of((heads,), jnp.float32) if has_sinks else None
     compiled = jax.jit(attend, donate_argnums=1).lower(qkv, of(cache.shape, cache.dtype), meta, sinks).compile()
-    return find_copies(compiled.as_text(), {cache.shape})
+    return find_copies(compiled.as_text() or "", {cache.shape})
 
 
 if __name__ == "__main__":
