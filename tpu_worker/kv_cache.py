@@ -12,7 +12,6 @@ from tpu_worker.platforms.platform import Attention, Memory
 from tpu_worker.stacking import Layers, group_alike, group_sizes
 
 
-
 def bytes_per_block(spec: ModelSpec, attention: Attention, block_size: int) -> int:
     """Keys and values of one block in all layers, and what pads them."""
     features = sum(layer.num_kv_heads * attention.pad_head(layer.head_dim) for layer in spec.layers)

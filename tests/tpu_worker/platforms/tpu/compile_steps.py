@@ -136,7 +136,7 @@ def main(config: str, topology: str, chips: str, kernels: str, *buckets: str) ->
     layout = AbsentLayout(mesh, RULES)
     spec = layout.spec_of_shard(source.model.spec)
     head_dims, kv_heads = {layer.head_dim for layer in spec.layers}, min(layer.num_kv_heads for layer in spec.layers)
-    platform = choose_platform("tpu", "auto", (), None, head_dims, layout.num_shards, kv_heads)
+    platform = choose_platform("tpu", "auto", (), None, head_dims, layout.num_shards, num_kv_heads=kv_heads)
     if kernels == "XLA":
         platform = replace(platform, attention=xla.ATTENTION)
     loader = WeightLoader(source, platform.products, layout, MAX_MODEL_LEN, lambda *_: None)

@@ -24,7 +24,7 @@ from tpu_worker.platforms.tpu import make_attention, preferred_block_size
 )
 def test_blocks_are_as_small_as_can_be_moved_fast(head_dim: int, num_kv_heads: int, size: int) -> None:
     assert preferred_block_size({head_dim}, num_kv_heads) == size
-    assert choose_platform("tpu", "auto", (), None, {head_dim, 256}, 1, num_kv_heads).block_size == size
+    assert choose_platform("tpu", "auto", (), None, {head_dim, 256}, num_kv_heads=num_kv_heads).block_size == size
 
 
 @pytest.mark.parametrize("size", [8, 512])
@@ -41,3 +41,9 @@ def test_memory_counts_what_pads_a_head(head_dim: int, taken: int) -> None:
     caches = make_caches(spec, attention, 5, 32)
     assert bytes_per_block(spec, attention, 32) * 5 == sum(caches.take(index).nbytes for index in (0, 1))
     assert caches.take(0).nbytes == 5 * 32 * 3 * 2 * taken * 2
+
+
+def test_floats_that_the_kernels_do_not_know_go_without_them() -> None:
+    assert choose_platform("tpu", "auto", (), None, {64}, dtype="bfloat16").name == "Pallas"
+    plain = choose_platform("tpu", "auto", (), None, {64}, dtype="float32")
+    assert plain.name == "XLA" and plain.attention.bytes_per_value == 4
