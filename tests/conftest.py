@@ -23,6 +23,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     processor: str | None = config.getoption("--processor")
     config.stash[_MARGINS] = Margins(processor or "here")
+    # With libtpu installed JAX would look for TPUs first, in every process of every test.
+    os.environ.setdefault("JAX_PLATFORMS", "cpu")
     _keep_programs(config, processor)
     if processor is None:
         return

@@ -29,12 +29,17 @@ def by_cost(buckets: Iterable[Bucket], head_cost: float) -> tuple[Bucket, ...]:
     return tuple(sorted(buckets, key=lambda bucket: bucket.tokens + head_cost * bucket.rows))
 
 
-def first_to_hold(tokens: int, rows: int, buckets: Iterable[Bucket]) -> Bucket:
-    """The first of `buckets` that holds a step. Raises ValueError when none does."""
-    for bucket in buckets:
-        if bucket.tokens >= tokens and bucket.rows >= rows:
-            return bucket
-    raise ValueError(f"no bucket holds {tokens} tokens of {rows} rows")
+def first_to_hold(tokens: int, rows: int, buckets: Iterable[Bucket], *, decodes_apart: bool = False) -> Bucket:
+    """The first of `buckets` that holds a step. Raises ValueError when none does.
+
+    decodes_apart: one with as many tokens as rows is taken for other steps only where there is nothing else.
+    """
+    holding = [bucket for bucket in buckets if bucket.tokens >= tokens and bucket.rows >= rows]
+    if not holding:
+        raise ValueError(f"no bucket holds {tokens} tokens of {rows} rows")
+    if decodes_apart and tokens > rows:
+        return next((bucket for bucket in holding if bucket.tokens > bucket.rows), holding[0])
+    return holding[0]
 
 
 def _sizes(most: int) -> list[int]:

@@ -12,9 +12,10 @@ from tpu_worker.platforms.platform import Attention, Memory
 from tpu_worker.stacking import Layers, group_alike, group_sizes
 
 
-def bytes_per_block(spec: ModelSpec, block_size: int, bytes_per_value: int = 2) -> int:
-    """Keys and values of one block in all layers. bytes_per_value: of `Attention`."""
-    return 2 * block_size * bytes_per_value * sum(layer.num_kv_heads * layer.head_dim for layer in spec.layers)
+def bytes_per_block(spec: ModelSpec, attention: Attention, block_size: int) -> int:
+    """Keys and values of one block in all layers, and what pads them."""
+    features = sum(layer.num_kv_heads * attention.pad_head(layer.head_dim) for layer in spec.layers)
+    return 2 * block_size * attention.bytes_per_value * features
 
 
 def working_memory(spec: ModelSpec, bucket: Bucket) -> int:
@@ -49,17 +50,16 @@ def count_blocks(
     spec: ModelSpec,
     block_size: int,
     max_model_len: int,
+    attention: Attention,
     memory: Memory,
     devices: Sequence[jax.Device],
     pending: int = 0,
-    bytes_per_value: int = 2,
 ) -> int:
     """Blocks for this worker. Raises CapacityError when not one sequence of max_model_len tokens fits, or less is free than asked.
 
     Never more than the largest batch could use. pending: bytes that weights and programs will yet take on each device.
-    bytes_per_value: of keys and values.
     """
-    block = bytes_per_block(spec, block_size, bytes_per_value)
+    block = bytes_per_block(spec, attention, block_size)
     per_sequence = -(-max_model_len // block_size)
     free = config.kv_cache_memory
     if free is None:

@@ -82,15 +82,15 @@ class JaxDevice:
         model, layout = source.model, make_layout(devices)
         layout.check(model.spec, config.model_path)
         spec = layout.spec_of_shard(model.spec)
-        head_dims = {layer.head_dim for layer in spec.layers}
         platform = self._platform = self._given or choose_platform(
             devices[0].platform,
             config.quantization,
             kinds_held(source),
             config.block_size,
-            head_dims,
+            {layer.head_dim for layer in spec.layers},
             layout.num_shards,
             choose_float_type(config.dtype, config.quantization, source),
+            min(layer.num_kv_heads for layer in spec.layers),
         )
         platform.memory.before_loading()
         block_size = config.block_size or platform.block_size
@@ -106,8 +106,7 @@ class JaxDevice:
         shapes = loader.shapes(weights)
         # What the cache is to leave: the weights that are not there yet, and the largest step's working memory.
         pending = loader.pending_bytes(weights) + max(working_memory(spec, bucket) for bucket in buckets)
-        width = platform.attention.bytes_per_value
-        num_blocks = count_blocks(config, spec, block_size, max_model_len, platform.memory, devices, pending, width)
+        num_blocks = count_blocks(config, spec, block_size, max_model_len, platform.attention, platform.memory, devices, pending)
 
         def make_empty() -> DeviceState:
             caches = make_caches(spec, platform.attention, num_blocks, block_size)
@@ -121,13 +120,14 @@ class JaxDevice:
             loaded = pool.submit(loader.load_rest, weights)
             num_rows = {size for bucket in buckets for size in (bucket.tokens, bucket.rows)}
             stable = platform.products.rows_are_stable(loader.matrix_sizes(), num_rows)
-            head_cost = _size(shapes["head"]) / _size(shapes["layers"])
-            self.programs = Programs(compiler, buckets, head_cost, wait_for_all=not stable)
+            head_cost = _size(shapes.get("head", shapes["embedding"])) / _size(shapes["layers"])
+            apart = platform.attention.decodes_apart
+            self.programs = Programs(compiler, buckets, head_cost, wait_for_all=not stable, decodes_apart=apart)
             self.programs.compile_first(report)
             self._admit, self._extend = compiler.admit(), compiler.extend()
             self._set_rules, self._make_sums = compiler.set_rules(), compiler.make_sums
             self._weights = loaded.result()
-        with out_of_memory(f"making a KV cache of {num_blocks * bytes_per_block(spec, block_size, width)} bytes"):
+        with out_of_memory(f"making a KV cache of {num_blocks * bytes_per_block(spec, platform.attention, block_size)} bytes"):
             # As one program, so that the caches are made without a copy.
             self._state = jax.block_until_ready(jax.jit(make_state)())
             make_all = layout.program(functools.partial(make_rules, config.max_num_seqs, spec.vocab_size), (), REPLICATED)

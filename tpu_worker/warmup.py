@@ -19,15 +19,18 @@ _NUM_FIRST = 2  # buckets: the smallest, and the one that holds any step
 class Programs:
     """The compiled steps and samplers. They become more while steps run; each step takes the best that are there."""
 
-    def __init__(self, compiler: Compiler, buckets: Sequence[Bucket], head_cost: float, *, wait_for_all: bool) -> None:
+    def __init__(
+        self, compiler: Compiler, buckets: Sequence[Bucket], head_cost: float, *, wait_for_all: bool, decodes_apart: bool
+    ) -> None:
         """`head_cost`: of the logits of a row, in tokens through the layers.
 
         `wait_for_all`: compile everything first. Then steps of one size always run in one bucket, as they must where the bits of a
-        row depend on the bucket: else they would depend on how far the compiler has come.
+        row depend on the bucket: else they would depend on how far the compiler has come. `decodes_apart`: as `Attention` has it.
         """
         self._compiler = compiler
         self._buckets = buckets
         self._head_cost = head_cost
+        self._decodes_apart = decodes_apart
         self._num_first = len(buckets) if wait_for_all else _NUM_FIRST
         self._steps: dict[Bucket, StepProgram] = {}
         self._samplers: dict[int, SampleProgram] = {}  # by number of rows, as the next two
@@ -43,7 +46,7 @@ class Programs:
 
     def choose(self, tokens: int, rows: int, *, sampler: bool) -> Bucket:
         """The cheapest bucket that holds a step and has its programs; with `sampler`, those that sample its rows too."""
-        return first_to_hold(tokens, rows, self._sampled if sampler else self._ready)
+        return first_to_hold(tokens, rows, self._sampled if sampler else self._ready, decodes_apart=self._decodes_apart)
 
     def step(self, bucket: Bucket) -> StepProgram:
         """The step program of a bucket that `choose` returned."""

@@ -311,7 +311,7 @@ def ready_line(facts: Mapping[str, str | int]) -> str:
     return (
         f"ready: {facts.get('address')}  ipc {facts.get('socket')}  model {facts.get('model')}  workers {facts.get('workers')}"
         f"{frontends}  device {facts.get('device')}{weights}  depth {facts.get('queue_depth')}  "
-        f"KV cache {facts.get('kv_cache_tokens'):,} tokens"
+        f"KV cache {facts.get('kv_cache_tokens'):,} tokens in blocks of {facts.get('kv_block_size')}"
     )
 
 

@@ -175,4 +175,5 @@ class FrontendProcess:
             "weights": capacity.weights,
             "queue_depth": self._config.queue_depth,
             "kv_cache_tokens": capacity.num_blocks * capacity.block_size,
+            "kv_block_size": capacity.block_size,
         }

@@ -33,6 +33,15 @@ def test_decode_takes_the_decode_bucket() -> None:
     assert first_to_hold(100, 2, buckets) == Bucket(128, 4)
 
 
+def test_decode_buckets_are_left_to_decoding_where_that_matters() -> None:
+    buckets = by_cost(make_buckets(64, 512), 0.3)
+    assert first_to_hold(30, 2, buckets) == Bucket(64, 64)
+    assert first_to_hold(30, 2, buckets, decodes_apart=True) == Bucket(128, 4)
+    assert first_to_hold(30, 30, buckets, decodes_apart=True) == Bucket(64, 64)
+    only = make_buckets(64, 64)  # no step is larger than the batch
+    assert first_to_hold(60, 50, only, decodes_apart=True) == Bucket(64, 64)
+
+
 def test_a_step_that_none_holds_is_refused() -> None:
     with pytest.raises(ValueError, match="no bucket holds 600 tokens of 2 rows"):
         first_to_hold(600, 2, make_buckets(64, 512))

@@ -221,7 +221,7 @@ def test_kernels_of_a_file_in_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Without a compiler there are none, and only who asks for them by name need know; nor are there on other devices."""
     monkeypatch.setattr(build, "available", lambda *_: False)
     assert choose_platform("cpu", "auto", ["Q4_1"], 16, {32}).name == "XLA"
-    assert choose_platform("tpu", "auto", ["Q4_1"], 16, {32}).name == "XLA"
+    assert choose_platform("tpu", "auto", ["Q4_1"], 16, {32}).name == "Pallas"
     for platform in ("cpu", "tpu"):
         with pytest.raises(ConfigError, match=r"--quantization int8 needs the C\+\+ kernels"):
             choose_platform(platform, "int8", ["Q4_1"], 16, {32})

@@ -294,7 +294,13 @@ def forward(spec: ModelSpec, platform: Platform, weights: Weights, caches: Layer
 
 def logits(spec: ModelSpec, platform: Platform, weights: Weights, x: jax.Array, num_rows: jax.Array) -> jax.Array:
     """Of what `forward` yields, x [R, hidden], the first num_rows [] rows: [R, V] float32."""
-    found = platform.products.linear(x, weights["head"], num_rows=num_rows, norm=weights["final_norm"], eps=spec.norm_eps)
+    products = platform.products
+    if "head" in weights:
+        head = weights["head"]
+    else:  # it is the table of embeddings
+        assert products.as_matrix is not None
+        head = products.as_matrix(weights["embedding"])
+    found = products.linear(x, head, num_rows=num_rows, norm=weights["final_norm"], eps=spec.norm_eps)
     if spec.logit_scale != 1.0:
         found *= jnp.float32(spec.logit_scale)
     if (cap := spec.logit_soft_cap) is not None:
@@ -326,7 +332,14 @@ def _attend(
         norm = _norm_heads if layer.qk_norm == "head" else functools.partial(_norm_projections, platform)
         qkv = norm(qkv, layer, value(weights["q_norm"]), value(weights["k_norm"]), eps)
     scale = layer.head_dim**-0.5 if layer.scale is None else layer.scale
-    how = AttentionSpec(layer.head_dim, scale, layer.sliding_window, layer.soft_cap, layer.position_scale)
+    how = AttentionSpec(
+        layer.head_dim,
+        scale,
+        layer.sliding_window,
+        layer.soft_cap,
+        rotary_dim=None if layer.rope is None else layer.rope.size,
+        position_scale=layer.position_scale,
+    )
     return platform.attention.attend(qkv, cache, prepared, rope, how, value(weights["sinks"]) if "sinks" in weights else None)
 
 

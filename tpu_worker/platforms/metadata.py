@@ -38,6 +38,7 @@ class AttentionSpec:
     scale: float  # of the scores
     sliding_window: int | None = None  # tokens that a token attends to, itself included; None: all before it
     soft_cap: float | None = None  # c: a score s becomes c · tanh(s / c) (Gemma 2)
+    rotary_dim: int | None = None  # features of a head that are rotated; None: as many as the rotary table is wide
     position_scale: tuple[float, int] | None = None  # (b, n): queries at p are multiplied by 1 + b · log(1 + ⌊p / n⌋) (Llama 4)
 
     def scale_queries(self, qkv: jax.Array, positions: jax.Array, num_heads: int) -> jax.Array:

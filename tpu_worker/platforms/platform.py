@@ -50,7 +50,8 @@ class Attend(Protocol):
     ) -> tuple[jax.Array, Cache]:
         """qkv [T, (H + 2 KH) * D] float32: all heads of q, of k, of v -> (output [T, H * D] float32, cache).
 
-        rope [positions, R] float32 is `models.rope.rotary_table`, with which q and k are rotated first; None leaves them.
+        rope [positions, R] float32 is `models.rope.rotary_table`, with which q and k are rotated first; None leaves them. Where the
+        platform's products have lanes, columns of zeros follow, and the first spec.rotary_dim count.
         sinks [H] float32: of each head a score that takes part in its softmax, and that weighs nothing.
         """
         ...
@@ -64,6 +65,8 @@ class Attention:
     prepare: Prepare
     attend: Attend
     bytes_per_value: int = 2  # of a key or a value in the cache
+    pad_head: Callable[[int], int] = lambda head_dim: head_dim  # features that the cache has room for in a head of so many
+    decodes_apart: bool = False  # steps with as many tokens as rows are for decoding: others are slow in them, but right
 
 
 class Allocate(Protocol):
@@ -234,6 +237,10 @@ class Products:
     pick: Pick
     mask: Mask
     rows_are_stable: RowsAreStable
+    lanes: int = 1  # rotary tables are filled up to a multiple of so many columns, so that rows can be taken out as they lie
+    # The table of embeddings as the matrix that `pack` would make of it, so that tied ones are in memory once; None: it packs them
+    # otherwise.
+    as_matrix: Callable[[jax.Array], Packed] | None = None
     mean_of_shards: Callable[[jax.Array], jax.Array] = lambda x: (
         x
     )  # over the parts that shards have of a row, as large as each other

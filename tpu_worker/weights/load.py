@@ -70,6 +70,8 @@ class WeightLoader:
         self._num_positions = num_positions
         self._report = report
         self._outside, *self._layers = source.model.parameters()
+        if products.as_matrix is not None and source.model.spec.tied_embeddings:
+            del self._outside["head"]  # the product takes the table
         keys = []
         for parameters in self._layers:
             kinds = _kinds_kept(source, parameters, products)
@@ -112,7 +114,7 @@ class WeightLoader:
     def matrix_sizes(self) -> set[tuple[int, int]]:
         """(out, in) of every matrix that a shard multiplies with."""
         parameters = [parameter for group in (self._outside, *self._layers) for parameter in group.values()]
-        return {self._layout.size_of_shard(one) for one in parameters if one.kind in ("matrix", "gated")}
+        return {self._layout.size_of_shard(one) for one in parameters if one.kind != "vector"}  # the head is as large as the table
 
     def load_rest(self, first: Weights) -> Weights:
         """All parameters, with those of `first`. Raises ModelError."""
@@ -207,7 +209,8 @@ class WeightLoader:
 
     def _rotary_table(self, rope: Rope) -> Float32Array:
         frequencies = self._source.inverse_frequencies(rope, self._num_positions)
-        return rotary_table(self._num_positions, frequencies) * np.float32(rope.amplitude)
+        table = rotary_table(self._num_positions, frequencies) * np.float32(rope.amplitude)
+        return np.pad(table, ((0, 0), (0, -table.shape[1] % self._products.lanes)))
 
     def _vector(self, values: HostArray, allocate: Allocate) -> HostArray:
         vector = allocate(values.shape, np.float32)

@@ -33,7 +33,7 @@ def wait_ready(process: subprocess.Popen[str]) -> None:
     assert process.stdout is not None
     line = process.stdout.readline()
     assert line.startswith("ready: http://127.0.0.1:1  ipc /"), line + process.communicate(timeout=TIMEOUT)[1]
-    assert line.endswith("model m  workers 1  device none  depth 2  KV cache 1,234 tokens\n")
+    assert line.endswith("model m  workers 1  device none  depth 2  KV cache 1,234 tokens in blocks of 64\n")
 
 
 def wait_for(path: Path) -> None:

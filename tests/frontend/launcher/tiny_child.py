@@ -29,7 +29,11 @@ def main() -> int:
         others = ("scheduler0", *(f"worker{index}" for index in range(spec.config.workers)))
         wait_for(*(Path(spec.run_dir, f"{other}.epoch0") for other in others))
         facts: dict[str, str | int] = {"address": "http://127.0.0.1:1", "socket": spec.config.ipc_path, "model": "m", "workers": 1}
-        link.send(Ready(facts | {"device": "none", "queue_depth": 2, "kv_cache_tokens": 1234, "run_dir": spec.run_dir}))
+        link.send(
+            Ready(
+                facts | {"device": "none", "queue_depth": 2, "kv_cache_tokens": 1234, "kv_block_size": 64, "run_dir": spec.run_dir}
+            )
+        )
         Path(spec.run_dir, "ready").touch()
     else:
         link.send(Ready())

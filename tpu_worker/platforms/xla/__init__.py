@@ -36,6 +36,7 @@ def make_products(dtype: FloatType = "bfloat16") -> Products:
         greedy=products.greedy,
         pick=products.pick,
         mask=products.mask,
+        as_matrix=products.as_matrix,
         rows_are_stable=lambda *_: False,  # nobody says so of an accelerator's products, and to measure it takes long there
     )
 

@@ -65,7 +65,7 @@ def attend(
     heads = spec.scale_queries(qkv, positions, num_heads).reshape(num_tokens, -1, head_dim)
     q, k, v = jnp.split(heads, (num_heads, num_heads + num_kv_heads), axis=1)
     if rope is not None:
-        turns = rope[positions][:, None, :]
+        turns = rope[positions][:, None, : spec.rotary_dim]
         q, k = rotate(q, turns), rotate(k, turns)
     new = _narrow(jnp.stack([k, v]), cache.dtype)  # [2, T, KH, D]
     cache = cache.at[:, prepared.blocks, prepared.offsets].set(new, mode="drop")

@@ -60,6 +60,11 @@ def pack(
     return PlainWeight(weight.astype(jnp.dtype(dtype), copy=False), gated)  # type: ignore[arg-type]
 
 
+def as_matrix(table: jax.Array) -> PlainWeight:
+    """`Products.as_matrix`: both are of one type, row by row."""
+    return PlainWeight(table, gated=False)
+
+
 def linear(
     x: jax.Array,
     weight: PlainWeight,

@@ -1,0 +1,220 @@
+"""The TPU's attention in Pallas' interpreter, against the reference."""
+
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+import ml_dtypes
+import numpy as np
+import pytest
+from jax._src.pallas.mosaic.interpret import interpret_pallas_call  # where it says what races it found
+from jax.experimental.pallas import tpu as pltpu
+
+from protocol.codec import Float32Array, Int32Array
+from tests.margins import TYPICAL, Margins
+from tpu_worker.platforms import reference
+from tpu_worker.platforms.metadata import AttentionMetadata, AttentionSpec
+from tpu_worker.platforms.tpu.attention import Attend, prepare
+from tpu_worker.platforms.tpu.layout import RowLayout
+from tpu_worker.platforms.tpu.pages import Interpret
+
+ROUNDOFF = 2.0**-8  # of bfloat16
+NOWHERE = -7  # where no block is
+
+
+@dataclass(frozen=True)
+class Shape:
+    heads: int
+    kv_heads: int
+    dim: int
+    page: int
+    window: int | None = None
+    cap: float | None = None
+    sinks: bool = False
+
+    @property
+    def spec(self) -> AttentionSpec:
+        return AttentionSpec(self.dim, 1.0, self.window, self.cap)
+
+
+@dataclass(frozen=True)
+class Step:
+    """Rows of (start, count), of which those with a count of 0 are padding, in a bucket of T tokens."""
+
+    rows: tuple[tuple[int, int], ...]
+    tokens: int
+
+
+# Ends of pages, of tiles and of runs; prompts that begin and end within one, chunks that go on where one ended.
+MIXED = Step(((131, 1), (0, 1), (0, 37), (16, 2), (63, 1), (50, 16), (0, 0), (15, 70), (0, 0)), 141)
+DECODE = Step(((0, 1), (15, 1), (16, 1), (130, 1), (30, 3), (63, 1), (0, 2), (0, 0), (0, 0), (0, 0), (0, 0)), 11)
+LONG = Step(((700, 1), (511, 1), (512, 1), (480, 200), (0, 90), (1030, 1)), 300)
+
+
+def rounded(values: Float32Array) -> Float32Array:
+    return values.astype(ml_dtypes.bfloat16).astype(np.float32)
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A step's operands. Whatever must not be read is NaN, or a block that is not there."""
+
+    q: Float32Array  # [T, H, D]
+    k: Float32Array  # [T, KH, D]
+    v: Float32Array
+    cache: Float32Array  # [2, NB, page, KH, D]
+    tables: Int32Array
+    starts: Int32Array
+    counts: Int32Array
+    sinks: Float32Array | None
+
+    @property
+    def used(self) -> int:
+        return int(self.counts.sum())
+
+
+def draw(shape: Shape, step: Step, seed: int = 0, longest: int | None = None) -> Problem:
+    """longest: tokens of a row that its table has room for; None: those of the longest row."""
+    rng = np.random.default_rng(seed)
+    starts, counts = (np.array(column, np.int32) for column in zip(*step.rows, strict=True))
+    width = -(-(longest or int((starts + counts).max())) // shape.page) + 1
+    blocks = len(starts) * width + 3
+    tables = rng.permutation(blocks)[: len(starts) * width].reshape(len(starts), width).astype(np.int32)
+    cache = np.full((2, blocks, shape.page, shape.kv_heads, shape.dim), np.nan, np.float32)
+    for row, (start, count) in enumerate(step.rows):
+        at = np.arange(start)
+        cache[:, tables[row, at // shape.page], at % shape.page] = rounded(
+            rng.normal(size=(2, start, shape.kv_heads, shape.dim)).astype(np.float32)
+        )
+        tables[row, -(-(start + count) // shape.page) :] = NOWHERE
+    q = rounded(rng.normal(size=(step.tokens, shape.heads, shape.dim)).astype(np.float32) * np.float32(2 * shape.dim**-0.5))
+    k, v = rounded(rng.normal(size=(2, step.tokens, shape.kv_heads, shape.dim)).astype(np.float32))
+    for values in (q, k, v):
+        values[int(counts.sum()) :] = np.nan
+    sinks = np.linspace(-2, 4, shape.heads, dtype=np.float32) if shape.sinks else None
+    return Problem(q, k, v, cache, tables, starts, counts, sinks)
+
+
+def pack_cache(shape: Shape, cache: Float32Array) -> jax.Array:
+    """[2, NB, page, KH, D] as the platform keeps it."""
+    return RowLayout(shape.dim).pair(*jnp.asarray(cache)).swapaxes(1, 2)
+
+
+@functools.cache
+def program(shape: Shape, tokens: int, interpret: Interpret) -> Callable[..., tuple[jax.Array, jax.Array]]:
+    def attend(qkv: jax.Array, cache: jax.Array, meta: AttentionMetadata, sinks: jax.Array | None) -> tuple[jax.Array, jax.Array]:
+        return Attend(interpret)(qkv, cache, prepare(meta, tokens, shape.page), None, shape.spec, sinks)
+
+    return jax.jit(attend)
+
+
+def run(shape: Shape, problem: Problem, interpret: Interpret = True) -> tuple[Float32Array, jax.Array]:
+    """(output [T, H, D], cache)."""
+    tokens = len(problem.q)
+    offsets = np.concatenate([[0], np.cumsum(problem.counts)]).astype(np.int32)
+    meta = AttentionMetadata(*map(jnp.asarray, (problem.tables, problem.starts, problem.counts, offsets)))
+    qkv = np.concatenate([problem.q, problem.k, problem.v], axis=1).reshape(tokens, -1)
+    out, cache = program(shape, tokens, interpret)(qkv, pack_cache(shape, problem.cache), meta, problem.sinks)
+    return np.asarray(out).reshape(problem.q.shape), cache
+
+
+def check(
+    margins: Margins, shape: Shape, step: Step, interpret: Interpret = True, seed: int = 0, longest: int | None = None
+) -> None:
+    problem = draw(shape, step, seed, longest)
+    expected, cache = reference.attend(
+        problem.q,
+        problem.k,
+        problem.v,
+        problem.cache,
+        problem.tables,
+        problem.starts,
+        problem.counts,
+        scale=1.0,
+        sliding_window=shape.window,
+        soft_cap=shape.cap,
+        sinks=problem.sinks,
+    )
+    out, written = run(shape, problem, interpret)
+    # Weights are rounded before values of size 1 are weighted, and so is what comes of it.
+    if problem.used:
+        margins.check_rounding("TPU attention", out[: problem.used], expected[: problem.used], TYPICAL * ROUNDOFF * 2**0.5)
+    assert not out[problem.used :].any()
+    np.testing.assert_array_equal(bits(written), bits(pack_cache(shape, cache)))  # nothing else has changed, NaN neither
+
+
+def bits(cache: jax.Array) -> np.ndarray[tuple[int, ...], np.dtype[np.uint16]]:
+    return np.asarray(jax.lax.bitcast_convert_type(cache, jnp.uint16))
+
+
+@pytest.mark.parametrize(
+    ("shape", "step"),
+    [(Shape(8, 2, 64, 16, window=37, cap=5.0, sinks=True), MIXED), (Shape(7, 1, 128, 64), DECODE)],
+    ids=["mixed", "decode"],
+)
+def test_agrees_with_the_reference(margins: Margins, shape: Shape, step: Step) -> None:
+    check(margins, shape, step)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("shape", "step"),
+    [
+        (Shape(8, 2, 64, 64), LONG),
+        (Shape(6, 3, 64, 32, window=21, sinks=True), DECODE),
+        (Shape(9, 3, 64, 64, cap=3.0), MIXED),
+        (Shape(2, 2, 16, 16, window=129, sinks=True), LONG),
+        (Shape(5, 1, 80, 16, window=1), MIXED),
+        (Shape(4, 4, 96, 128), MIXED),
+        (Shape(16, 2, 128, 128), MIXED),
+        (Shape(7, 1, 128, 64, window=37, cap=5.0, sinks=True), LONG),
+        (Shape(4, 1, 256, 256, window=300), LONG),
+        (Shape(2, 2, 256, 128, cap=3.0), DECODE),
+        (Shape(40, 40, 128, 16), DECODE),
+        (Shape(4, 2, 64, 16), Step(((20, 1), (5, 1), (0, 0)), 20)),
+        (Shape(4, 2, 64, 16), Step(((20, 9), (0, 11), (0, 0)), 20)),
+        (Shape(4, 2, 64, 16), Step(((0, 0), (0, 0)), 32)),
+        (Shape(4, 2, 64, 16), Step(((0, 0), (0, 0)), 2)),
+    ],
+    ids=str,
+)
+def test_agrees_with_the_reference_in_every_shape(margins: Margins, shape: Shape, step: Step) -> None:
+    check(margins, shape, step)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("tokens", [8, 75])
+@pytest.mark.parametrize("shape", [Shape(4, 2, 64, 16, window=40), Shape(3, 1, 128, 32)], ids=str)
+def test_any_step(margins: Margins, shape: Shape, tokens: int) -> None:
+    """As many tokens as rows, and more: rows of any length that begin anywhere, some of them padding."""
+    rng = np.random.default_rng(tokens)
+    for seed in range(60):
+        rows: list[tuple[int, int]] = []
+        room, most = tokens, int(rng.choice([1, 3, 20, 75]))
+        for _ in range(rng.integers(0, 9)):
+            count = min(int(rng.integers(1, most + 1)), room)
+            rows += [(int(rng.integers(0, 200 - count)), count)] if count else []
+            room -= count
+        check(margins, shape, Step((*rows, *((0, 0),) * (8 - len(rows))), tokens), seed=seed, longest=200)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("shape", "step"),
+    [
+        (
+            Shape(4, 2, 64, 16, window=37, cap=5.0, sinks=True),
+            Step(((0, 1), (15, 1), (16, 1), (40, 3), (63, 1), (0, 2), (0, 0), (0, 0), (0, 0)), 9),
+        ),
+        (Shape(4, 2, 64, 16), Step(((20, 1), (0, 5), (16, 2), (14, 12), (0, 0)), 40)),
+    ],
+    ids=["decode", "mixed"],
+)
+def test_nothing_is_read_before_it_has_come(margins: Margins, shape: Shape, step: Step) -> None:
+    """In the interpreter that knows of semaphores: what is moved comes when it is waited for, no sooner; memory is NaN first."""
+    params = pltpu.InterpretParams(detect_races=True, dma_execution_mode="on_wait", uninitialized_memory="nan")
+    check(margins, shape, step, params)
+    races = interpret_pallas_call.races
+    assert races is not None and not races.races_found

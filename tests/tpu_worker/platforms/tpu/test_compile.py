@@ -1,0 +1,98 @@
+"""The step of the engine, compiled for chips that are not there: nothing large is copied, and little memory is needed beside it."""
+
+import importlib.util
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="libtpu is not installed: nothing compiles for TPUs"),
+    pytest.mark.timeout(900),  # a program takes ten seconds alone, and a minute where others compile too
+]
+
+LAYERS = 2
+# Sizes as their config.json has them, but for the layers.
+LLAMA_1B: dict[str, Any] = {
+    "architectures": ["LlamaForCausalLM"],
+    "vocab_size": 128256,
+    "hidden_size": 2048,
+    "intermediate_size": 8192,
+    "num_hidden_layers": LAYERS,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 8,
+    "head_dim": 64,
+    "max_position_embeddings": 131072,
+    "rms_norm_eps": 1e-5,
+    "rope_theta": 500000.0,
+    "tie_word_embeddings": True,
+}
+LLAMA_8B = {**LLAMA_1B, "hidden_size": 4096, "intermediate_size": 14336, "head_dim": 128, "tie_word_embeddings": False}
+DECODE, MIXED = "64x64", "512x16"  # tokens x rows
+MOST_TEMPORARIES = 64 << 20  # bytes: a copy of the tokens of all slots would take 134 MB, one of a layer's cache 268 MB
+MOST_BESIDE = 256 << 20  # bytes of tokens, rotary tables, block tables: a second table of embeddings would take 525 MB
+
+
+def run(module: str, *arguments: str) -> dict[str, Any]:
+    """What one of the programs beside this file writes."""
+    command = [sys.executable, "-m", f"tests.tpu_worker.platforms.tpu.{module}", *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-4000:]
+    found: dict[str, Any] = json.loads(done.stdout)
+    return found
+
+
+def compile_steps(path: Path, model: dict[str, Any], topology: str, chips: int, kernels: str, *buckets: str) -> dict[str, Any]:
+    config = path / "config.json"
+    config.write_text(json.dumps(model), encoding="utf-8")
+    return run("compile_steps", str(config), topology, str(chips), kernels, *buckets)
+
+
+def bytes_of(model: dict[str, Any], chips: int, block_size: int) -> int:
+    """Weights of one of several chips and the cache of `compile_steps`, 2048 blocks; tied embeddings once."""
+    names = ("hidden_size", "intermediate_size", "num_attention_heads", "num_key_value_heads", "head_dim", "vocab_size")
+    hidden, mlp, heads, kv_heads, dim, vocab = (int(model[name]) for name in names)
+    layer = hidden * (2 * heads * dim + 2 * kv_heads * dim + 3 * mlp)
+    tables = vocab * hidden * (1 if model["tie_word_embeddings"] else 2)
+    cache = 2 * 2048 * block_size * kv_heads * dim
+    return 2 * (LAYERS * (layer + cache) + tables) // chips
+
+
+@pytest.mark.parametrize(
+    ("model", "topology", "chips"),
+    [(LLAMA_1B, "v5e:1x1", 1), (LLAMA_1B, "v6e:1x1", 1), (LLAMA_1B, "tpu7x:1x1x1", 1), (LLAMA_8B, "v6e:2x2", 4)],
+    ids=["1B on v5e", "1B on v6e", "1B on tpu7x", "8B on four of v6e"],
+)
+def test_nothing_large_is_copied(model: dict[str, Any], topology: str, chips: int, tmp_path: Path) -> None:
+    found = compile_steps(tmp_path, model, topology, chips, "Pallas", DECODE, MIXED)
+    arguments = bytes_of(model, chips, found["block_size"])
+    for bucket in (DECODE, MIXED):
+        program = found[bucket]
+        assert program["copies"] == []
+        assert program["temporaries"] < MOST_TEMPORARIES
+        assert arguments < program["arguments"] < arguments + MOST_BESIDE
+        several = LAYERS if bucket == MIXED else 0
+        assert program["kernels"] == {"attend_singles": LAYERS, "write_pages": several, "attend_chunks": several}
+        if chips == 1:
+            assert program["collectives"] == {"all-reduce": 0, "all-gather": 0}
+            assert program["readers of logits"] == 1
+        else:  # for the embedding, and in each layer behind attention and behind the MLP; for the logits
+            assert program["collectives"] == {"all-reduce": 1 + 2 * LAYERS, "all-gather": 1}
+
+
+def test_copies_are_found_where_there_are_some(tmp_path: Path) -> None:
+    """XLA's attention wants the cache in another layout than the one that it is kept in."""
+    program = compile_steps(tmp_path, {**LLAMA_1B, "num_hidden_layers": 1}, "v6e:1x1", 1, "XLA", "4x4")["4x4"]
+    assert any("[2,2048,64,8,64]" in copy for copy in program["copies"])
+    assert program["temporaries"] > MOST_TEMPORARIES
+
+
+@pytest.mark.parametrize("topology", ["v5e:1x1", "v6e:1x1", "tpu7x:1x1x1"])
+def test_heads_of_every_family_compile(topology: str) -> None:
+    found = run("compile_attention", topology)
+    assert len(found) >= 7
+    assert all(copies == [[], []] for copies in found.values())

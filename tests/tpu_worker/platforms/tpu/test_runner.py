@@ -1,0 +1,77 @@
+"""The real runner on the TPU's platform, its kernels interpreted: page sizes, tables, the cache's layout and its donation."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from protocol.codec import unpack_float32
+from protocol.config import EngineConfig
+from protocol.params import EngineParams
+from tests.margins import Margins, rounding_of_logits
+from tests.tpu_worker import tiny_dense, tiny_experts
+from tests.tpu_worker.device_driver import Driver, Running
+from tests.tpu_worker.models.test_dense import reference_of
+from tests.tpu_worker.tiny_engine import tiny_config
+from tests.tpu_worker.tiny_models import CONFIG, FAMILIES, Tensors, make_tensors, write_model
+from tpu_worker.device import Capacity
+from tpu_worker.platforms import tpu
+from tpu_worker.platforms.cpu import make_xla_platform
+from tpu_worker.platforms.platform import Platform
+from tpu_worker.runner import JaxDevice
+
+# A decode bucket and one for all else; a chunk is smaller than a page, and the longest sequence has three.
+SIZES: dict[str, Any] = {"max_num_seqs": 4, "max_num_batched_tokens": 32, "max_model_len": 144, "block_size": None}
+PROMPTS = [list(range(1, 24)), [5, 6], [90 - i % 60 for i in range(120)], [3]]
+PARAMS = EngineParams(14, logprobs=2)
+
+
+def run(config: EngineConfig, platform: Platform, chunk: int) -> tuple[Capacity, list[Running]]:
+    device = JaxDevice(config, platform)
+    capacity = device.load(lambda *_: None)
+    try:
+        return capacity, Driver(device, capacity.num_blocks, capacity.block_size, depth=2).run(PROMPTS, PARAMS, chunk)
+    finally:
+        device.close()
+
+
+def check_same(margins: Margins, path: Path, model: Mapping[str, Any], tensors: Tensors) -> Capacity:
+    """The same tokens as XLA's attention, up to where its two likeliest candidates are as good as tied."""
+    config = tiny_config(write_model(path, model, tensors), **SIZES, kv_cache_memory=8 << 20)
+    platform = tpu.make_platform(None, {model["head_dim"]}, model["num_key_value_heads"], interpret=True)
+    capacity, found = run(config, platform, chunk=11)
+    _, expected = run(config, make_xla_platform(), chunk=11)
+    rounding = 2 * rounding_of_logits(model["num_hidden_layers"], spread=1.6)
+    errors = []
+    for ours, theirs in zip(found, expected, strict=True):
+        same = next((i for i, pair in enumerate(zip(ours.tokens, theirs.tokens, strict=True)) if pair[0] != pair[1]), None)
+        errors += [a - b for a, b in zip(ours.logprobs[:same], theirs.logprobs[:same], strict=True)]
+        if same is not None:
+            first, second = unpack_float32(theirs.candidates[same].logprobs_f32)
+            margins.check("TPU platform: ties", first - second, 10 * rounding)
+    margins.check_logprobs("TPU platform", errors, rounding)
+    assert len(errors) >= len(PROMPTS) * PARAMS.max_tokens * 3 / 4
+    return capacity
+
+
+def test_same_tokens_as_without_its_kernels(margins: Margins, tmp_path: Path) -> None:
+    capacity = check_same(margins, tmp_path, CONFIG, make_tensors(CONFIG))
+    assert capacity.block_size == 128 and capacity.num_blocks == 4 * 2
+    assert capacity.description == "cpu (Pallas kernels)"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", ["gemma2", "gpt_oss", "qwen2"])
+def test_same_tokens_of_windows_caps_sinks_and_tied_embeddings(margins: Margins, tmp_path: Path, family: str) -> None:
+    """Gemma 2 caps scores and has windows, gpt-oss has sinks; the embeddings of Qwen 2 and Gemma 2 are tied."""
+    if family == "gpt_oss":
+        model = tiny_experts.FAMILIES[family]
+        tensors = tiny_experts.make_tensors(model)
+    elif family == "qwen2":
+        model = FAMILIES[family]
+        tensors = make_tensors(model)
+    else:
+        model = tiny_dense.FAMILIES[family]
+        tensors = reference_of(family)[1]
+    check_same(margins, tmp_path, model, tensors)

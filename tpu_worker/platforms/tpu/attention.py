@@ -1,0 +1,192 @@
+"""Paged attention for TPUs, in Pallas: the work of a step, listed once for all layers, and the kernels that do it.
+
+A cache is [blocks, KV heads, page, width], a key and its value in one row (`layout`), so that a block of all heads is one piece of
+memory whose tiles are full whatever the number of heads. Single tokens are read and written by one kernel (`singles`); rows with
+several write their pages first (`writes`), and then attend in blocks (`chunks`). All of them change the cache where it lies.
+"""
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from tpu_worker.models.rope import rotate
+from tpu_worker.platforms.metadata import AttentionMetadata, AttentionSpec
+from tpu_worker.platforms.tpu import chunks, singles, writes
+from tpu_worker.platforms.tpu.chunks import Chunks
+from tpu_worker.platforms.tpu.layout import LANES, RowLayout
+from tpu_worker.platforms.tpu.pages import Interpret
+from tpu_worker.platforms.tpu.singles import Singles
+from tpu_worker.platforms.tpu.writes import Writes
+
+_SUBLANES = 8  # queries of a head of keys are filled up to as many
+_MOST_QUERIES = 256  # of a head of keys in a block of tokens …
+_MOST_QUERIES_IN_ALL = 2048  # … and of all: their softmax stays in vector memory
+
+
+class Prepared(NamedTuple):
+    """Of a step of T tokens and R rows."""
+
+    positions: jax.Array  # [T] int32
+    real: jax.Array  # [T] bool: not padding
+    tables: jax.Array  # [R, MB] int32
+    singles: Singles  # tokens; where T > R, the first ones of rows
+    several: "Several | None"  # None where T = R: then all are single
+
+
+class Several(NamedTuple):
+    """Of a step whose rows may have several tokens."""
+
+    writes: Writes
+    starts: jax.Array  # [R] int32
+    counts: jax.Array  # [R] int32: of rows with several, else 0
+    offsets: jax.Array  # [R + 1] int32
+    is_single: jax.Array  # [R] bool
+
+
+def make_caches(num_layers: int, num_blocks: int, block_size: int, num_kv_heads: int, head_dim: int) -> list[jax.Array]:
+    """For each layer [num_blocks, num_kv_heads, block_size, width] bfloat16."""
+    shape = (num_blocks, num_kv_heads, block_size, RowLayout(head_dim).width)
+    return [jnp.zeros(shape, jnp.bfloat16) for _ in range(num_layers)]
+
+
+def prepare(meta: AttentionMetadata, num_tokens: int, block_size: int) -> Prepared:
+    """`platform.Prepare`. A step with as many tokens as rows is taken for decoding: rows of several are attended to one by one."""
+    row, positions, real = meta.locate(num_tokens)
+    num_rows = meta.starts.shape[0]
+    if num_tokens == num_rows:
+        every = Singles(_count(real), jnp.arange(num_tokens, dtype=jnp.int32), row, positions)
+        return Prepared(positions, real, meta.block_tables, every, None)
+    is_single = meta.counts == 1
+    first = jnp.argsort(~is_single, stable=True).astype(jnp.int32)
+    some = Singles(_count(is_single), first, first, meta.starts[first])
+    counts = jnp.where(is_single, 0, meta.counts)
+    before = meta.starts // block_size
+    num_pages = jnp.where(counts > 0, (meta.starts + counts - 1) // block_size - before + 1, 0)
+    # A row of n > 1 tokens reaches into (n - 2) // block_size + 2 pages at most.
+    total, rows, pages = _enumerate(before, num_pages, num_tokens // block_size + 2 * num_rows)
+    blocks = meta.block_tables.at[rows, pages].get(mode="clip")
+    blocks = jnp.where(jnp.arange(len(rows)) < total, blocks, 0)  # of an item that is none, a block that is there
+    listed = Writes(total, rows, pages, blocks, meta.starts, meta.offsets)
+    several = Several(listed, meta.starts, counts, meta.offsets, is_single)
+    return Prepared(positions, real, meta.block_tables, some, several)
+
+
+def _count(flags: jax.Array) -> jax.Array:
+    return jnp.sum(flags, dtype=jnp.int32)[None]
+
+
+def _enumerate(first: jax.Array, counts: jax.Array, most: int) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """How many there are [1], and, for each of row r's counts[r] numbers from first[r] on, the row and the number: [most] each."""
+    ends = jnp.cumsum(counts, dtype=jnp.int32)
+    items = jnp.arange(most, dtype=jnp.int32)
+    rows = jnp.minimum(jnp.searchsorted(ends, items, side="right", method="compare_all"), len(counts) - 1).astype(jnp.int32)
+    return ends[-1:], rows, first[rows] + items - (ends - counts)[rows]
+
+
+@dataclass(frozen=True, slots=True)
+class Attend:
+    """`platform.Attend`."""
+
+    interpret: Interpret  # the kernels are run step by step on whatever is there, to see what they compute
+
+    def __call__(
+        self,
+        qkv: jax.Array,
+        cache: jax.Array,
+        prepared: Prepared,
+        rope: jax.Array | None,
+        spec: AttentionSpec,
+        sinks: jax.Array | None = None,
+    ) -> tuple[jax.Array, jax.Array]:
+        """Queries, keys and values are rounded to bfloat16, and so is the output. Donate the cache, or it is copied."""
+        num_tokens, head_dim, num_kv_heads = qkv.shape[0], spec.head_dim, cache.shape[1]
+        layout = RowLayout(head_dim)
+        num_heads = qkv.shape[1] // head_dim - 2 * num_kv_heads
+        group = num_heads // num_kv_heads
+        heads = spec.scale_queries(qkv, prepared.positions, num_heads).reshape(num_tokens, -1, head_dim)
+        q, k, v = jnp.split(heads, (num_heads, num_heads + num_kv_heads), axis=1)
+        if rope is not None:
+            turns = rope[prepared.positions][:, None, : spec.rotary_dim]
+            q, k = rotate(q, turns), rotate(k, turns)
+        q = layout.widen(q * spec.scale).reshape(num_tokens, num_kv_heads, group, layout.operand)
+        new = layout.pair(k, v).astype(cache.dtype)  # [T, KH, width]
+        scores = None if sinks is None else sinks.reshape(num_kv_heads, group)
+        if prepared.several is None:
+            out, cache = self._singles(q, new, cache, prepared, scores, spec)
+        else:
+            out, cache = self._mixed(q, new, cache, prepared, prepared.several, scores, spec)
+        narrow = layout.narrow(out).reshape(num_tokens, -1).astype(jnp.float32)
+        return jnp.where(prepared.real[:, None], narrow, 0.0), cache
+
+    def _singles(
+        self, q: jax.Array, new: jax.Array, cache: jax.Array, prepared: Prepared, sinks: jax.Array | None, spec: AttentionSpec
+    ) -> tuple[jax.Array, jax.Array]:
+        """q [N, KH, G, operand], new [N, KH, width] -> (out [N, KH, G, operand], cache)."""
+        group = q.shape[2]
+        missing = -group % _SUBLANES
+        q = jnp.pad(q, ((0, 0), (0, 0), (0, missing), (0, 0)))
+        scores = None if sinks is None else _over_lanes(jnp.pad(sinks, ((0, 0), (0, missing))))
+        out, cache = singles.attend(
+            q, new[:, :, None], cache, prepared.singles, prepared.tables, scores, spec, interpret=self.interpret
+        )
+        return out[:, :, :group], cache
+
+    def _mixed(
+        self,
+        q: jax.Array,
+        new: jax.Array,
+        cache: jax.Array,
+        prepared: Prepared,
+        several: Several,
+        sinks: jax.Array | None,
+        spec: AttentionSpec,
+    ) -> tuple[jax.Array, jax.Array]:
+        """q [T, KH, G, operand], new [T, KH, width] -> (out [T, KH, G, operand], cache)."""
+        num_tokens, num_kv_heads, group, operand = q.shape
+        page = cache.shape[2]
+        by_head = jnp.pad(new, ((0, -num_tokens % page), (0, 0), (0, 0))).swapaxes(0, 1)
+        cache = writes.write(by_head, cache, several.writes, interpret=self.interpret)
+        first = several.offsets[:-1]
+        of_rows, cache = self._singles(q.at[first].get(mode="clip"), new.at[first].get(mode="clip"), cache, prepared, sinks, spec)
+        tokens = _tokens_of_block(num_tokens, num_kv_heads, group)
+        num_blocks = -(-num_tokens // tokens)
+        blocks = jnp.pad(q, ((0, num_blocks * tokens - num_tokens), (0, 0), (0, 0), (0, 0)))
+        blocks = blocks.reshape(num_blocks, tokens, num_kv_heads, group, operand).transpose(0, 2, 3, 1, 4)
+        scores = None if sinks is None else _over_lanes(jnp.repeat(sinks, tokens, axis=1))
+        out = chunks.attend(
+            blocks.reshape(num_blocks, num_kv_heads, group * tokens, operand),
+            cache,
+            _list_chunks(several, tokens, num_blocks),
+            prepared.tables,
+            scores,
+            spec,
+            tokens=tokens,
+            interpret=self.interpret,
+        )
+        out = out.reshape(num_blocks, num_kv_heads, group, tokens, operand).transpose(0, 3, 1, 2, 4)
+        out = out.reshape(num_blocks * tokens, num_kv_heads, group, operand)[:num_tokens]
+        where = jnp.where(several.is_single, first, num_tokens)  # outside: dropped
+        return out.at[where].set(of_rows, mode="drop"), cache
+
+
+def _tokens_of_block(num_tokens: int, num_kv_heads: int, group: int) -> int:
+    """A power of two: whole tiles, and no more queries than there is room for."""
+    most = min(_MOST_QUERIES, _MOST_QUERIES_IN_ALL // num_kv_heads) // group
+    tokens = 16
+    while tokens * 2 <= min(most, num_tokens):
+        tokens *= 2
+    return tokens
+
+
+def _list_chunks(several: Several, tokens: int, num_blocks: int) -> Chunks:
+    first, last = several.offsets[:-1] // tokens, (several.offsets[1:] - 1) // tokens
+    counts = jnp.where(several.counts > 0, last - first + 1, 0)
+    count, rows, blocks = _enumerate(first, counts, num_blocks + len(counts))
+    return Chunks(count, jnp.minimum(blocks, num_blocks - 1), rows, several.starts, several.offsets)
+
+
+def _over_lanes(scores: jax.Array) -> jax.Array:
+    """[KH, M] as [KH, M, LANES] float32."""
+    return jnp.broadcast_to(scores.astype(jnp.float32)[..., None], (*scores.shape, LANES))

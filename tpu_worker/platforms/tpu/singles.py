@@ -1,0 +1,178 @@
+"""Attention of single tokens, which decoding is: each reads its row's pages once, and its own key and value go in with them."""
+
+import functools
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import tpu as pltpu
+
+from tpu_worker.platforms.metadata import AttentionSpec
+from tpu_worker.platforms.tpu.layout import GROUP
+from tpu_worker.platforms.tpu.pages import (
+    Interpret,
+    Pages,
+    Ref,
+    Scalar,
+    Softmax,
+    Span,
+    advance,
+    begin,
+    each_item,
+    finish,
+    grid_of,
+    is_seen,
+    pages_at_once,
+    table_specs,
+)
+
+
+class Singles(NamedTuple):
+    """Tokens that are attended to one by one, in the order of their positions where they are of one row: N of them, at most."""
+
+    total: jax.Array  # [1] int32: how many there are
+    places: jax.Array  # [N] int32: where in the operands each is
+    rows: jax.Array  # [N] int32
+    positions: jax.Array  # [N] int32
+
+
+def attend(
+    q: jax.Array,
+    new: jax.Array,
+    cache: jax.Array,
+    singles: Singles,
+    tables: jax.Array,
+    sinks: jax.Array | None,
+    spec: AttentionSpec,
+    *,
+    interpret: Interpret,
+) -> tuple[jax.Array, jax.Array]:
+    """Writes the rows of `singles` to the cache, which is changed in place, and attends.
+
+    q [N, KH, M, operand] bfloat16, scaled: the M queries of each token that read the same head of keys; new [N, KH, 1, width], of
+    the cache's type; cache [NB, KH, page, width]; tables [R, MB] int32; sinks [KH, M, LANES] float32. Returns the
+    output [N, KH, M, operand] bfloat16, of which only the places that `singles` names mean anything, and the cache.
+    """
+    num_kv_heads, page, width = cache.shape[1:]
+    run = pages_at_once(cache)
+    num_prefetched = len(singles)
+    operands: list[jax.Array] = [tables[:, None], tables[:, None], q, new, cache] + ([] if sinks is None else [sinks])
+
+    def at_place(shape: tuple[int, ...]) -> pl.BlockSpec:
+        return pl.BlockSpec((1, *shape[1:]), lambda i, _, places, *__: (places[i], 0, 0, 0))
+
+    in_specs = table_specs(lambda item, total, places, rows, positions: rows[item], tables.shape[1])  # noqa: ARG005
+    in_specs += [at_place(q.shape), at_place(new.shape), pl.BlockSpec(memory_space=pl.ANY)]
+    if sinks is not None:
+        in_specs.append(pl.BlockSpec(sinks.shape, lambda *_: (0, 0, 0)))
+    out: jax.Array
+    out, cache = pl.pallas_call(
+        each_item(functools.partial(_kernel, spec, run, sinks is not None)),
+        grid_spec=pltpu.PrefetchScalarGridSpec(
+            num_scalar_prefetch=num_prefetched,
+            grid=(grid_of(singles.total),),
+            in_specs=in_specs,
+            out_specs=(at_place(q.shape), pl.BlockSpec(memory_space=pl.ANY)),
+            scratch_shapes=(
+                pltpu.VMEM((2, num_kv_heads, run * page, width), cache.dtype),
+                pltpu.VMEM((2, num_kv_heads, GROUP, width), cache.dtype),
+                pltpu.SemaphoreType.DMA((2,)),
+                pltpu.SemaphoreType.DMA((2,)),
+                pltpu.SMEM((3,), jnp.int32),
+            ),
+        ),
+        out_shape=(jax.ShapeDtypeStruct(q.shape, q.dtype), jax.ShapeDtypeStruct(cache.shape, cache.dtype)),
+        input_output_aliases={num_prefetched + 4: 1},
+        compiler_params=pltpu.CompilerParams(dimension_semantics=("arbitrary",)),
+        interpret=interpret,
+        name="attend_singles",
+    )(*singles, *operands)
+    return out, cache
+
+
+# What is remembered from token to token: the half that comes next; of each slab, whether it is on its way to the cache.
+_HALF, _PENDING = 0, 1
+
+
+def _kernel(spec: AttentionSpec, run: int, has_sinks: bool, token: Scalar, *refs: Ref) -> None:
+    total, _, rows, positions, table, following_table, q, new, _, *rest = refs
+    sinks = rest.pop(0) if has_sinks else None
+    out, cache, buffer, slabs, arrived, written, memory = rest
+    pages = Pages(cache, buffer, arrived, run)
+    span = _span(table, positions[token], spec)
+    num_runs = pages.num_runs(span)
+    slab = token % 2
+
+    @pl.when(token == 0)
+    def forget() -> None:
+        for i in range(3):
+            memory[i] = 0
+
+    def write(which: Scalar) -> Ref:
+        block = table[0, 0, span.last // pages.page]
+        group = pl.ds(pl.multiple_of(span.last % pages.page // GROUP * GROUP, GROUP), GROUP)
+        return pltpu.make_async_copy(slabs.at[which], cache.at[block, :, group, :], written.at[which])
+
+    def finish_write(which: Scalar) -> None:
+        @pl.when(memory[_PENDING + which] != 0)
+        def wait_for_it() -> None:
+            write(which).wait()  # wherever it goes: all are as large
+            memory[_PENDING + which] = 0
+
+    def follows(token: Scalar) -> jax.Array:
+        """Whether a token is of the same row as the one before it, and so reads what that one writes."""
+        same: jax.Array = (token > 0) & (rows[token] == rows[jnp.maximum(token - 1, 0)])
+        return same
+
+    @pl.when((token == 0) | follows(token))
+    def bring_first() -> None:
+        finish_write(1 - slab)
+        pages.start(span, 0, memory[_HALF])
+
+    def one_run(index: Scalar, softmax: Softmax) -> Softmax:
+        half = memory[_HALF]
+        is_last = index == num_runs - 1
+
+        @pl.when(~is_last)
+        def bring_next() -> None:
+            pages.start(span, index + 1, 1 - half)
+
+        following = jnp.minimum(token + 1, total[0] - 1)
+
+        @pl.when(is_last & (token + 1 < total[0]) & ~follows(following))
+        def bring_first_of_next() -> None:
+            pages.start(_span(following_table, positions[following], spec), 0, 1 - half)
+
+        pages.wait(span, index, half)
+        first = pages.first_position(span, index)
+
+        @pl.when(is_last)
+        def put_new() -> None:
+            last = span.last - first
+            group = pages.group(half, last // GROUP)
+            finish_write(slab)
+            is_new = lax.broadcasted_iota(jnp.int32, group.shape, 1) == last % GROUP
+            slabs[slab] = jnp.where(is_new, jnp.broadcast_to(new[0], group.shape), group[...])
+            group[...] = slabs[slab]
+            write(slab).start()
+            memory[_PENDING + slab] = 1
+            pages.clear_after(half, last)
+
+        memory[_HALF] = 1 - half
+        at = first + lax.broadcasted_iota(jnp.int32, (1, 1, pages.positions), 2)
+        return advance(softmax, q[0], buffer[half], is_seen(at, span.last, spec), spec.soft_cap)
+
+    start = begin(None if sinks is None else sinks[...], q.shape[1:])
+    out[0] = finish(lax.fori_loop(0, num_runs, one_run, start)).astype(out.dtype)
+
+    @pl.when(token == total[0] - 1)
+    def finish_all() -> None:
+        finish_write(slab)
+        finish_write(1 - slab)
+
+
+def _span(table: Ref, position: Scalar, spec: AttentionSpec) -> Span:
+    first = 0 if spec.sliding_window is None else jnp.maximum(position - spec.sliding_window + 1, 0)
+    return Span(table, first, position)
