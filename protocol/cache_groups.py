@@ -10,8 +10,8 @@ from protocol.codec import Int32Array
 
 @dataclass(frozen=True, slots=True)
 class CacheGroups:
-    """The layers of a model in groups. A sequence has a block table for each group, and all groups take their blocks out of one pool
-    (as vLLM's hybrid KV cache manager has it). Block i of any table is for the positions from i · block_size on.
+    """The layers of a model in groups. A sequence has a block table for each group, and all groups take their blocks out of one
+    pool (as vLLM's hybrid KV cache manager has it). Block i of any table is for the positions from i · block_size on.
 
     A token of a layer with a window sees the last so many tokens, itself included. What no token still to be computed sees need not
     be held.

@@ -64,7 +64,7 @@ class BlockTables:
         return pack_int32(np.concatenate(tables)), b"" if self._num_groups == 1 else pack_int32(ends)
 
     def take(self, slot: int, hit: Hit, length: int) -> None:
-        """A request of `length` known tokens takes a slot: it shares the hit, and gets blocks of its own for what it computes first.
+        """A request of `length` known tokens takes a slot: it shares the hit, and gets blocks for what it computes first.
 
         Raises MemoryError when fewer are free.
         """
@@ -91,7 +91,7 @@ class BlockTables:
             self._begin[group, slot], self._end[group, slot] = begin, end
 
     def free_behind(self, slots: Int32Array, positions: Int32Array) -> None:
-        """Gives back the blocks of these slots that no token from `positions` [N] on sees. Every step before these must be planned."""
+        """Gives back the blocks of these slots that no token from `positions` [N] on sees. All before these must be planned."""
         for group, _ in self._windowed:
             begins = self.groups.first_seen(group, positions)
             for row in np.flatnonzero(begins > self._begin[group, slots]).tolist():
@@ -142,7 +142,7 @@ class BlockTables:
                     self._pool.distrust(block)
 
     def take_appended(self) -> tuple[bytes, bytes, bytes]:
-        """What the worker must be told, once: slots, blocks and groups (empty: all are of the first) of those that were appended."""
+        """What the worker must be told, once: slots, blocks and groups (empty: all are of the first) of what was appended."""
         appended, self._appended = self._appended, []
         if not appended:
             return b"", b"", b""
@@ -152,7 +152,7 @@ class BlockTables:
         return pack_int32(slots), pack_int32(blocks), pack_int32(groups) if groups.any() else b""
 
     def validate(self, slots: Int32Array, scheduled: Int32Array) -> None:
-        """Raises Breach unless these slots, all that are taken, hold what they must. `scheduled` [N]: positions that are planned."""
+        """Raises Breach unless these slots, all that are taken, hold what they must. `scheduled` [N]: positions planned."""
         self._pool.validate(self.held(slot) for slot in slots.tolist())
         must((scheduled <= self.covered(slots)).all(), "positions", "a position without a block is scheduled")
         for slot, position in zip(slots.tolist(), scheduled.tolist(), strict=True):

@@ -35,7 +35,8 @@ class Headroom:
         self._refusal: _Refusal | None = None
 
     def fits(self, request: Request, *, alone: bool) -> bool:
-        """Whether blocks are free for every known token, or as many as it holds at once. `alone`: nobody else runs, so nothing is kept free for anybody.
+        """Whether blocks are free for every known token, or as many as it holds at once. `alone`: nobody else runs, so nothing is
+        kept free for anybody.
 
         The head of the queue asks after every step, so the answer to one that was refused before costs next to nothing: it can
         only fit when enough blocks were freed since, or when the cache has more of its prefix. With windows, what it shares may

@@ -189,7 +189,10 @@ class Lane:
         return self._headroom.short(request, alone=not self.num_running)
 
     def admit(self, request: Request, cause: str) -> None:
-        """Gives the request a slot and blocks for its known tokens, or as many as it holds at once. `can_admit` must hold. `cause`: for its story."""
+        """Gives the request a slot, and blocks for its known tokens, or as many as it holds at once. `can_admit` must hold.
+
+        `cause`: for its story.
+        """
         request.target = min(request.target, self.max_model_len + request.overhang)
         hit, length = self._headroom.hit(request), len(request.tokens)
         slot = self.free_slots.pop()

@@ -64,8 +64,8 @@ def step_width(num_rows: int, num_groups: int) -> int:
 
 
 def pack_step(plan: StepPlan, num_rows: int, num_slots: int, num_groups: int = 1, *, masked: bool = False) -> Int32Array:
-    """[step_width] int32, R = num_rows, G = num_groups: slots, starts, counts, samples, of R rows each; slot, group, index and id of
-    G · R blocks that are appended, or fewer.
+    """[step_width] int32, R = num_rows, G = num_groups: slots, starts, counts, samples, of R rows each; slot, group, index and id
+    of up to G · R blocks that are appended.
 
     masked: `samples` says which rows sample with a mask; else, which without.
     """
@@ -86,7 +86,7 @@ GROWTH_WIDTH = 64  # blocks that one call of `grow_tables` appends
 
 
 def pack_growth(plan: StepPlan, num_slots: int) -> list[Int32Array]:
-    """Arrays [4, GROWTH_WIDTH] int32: slot, group, index and id of the blocks that are appended; behind them, a slot that is none."""
+    """Arrays [4, GROWTH_WIDTH] int32: slot, group, index and id of the blocks that are appended; then, a slot that is none."""
     width = -(-len(plan.block_slots) // GROWTH_WIDTH) * GROWTH_WIDTH
     packed = np.zeros((4, width), np.int32)
     packed[0] = num_slots
@@ -170,7 +170,7 @@ def admission_width(state: SlotState) -> int:
 
 
 def pack_admission(admission: Admission, state: SlotState) -> Int32Array:
-    """[1 + ROW_WIDTH + KV cache groups · blocks per sequence + max_model_len + 1] int32: slot, parameters, block tables, history."""
+    """[1 + ROW_WIDTH + KV cache groups · blocks per sequence + max_model_len + 1] int32: slot, parameters, tables, history."""
     history_width = state.history.shape[1]
     packed = np.zeros(admission_width(state), np.int32)
     packed[0] = admission.slot

@@ -15,8 +15,8 @@ _WORTHWHILE = 1.05  # fewer groups are taken if they need no more than so many t
 
 @dataclass(frozen=True, slots=True)
 class LayerGroups:
-    """A block holds keys and values of all layers of one group, at the positions of one table. Layers at the same place of different
-    groups have the same heads, and share an array: some of its blocks belong to the one group, some to the other."""
+    """A block holds keys and values of all layers of one group, at the positions of one table. Layers at the same place of
+    different groups have the same heads, and share an array: some of its blocks belong to the one group, some to the other."""
 
     windows: tuple[int, ...]  # of each group, in tokens: no layer of it sees more; 0: everything
     where: tuple[tuple[int, int], ...]  # of each layer: its group, and its place in there

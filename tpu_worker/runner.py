@@ -43,7 +43,6 @@ from tpu_worker.weights.kept import describe_weights
 from tpu_worker.weights.load import WeightLoader, kinds_held, open_source
 from tpu_worker.weights.precision import choose_float_type
 
-
 _NONE = np.empty(0, np.int32)
 
 

@@ -10,7 +10,6 @@ from protocol.cache_groups import CacheGroups
 from protocol.params import EngineParams
 from scheduler_proc.blocks import BlockPool
 from scheduler_proc.headroom import Headroom
-from scheduler_proc.prefix_cache import in_group
 from scheduler_proc.request import Request
 from tests.scheduler_proc.world import World
 
