@@ -61,7 +61,7 @@ def metadata(tables: npt.NDArray[np.int32], starts: Sequence[int], counts: Seque
 def run(shape: Shape, sequences: list[Sample], cuts: list[list[int]], *, rows: int, tokens: int, **options: Any) -> list[F32]:
     """Computes the sequences side by side, each in the chunks that its cuts give, in a bucket of `rows` and `tokens`.
 
-    Blocks lie in a random order; the cache, the padding of the batch, that of the tables, and what lies behind windows are poisoned.
+    Blocks lie in a random order; the cache, the padding of batch and tables, and what lies behind windows are poisoned.
     """
     width = max(-(-len(s.q) // shape.block_size) for s in sequences) + 1
     num_blocks = rows * width + 3

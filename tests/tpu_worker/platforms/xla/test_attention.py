@@ -13,7 +13,7 @@ from tpu_worker.platforms import reference
 from tpu_worker.platforms.metadata import AttentionMetadata, AttentionSpec
 from tpu_worker.platforms.xla import attention
 
-BLOCKS, BLOCK_SIZE, MAX_BLOCKS = 60, 8, 20
+BLOCKS, BLOCK_SIZE, MAX_BLOCKS = 61, 8, 20
 
 
 def rounded(values: Float32Array) -> Float32Array:
@@ -28,8 +28,8 @@ def rounded(values: Float32Array) -> Float32Array:
 def test_agrees_with_the_reference(
     margins: Margins, heads: int, kv_heads: int, dim: int, window: int | None, cap: float | None
 ) -> None:
-    """A decode row, a whole prompt, a later chunk, a padding row; padding tokens, unwritten cache and what lies behind the window are
-    NaN."""
+    """A decode row, a whole prompt, a later chunk, a padding row; padding tokens, unwritten cache and what lies behind windows
+    are NaN."""
     rng = np.random.default_rng(0)
     starts, counts = np.array([131, 0, 13, 0], np.int32), np.array([1, 19, 12, 0], np.int32)
     offsets = np.concatenate([[0], np.cumsum(counts)]).astype(np.int32)
