@@ -61,7 +61,7 @@ class Headroom:
         """The longest cached prefix, as far as the request may share it; `held`: as in `longest_hit`."""
         usable = self._usable(request) if self._prefix_caching else 0
         extend_hashes(request.block_hashes, request.cache_salt, request.tokens, usable, self._groups.block_size)
-        return longest_hit(self._pool.cache, request.block_hashes[:usable], self._groups, held)
+        return longest_hit(self._pool.cache, request.block_hashes, usable, self._groups, held)
 
     def _usable(self, request: Request) -> int:
         return request.shareable_blocks(self._groups.block_size)

@@ -16,14 +16,14 @@ class Hit:
     blocks: tuple[list[int], ...]
 
 
-def longest_hit(cache: PrefixCache, names: Sequence[bytes], groups: CacheGroups, held: int = 0) -> Hit:
-    """The longest prefix of the blocks of these names that can be shared; no longer than `held`, if nothing is to be had behind
-    those first blocks, of which the caller has what it needs.
+def longest_hit(cache: PrefixCache, names: Sequence[bytes], most: int, groups: CacheGroups, held: int = 0) -> Hit:
+    """The longest prefix of the first `most` blocks of these names that can be shared; no longer than `held`, if nothing is to be
+    had behind those first blocks, of which the caller has what it needs.
 
     Of a group with a window it needs only what the first token behind it sees: since a name stands for all tokens up to its
     block, whatever was there before has made these blocks what they are.
     """
-    end, full = len(names), {}
+    end, full = most, {}
     for group, window in enumerate(groups.windows):
         if not window:
             full[group] = _run(cache, names, group, held, end)
@@ -42,8 +42,8 @@ def longest_hit(cache: PrefixCache, names: Sequence[bytes], groups: CacheGroups,
 def _run(cache: PrefixCache, names: Sequence[bytes], group: int, begin: int, end: int) -> list[int]:
     """The blocks from `begin` on, up to the first that is not there."""
     blocks: list[int] = []
-    for name in names[begin:end]:
-        block = cache.find(in_group(name, group))
+    for index in range(begin, end):
+        block = cache.find(in_group(names[index], group))
         if block is None:
             break
         blocks.append(block)

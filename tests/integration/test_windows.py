@@ -13,7 +13,7 @@ from protocol.params import EngineParams
 from tests.integration.launching import launch
 from tests.model_writer import TOKENIZER
 from tests.tpu_worker.device_driver import Driver
-from tests.tpu_worker.tiny_models import FAMILIES, QWEN2, make_tensors, write_model
+from tests.tpu_worker.tiny_models import FAMILIES, make_tensors, write_model
 from tpu_worker.runner import JaxDevice
 
 _SIZES = {"max_num_seqs": 4, "max_num_batched_tokens": 32, "max_model_len": 224}
@@ -27,7 +27,6 @@ _MODELS = {  # config; bytes of a block: keys and values, layers of a group, pos
     "windows in two of three layers": (FAMILIES["qwen2 with windows"], 2 * 1 * _BLOCK_SIZE * 2 * 16 * 2),
 }
 _GROUPS = {"window in every layer": (21,), "windows in two of three layers": (0, 21, 21)}
-assert QWEN2["head_dim"] == 16
 
 
 def _cases() -> list[object]:
@@ -62,8 +61,10 @@ def test_tokens_are_those_of_a_cache_that_gives_nothing_back(tmp_path: Path, nam
     flags = [word for key, value in _SIZES.items() for word in (f"--{key.replace('_', '-')}", str(value))]
     flags += ["--model", str(model), "--device", "cpu", "--block-size", str(_BLOCK_SIZE), "--queue-depth", str(depth)]
     flags += ["--kv-cache-memory", str(blocks * block_bytes)]
-    plain = {"max_tokens": _LENGTH, "ignore_eos": True, "detokenize": False}
-    wanted = [SamplingParams(**plain, temperature=0.0), SamplingParams(**plain, temperature=1.0, seed=5)]
+    wanted = [
+        SamplingParams(max_tokens=_LENGTH, temperature=0.0, ignore_eos=True, detokenize=False),
+        SamplingParams(max_tokens=_LENGTH, temperature=1.0, seed=5, ignore_eos=True, detokenize=False),
+    ]
     with launch(tmp_path, *flags) as engine, Client(engine.socket) as client:
         assert client.stats().workers[0].blocks == blocks
         for _ in range(2):  # again, with what the prefix cache has by then

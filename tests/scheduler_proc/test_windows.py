@@ -116,13 +116,13 @@ def test_a_gap_in_the_window_ends_a_hit_before_it() -> None:
     for index in (0, 1, 2, 4, 5, 6, 8):
         cache.commit(names[index], 100 + index)
     # A token behind block i, at position 4 i, sees the positions from 4 i - 8 on: two blocks.
-    assert longest_hit(cache, names, groups).num_blocks == 7
-    assert longest_hit(cache, names, groups).blocks == ([105, 106],)
-    assert longest_hit(cache, names[:6], groups).blocks == ([104, 105],)
-    assert longest_hit(cache, names[:5], groups).num_blocks == 3, "5 would see block 3"
-    assert longest_hit(cache, names, groups, held=8).num_blocks == 9, "the caller has block 7"
-    assert longest_hit(cache, names, groups, held=9).num_blocks == 9
-    assert longest_hit(cache, [], groups).num_blocks == 0
+    assert longest_hit(cache, names, 12, groups).num_blocks == 7
+    assert longest_hit(cache, names, 12, groups).blocks == ([105, 106],)
+    assert longest_hit(cache, names, 6, groups).blocks == ([104, 105],)
+    assert longest_hit(cache, names, 5, groups).num_blocks == 3, "5 would see block 3"
+    assert longest_hit(cache, names, 12, groups, held=8).num_blocks == 9, "the caller has block 7"
+    assert longest_hit(cache, names, 12, groups, held=9).num_blocks == 9
+    assert longest_hit(cache, [], 0, groups).num_blocks == 0
 
 
 def test_a_hit_is_one_in_all_groups() -> None:
@@ -132,10 +132,10 @@ def test_a_hit_is_one_in_all_groups() -> None:
         cache.commit(in_group(names[index], 0), 100 + index)
     for index in range(6):
         cache.commit(in_group(names[index], 1), 200 + index)
-    hit = longest_hit(cache, names, groups)
+    hit = longest_hit(cache, names, 12, groups)
     assert hit.num_blocks == 6 and hit.blocks == ([104, 105], [200, 201, 202, 203, 204, 205])
     cache.forget(104)
-    hit = longest_hit(cache, names, groups)
+    hit = longest_hit(cache, names, 12, groups)
     assert hit.num_blocks == 4 and hit.blocks == ([102, 103], [200, 201, 202, 203])
 
 
@@ -152,8 +152,8 @@ def test_siblings_share_what_the_end_of_their_prompt_sees(windows: tuple[int, ..
 
 
 def test_prompts_whose_blocks_others_hold_get_on_since_somebody_gives_way() -> None:
-    """What a prompt leaves behind becomes free for nobody while another one shares it. Of these crowds, some come to a halt in which
-    nobody decodes and no prompt has a block for its next chunk, unless the first of them is given one."""
+    """What a prompt leaves behind becomes free for nobody while another one shares it. Of these crowds, some would come to a halt:
+    nobody decodes, and no prompt has a block for its next chunk, unless the first of them is given one."""
     for seed in (*_HALTING, *range(60)):
         draw = random.Random(seed)
         window, blocks, budget = draw.choice([9, 13, 17, 25]), draw.randint(8, 14), draw.choice([4, 6, 8])
