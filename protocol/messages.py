@@ -106,6 +106,7 @@ class EngineReady(Message, frozen=True, tag="ready"):
     device: str  # what the workers run on, for people
     weights: str = ""  # how each of them keeps these, for people
     embedding_size: int = 0  # numbers of an embedding; 0: the model's family gives none
+    kv_cache_tokens: int = 0  # of sequences as long as they may be, for which there are blocks; summed over the workers
 
 
 class TopLogprobs(Message, frozen=True):
@@ -234,9 +235,10 @@ class NewRequest(Message, frozen=True):
     token_ids_i32: bytes  # every token known: the prompt, and earlier output when a preempted request resumes
     num_prompt_tokens: int
     num_computed: int  # leading tokens whose keys and values the blocks already hold (prefix cache)
-    block_ids_i32: bytes
+    block_ids_i32: bytes  # its block tables, one after the other; 0 where it needs no block
     params: EngineParams
     scores: bool = False  # its prompt is to be scored or pooled, from where it begins to compute
+    block_counts_i32: bytes = b""  # how long the table of each KV cache group is; empty: there is one group
 
 
 class SchedulerOutput(Message, frozen=True, tag="step"):
@@ -265,6 +267,7 @@ class SchedulerOutput(Message, frozen=True, tag="step"):
     # other. The first token of such a chunk is the one that an earlier step sampled; the chunk samples the token behind its last.
     extended_i32: bytes = b""
     extensions_i32: bytes = b""
+    block_groups_i32: bytes = b""  # of which KV cache group block_ids[i] is; empty: all are of the first
 
 
 class StepMasks(Message, frozen=True, tag="masks"):
@@ -293,7 +296,10 @@ SCHEDULER_TO_WORKER: Decoder[SchedulerToWorker] = Decoder(SchedulerToWorker)  # 
 
 
 class WorkerReady(Message, frozen=True, tag="ready"):
-    """The hello of a worker whose programs are compiled: its capacity."""
+    """The hello of a worker whose programs are compiled: its capacity.
+
+    Layers whose keys and values share block tables are a KV cache group; see `protocol.cache_groups`.
+    """
 
     version: int
     worker: int
@@ -308,6 +314,7 @@ class WorkerReady(Message, frozen=True, tag="ready"):
     scores_ready: bool = False  # it need not be asked to prepare for the scoring of prompts
     weights: str = ""  # how they are kept, for people
     embedding_size: int = 0  # numbers of an embedding; 0: the model's family gives none
+    windows: tuple[int, ...] = (0,)  # of each KV cache group: how many tokens a token sees, itself included; 0: all before it
 
 
 class RowLogprobs(Message, frozen=True):

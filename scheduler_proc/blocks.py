@@ -76,6 +76,10 @@ class BlockPool:
         """How many of these have no holder: sharing them lowers `num_free` by as many."""
         return sum(1 for block in blocks if self._holders[block] == 0)
 
+    def is_private(self, block: int) -> bool:
+        """Whether one slot alone holds this block, and nobody can come to share it."""
+        return self._holders[block] == 1 and block not in self.cache
+
     def validate_idle(self) -> None:
         """Raises Breach unless every block is free, as far as one vector operation can tell."""
         must(self.num_free == self.num_blocks, "idle", "blocks are missing while nothing runs")

@@ -69,13 +69,12 @@ def _end_of(request: Request, start: int, token_ids: Int32Array, target: int) ->
     return start + len(token_ids), False
 
 
-def choose_chunks(lane: Lane, growing: Int32Array, budget: int) -> tuple[list[Chunk], list[int]]:
-    """What decoding slots compute in this step instead of their next token, and those of them that got a block for it.
+def choose_chunks(lane: Lane, growing: Int32Array, budget: int) -> list[Chunk]:
+    """What decoding slots compute in this step instead of their next token. They may get a block for it.
 
     `growing`: slots that got a block in this step already: it brings one to each at most. budget: tokens beside the decode rows.
     """
     chunks: list[Chunk] = []
-    grown: list[int] = []
     for slot, run in list(lane.forced.items()):
         start = int(lane.scheduled[slot])
         token_ids = run.token_ids[max(0, start + 1 - run.start) :]
@@ -84,19 +83,19 @@ def choose_chunks(lane: Lane, growing: Int32Array, budget: int) -> tuple[list[Ch
             continue
         if slot not in lane.decoding:
             continue
-        room = int(lane.num_blocks[slot]) * lane.block_size - start
+        room = lane.tables.room(slot, start)
         # A block that is free beside those that the next step's rows may need.
-        if room <= len(token_ids) and slot not in growing and lane.pool.num_free > len(lane.decoding):
+        spare = lane.pool.num_free >= (len(lane.decoding) + 1) * lane.tables.num_groups
+        if room <= len(token_ids) and slot not in growing and spare:
             room += lane.block_size
         count = min(len(token_ids) + 1, room, budget + 1)
         if count < _FEWEST:
             continue
-        if start + count > int(lane.num_blocks[slot]) * lane.block_size:
-            grown.append(slot)
-            lane.add_blocks(np.array([slot], np.int32))
+        if count > lane.tables.room(slot, start):
+            lane.tables.append(np.array([slot], np.int32))
         budget -= count - 1
         chunks.append(Chunk(slot, token_ids[: count - 1]))
-    return chunks, grown
+    return chunks
 
 
 def plan_chunks(lane: Lane, chunks: Iterable[Chunk]) -> list[int]:

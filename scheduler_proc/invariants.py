@@ -61,7 +61,6 @@ def _validate_request(state: SchedulerState, request: Request, *, runs: bool) ->
 def _validate_lane(lane: Lane) -> None:
     taken = [slot for slot, _ in lane.running()]
     must(sorted(lane.free_slots + taken) == list(range(len(lane.requests))), "slots", "a slot is lost, or free twice")
-    lane.pool.validate(lane.blocks_of(slot) for slot in taken)
     must(0 <= lane.ledger.available <= lane.ledger.depth, "credits", "more steps are in flight than there are credits")
     must(lane.ledger.in_flight == len(lane.in_flight), "credits", "the ledger counts other steps than are in flight")
     decoding = lane.decoding.tolist() + lane.joins
@@ -71,7 +70,7 @@ def _validate_lane(lane: Lane) -> None:
     slots = np.array(taken, np.int32)
     known, scheduled, target = lane.known[slots], lane.scheduled[slots], lane.target[slots]
     must((known <= target).all() and (scheduled < target).all(), "positions", "a request goes past its end")
-    must((scheduled <= lane.num_blocks[slots] * lane.block_size).all(), "positions", "a position without a block is scheduled")
+    lane.tables.validate(slots, scheduled)
     named = lane.committed_blocks[slots] * lane.block_size
     must((named <= np.minimum(known, scheduled)).all(), "names", "a block is named before its tokens are known and planned")
     lane.prefilling.validate()

@@ -14,9 +14,11 @@ from enum import Enum
 
 import numpy as np
 
+from protocol.cache_groups import CacheGroups
 from protocol.codec import Int32Array
 from protocol.credit import CreditLedger
 from protocol.messages import WorkerReady
+from scheduler_proc.block_tables import BlockTables
 from scheduler_proc.blocks import BlockPool
 from scheduler_proc.cohort import Cohort
 from scheduler_proc.constraints import Constraints
@@ -68,13 +70,13 @@ class Lane:
         self.constraints = constraints
         self.ledger = CreditLedger(queue_depth, ready.epoch)
         self.pool = BlockPool(ready.num_blocks)
-        self._headroom = Headroom(self.pool, ready.block_size, prefix_caching=prefix_caching)
+        self.groups = CacheGroups(ready.windows, ready.block_size, chunk=token_budget)
+        self._headroom = Headroom(self.pool, self.groups, prefix_caching=prefix_caching)
         self.in_flight: deque[InFlightStep] = deque()
         self.progress_ns = 0  # when the worker answered last, or got work after a rest; on the clock that limits are kept by
         self.device_busy_ns = 0  # time that the device took for the steps that were answered
         self._device_ended_ns = 0  # when it had done the latest of them
         num_slots = min(ready.max_num_seqs, token_budget)  # every decoding slot takes one token of each step's budget
-        max_blocks = -(-ready.max_model_len // ready.block_size)
         self.requests: list[Request | None] = [None] * num_slots
         self.free_slots = list(range(num_slots - 1, -1, -1))
         self.tenancy = np.zeros(num_slots, np.int64)  # of the slot's holder: a number that rises whenever the slot changes hands
@@ -83,9 +85,8 @@ class Lane:
         self.scheduled = np.zeros(num_slots, np.int32)
         self.target = np.zeros(num_slots, np.int32)
         self.committed_blocks = np.zeros(num_slots, np.int32)
-        self.num_blocks = np.zeros(num_slots, np.int32)
         self.releases = 0  # rises whenever a request leaves its slot
-        self.block_table = np.zeros((num_slots, max_blocks), np.int32)
+        self.tables = BlockTables(self.pool, self.groups, num_slots, ready.max_model_len)
         self.request_id = np.zeros(num_slots, np.uint64)
         self.stream = np.zeros(num_slots, bool)
         self.first_stop = np.full(num_slots, _NO_STOP, np.int32)
@@ -112,6 +113,11 @@ class Lane:
     def num_running(self) -> int:
         """Requests that hold a slot."""
         return len(self.requests) - len(self.free_slots)
+
+    @property
+    def kv_cache_tokens(self) -> int:
+        """Tokens of sequences as long as they may be for which there are blocks."""
+        return self.pool.num_blocks * self.max_model_len // self.groups.demand(self.max_model_len)
 
     @property
     def prefill_backlog(self) -> int:
@@ -173,7 +179,7 @@ class Lane:
         return self.requests[slot] if self.tenancy[slot] == tenancy else self.detached.get((slot, tenancy))
 
     def can_admit(self, request: Request) -> bool:
-        """Whether a slot and the blocks for every known token are free now, and its prompt is wanted."""
+        """Whether a slot and the blocks that it needs to begin are free now, and its prompt is wanted."""
         if not self.free_slots or request.in_flight or self.prompts_before(request):
             return False
         return self._headroom.fits(request, alone=not self.num_running)
@@ -183,13 +189,14 @@ class Lane:
         return self._headroom.short(request, alone=not self.num_running)
 
     def admit(self, request: Request, cause: str) -> None:
-        """Gives the request a slot and blocks for its known tokens. `can_admit` must hold. `cause`: for its story."""
+        """Gives the request a slot, and blocks for its known tokens, or as many as it holds at once. `can_admit` must hold.
+
+        `cause`: for its story.
+        """
         request.target = min(request.target, self.max_model_len + request.overhang)
-        cached = self._headroom.cached_blocks(request)
-        self.pool.share(cached)
-        length = len(request.tokens)
-        blocks = cached + self.pool.allocate(-(-length // self.block_size) - len(cached))
+        hit, length = self._headroom.hit(request), len(request.tokens)
         slot = self.free_slots.pop()
+        self.tables.take(slot, hit, length)
         request.worker, request.slot = self.worker, slot
         self.story.move(request, RequestState.PREFILLING, cause)
         stop_ids = request.params.stop_token_ids
@@ -197,11 +204,9 @@ class Lane:
         self.tenancy[slot] += 1
         self.tokens[slot, :length] = request.tokens
         self.known[slot] = length
-        self.scheduled[slot] = len(cached) * self.block_size
+        self.scheduled[slot] = hit.num_blocks * self.block_size
         self.target[slot] = request.target
-        self.committed_blocks[slot] = len(cached)
-        self.num_blocks[slot] = len(blocks)
-        self.block_table[slot, : len(blocks)] = blocks
+        self.committed_blocks[slot] = hit.num_blocks
         self.request_id[slot] = request.request_id
         self.stream[slot] = request.stream
         self.first_stop[slot] = stop_ids[0] if stop_ids else _NO_STOP
@@ -221,8 +226,7 @@ class Lane:
         self.requests[slot] = None
         self.tenancy[slot] += 1
         self.releases += 1
-        self.pool.release(self.blocks_of(slot))
-        self.num_blocks[slot] = 0
+        self.tables.release(slot)
         self.num_constrained -= bool(self.constrained[slot])
         self.constrained[slot] = False
         self.forced.pop(slot, None)
@@ -254,10 +258,16 @@ class Lane:
         request.runs.append(run)
         self.expecting.add(slot)
 
-    def add_blocks(self, slots: Int32Array) -> None:
-        """Gives each of these slots, all different, one more block. So many must be free."""
-        self.block_table[slots, self.num_blocks[slots]] = self.pool.allocate(len(slots))
-        self.num_blocks[slots] += 1
+    def share_more(self, slot: int) -> None:
+        """Puts blocks that were named since the admission into the place of those that this slot, whose worker has not heard of it,
+        would have to compute."""
+        request, computed = self.requests[slot], int(self.committed_blocks[slot])
+        assert request is not None
+        hit = self._headroom.hit(request, computed)
+        if hit.num_blocks > computed:
+            self.tables.adopt(slot, computed, hit, int(self.known[slot]))
+            self.committed_blocks[slot] = hit.num_blocks
+            self.scheduled[slot] = hit.num_blocks * self.block_size
 
     def preempt(self, slot: int, cause: str) -> Request:
         """Releases the slot of a request that will go on later. `cause`: for its story.
@@ -299,10 +309,6 @@ class Lane:
             int(np.count_nonzero((step.sampled_slots == slot) & (step.sampled_tenancies == tenancy))) for step in self.in_flight
         )
 
-    def blocks_of(self, slot: int) -> list[int]:
-        """Blocks of the slot's request, in the order of its positions."""
-        return self.block_table[slot, : self.num_blocks[slot]].tolist()  # type: ignore[no-any-return]
-
     def commit_blocks(self, slot: int, count: int) -> None:
         """Names the first `count` blocks of this slot, whose keys and values are computed from known tokens, or are going to be by
         a step that is planned."""
@@ -310,13 +316,10 @@ class Lane:
         assert request is not None
         extend_hashes(request.block_hashes, request.cache_salt, self.tokens[slot], count, self.block_size)
         for index in range(int(self.committed_blocks[slot]), count):
-            self.pool.cache.commit(request.block_hashes[index], int(self.block_table[slot, index]))
+            self.tables.commit(slot, index, request.block_hashes[index])
             self.prefilling.computed(slot, request.block_hashes[index])
         self.committed_blocks[slot] = count
 
     def distrust(self, request: Request) -> None:
         """What this request computed may not be finite: nobody finds it by its name any more."""
-        for name in request.block_hashes:
-            block = self.pool.cache.find(name)
-            if block is not None:
-                self.pool.distrust(block)
+        self.tables.distrust(request.block_hashes)

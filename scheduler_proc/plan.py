@@ -31,14 +31,17 @@ def plan_step(
     joins, lane.joins = lane.joins, []
     if joins:
         lane.decoding = np.concatenate([lane.decoding, np.array(joins, np.int32)])
+    if lane.tables.gives_back:
+        _free_behind(lane, joins + lane.prefilling.started())
     growing = _grow(lane, on_preempt) if lane.cohort.quiet_steps == 0 else _NOBODY
+    if lane.tables.gives_back:
+        _extend_prompts(lane, on_preempt)
     if joins:
         joins = [slot for slot in joins if slot in lane.decoding]  # growth may have preempted some
     leaves, lane.leaves = lane.leaves, []
     forced: list[Chunk] = []
     if lane.forced:
-        forced, grown = choose_chunks(lane, growing, lane.token_budget - len(lane.decoding))
-        growing = np.concatenate([growing, np.array(grown, np.int32)])
+        forced = choose_chunks(lane, growing, lane.token_budget - len(lane.decoding))
         _leave_for_chunks(lane, [chunk.slot for chunk in forced], joins, leaves)
     cohort = lane.cohort
     new: list[NewRequest] = []
@@ -67,13 +70,14 @@ def plan_step(
     if lane.num_constrained:
         _want_masks(lane, step)
     lane.in_flight.append(step)
+    block_slots, block_ids, block_groups = lane.tables.take_appended()
     output = SchedulerOutput(
         epoch=lane.ledger.epoch,
         step_id=step.step_id,
         released_i32=pack_int32(lane.released) if lane.released else b"",
         new=tuple(new),
-        block_slots_i32=pack_int32(growing) if len(growing) else b"",
-        block_ids_i32=pack_int32(lane.block_table[growing, lane.num_blocks[growing] - 1]) if len(growing) else b"",
+        block_slots_i32=block_slots,
+        block_ids_i32=block_ids,
         leaves_i32=pack_int32(leaves) if leaves else b"",
         joins_i32=pack_int32(joins) if joins else b"",
         prefill_slots_i32=pack_int32(prefill_slots) if prefill_slots else b"",
@@ -82,6 +86,7 @@ def plan_step(
         scheduled_ns=now_ns,
         extended_i32=pack_int32([chunk.slot for chunk in forced]) if forced else b"",
         extensions_i32=pack_int32(np.concatenate([chunk.token_ids for chunk in forced])) if forced else b"",
+        block_groups_i32=block_groups,
     )
     lane.released = []
     for slot in known:
@@ -92,14 +97,39 @@ def plan_step(
 def _grow(lane: Lane, on_preempt: Callable[[int], None]) -> Int32Array:
     """Gives each decoding slot the block that its next position needs, preempting while too few are free. Returns who grew."""
     while True:
-        full = lane.scheduled[lane.decoding] == lane.num_blocks[lane.decoding] * lane.block_size
-        growing: Int32Array = lane.decoding[full]
-        if len(growing) <= lane.pool.num_free:
+        growing: Int32Array = lane.decoding[lane.scheduled[lane.decoding] == lane.tables.covered(lane.decoding)]
+        lane.tables.free_behind(growing, lane.scheduled[growing])
+        if len(growing) * lane.tables.num_groups <= lane.pool.num_free:
             break
         on_preempt(choose_victim(lane.running()))
     if len(growing):
-        lane.add_blocks(growing)
+        lane.tables.append(growing)
     return growing
+
+
+def _free_behind(lane: Lane, slots: list[int]) -> None:
+    """Gives back what the chunks of these slots that are planned have left behind their windows. Decode rows do so as they grow."""
+    if slots:
+        some = np.array(slots, np.int32)
+        lane.tables.free_behind(some, lane.scheduled[some])
+
+
+def _extend_prompts(lane: Lane, on_preempt: Callable[[int], None]) -> None:
+    """Gives prompts under way, by rank, blocks for their next chunks, in place of those that they have left behind.
+
+    As a rule they get back what they gave. Not if others hold it, too: then a chunk is shorter, or waits. But the first prompt gets
+    on: if it has to, others give way to it, as they do to rows that decode.
+    """
+    for index, slot in enumerate(lane.prefilling.started()):
+        if slot not in lane.prefilling:
+            continue  # it gave way
+        start, end = int(lane.scheduled[slot]), lane.prefilling.end(slot)
+        lane.tables.extend(slot, start, end)
+        while index == 0 and lane.tables.room(slot, start) < 1:
+            on_preempt(choose_victim(lane.running()))
+            if slot not in lane.prefilling:
+                break
+            lane.tables.extend(slot, start, end)
 
 
 def _leave_for_chunks(lane: Lane, slots: list[int], joins: list[int], leaves: list[int]) -> None:
@@ -124,11 +154,12 @@ def _choose_chunks(lane: Lane, num_tokens: int, new: list[NewRequest]) -> dict[i
         if num_tokens >= lane.token_budget or (chunks and num_tokens >= lane.saturating_tokens):
             break
         slot = leader_of(lane, follower)
-        if slot in chunks or must_wait_for_scores(lane, slot):
+        room = lane.tables.room(slot, int(lane.scheduled[slot]))
+        if slot in chunks or must_wait_for_scores(lane, slot) or room < 1:
             continue
         if not lane.prefilling.has_started(slot):
             new.append(start(lane, slot))
-        chunks[slot] = min(lane.prefilling.end(slot) - int(lane.scheduled[slot]), lane.token_budget - num_tokens)
+        chunks[slot] = min(lane.prefilling.end(slot) - int(lane.scheduled[slot]), lane.token_budget - num_tokens, room)
         num_tokens += chunks[slot]
     return chunks
 
@@ -192,6 +223,6 @@ def _advance_decodes(lane: Lane, cohort: Cohort) -> Int32Array:
         lane.leaves.extend(cohort.slots[last].tolist())
         lane.decoding = cohort.slots[~last]
     elif len(ends):
-        room = lane.num_blocks[cohort.slots] * lane.block_size - ends
+        room = lane.tables.covered(cohort.slots) - ends
         cohort.quiet_steps = int(min(room.min(), (cohort.target - ends).min() - 2))
     return ends

@@ -42,6 +42,10 @@ class PrefillQueue:
         """Whether a chunk of it was planned; also of slots that are done and gone from here."""
         return slot not in self._waiting
 
+    def started(self) -> list[int]:
+        """The slots of which a chunk was planned, by rank."""
+        return [slot for slot in self if slot not in self._waiting]
+
     def computing(self, name: bytes) -> int | None:
         """The slot under way that will compute the block of this name, or None."""
         return self._coming.get(name)

@@ -21,6 +21,11 @@ def block_hash(parent: bytes, token_ids: Int32Array) -> bytes:
     return hashlib.sha256(parent + token_ids.tobytes()).digest()
 
 
+def in_group(name: bytes, group: int) -> bytes:
+    """What the block of this name is called that holds what a group of layers makes of its tokens."""
+    return name + bytes((group,)) if group else name
+
+
 def extend_hashes(hashes: list[bytes], cache_salt: str, tokens: Int32Array, num_blocks: int, block_size: int) -> None:
     """Extends the chain `hashes`, in place, to the first `num_blocks` blocks of `tokens`, shape [tokens, at least those]."""
     parent = hashes[-1] if hashes else root_hash(cache_salt)
@@ -35,6 +40,7 @@ class PrefixCache:
     def __init__(self) -> None:
         self._block_of: dict[bytes, int] = {}
         self._name_of: dict[int, bytes] = {}
+        self.num_changes = 0  # how often a name came or went, ever
 
     def __len__(self) -> int:
         return len(self._name_of)
@@ -55,12 +61,14 @@ class PrefixCache:
         if name not in self._block_of and block not in self._name_of:
             self._block_of[name] = block
             self._name_of[block] = name
+            self.num_changes += 1
 
     def forget(self, block: int) -> None:
         """The block's contents are about to change, or are not to be trusted."""
         name = self._name_of.pop(block, None)
         if name is not None:
             del self._block_of[name]
+            self.num_changes += 1
 
     def validate(self) -> None:
         """Raises Breach when the two directions disagree."""

@@ -8,7 +8,6 @@ from protocol.codec import pack_int32
 from protocol.messages import NewRequest
 from scheduler_proc.lane import Lane, Scores
 from scheduler_proc.prefix_cache import extend_hashes
-from scheduler_proc.request import Request
 
 
 def leader_of(lane: Lane, slot: int) -> int:
@@ -20,23 +19,10 @@ def leader_of(lane: Lane, slot: int) -> int:
     shareable = request.shareable_blocks(lane.block_size)
     if shareable and (leader := lane.prefilling.computing(request.block_hashes[shareable - 1])) is not None:
         return leader
-    _adopt_blocks(lane, slot, request, shareable)
+    lane.share_more(slot)
     held = int(lane.committed_blocks[slot])
     leader = lane.prefilling.computing(request.block_hashes[held]) if held < shareable else None
     return slot if leader is None else leader
-
-
-def _adopt_blocks(lane: Lane, slot: int, request: Request, shareable: int) -> None:
-    """Puts blocks that were named since the admission into the place of those that this slot would have to compute."""
-    first = index = int(lane.committed_blocks[slot])
-    while index < shareable and (block := lane.pool.cache.find(request.block_hashes[index])) is not None:
-        lane.pool.share((block,))
-        lane.pool.release((int(lane.block_table[slot, index]),))
-        lane.block_table[slot, index] = block
-        index += 1
-    if index > first:
-        lane.committed_blocks[slot] = index
-        lane.scheduled[slot] = index * lane.block_size
 
 
 def must_wait_for_scores(lane: Lane, slot: int) -> bool:
@@ -63,12 +49,14 @@ def start(lane: Lane, slot: int) -> NewRequest:
         extend_hashes(request.block_hashes, request.cache_salt, request.tokens, full, lane.block_size)
         names = request.block_hashes[computed // lane.block_size : full]
     lane.prefilling.start(slot, names)
+    block_ids, block_counts = lane.tables.table(slot)
     return NewRequest(
         slot=slot,
         token_ids_i32=pack_int32(request.tokens),
         num_prompt_tokens=request.num_prompt_tokens,
         num_computed=computed,
-        block_ids_i32=pack_int32(lane.blocks_of(slot)),
+        block_ids_i32=block_ids,
         params=request.params,
         scores=request.needs_scores,
+        block_counts_i32=block_counts,
     )

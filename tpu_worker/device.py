@@ -20,7 +20,7 @@ class Admission:
 
     slot: int
     token_ids: Int32Array  # [known tokens]
-    block_ids: Int32Array  # [blocks]
+    block_tables: tuple[Int32Array, ...]  # of each KV cache group, [blocks]
     num_prompt_tokens: int
     params: EngineParams
 
@@ -80,6 +80,7 @@ class StepPlan:
     extensions: tuple[Extension, ...] = ()
     scored: tuple[ScoredRow, ...] = ()  # by row, rising
     pooled: tuple[PooledRow, ...] = ()  # by row, rising; of those of which the last token counts, only rows that sample
+    block_groups: Int32Array | None = None  # [K] … in the table of this KV cache group; None: all in that of the first
 
     @property
     def num_tokens(self) -> int:
@@ -126,6 +127,7 @@ class Capacity:
     scores_ready: bool = False  # `prepare_scores` need not be called
     weights: str = ""  # how they are kept, for people: "Q4_K 112 MB, Q6_K 34 MB"
     embedding_size: int = 0  # numbers of an embedding; 0: the model's family gives none
+    windows: tuple[int, ...] = (0,)  # of each KV cache group, in tokens; 0: none
 
 
 class Device(Protocol):

@@ -1,5 +1,6 @@
 """What a step and an admission send to the device: one packed array of int32 each."""
 
+from dataclasses import replace
 from typing import NamedTuple
 
 import jax
@@ -9,15 +10,15 @@ import numpy as np
 from protocol.codec import Int32Array
 from tpu_worker.device import Admission, StepPlan
 from tpu_worker.platforms.metadata import AttentionMetadata
-from tpu_worker.platforms.platform import Prepared
 from tpu_worker.sampler import ROW_WIDTH, pack_params
+from tpu_worker.stacking import Layers
 
 
 class SlotState(NamedTuple):
     """What the device knows of each of S slots."""
 
     history: jax.Array  # [S, max_model_len + 1] int32: tokens by position
-    tables: jax.Array  # [S, blocks per sequence] int32
+    tables: jax.Array  # [S, KV cache groups, blocks per sequence] int32
     params: jax.Array  # [S, ROW_WIDTH] int32
 
 
@@ -44,55 +45,79 @@ class StepInputs(NamedTuple):
     """What a model computes in a step of T tokens and R rows."""
 
     token_ids: jax.Array  # [T] int32
-    prepared: Prepared  # of the platform's attention
+    prepared: Layers  # for each layer a `Prepared` of the platform's attention
     num_tokens: jax.Array  # [] int32: how many there are before the padding
     sampled: jax.Array  # [R] int32: the tokens that are wanted behind the last layer …
     num_sampled: jax.Array  # [] int32: … and how many of these are before the padding
 
 
-def make_slots(num_slots: int, max_model_len: int, block_size: int) -> SlotState:
+def make_slots(num_slots: int, max_model_len: int, block_size: int, num_groups: int) -> SlotState:
     """All zeros."""
-    tables = jnp.zeros((num_slots, -(-max_model_len // block_size)), jnp.int32)
+    tables = jnp.zeros((num_slots, num_groups, -(-max_model_len // block_size)), jnp.int32)
     history = jnp.zeros((num_slots, max_model_len + 1), jnp.int32)
     return SlotState(history, tables, jnp.zeros((num_slots, ROW_WIDTH), jnp.int32))
 
 
-def pack_step(plan: StepPlan, num_rows: int, num_slots: int, *, masked: bool = False) -> Int32Array:
-    """[7 R] int32, R = num_rows: slots, starts, counts, samples; slot, index and id of each block appended.
+def step_width(num_rows: int, num_groups: int) -> int:
+    """How many integers `pack_step` packs."""
+    return (4 + 4 * num_groups) * num_rows
 
-    A step appends at most one block to a row. masked: `samples` says which rows sample with a mask; else, which without.
+
+def pack_step(plan: StepPlan, num_rows: int, num_slots: int, num_groups: int = 1, *, masked: bool = False) -> Int32Array:
+    """[step_width] int32, R = num_rows, G = num_groups: slots, starts, counts, samples, of R rows each; slot, group, index and id
+    of up to G · R blocks that are appended.
+
+    masked: `samples` says which rows sample with a mask; else, which without.
     """
-    packed = np.zeros(7 * num_rows, np.int32)
-    fields = packed.reshape(7, num_rows)
-    fields[0] = fields[4] = num_slots
+    packed = np.zeros(step_width(num_rows, num_groups), np.int32)
+    fields, appended = packed[: 4 * num_rows].reshape(4, num_rows), packed[4 * num_rows :].reshape(4, -1)
+    fields[0], appended[0] = num_slots, num_slots
     for row, values in enumerate((plan.slots, plan.starts, plan.counts, plan.samples)):
         fields[row, : len(values)] = values
     if plan.masked_rows is not None:
         fields[3] = 0
         fields[3, plan.rows_to_sample(masked=masked)] = 1
     if len(plan.block_slots):
-        for row, values in enumerate((plan.block_slots, plan.block_indices, plan.block_ids), 4):
-            fields[row, : len(values)] = values
+        appended[:, : len(plan.block_slots)] = _appended(plan)
     return packed
 
 
-def unpack_rows(packed: jax.Array) -> RowInputs:
+GROWTH_WIDTH = 64  # blocks that one call of `grow_tables` appends
+
+
+def pack_growth(plan: StepPlan, num_slots: int) -> list[Int32Array]:
+    """Arrays [4, GROWTH_WIDTH] int32: slot, group, index and id of the blocks that are appended; then, a slot that is none."""
+    width = -(-len(plan.block_slots) // GROWTH_WIDTH) * GROWTH_WIDTH
+    packed = np.zeros((4, width), np.int32)
+    packed[0] = num_slots
+    packed[:, : len(plan.block_slots)] = _appended(plan)
+    return [np.ascontiguousarray(part) for part in np.split(packed, width // GROWTH_WIDTH, axis=1)]
+
+
+def _appended(plan: StepPlan) -> Int32Array:
+    groups = np.zeros_like(plan.block_slots) if plan.block_groups is None else plan.block_groups
+    return np.stack([plan.block_slots, groups, plan.block_indices, plan.block_ids])
+
+
+def unpack_rows(state: SlotState, packed: jax.Array) -> RowInputs:
     """The rows in what `pack_step` packed."""
-    return RowInputs(*packed.reshape(7, -1)[:4])
+    return RowInputs(*packed.reshape(4 + 4 * state.tables.shape[1], -1)[:4])
 
 
-def grow_tables(state: SlotState, packed: jax.Array) -> SlotState:
-    """Appends the blocks in what `pack_step` packed."""
-    slots, indices, blocks = packed.reshape(7, -1)[4:]
-    return state._replace(tables=state.tables.at[slots, indices].set(blocks, mode="drop"))
+def grow_tables(state: SlotState, appended: jax.Array) -> SlotState:
+    """Appends blocks: of what `pack_step` packed what is behind the rows, or `pack_growth`'s arrays."""
+    slots, groups, indices, blocks = appended.reshape(4, -1)
+    return state._replace(tables=state.tables.at[slots, groups, indices].set(blocks, mode="drop"))
 
 
-def gather_tokens(state: SlotState, rows: RowInputs, num_tokens: int) -> tuple[jax.Array, AttentionMetadata]:
-    """The step's token ids [T] int32, out of the history, and where they belong."""
+def gather_tokens(state: SlotState, rows: RowInputs, num_tokens: int) -> tuple[jax.Array, tuple[AttentionMetadata, ...]]:
+    """The step's token ids [T] int32, out of the history, and where they belong in each KV cache group."""
     offsets = jnp.concatenate([jnp.zeros(1, jnp.int32), jnp.cumsum(rows.counts, dtype=jnp.int32)])
-    meta = AttentionMetadata(state.tables.at[rows.slots].get(mode="clip"), rows.starts, rows.counts, offsets)
+    tables = state.tables.at[rows.slots].get(mode="clip")
+    meta = AttentionMetadata(tables[:, 0], rows.starts, rows.counts, offsets)
     row, positions, real = meta.locate(num_tokens)
-    return jnp.where(real, state.history.at[rows.slots[row], positions].get(mode="clip"), 0), meta
+    token_ids = jnp.where(real, state.history.at[rows.slots[row], positions].get(mode="clip"), 0)
+    return token_ids, tuple(replace(meta, block_tables=tables[:, group]) for group in range(tables.shape[1]))
 
 
 def record_tokens(state: SlotState, rows: RowInputs, token_ids: jax.Array) -> SlotState:
@@ -139,14 +164,20 @@ def extend(state: SlotState, packed: jax.Array) -> SlotState:
     return state._replace(history=state.history.at[slots, positions].set(token_ids, mode="drop"))
 
 
+def admission_width(state: SlotState) -> int:
+    """How many integers `pack_admission` packs."""
+    return 1 + ROW_WIDTH + state.tables.shape[1] * state.tables.shape[2] + state.history.shape[1]
+
+
 def pack_admission(admission: Admission, state: SlotState) -> Int32Array:
-    """[1 + ROW_WIDTH + blocks per sequence + max_model_len + 1] int32: slot, parameters, block table, history."""
-    table_width, history_width = state.tables.shape[1], state.history.shape[1]
-    packed = np.zeros(1 + ROW_WIDTH + table_width + history_width, np.int32)
+    """[1 + ROW_WIDTH + KV cache groups · blocks per sequence + max_model_len + 1] int32: slot, parameters, tables, history."""
+    history_width = state.history.shape[1]
+    packed = np.zeros(admission_width(state), np.int32)
     packed[0] = admission.slot
     packed[1 : 1 + ROW_WIDTH] = pack_params(admission.num_prompt_tokens, admission.params)
-    table, history = packed[1 + ROW_WIDTH : -history_width], packed[-history_width:]
-    table[: len(admission.block_ids)] = admission.block_ids
+    tables, history = packed[1 + ROW_WIDTH : -history_width].reshape(state.tables.shape[1:]), packed[-history_width:]
+    for table, blocks in zip(tables, admission.block_tables, strict=True):
+        table[: len(blocks)] = blocks
     history[: len(admission.token_ids)] = admission.token_ids
     return packed
 
@@ -156,6 +187,6 @@ def admit(state: SlotState, packed: jax.Array) -> SlotState:
     slot, history_width = packed[0], state.history.shape[1]
     return SlotState(
         state.history.at[slot].set(packed[-history_width:]),
-        state.tables.at[slot].set(packed[1 + ROW_WIDTH : -history_width]),
+        state.tables.at[slot].set(packed[1 + ROW_WIDTH : -history_width].reshape(state.tables.shape[1:])),
         state.params.at[slot].set(packed[1 : 1 + ROW_WIDTH]),
     )

@@ -4,17 +4,19 @@ from collections.abc import Sequence
 
 import jax
 
+from protocol.cache_groups import CacheGroups
 from protocol.config import EngineConfig
 from protocol.errors import CapacityError
 from tpu_worker.buckets import Bucket
+from tpu_worker.layer_groups import LayerGroups
 from tpu_worker.models.spec import LayerSpec, ModelSpec
 from tpu_worker.platforms.platform import Attention, Memory
 from tpu_worker.stacking import Layers, group_alike, group_sizes
 
 
-def bytes_per_block(spec: ModelSpec, attention: Attention, block_size: int) -> int:
-    """Keys and values of one block in all layers, and what pads them."""
-    features = sum(layer.num_kv_heads * attention.pad_head(layer.head_dim) for layer in spec.layers)
+def bytes_per_block(spec: ModelSpec, attention: Attention, block_size: int, groups: LayerGroups) -> int:
+    """Keys and values of one block in all layers of a group, and what pads them."""
+    features = sum(layer.num_kv_heads * attention.pad_head(layer.head_dim) for layer in groups.places(spec))
     return 2 * block_size * attention.bytes_per_value * features
 
 
@@ -37,18 +39,20 @@ def _width_of_mlp(layer: LayerSpec, hidden_size: int) -> int:
     return layer.experts.chosen * (3 * layer.intermediate_size + 2 * hidden_size)
 
 
-def make_caches(spec: ModelSpec, attention: Attention, num_blocks: int, block_size: int) -> Layers:
-    """Empty caches of all layers, those with the same heads in a group."""
-    heads = [(layer.num_kv_heads, layer.head_dim) for layer in spec.layers]
-    where = group_alike(heads)
-    sizes = zip(group_sizes(where), dict.fromkeys(heads), strict=True)
-    return Layers(tuple(attention.make_caches(count, num_blocks, block_size, *kind) for count, kind in sizes), where)
+def make_caches(spec: ModelSpec, attention: Attention, num_blocks: int, block_size: int, groups: LayerGroups) -> Layers:
+    """Empty caches of all layers: an array for each place of the groups, those with the same heads stacked."""
+    heads = [(layer.num_kv_heads, layer.head_dim) for layer in groups.places(spec)]
+    arrays = group_alike(heads)
+    sizes = zip(group_sizes(arrays), dict.fromkeys(heads), strict=True)
+    caches = tuple(attention.make_caches(count, num_blocks, block_size, *kind) for count, kind in sizes)
+    return Layers(caches, tuple(arrays[place] for _, place in groups.where))
 
 
 def count_blocks(
     config: EngineConfig,
     spec: ModelSpec,
     block_size: int,
+    groups: LayerGroups,
     max_model_len: int,
     attention: Attention,
     memory: Memory,
@@ -59,12 +63,13 @@ def count_blocks(
 
     Never more than the largest batch could use. pending: bytes that weights and programs will yet take on each device.
     """
-    block = bytes_per_block(spec, attention, block_size)
-    per_sequence = -(-max_model_len // block_size)
+    block = bytes_per_block(spec, attention, block_size, groups)
+    per_sequence = CacheGroups(groups.windows, block_size, config.max_num_batched_tokens).demand(max_model_len)
+    whole = len(groups.windows) * -(-max_model_len // block_size)  # with all that windows leave behind, which the prefix cache has
     free = config.kv_cache_memory
     if free is None:
         free = memory.for_kv_cache(devices, config.workers, pending, config.gpu_memory_utilization)
-    num_blocks = min(free // block, per_sequence * config.max_num_seqs)
+    num_blocks = min(free // block, whole * config.max_num_seqs)
     if config.kv_cache_memory is not None and (left := memory.left(devices, pending)) is not None and num_blocks * block > left:
         raise CapacityError(
             f"--kv-cache-memory {free}: {num_blocks * block} bytes would be used, and the weights and a step leave {left}: "

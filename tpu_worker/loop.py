@@ -85,7 +85,7 @@ class WorkerLoop:
         address = ipc_address(session_dir(self._spec.run_dir, session), worker_outbox(self._spec.index))
         self._collector.put(Session(address, hello))
         masks = Masks(hello.epoch, hello.vocab_size, config.max_num_seqs, config.queue_depth)
-        return Steps(hello.epoch, Slots(config.max_num_seqs), masks, self._device, self._collector.put)
+        return Steps(hello.epoch, Slots(config.max_num_seqs, len(hello.windows)), masks, self._device, self._collector.put)
 
     def _load(self) -> WorkerReady:
         capacity = self._device.load(lambda phase, done, total: self._launcher.send(Progress(phase, done, total)))
@@ -103,4 +103,5 @@ class WorkerLoop:
             scores_ready=capacity.scores_ready,
             weights=capacity.weights,
             embedding_size=capacity.embedding_size,
+            windows=capacity.windows,
         )

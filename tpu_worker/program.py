@@ -14,17 +14,21 @@ from protocol.params import MAX_LOGPROBS
 from tpu_worker.buckets import Bucket
 from tpu_worker.inputs import (
     EXTENSION_WIDTH,
+    GROWTH_WIDTH,
     RowInputs,
     SlotState,
     StepInputs,
+    admission_width,
     admit,
     extend,
     gather_tokens,
     grow_tables,
     record_masked,
     record_tokens,
+    step_width,
     unpack_rows,
 )
+from tpu_worker.layer_groups import LayerGroups
 from tpu_worker.mesh.layout import REPLICATED, SHARDED, Layout, spec_of
 from tpu_worker.mesh.shards import shard_platform
 from tpu_worker.models.family import Model, Weights
@@ -32,7 +36,7 @@ from tpu_worker.platforms.metadata import AttentionMetadata
 from tpu_worker.platforms.platform import Platform
 from tpu_worker.pooling import Embeddings, make_sums, pool
 from tpu_worker.rules import SlotRules, make_rules, set_rules
-from tpu_worker.sampler import ROW_WIDTH, Sampled, sample
+from tpu_worker.sampler import Sampled, sample
 from tpu_worker.scoring import Scores, score
 from tpu_worker.stacking import Layers
 
@@ -64,6 +68,7 @@ PickProgram: TypeAlias = Callable[[SlotState, jax.Array, jax.Array, Int32Array, 
 MaskProgram: TypeAlias = Callable[[jax.Array, jax.Array, Int32Array, UInt32Array], tuple[jax.Array, jax.Array]]
 AdmitProgram: TypeAlias = Callable[[SlotState, Int32Array], SlotState]
 ExtendProgram: TypeAlias = Callable[[SlotState, Int32Array], SlotState]
+GrowProgram: TypeAlias = Callable[[SlotState, Int32Array], SlotState]
 
 
 STATE: Any = DeviceState(*cast(Any, (SHARDED, REPLICATED)))  # how it is laid out
@@ -87,6 +92,7 @@ class Compiler:
     platform: Platform
     layout: Layout
     block_size: int  # of the KV cache, in tokens
+    groups: LayerGroups  # … that its layers form
     weights: Shapes
     state: Shapes  # of a DeviceState
 
@@ -138,13 +144,15 @@ class Compiler:
 
     def _forward(self, bucket: Bucket, weights: Weights, state: DeviceState, packed: jax.Array, *, everything: bool) -> _Computed:
         """Within a program: the layers of a step. `everything`: all tokens go through the last one, not only each row's last."""
-        rows, slots = unpack_rows(packed), grow_tables(state.slots, packed)
-        token_ids, meta = gather_tokens(slots, rows, bucket.tokens)
+        rows = unpack_rows(state.slots, packed)
+        slots = grow_tables(state.slots, packed[4 * bucket.rows :])
+        token_ids, (meta, *others) = gather_tokens(slots, rows, bucket.tokens)
         wanted, num_wanted = jnp.maximum(meta.offsets[1:] - 1, 0), rows.num_rows
         if everything:
             wanted, num_wanted = jnp.arange(bucket.tokens, dtype=jnp.int32), meta.offsets[-1]
-        prepared = self._platform_of_shard.attention.prepare(meta, bucket.tokens, self.block_size)
-        inputs = StepInputs(token_ids, prepared, meta.offsets[-1], wanted, num_wanted)
+        prepare = self._platform_of_shard.attention.prepare
+        prepared = [prepare(each, bucket.tokens, self.block_size) for each in (meta, *others)]
+        inputs = StepInputs(token_ids, self.groups.spread(prepared), meta.offsets[-1], wanted, num_wanted)
         spec = self.layout.spec_of_shard(self.model.spec)
         x, caches = self.model.family.forward(spec, self._platform_of_shard, weights, state.caches, inputs)
         return _Computed(rows, slots, meta, x, caches)
@@ -204,7 +212,7 @@ class Compiler:
     def admit(self) -> AdmitProgram:
         """The admission of one request: (slots, `pack_admission`'s array) -> slots."""
         slots: SlotState = self.state.slots
-        packed = jax.ShapeDtypeStruct((1 + ROW_WIDTH + slots.tables.shape[1] + slots.history.shape[1],), jnp.int32)
+        packed = jax.ShapeDtypeStruct((admission_width(slots),), jnp.int32)
         program: AdmitProgram = self._compile(admit, 0, (slots, self.layout.shapes(packed)), REPLICATED)
         return program
 
@@ -226,6 +234,12 @@ class Compiler:
         program: ExtendProgram = self._compile(extend, 0, (self.state.slots, self.layout.shapes(packed)), REPLICATED)
         return program
 
+    def grow(self) -> GrowProgram:
+        """Blocks for prompts under way: (slots, one of `pack_growth`'s arrays) -> slots."""
+        packed = jax.ShapeDtypeStruct((4, GROWTH_WIDTH), jnp.int32)
+        program: GrowProgram = self._compile(grow_tables, 0, (self.state.slots, self.layout.shapes(packed)), REPLICATED)
+        return program
+
     def _masked(self, num_rows: int) -> tuple[Shapes, ...]:
         vocab_size = self.model.spec.vocab_size
         logits = jax.ShapeDtypeStruct((num_rows, vocab_size), jnp.float32)
@@ -234,7 +248,7 @@ class Compiler:
         return self.layout.shapes((logits, token_ids, packed, bits))  # type: ignore[no-any-return]
 
     def _packed_step(self, num_rows: int) -> Shapes:
-        return self.layout.shapes(jax.ShapeDtypeStruct((7 * num_rows,), jnp.int32))
+        return self.layout.shapes(jax.ShapeDtypeStruct((step_width(num_rows, len(self.groups.windows)),), jnp.int32))
 
     def _compile(self, function: Callable[..., Any], donated: int, shapes: tuple[Shapes, ...], outputs: Any) -> Any:
         program = self.layout.program(function, jax.tree.map(spec_of, shapes), outputs)
@@ -252,7 +266,7 @@ def resample(
 ) -> tuple[SlotState, Sampled]:
     """Samples the rows of a step again, as their requests want it: slots, `make_rules`'s array, logits [R, V] and token_ids [R]
     int32 of the step, and `pack_step`'s array -> (slots, what was sampled)."""
-    rows = unpack_rows(packed)
+    rows = unpack_rows(slots, packed)
     asking = (rows.samples != 0)[:, None]
 
     def sample_some(index: jax.Array, sampled: Sampled) -> Sampled:

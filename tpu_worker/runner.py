@@ -3,27 +3,38 @@
 import functools
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import jax
 import numpy as np
 
 from protocol.clock import now_ns
-from protocol.codec import UInt32Array, pack_float32, pack_int32
+from protocol.codec import Int32Array, UInt32Array, pack_float32, pack_int32
 from protocol.config import EngineConfig
 from protocol.messages import TopLogprobs
 from protocol.model_files import check_length
 from tpu_worker.allocation import out_of_memory
 from tpu_worker.buckets import Bucket, make_buckets
 from tpu_worker.device import Capacity, ReportProgress, StepPlan, StepResult
-from tpu_worker.inputs import make_slots, pack_admission, pack_extensions, pack_masked, pack_step
+from tpu_worker.inputs import make_slots, pack_admission, pack_extensions, pack_growth, pack_masked, pack_step
 from tpu_worker.kv_cache import bytes_per_block, count_blocks, make_caches, working_memory
+from tpu_worker.layer_groups import choose_groups
 from tpu_worker.mesh.devices import describe, open_devices
 from tpu_worker.mesh.layout import REPLICATED, make_layout
 from tpu_worker.platforms.choose import choose_platform
 from tpu_worker.platforms.platform import Platform
 from tpu_worker.pooling import Embeddings, due_embeddings, pack_pooled, unpack_pooled
-from tpu_worker.program import STATE, AdmitProgram, Compiler, DeviceState, ExtendProgram, PromptState, RulesProgram, Shapes
+from tpu_worker.program import (
+    STATE,
+    AdmitProgram,
+    Compiler,
+    DeviceState,
+    ExtendProgram,
+    GrowProgram,
+    PromptState,
+    RulesProgram,
+    Shapes,
+)
 from tpu_worker.rules import make_rules, pack_rules
 from tpu_worker.sampler import Sampled
 from tpu_worker.scoring import Scores, pack_scored, unpack_scores
@@ -31,6 +42,8 @@ from tpu_worker.warmup import Programs, use_compilation_cache
 from tpu_worker.weights.kept import describe_weights
 from tpu_worker.weights.load import WeightLoader, kinds_held, open_source
 from tpu_worker.weights.precision import choose_float_type
+
+_NONE = np.empty(0, np.int32)
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +81,8 @@ class JaxDevice:
         self._extend: ExtendProgram
         self._make_sums: Callable[[], jax.Array]
         self._sums: jax.Array | None = None  # of the embeddings under way, from the first that is wanted
+        self._grow: GrowProgram
+        self._num_groups: int  # of the KV cache
 
     def load(self, report: ReportProgress) -> Capacity:
         """As the protocol says."""
@@ -96,6 +111,8 @@ class JaxDevice:
         block_size = config.block_size or platform.block_size
         self._vocab_size = spec.vocab_size
         max_model_len = check_length(config.max_model_len, spec.context_length, f"context of {config.model_path}")
+        groups = choose_groups(spec, max_model_len, block_size, config.max_num_batched_tokens)
+        self._num_groups = len(groups.windows)
         buckets = make_buckets(config.max_num_seqs, config.max_num_batched_tokens)
 
         def report_weights(done: int, total: int) -> None:
@@ -106,16 +123,17 @@ class JaxDevice:
         shapes = loader.shapes(weights)
         # What the cache is to leave: the weights that are not there yet, and the largest step's working memory.
         pending = loader.pending_bytes(weights) + max(working_memory(spec, bucket) for bucket in buckets)
-        num_blocks = count_blocks(config, spec, block_size, max_model_len, platform.attention, platform.memory, devices, pending)
+        attention, memory = platform.attention, platform.memory
+        num_blocks = count_blocks(config, spec, block_size, groups, max_model_len, attention, memory, devices, pending)
 
         def make_empty() -> DeviceState:
-            caches = make_caches(spec, platform.attention, num_blocks, block_size)
-            return DeviceState(caches, make_slots(config.max_num_seqs, max_model_len, block_size))
+            caches = make_caches(spec, platform.attention, num_blocks, block_size, groups)
+            return DeviceState(caches, make_slots(config.max_num_seqs, max_model_len, block_size, self._num_groups))
 
         make_state = layout.program(make_empty, (), STATE)
         caches, slots = jax.eval_shape(make_state)
         state = DeviceState(layout.shapes(caches, STATE.caches), layout.shapes(slots, STATE.slots))
-        compiler = Compiler(model, platform, layout, block_size, shapes, state)
+        compiler = Compiler(model, platform, layout, block_size, groups, shapes, state)
         with ThreadPoolExecutor(1, thread_name_prefix="loading") as pool:
             loaded = pool.submit(loader.load_rest, weights)
             num_rows = {size for bucket in buckets for size in (bucket.tokens, bucket.rows)}
@@ -124,10 +142,10 @@ class JaxDevice:
             apart = platform.attention.decodes_apart
             self.programs = Programs(compiler, buckets, head_cost, wait_for_all=not stable, decodes_apart=apart)
             self.programs.compile_first(report)
-            self._admit, self._extend = compiler.admit(), compiler.extend()
+            self._admit, self._extend, self._grow = compiler.admit(), compiler.extend(), compiler.grow()
             self._set_rules, self._make_sums = compiler.set_rules(), compiler.make_sums
             self._weights = loaded.result()
-        with out_of_memory(f"making a KV cache of {num_blocks * bytes_per_block(spec, platform.attention, block_size)} bytes"):
+        with out_of_memory(f"making a KV cache of {num_blocks * bytes_per_block(spec, attention, block_size, groups)} bytes"):
             # As one program, so that the caches are made without a copy.
             self._state = jax.block_until_ready(jax.jit(make_state)())
             make_all = layout.program(functools.partial(make_rules, config.max_num_seqs, spec.vocab_size), (), REPLICATED)
@@ -147,10 +165,12 @@ class JaxDevice:
             platform.saturating_tokens,
             weights=kept,
             embedding_size=spec.hidden_size if model.family.states is not None else 0,
+            windows=groups.windows,
         )
 
     def forward(self, plan: StepPlan) -> StepHandle:
-        """As the protocol says. Uploads one array for the step, one for each admission, and those of known tokens."""
+        """As the protocol says. Uploads one array for the step, one for each admission, those of known tokens, and those of blocks
+        of which some row gets several."""
         caches, slots = self._state
         for admission in plan.admissions:
             slots = self._admit(slots, pack_admission(admission, slots))
@@ -160,10 +180,14 @@ class JaxDevice:
         if plan.extensions:
             for known in pack_extensions(plan, self._config.max_num_seqs):
                 slots = self._extend(slots, known)
+        if len(plan.block_slots) > self._num_groups * len(plan.slots):
+            for blocks in pack_growth(plan, self._config.max_num_seqs):
+                slots = self._grow(slots, blocks)
+            plan = replace(plan, block_slots=_NONE, block_indices=_NONE, block_ids=_NONE, block_groups=None)
         bucket, logits, token_ids, scores, embeddings = self._step(plan, DeviceState(caches, slots))
         sampled = None
         if plan.needs:
-            packed = pack_step(plan, bucket.rows, self._config.max_num_seqs)
+            packed = self._pack(plan, bucket)
             slots, sampled = self.programs.sampler(bucket)(self._state.slots, self._rules, logits, token_ids, packed)
             self._state, token_ids = self._state._replace(slots=slots), sampled.token_ids
         self._fetch(plan, token_ids, sampled)
@@ -175,11 +199,11 @@ class JaxDevice:
         if not plan.scored and not plan.pooled:
             sampler = plan.needs != 0 or plan.masked_rows is not None
             bucket = self.programs.choose(plan.num_tokens, len(plan.slots), sampler=sampler)
-            packed = pack_step(plan, bucket.rows, self._config.max_num_seqs)
+            packed = self._pack(plan, bucket)
             self._state, logits, token_ids = self.programs.step(bucket)(self._weights, state, packed)
             return bucket, logits, token_ids, None, ()
         bucket, scorer = self.programs.scorer
-        packed = pack_step(plan, bucket.rows, self._config.max_num_seqs)
+        packed = self._pack(plan, bucket)
         sums = self._make_sums() if self._sums is None else self._sums
         per_row = pack_scored(plan, bucket.rows), pack_pooled(plan, bucket.rows)
         after, logits, token_ids, scores, embeddings = scorer(self._weights, PromptState(state, sums), packed, *per_row)
@@ -188,6 +212,9 @@ class JaxDevice:
         for array in (*(scores if plan.scored else ()), *embeddings):
             self._platform.fetch(array)
         return bucket, logits, token_ids, scores if plan.scored else None, embeddings
+
+    def _pack(self, plan: StepPlan, bucket: Bucket, *, masked: bool = False) -> Int32Array:
+        return pack_step(plan, bucket.rows, self._config.max_num_seqs, self._num_groups, masked=masked)
 
     def sample(self, handle: object, bits: UInt32Array) -> StepHandle:
         """As the protocol says."""
@@ -199,7 +226,7 @@ class JaxDevice:
         sampled = None
         if plan.masked_needs:
             logits, token_ids = self.programs.mask(bucket)(handle.logits, handle.token_ids, packed, masks)
-            rows = pack_step(plan, bucket.rows, self._config.max_num_seqs, masked=True)
+            rows = self._pack(plan, bucket, masked=True)
             slots, sampled = self.programs.sampler(bucket)(self._state.slots, self._rules, logits, token_ids, rows)
             token_ids = sampled.token_ids
         else:

@@ -5,6 +5,8 @@ whole context as read through them. So a wrong block, position, slot or placehol
 
 The token at position n of a request with seed s is a hash of (token 0, …, token n-1, n, s): see `simulated_token`. What a request
 that rules tokens out or waits for masks gets instead, and log-probabilities: see `simulated_choice`.
+
+With windows it is a hash of what each KV cache group sees of the context, in a table of its own.
 """
 
 import threading
@@ -15,6 +17,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from protocol.cache_groups import CacheGroups
 from protocol.clock import now_ns
 from protocol.codec import BoolArray, Float32Array, Int32Array, Int64Array, UInt32Array, UInt64Array, pack_float32
 from protocol.config import EngineConfig, SimulatedTimes
@@ -31,14 +34,18 @@ _DEFAULT_BLOCKS = 16384
 EMBEDDING_SIZE = 64
 
 
-def simulated_token(context: Sequence[int], seed: int, vocab_size: int, allowed: Sequence[int] | None = None) -> int:
+def simulated_token(
+    context: Sequence[int], seed: int, vocab_size: int, allowed: Sequence[int] | None = None, windows: Sequence[int] = (0,)
+) -> int:
     """The token that follows `context`, prompt and output so far, for a request with this seed.
 
-    `allowed`: rising ids, the only ones that may come.
+    `allowed`: rising ids, the only ones that may come. `windows`: of the device's KV cache groups.
     """
     choices = vocab_size if allowed is None else min(len(allowed), MOST_CHOICES)
     weights = _weights(len(context) + 1)
-    context_sum = ((np.asarray(context, np.uint64) + np.uint64(1)) * weights[:-1]).sum(dtype=np.uint64, keepdims=True)
+    cells = (np.asarray(context, np.uint64) + np.uint64(1)) * weights[:-1]
+    seen = np.array([cells[-window if window else 0 :].sum(dtype=np.uint64) for window in windows])
+    context_sum = (_group_factors(len(windows)) * seen).sum(keepdims=True)
     drawn = int(_hashes(context_sum, weights[-1:], _mix(np.array([seed % 2**64], np.uint64)))[0]) % choices
     return drawn if allowed is None else allowed[drawn]
 
@@ -76,6 +83,11 @@ def _weights(count: int) -> UInt64Array:
     return _mix(np.arange(1, count + 1, dtype=np.uint64)) | np.uint64(1)
 
 
+def _group_factors(num_groups: int) -> UInt64Array:
+    """What the cells of each group are multiplied with, so that a block of one is no block of another."""
+    return np.arange(1, 2 * num_groups, 2, dtype=np.uint64)
+
+
 def _hashes(context_sums: UInt64Array, weights: UInt64Array, seed_hashes: UInt64Array) -> UInt64Array:
     """`weights`: of the new tokens' positions."""
     return _mix(context_sums ^ (seed_hashes + weights))
@@ -94,14 +106,16 @@ class SimulatedStep:
 class SimulatedDevice:
     """Implements `tpu_worker.device.Device`. Steps run strictly one after another, as on a device's stream."""
 
-    def __init__(self, config: EngineConfig, *, vocab_size: int, max_model_len: int) -> None:
-        """`max_model_len` in tokens."""
+    def __init__(self, config: EngineConfig, *, vocab_size: int, max_model_len: int, windows: tuple[int, ...] = (0,)) -> None:
+        """`max_model_len` in tokens; `windows`: of each KV cache group, in tokens, 0: none."""
         self._times = config.simulated
         _check_times(self._times)
         self._block_size = block_size = config.block_size or _BLOCK_SIZE
         self._vocab_size = vocab_size
         self._max_model_len = max_model_len
-        blocks_per_sequence = -(-max_model_len // block_size)
+        self._windows = windows
+        self._factors = _group_factors(len(windows))
+        blocks_per_sequence = CacheGroups(windows, block_size, config.max_num_batched_tokens).demand(max_model_len)
         bytes_per_block = block_size * 8
         if config.kv_cache_memory is None:
             self._num_blocks = max(_DEFAULT_BLOCKS, blocks_per_sequence)
@@ -117,7 +131,7 @@ class SimulatedDevice:
         slots = config.max_num_seqs
         with out_of_memory("making the simulated KV cache"):
             self._sums = np.zeros((self._num_blocks, block_size), np.uint64)  # [i, j]: sum of the cells 0 … j of block i
-            self._tables = np.zeros((slots, blocks_per_sequence), np.int32)
+            self._tables = np.zeros((len(windows), slots, -(-max_model_len // block_size)), np.int32)
             self._history = np.zeros((slots, max_model_len + 1), np.int32)
             self._seed_hashes = np.zeros(slots, np.uint64)
             self._weights = _weights(max_model_len + 1)
@@ -137,6 +151,7 @@ class SimulatedDevice:
             "sim",
             scores_ready=True,
             embedding_size=EMBEDDING_SIZE,
+            windows=self._windows,
         )
 
     def forward(self, plan: StepPlan) -> SimulatedStep:
@@ -211,7 +226,8 @@ class SimulatedDevice:
         for known in plan.extensions:
             self._history[known.slot, known.position : known.position + len(known.token_ids)] = known.token_ids
         if len(plan.block_slots):
-            self._tables[plan.block_slots, plan.block_indices] = plan.block_ids
+            groups = 0 if plan.block_groups is None else plan.block_groups
+            self._tables[groups, plan.block_slots, plan.block_indices] = plan.block_ids
         decoding = plan.slots[: plan.num_decodes]
         self._write(decoding, plan.starts[: plan.num_decodes])
         for row in range(plan.num_decodes, len(plan.slots)):
@@ -247,7 +263,8 @@ class SimulatedDevice:
     def _admit(self, admission: Admission) -> None:
         slot, params = admission.slot, admission.params
         self._history[slot, : len(admission.token_ids)] = admission.token_ids
-        self._tables[slot, : len(admission.block_ids)] = admission.block_ids
+        for group, blocks in enumerate(admission.block_tables):
+            self._tables[group, slot, : len(blocks)] = blocks
         self._seed_hashes[slot : slot + 1] = _mix(np.array([params.seed % 2**64], np.uint64))
         self._choices.pop(slot, None)
         if has_choice(params):
@@ -257,21 +274,26 @@ class SimulatedDevice:
         """Puts the cells of these slots' tokens at these positions into the cache; what followed in their blocks is lost."""
         if not len(slots):
             return
-        blocks, offsets = self._tables[slots, positions // self._block_size], positions % self._block_size
-        before = self._sums[blocks, offsets - 1]
-        before[offsets == 0] = 0
-        self._sums[blocks, -1] = _POISON
-        self._sums[blocks, offsets] = before + self._cells(slots, positions)
+        cells, offsets = self._cells(slots, positions), positions % self._block_size
+        for table, factor in zip(self._tables, self._factors, strict=True):
+            blocks = table[slots, positions // self._block_size]
+            before = self._sums[blocks, offsets - 1]
+            before[offsets == 0] = 0
+            self._sums[blocks, -1] = _POISON
+            self._sums[blocks, offsets] = before + factor * cells
 
     def _write_chunk(self, slot: int, start: int, end: int) -> None:
         """Like `_write`, for positions start … end - 1 of one slot, block by block."""
         cells = self._cells(np.int32(slot), np.arange(start, end))
         while start < end:
-            block, offset = self._tables[slot, start // self._block_size], start % self._block_size
+            offset = start % self._block_size
             count = min(self._block_size - offset, end - start)
-            before = self._sums[block, offset - 1] if offset else np.uint64(0)
-            self._sums[block, -1] = _POISON
-            self._sums[block, offset : offset + count] = before + np.cumsum(cells[:count], dtype=np.uint64)
+            added = np.cumsum(cells[:count], dtype=np.uint64)
+            for table, factor in zip(self._tables, self._factors, strict=True):
+                block = table[slot, start // self._block_size]
+                before = self._sums[block, offset - 1] if offset else np.uint64(0)
+                self._sums[block, -1] = _POISON
+                self._sums[block, offset : offset + count] = before + factor * added
             cells, start = cells[count:], start + count
 
     def _cells(self, slots: "Int32Array | np.int32", positions: npt.NDArray[np.integer[Any]]) -> UInt64Array:
@@ -279,14 +301,22 @@ class SimulatedDevice:
         return (self._history[slots, positions].astype(np.uint64) + np.uint64(1)) * self._weights[positions]  # type: ignore[no-any-return]
 
     def _context_sums(self, slots: Int32Array, lengths: Int32Array) -> UInt64Array:
-        """Sum of the cells of the first `lengths` positions of each slot, read through its block table."""
+        """Sum of the cells of the first `lengths` positions of each slot, or of those that each group sees, read through its block
+        tables."""
         if not len(slots):
             return np.zeros(0, np.uint64)
         last_block, last_offset = (lengths - 1) // self._block_size, (lengths - 1) % self._block_size
         width = int(last_block.max())
-        whole: BoolArray = np.arange(width) < last_block[:, None]
-        sums = np.where(whole, self._sums[self._tables[slots, :width], -1], np.uint64(0)).sum(axis=1, dtype=np.uint64)
-        return sums + self._sums[self._tables[slots, last_block], last_offset]  # type: ignore[no-any-return]
+        total = np.zeros(len(slots), np.uint64)
+        for table, window in zip(self._tables, self._windows, strict=True):
+            first = np.maximum(lengths - window, 0) if window else np.zeros_like(lengths)
+            first_block, first_offset = first // self._block_size, first % self._block_size
+            whole: BoolArray = (np.arange(width) >= first_block[:, None]) & (np.arange(width) < last_block[:, None])
+            total += np.where(whole, self._sums[table[slots, :width], -1], np.uint64(0)).sum(axis=1, dtype=np.uint64)
+            total += self._sums[table[slots, last_block], last_offset]
+            unseen = self._sums[table[slots, first_block], first_offset - 1]  # of the first block
+            total -= np.where(first_offset > 0, unseen, np.uint64(0))
+        return total
 
     def _score(self, slot: int, scored: ScoredRow) -> PromptScores:
         lengths = np.arange(scored.start, scored.start + scored.count, dtype=np.int32)

@@ -24,10 +24,11 @@ _NOTHING: _SamplerPart = (0, None, None, 0)
 class Slots:
     """Positions, needs and the standing decode set."""
 
-    def __init__(self, max_num_seqs: int) -> None:
+    def __init__(self, max_num_seqs: int, num_groups: int = 1) -> None:
+        """`num_groups`: of the KV cache, each with a block table for every slot."""
         self._position = np.zeros(max_num_seqs, np.int32)  # next position to compute, by slot
         self._known = np.zeros(max_num_seqs, np.int32)  # tokens known at admission: where prefill ends
-        self._num_blocks = np.zeros(max_num_seqs, np.int32)
+        self._num_blocks = np.zeros((num_groups, max_num_seqs), np.int32)
         self._needs = np.zeros(max_num_seqs, np.int32)  # of the sampler
         self._num_logprobs = np.full(max_num_seqs, -1, np.int32)
         self._constrained = np.zeros(max_num_seqs, bool)  # slots whose tokens wait for masks
@@ -46,10 +47,12 @@ class Slots:
             gone = np.concatenate([released, unpack_int32(output.leaves_i32)])
             self._decoding = self._decoding[~np.isin(self._decoding, gone)]
         admissions = tuple(self._admit(new) for new in output.new)
-        block_slots, block_ids, block_indices = _EMPTY, _EMPTY, _EMPTY
+        block_slots, block_ids, block_indices, block_groups = _EMPTY, _EMPTY, _EMPTY, None
         if output.block_slots_i32:
             block_slots, block_ids = unpack_int32(output.block_slots_i32), unpack_int32(output.block_ids_i32)
-            block_indices = self._append_blocks(block_slots)
+            if output.block_groups_i32:
+                block_groups = unpack_int32(output.block_groups_i32)
+            block_indices = self._append_blocks(block_slots, block_groups)
         if output.joins_i32:
             self._decoding = np.concatenate([self._decoding, unpack_int32(output.joins_i32)])
         slots = self._decoding
@@ -89,13 +92,17 @@ class Slots:
             extensions,
             scored,
             pooled,
+            block_groups,
         )
 
     def _admit(self, new: NewRequest) -> Admission:
         token_ids, block_ids = unpack_int32(new.token_ids_i32), unpack_int32(new.block_ids_i32)
+        counts = unpack_int32(new.block_counts_i32) if new.block_counts_i32 else np.array([len(block_ids)], np.int32)
+        if len(counts) != len(self._num_blocks) or counts.sum() != len(block_ids):
+            raise ProtocolError(f"slot {new.slot} comes with {len(counts)} block tables, where there are {len(self._num_blocks)}")
         self._position[new.slot] = new.num_computed
         self._known[new.slot] = len(token_ids)
-        self._num_blocks[new.slot] = len(block_ids)
+        self._num_blocks[:, new.slot] = counts
         self._needs[new.slot] = wanted = needs(new.params)
         self._num_logprobs[new.slot] = new.params.logprobs
         self._constrained[new.slot] = masked = new.params.structured is not None
@@ -106,7 +113,8 @@ class Slots:
             self._pooling[new.slot] = new.params.pooling
         elif new.scores:
             self._scoring[new.slot] = new.num_prompt_tokens, new.params.prompt_logprobs
-        return Admission(new.slot, token_ids, block_ids, new.num_prompt_tokens, new.params)
+        tables = tuple(np.split(block_ids, np.cumsum(counts)[:-1]))
+        return Admission(new.slot, token_ids, tables, new.num_prompt_tokens, new.params)
 
     def _extend(self, output: SchedulerOutput, counts: dict[int, int]) -> tuple[Extension, ...]:
         """Known tokens for slots that decode, from the second position of each one's chunk on. counts: of the chunks, by slot."""
@@ -147,13 +155,15 @@ class Slots:
                 pooled.append(PooledRow(row, pooling))
         return tuple(pooled)
 
-    def _append_blocks(self, slots: Int32Array) -> Int32Array:
-        if len(np.unique(slots)) == len(slots):
-            indices = self._num_blocks[slots]
-            self._num_blocks[slots] += 1
+    def _append_blocks(self, slots: Int32Array, groups: Int32Array | None) -> Int32Array:
+        """Where in their tables blocks go that are appended."""
+        counts, tables = self._num_blocks.reshape(-1), slots if groups is None else groups * self._num_blocks.shape[1] + slots
+        if len(np.unique(tables)) == len(tables):
+            indices: Int32Array = counts[tables]
+            counts[tables] += 1
             return indices
-        indices = np.empty(len(slots), np.int32)
-        for i, slot in enumerate(slots):
-            indices[i] = self._num_blocks[slot]
-            self._num_blocks[slot] += 1
+        indices = np.empty(len(tables), np.int32)
+        for i, table in enumerate(tables):
+            indices[i] = counts[table]
+            counts[table] += 1
         return indices

@@ -174,6 +174,6 @@ class FrontendProcess:
             "device": capacity.device,
             "weights": capacity.weights,
             "queue_depth": self._config.queue_depth,
-            "kv_cache_tokens": capacity.num_blocks * capacity.block_size,
+            "kv_cache_tokens": capacity.kv_cache_tokens,
             "kv_block_size": capacity.block_size,
         }

@@ -35,11 +35,11 @@ def test_a_state_that_contradicts_itself_is_found() -> None:
     world = World()
     world.add(0, range(5), max_tokens=4)
     lane = world.state.lanes[0]
-    lane.num_blocks[0] -= 1
+    lane.tables._end[0, 0] -= 1
     with pytest.raises(Breach) as found:
         validate(world.state)
     assert found.value.kind == "blocks"
-    lane.num_blocks[0] += 1
+    lane.tables._end[0, 0] += 1
     lane.free_slots.append(0)
     with pytest.raises(Breach) as found:
         validate(world.state)

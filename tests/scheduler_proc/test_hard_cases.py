@@ -234,7 +234,7 @@ def test_rows_that_are_not_finite_end_their_request_alone() -> None:
     for _ in range(4):
         world.workers[0].run_step()
         world.answer(0)
-    blocks = world.state.lanes[0].blocks_of(0)
+    blocks = world.state.lanes[0].tables.held(0)
     world.workers[0].run_step()
     good = world.workers[0].outbox.popleft()
     world.feed(FromWorker(0, ModelRunnerOutput(good.epoch, good.step_id, good.token_ids_i32, failed_rows_i32=pack_int32([0]))))

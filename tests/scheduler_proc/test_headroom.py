@@ -1,10 +1,12 @@
 """Whether a request fits, and what it costs to ask again and again."""
 
 from collections import Counter
+from itertools import chain
 
 import numpy as np
 import pytest
 
+from protocol.cache_groups import CacheGroups
 from protocol.params import EngineParams
 from scheduler_proc.blocks import BlockPool
 from scheduler_proc.headroom import Headroom
@@ -45,14 +47,15 @@ def test_a_head_that_does_not_fit_costs_the_same_however_long_its_prompt_is(monk
     world.check()
 
 
+@pytest.mark.parametrize("windows", [(0,), (9,), (9, 0, 9)], ids=str)
 @pytest.mark.parametrize("seed", range(20))
-def test_a_remembered_refusal_is_the_answer_that_a_fresh_look_gives(seed: int) -> None:
+def test_a_remembered_refusal_is_the_answer_that_a_fresh_look_gives(seed: int, windows: tuple[int, ...]) -> None:
     rng = np.random.default_rng(seed)
-    pool, block_size = BlockPool(40), 4
-    asked = Headroom(pool, block_size, prefix_caching=True)
+    pool, groups = BlockPool(40 * len(windows)), CacheGroups(windows, block_size=4, chunk=32)
+    asked = Headroom(pool, groups, prefix_caching=True)
     tables: list[list[int]] = []
     head = Request(0, np.arange(80, dtype=np.int32), 80, 90, EngineParams(5), 0, 0, stream=True, cache_salt="")
-    Headroom(pool, block_size, prefix_caching=True).fits(head, alone=True)  # fills in the names
+    Headroom(pool, groups, prefix_caching=True).fits(head, alone=True)  # fills in the names
     for _ in range(400):
         match rng.integers(6):
             case 0 | 1:
@@ -64,12 +67,13 @@ def test_a_remembered_refusal_is_the_answer_that_a_fresh_look_gives(seed: int) -
                 table = tables[int(rng.integers(len(tables)))]
                 pool.cache.commit(head.block_hashes[int(rng.integers(len(head.block_hashes)))], int(rng.choice(table)))
             case 4:
-                if shared := Headroom(pool, block_size, prefix_caching=True).cached_blocks(head):
+                shared = list(chain.from_iterable(Headroom(pool, groups, prefix_caching=True).hit(head).blocks))
+                if shared:
                     pool.share(shared)
                     tables.append(shared)
             case 5 if rng.random() < 0.2:
                 head.tokens = np.arange(int(rng.integers(60, 81)), dtype=np.int32)
         pool.validate(tables)
         alone = bool(rng.integers(2)) if rng.random() < 0.1 else False
-        fresh = Headroom(pool, block_size, prefix_caching=True)
+        fresh = Headroom(pool, groups, prefix_caching=True)
         assert asked.fits(head, alone=alone) == fresh.fits(head, alone=alone) == (fresh.short(head, alone=alone) <= 0)

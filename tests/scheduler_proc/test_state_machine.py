@@ -4,6 +4,7 @@ import hypothesis.strategies as st
 from hypothesis import settings
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
+from protocol.cache_groups import CacheGroups
 from protocol.codec import pack_int32
 from protocol.messages import ModelRunnerOutput
 from protocol.params import Grammar
@@ -18,12 +19,15 @@ class SchedulerMachine(RuleBasedStateMachine):
     """The reference model is `Sent.expected`: what follows from a request alone."""
 
     @initialize(
-        depth=st.integers(1, 4), blocks=st.sampled_from([16, 20, 64]), budget=st.sampled_from([4, 9, 32]), cache=st.booleans()
-    )
-    def start(self, depth: int, blocks: int, budget: int, cache: bool) -> None:
+        depth=st.integers(1, 4), blocks=st.sampled_from([0, 4, 54]), budget=st.sampled_from([4, 9, 32]), cache=st.booleans(),
+        windows=st.sampled_from([(0,), (0,), (1,), (7,), (16,), (7, 0), (0, 3, 3), (5, 12)]),
+    )  # fmt: skip
+    def start(self, depth: int, blocks: int, budget: int, cache: bool, windows: tuple[int, ...]) -> None:
+        """`blocks`: beyond those that the longest sequence needs."""
         self.world = World(
-            depth=depth, workers=2, blocks=blocks, budget=budget, prefix_caching=cache, max_model_len=40, pieces=cache
-        )
+            depth=depth, workers=2, blocks=CacheGroups(windows, 4, budget).demand(40) + blocks, budget=budget, prefix_caching=cache,
+            max_model_len=40, pieces=cache, windows=windows,
+        )  # fmt: skip
         self.epochs = [0, 0]
 
     @rule(

@@ -53,6 +53,7 @@ class Sent:
     params: EngineParams
     max_model_len: int
     stream: bool = True
+    windows: tuple[int, ...] = (0,)
     tokens: list[int] = field(default_factory=list)
     num_cached_tokens: int | None = None  # told with the first token
     end: Finished | None = None
@@ -80,8 +81,10 @@ class Sent:
         early = params.stop_token_ids if len(output) < params.min_tokens else ()
         if params.structured is not None:
             allowed = allowed_after(params.structured.text, output, VOCAB)
-            return simulated_token(context, params.seed, VOCAB, [token for token in allowed if token not in early] or allowed)
-        token = simulated_token(context, params.seed, VOCAB)
+            return simulated_token(
+                context, params.seed, VOCAB, [token for token in allowed if token not in early] or allowed, self.windows
+            )
+        token = simulated_token(context, params.seed, VOCAB, None, self.windows)
         while token in early:
             token = (token + 1) % VOCAB
         return token
@@ -90,7 +93,7 @@ class Sent:
         """What follows from the prompt alone."""
         if self.params.prompt_logprobs < 0 or self.params.pooling:
             return {}
-        drawn = [simulated_token(self.prompt[:position], 0, VOCAB) for position in range(1, len(self.prompt))]
+        drawn = [simulated_token(self.prompt[:position], 0, VOCAB, None, self.windows) for position in range(1, len(self.prompt))]
         around = range(self.params.prompt_logprobs)
         return {
             position: ((token - first) % VOCAB + 1, *((first + one) % VOCAB for one in around))
@@ -103,13 +106,13 @@ class SimulatedWorker:
 
     def __init__(
         self, config: EngineConfig, index: int, epoch: int, max_model_len: int, num_blocks: int, saturating_tokens: int = 0,
-        *, scores_ready: bool = True,
+        *, scores_ready: bool = True, windows: tuple[int, ...] = (0,),
     ) -> None:  # fmt: skip
         self.index, self.epoch = index, epoch
-        self.device = SimulatedDevice(config, vocab_size=VOCAB, max_model_len=max_model_len)
+        self.device = SimulatedDevice(config, vocab_size=VOCAB, max_model_len=max_model_len, windows=windows)
         self._dispatched: list[Part | MasksMissing | ScoresReady] = []
         masks = Masks(epoch, VOCAB, config.max_num_seqs, config.queue_depth)
-        self.steps = Steps(epoch, Slots(config.max_num_seqs), masks, self.device, self._dispatched.append)
+        self.steps = Steps(epoch, Slots(config.max_num_seqs, len(windows)), masks, self.device, self._dispatched.append)
         self._scores: dict[int, PromptScores] = {}  # of a step all of whose tokens are still to come
         self.held = 0  # steps that were taken out of the inbox and are not answered to their end
         capacity = self.device.load(lambda *_: None)
@@ -127,6 +130,7 @@ class SimulatedWorker:
             device="sim",
             saturating_tokens=saturating_tokens,
             scores_ready=scores_ready,
+            windows=windows,
         )
 
     def run_step(self) -> None:
@@ -167,9 +171,10 @@ class World:
         self, *, depth: int = 2, workers: int = 1, slots: int = 4, blocks: int = 64, block_size: int = 4, budget: int = 16,
         max_model_len: int = 64, prefix_caching: bool = True, validate_every: int = 1, saturating_tokens: int = 0,
         strict: bool = True, frontends: int = 1, forces: bool = True, pieces: bool = False, scores_ready: bool = True,
+        windows: tuple[int, ...] = (0,),
     ) -> None:  # fmt: skip
         self.max_model_len, self.blocks, self.saturating_tokens = max_model_len, blocks, saturating_tokens
-        self.scores_ready = scores_ready
+        self.scores_ready, self.windows = scores_ready, windows
         self.prepares: list[Prepare] = []
         self.config = EngineConfig(
             model_path="",
@@ -251,8 +256,9 @@ class World:
     def join(self, index: int, epoch: int) -> None:
         """A worker process starts."""
         self.workers[index] = SimulatedWorker(
-            self.config, index, epoch, self.max_model_len, self.blocks, self.saturating_tokens, scores_ready=self.scores_ready
-        )
+            self.config, index, epoch, self.max_model_len, self.blocks, self.saturating_tokens,
+            scores_ready=self.scores_ready, windows=self.windows,
+        )  # fmt: skip
         self.feed(FromWorker(index, self.workers[index].ready))
 
     def lose(self, index: int, returncode: int = -9) -> None:
@@ -308,7 +314,8 @@ class World:
         """The message of a request; the test expects its answer from now on."""
         tokens = list(prompt)
         stream = stream and not params.get("pooling")
-        self.sent[request_id] = Sent(tokens, EngineParams(**params), self.max_model_len, stream)  # type: ignore[arg-type]
+        its = EngineParams(**params)  # type: ignore[arg-type]
+        self.sent[request_id] = Sent(tokens, its, self.max_model_len, stream, self.windows)
         return AddRequest(
             request_id, pack_int32(tokens), len(tokens), self.sent[request_id].params, priority=priority, stream=stream
         )

@@ -159,7 +159,7 @@ class Simulation:
             max_num_seqs=4,
             max_num_batched_tokens=16,
             block_size=4,
-            kv_cache_memory=64 * 4 * 8,
+            kv_cache_memory=scenario.blocks * 4 * 8,
             simulated=SimulatedTimes(0, 0, 0),
             pulse_timeout=_LIMITS.pulse,
             step_timeout=_LIMITS.step,
@@ -370,7 +370,10 @@ class Simulation:
 
     def _begin_worker(self, node: WorkerNode, session: int) -> None:
         node.session = session
-        node.worker = SimulatedWorker(self._config, node.child.index, node.epoch, MAX_MODEL_LEN, 64)
+        scenario = self._scenario
+        node.worker = SimulatedWorker(
+            self._config, node.child.index, node.epoch, MAX_MODEL_LEN, scenario.blocks, windows=scenario.windows
+        )
         node.busy_until = self.now
         self._to_scheduler(node, node.worker.ready)
 
@@ -590,7 +593,7 @@ class Simulation:
     def _check_output(self, name: str, log: Log, index: int) -> None:
         asked = log.asked
         params = EngineParams(max_tokens=asked.max_tokens, seed=asked.seed + index, stop_token_ids=asked.stops)
-        tokens, reason = Sent(list(asked.prompt), params, MAX_MODEL_LEN).expected()
+        tokens, reason = Sent(list(asked.prompt), params, MAX_MODEL_LEN, windows=self._scenario.windows).expected()
         came, told = log.outputs[index], log.reasons.get(index, "")
         if isinstance(log.request, WholeRequest) and not log.cancelled and log.request.error is None:
             output = log.request.result().outputs[index]

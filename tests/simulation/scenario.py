@@ -44,6 +44,8 @@ class Scenario:
     depth: int
     asked: tuple[Asked, ...]
     faults: tuple[Fault, ...] = field(default=())
+    windows: tuple[int, ...] = (0,)  # of the model's KV cache groups
+    blocks: int = 64  # of each worker's KV cache
 
     def without(self, asked: int | None = None, fault: int | None = None) -> "Scenario":
         """A smaller one: less this request, or this fault."""
@@ -86,4 +88,6 @@ def make_scenario(seed: int) -> Scenario:
         else:
             where = draw.choice(LOSSY if kind == "drop" else PIPES)
         faults.append(Fault(at, kind, where))
-    return Scenario(seed, workers, draw.randint(1, 3), tuple(asked), tuple(faults))
+    depth = draw.randint(1, 3)
+    windows, blocks = draw.choice([((0,), 64), ((0,), 64), ((9,), 64), ((9,), 12), ((6, 0, 6), 64), ((6, 0, 6), 40)])
+    return Scenario(seed, workers, depth, tuple(asked), tuple(faults), windows, blocks)

@@ -24,7 +24,7 @@ class Running:
     slot: int
     prompt: list[int]
     params: EngineParams
-    blocks: Int32Array
+    tables: tuple[Int32Array, ...]
     position: int = 0  # next to compute
     tokens: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
@@ -85,11 +85,14 @@ def _pooled(order: Sequence[tuple[Running, int]]) -> tuple[PooledRow, ...]:
 class Driver:
     """Plans as a scheduler would, without its freedom: every request's blocks are taken at once, far apart and out of order."""
 
-    def __init__(self, device: Device, num_blocks: int, block_size: int, depth: int = 2, vocab_size: int = 0) -> None:
-        """`vocab_size`: where requests are constrained."""
+    def __init__(
+        self, device: Device, num_blocks: int, block_size: int, depth: int = 2, vocab_size: int = 0, num_groups: int = 1
+    ) -> None:
+        """`vocab_size`: where requests are constrained. `num_groups`: of the KV cache."""
         self._device = device
         self._block_size = block_size
         self._depth = depth
+        self._num_groups = num_groups
         self._free = list(np.random.default_rng(0).permutation(num_blocks))
         self._flying: deque[tuple[int, object, list[Running]]] = deque()
         self._scoring: dict[int, dict[int, Running]] = {}  # step -> whom its rows score
@@ -100,15 +103,15 @@ class Driver:
     def request(self, slot: int, prompt: list[int], params: EngineParams) -> Running:
         """A request with blocks for all that it may come to."""
         need = -(-(len(prompt) + (0 if params.pooling else params.max_tokens)) // self._block_size)
-        blocks = np.array([self._free.pop() for _ in range(need)], np.int32)
-        return Running(slot, prompt, params, blocks)
+        tables = tuple(np.array([self._free.pop() for _ in range(need)], np.int32) for _ in range(self._num_groups))
+        return Running(slot, prompt, params, tables)
 
     def step(self, rows: list[tuple[Running, int]], extensions: tuple[Extension, ...] = ()) -> None:
         """One step in which each request computes a number of tokens. A request is admitted by its first."""
         order = sorted(rows, key=lambda row: row[1] != 1 or row[0].position < len(row[0].prompt))
         decodes = sum(count == 1 and request.position >= len(request.prompt) for request, count in order)
         admissions = tuple(
-            Admission(r.slot, np.array(r.prompt, np.int32), r.blocks, len(r.prompt), r.params) for r, _ in order if r.position == 0
+            Admission(r.slot, np.array(r.prompt, np.int32), r.tables, len(r.prompt), r.params) for r, _ in order if r.position == 0
         )
         counts = np.array([count for _, count in order], np.int32)
         starts = np.array([r.position for r, _ in order], np.int32)

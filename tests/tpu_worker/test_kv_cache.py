@@ -17,6 +17,7 @@ from tests.tpu_worker.tiny_engine import MAX_MODEL_LEN, MAX_NUM_SEQS, tiny_confi
 from tests.tpu_worker.tiny_models import CONFIG as TINY
 from tests.tpu_worker.tiny_models import make_tensors, write_model
 from tpu_worker.kv_cache import bytes_per_block, count_blocks, make_caches
+from tpu_worker.layer_groups import one_group
 from tpu_worker.models.rope import Rope
 from tpu_worker.models.spec import LayerSpec, ModelSpec
 from tpu_worker.platforms import xla
@@ -27,38 +28,41 @@ from tpu_worker.runner import JaxDevice
 
 LAYER = LayerSpec(num_heads=4, num_kv_heads=2, head_dim=32, intermediate_size=80, rope=Rope(32, 500.0))
 SPEC = ModelSpec("x", 96, 64, 256, 1e-5, False, (LAYER, LAYER))
+GROUPS = one_group(SPEC)
 BLOCK = 2 * 2 * 16 * 2 * 32 * 2  # keys and values, layers, positions, heads, features, bytes
 CONFIG = EngineConfig(model_path="/m", model_format="gguf", served_model_names=("m",), device="cpu", max_num_seqs=3)
 CPU = jax.devices("cpu")[0]
 
 
 def test_bytes_of_a_block() -> None:
-    assert bytes_per_block(SPEC, xla.ATTENTION, 16) == BLOCK
+    assert bytes_per_block(SPEC, xla.ATTENTION, 16, GROUPS) == BLOCK
 
 
 def test_layers_may_differ_in_their_heads() -> None:
     wide = replace(LAYER, num_kv_heads=4, head_dim=64)
     spec = replace(SPEC, layers=(LAYER, wide, LAYER))
-    assert bytes_per_block(spec, xla.ATTENTION, 16) == BLOCK + 2 * 16 * 4 * 64 * 2
-    caches = make_caches(spec, xla.ATTENTION, 5, 16)
+    assert bytes_per_block(spec, xla.ATTENTION, 16, one_group(spec)) == BLOCK + 2 * 16 * 4 * 64 * 2
+    caches = make_caches(spec, xla.ATTENTION, 5, 16, one_group(spec))
     assert [caches.take(index).shape for index in range(3)] == [(2, 5, 16, 2, 32), (2, 5, 16, 4, 64), (2, 5, 16, 2, 32)]
 
 
 def test_memory_as_told() -> None:
     config = msgspec.structs.replace(CONFIG, kv_cache_memory=20 * BLOCK + 5)
-    assert count_blocks(config, SPEC, 16, 256, xla.ATTENTION, HostMemory(), [CPU]) == 20
+    assert count_blocks(config, SPEC, 16, GROUPS, 256, xla.ATTENTION, HostMemory(), [CPU]) == 20
 
 
 def test_no_more_than_the_batch_could_use() -> None:
-    assert count_blocks(CONFIG, SPEC, 16, 250, xla.ATTENTION, HostMemory(), [CPU]) == 3 * 16
+    assert count_blocks(CONFIG, SPEC, 16, GROUPS, 250, xla.ATTENTION, HostMemory(), [CPU]) == 3 * 16
 
 
 def test_workers_share_what_the_cpu_gives(monkeypatch: pytest.MonkeyPatch) -> None:
     memory = psutil.virtual_memory()._replace(available=1 << 30)  # as it is, it moves between two looks
     monkeypatch.setattr(psutil, "virtual_memory", lambda: memory)
-    one = count_blocks(msgspec.structs.replace(CONFIG, max_num_seqs=10**6), SPEC, 16, 256, xla.ATTENTION, HostMemory(), [CPU])
+    one = count_blocks(
+        msgspec.structs.replace(CONFIG, max_num_seqs=10**6), SPEC, 16, GROUPS, 256, xla.ATTENTION, HostMemory(), [CPU]
+    )
     four = count_blocks(
-        msgspec.structs.replace(CONFIG, max_num_seqs=10**6, workers=4), SPEC, 16, 256, xla.ATTENTION, HostMemory(), [CPU]
+        msgspec.structs.replace(CONFIG, max_num_seqs=10**6, workers=4), SPEC, 16, GROUPS, 256, xla.ATTENTION, HostMemory(), [CPU]
     )
     assert one == 4 * four == (1 << 29) // BLOCK
 
@@ -66,7 +70,7 @@ def test_workers_share_what_the_cpu_gives(monkeypatch: pytest.MonkeyPatch) -> No
 def test_less_than_one_sequence_is_refused() -> None:
     config = msgspec.structs.replace(CONFIG, kv_cache_memory=15 * BLOCK)
     with pytest.raises(CapacityError, match=rf"one sequence of 256 tokens needs {16 * BLOCK}: lower --max-model-len"):
-        count_blocks(config, SPEC, 16, 256, xla.ATTENTION, HostMemory(), [CPU])
+        count_blocks(config, SPEC, 16, GROUPS, 256, xla.ATTENTION, HostMemory(), [CPU])
 
 
 @dataclass
@@ -149,9 +153,9 @@ def test_the_cache_leaves_room_for_weights_that_are_not_there_yet(tmp_path: Path
 def test_more_than_there_is_is_refused_before_it_is_taken() -> None:
     config = msgspec.structs.replace(CONFIG, kv_cache_memory=1 << 50, max_num_seqs=10**9)
     with pytest.raises(CapacityError, match=r"--kv-cache-memory 1125899906842624: \d+ bytes would be used, .* leave \d+: lower it"):
-        count_blocks(config, SPEC, 16, 256, xla.ATTENTION, HostMemory(), [CPU])
+        count_blocks(config, SPEC, 16, GROUPS, 256, xla.ATTENTION, HostMemory(), [CPU])
     chip = Figures(Accelerator(20 * BLOCK))
     config = msgspec.structs.replace(CONFIG, kv_cache_memory=18 * BLOCK)
-    assert count_blocks(config, SPEC, 16, 256, xla.ATTENTION, chip, [CPU], pending=2 * BLOCK) == 18
+    assert count_blocks(config, SPEC, 16, GROUPS, 256, xla.ATTENTION, chip, [CPU], pending=2 * BLOCK) == 18
     with pytest.raises(CapacityError, match=rf"{18 * BLOCK} bytes would be used, .* leave {17 * BLOCK}: lower"):
-        count_blocks(config, SPEC, 16, 256, xla.ATTENTION, chip, [CPU], pending=3 * BLOCK)
+        count_blocks(config, SPEC, 16, GROUPS, 256, xla.ATTENTION, chip, [CPU], pending=3 * BLOCK)

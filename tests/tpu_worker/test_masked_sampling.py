@@ -96,7 +96,7 @@ def test_only_allowed_tokens_whatever_the_depth_batch_and_chunks(loaded: tuple[J
 
 def test_the_time_that_a_step_waits_for_masks_is_not_the_device_s(loaded: tuple[JaxDevice, Capacity]) -> None:
     device = loaded[0]
-    admission = Admission(0, np.arange(1, 9, dtype=np.int32), np.array([1], np.int32), 8, EngineParams(4, structured=ANY))
+    admission = Admission(0, np.arange(1, 9, dtype=np.int32), (np.array([1], np.int32),), 8, EngineParams(4, structured=ANY))
     one, none = np.ones(1, np.int32), np.empty(0, np.int32)
     plan = StepPlan(0, (admission,), none, none, none, 0 * one, 0 * one, 8 * one, one > 0, 0, 0, None, 0 * one, 0)
     handle = device.forward(plan)

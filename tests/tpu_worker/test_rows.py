@@ -12,6 +12,7 @@ from protocol.codec import Float32Array, Int32Array
 from protocol.config import FloatType
 from tpu_worker.inputs import StepInputs
 from tpu_worker.kv_cache import make_caches
+from tpu_worker.layer_groups import one_group
 from tpu_worker.models.family import Model
 from tpu_worker.models.llama import FAMILY
 from tpu_worker.models.rope import Rope, rotary_table
@@ -71,7 +72,7 @@ class Runner:
     def _forward(self, tokens: int, rows: int, weights: Any, caches: Any, ids: Any, starts: Any, counts: Any, tables: Any) -> Any:
         offsets = jnp.concatenate([jnp.zeros(1, jnp.int32), jnp.cumsum(counts, dtype=jnp.int32)])
         prepared = self._platform.attention.prepare(AttentionMetadata(tables, starts, counts, offsets), tokens, BLOCK_SIZE)
-        inputs = StepInputs(ids, prepared, offsets[-1], jnp.maximum(offsets[1:] - 1, 0), jnp.int32(rows))
+        inputs = StepInputs(ids, one_group(SPEC).spread([prepared]), offsets[-1], jnp.maximum(offsets[1:] - 1, 0), jnp.int32(rows))
         x, caches = FAMILY.forward(SPEC, self._platform, weights, caches, inputs)
         return FAMILY.logits(SPEC, self._platform, weights, x, inputs.num_sampled), caches
 
@@ -80,7 +81,7 @@ class Runner:
     ) -> Float32Array:
         random = np.random.default_rng(row)
         tables = random.permutation(rows * TABLE).reshape(rows, TABLE).astype(np.int32)
-        caches = make_caches(SPEC, self._platform.attention, rows * TABLE, BLOCK_SIZE)
+        caches = make_caches(SPEC, self._platform.attention, rows * TABLE, BLOCK_SIZE, one_group(SPEC))
         starts, logits = np.zeros(rows, np.int32), None
         for chunk in chunks:
             counts: Int32Array = np.zeros(rows, np.int32)

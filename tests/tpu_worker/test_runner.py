@@ -97,7 +97,7 @@ def test_a_resumed_request_goes_on_with_the_same_tokens(loaded: tuple[JaxDevice,
     (whole,) = driver(loaded).run([PROMPTS[0]], params)
     known = np.array(PROMPTS[0] + whole.tokens[:9], np.int32)
     blocks = np.arange(10, 20, dtype=np.int32)
-    admission = Admission(6, known, blocks, len(PROMPTS[0]), params)
+    admission = Admission(6, known, (blocks,), len(PROMPTS[0]), params)
     slot, start = np.array([6], np.int32), len(known)
     device = loaded[0]
     plan = StepPlan(
@@ -125,7 +125,7 @@ def test_block_tables_grow_by_deltas(loaded: tuple[JaxDevice, Capacity]) -> None
     params = EngineParams(40)
     (whole,) = driver(loaded).run([PROMPTS[1]], params)
     device = loaded[0]
-    admission = Admission(2, np.array(PROMPTS[1], np.int32), np.array([33], np.int32), 2, params)
+    admission = Admission(2, np.array(PROMPTS[1], np.int32), (np.array([33], np.int32),), 2, params)
     slot, one = np.array([2], np.int32), np.ones(1, np.int32)
     handles = [device.forward(StepPlan(0, (admission,), EMPTY, EMPTY, EMPTY, slot, one * 0, one * 2, np.array([True]), 0))]
     for position in range(2, 41):
@@ -141,7 +141,7 @@ def test_to_the_very_end_of_the_context(loaded: tuple[JaxDevice, Capacity]) -> N
 
 
 def test_rows_that_do_not_sample_yield_nothing(device: JaxDevice) -> None:
-    admission = Admission(0, np.arange(1, 21, dtype=np.int32), np.array([1, 2], np.int32), 20, EngineParams(5, logprobs=1))
+    admission = Admission(0, np.arange(1, 21, dtype=np.int32), (np.array([1, 2], np.int32),), 20, EngineParams(5, logprobs=1))
     plan = StepPlan(
         0,
         (admission,),
@@ -162,7 +162,7 @@ def test_logprobs_only_where_asked(device: JaxDevice) -> None:
     asked = EngineParams(5, logprobs=4)
     rows = [(3, EngineParams(5)), (1, asked), (5, EngineParams(5, logprobs=0))]
     admissions = tuple(
-        Admission(slot, np.array([9, 8, 7], np.int32), np.array([i], np.int32), 3, p) for i, (slot, p) in enumerate(rows)
+        Admission(slot, np.array([9, 8, 7], np.int32), (np.array([i], np.int32),), 3, p) for i, (slot, p) in enumerate(rows)
     )
     slots = np.array([slot for slot, _ in rows], np.int32)
     three = np.full(3, 3, np.int32)

@@ -39,7 +39,7 @@ def prefill(
     tokens: list[int], blocks: list[int], *, slot: int = 0, start: int = 0, count: int | None = None, seed: int = 0
 ) -> StepPlan:
     count = len(tokens) - start if count is None else count
-    admission = Admission(slot, ints(*tokens), ints(*blocks), len(tokens), EngineParams(max_tokens=9, seed=seed))
+    admission = Admission(slot, ints(*tokens), (ints(*blocks),), len(tokens), EngineParams(max_tokens=9, seed=seed))
     samples = np.array([start + count >= len(tokens)])
     return StepPlan(0, (admission,), _NONE, _NONE, _NONE, ints(slot), ints(start), ints(count), samples, 0)
 

@@ -21,7 +21,9 @@ def test_prefill_in_chunks_then_decode() -> None:
     step = SchedulerOutput(0, 0, new=(new(5, 6),), prefill_slots_i32=pack_int32([5]), prefill_counts_i32=pack_int32([4]))
     plan = mirror.apply(step)
     assert (plan.slots.tolist(), plan.starts.tolist(), plan.counts.tolist(), plan.samples.tolist()) == ([5], [0], [4], [False])
-    assert plan.admissions[0].token_ids.tolist() == list(range(6)) and plan.admissions[0].block_ids.tolist() == [0, 1]
+    assert plan.admissions[0].token_ids.tolist() == list(range(6)) and [
+        table.tolist() for table in plan.admissions[0].block_tables
+    ] == [[0, 1]]
     plan = mirror.apply(SchedulerOutput(0, 1, prefill_slots_i32=pack_int32([5]), prefill_counts_i32=pack_int32([2])))
     assert (plan.starts.tolist(), plan.counts.tolist(), plan.samples.tolist()) == ([4], [2], [True])
     plan = mirror.apply(SchedulerOutput(0, 2, joins_i32=pack_int32([5]), num_decodes=1))

@@ -284,7 +284,7 @@ def forward(spec: ModelSpec, platform: Platform, weights: Weights, caches: Layer
     for index, layer in enumerate(spec.layers):
         mine = weights["layers"].take(index)
         rope = None if layer.rope is None else weights["ropes"][spec.ropes.index(layer.rope)]
-        attended, cache = attends[layer](mine, caches.take(index), x, rope, inputs.prepared, num_tokens)
+        attended, cache = attends[layer](mine, caches.take(index), x, rope, inputs.prepared.take(index), num_tokens)
         caches = caches.put(index, cache)
         if index == len(spec.layers) - 1:
             x, attended, num_tokens = x[inputs.sampled], attended[inputs.sampled], inputs.num_sampled

@@ -16,7 +16,9 @@ class AttentionMetadata:
     Rows with a count of 0 are padding, and so are the tokens from offsets[R] on: they write nothing, and their output is zero.
     """
 
-    block_tables: jax.Array  # [R, MB] int32; entries past the end of a sequence mean nothing
+    # [R, MB] int32. Entries past the end of a sequence mean nothing. Those of blocks that a layer's window leaves nothing of name
+    # some block of the cache, which may hold anything, NaN included.
+    block_tables: jax.Array
     starts: jax.Array  # [R] int32
     counts: jax.Array  # [R] int32
     offsets: jax.Array  # [R + 1] int32, offsets[0] = 0

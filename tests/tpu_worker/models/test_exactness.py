@@ -40,7 +40,9 @@ def test_bits_do_not_depend_on_depth_batch_or_chunks(loaded: tuple[JaxDevice, Ca
     params = EngineParams(20, logprobs=0)
 
     def run(prompts: list[list[int]], depth: int, chunk: int) -> list[tuple[list[int], list[float]]]:
-        requests = Driver(device, capacity.num_blocks, BLOCK_SIZE, depth).run(prompts, params, chunk)
+        requests = Driver(device, capacity.num_blocks, BLOCK_SIZE, depth, num_groups=len(capacity.windows)).run(
+            prompts, params, chunk
+        )
         return [(request.tokens, request.logprobs) for request in requests]
 
     alone = [run([prompt], 1, 1000)[0] for prompt in PROMPTS]

@@ -20,6 +20,7 @@ from tests.test_imports import imports
 from tests.tpu_worker.tiny_models import CONFIG, FAMILIES, hash_of, make_tensors, reference_logits, write_gguf, write_model
 from tpu_worker.inputs import StepInputs
 from tpu_worker.kv_cache import make_caches
+from tpu_worker.layer_groups import one_group
 from tpu_worker.mesh.layout import make_layout
 from tpu_worker.models import (
     gemma2,
@@ -58,13 +59,15 @@ def all_logits(source: WeightSource, platform: Platform, token_ids: npt.NDArray[
     loader = WeightLoader(source, platform.products, make_layout(jax.devices()[:1]), length, lambda *_: None)
     weights = loader.load_rest(loader.load_first())
     num_blocks = -(-length // BLOCK_SIZE)
-    caches = make_caches(model.spec, platform.attention, num_blocks + 1, BLOCK_SIZE)
+    caches = make_caches(model.spec, platform.attention, num_blocks + 1, BLOCK_SIZE, one_group(model.spec))
     table = jnp.arange(num_blocks, 0, -1)[None]
     meta = AttentionMetadata(table, jnp.array([0]), jnp.array([length]), jnp.array([0, length]))
 
     def run(weights: Any, caches: Any, token_ids: jax.Array) -> tuple[jax.Array, Any]:
         prepared = platform.attention.prepare(meta, length, BLOCK_SIZE)
-        inputs = StepInputs(token_ids, prepared, jnp.int32(length), jnp.arange(length), jnp.int32(length))
+        inputs = StepInputs(
+            token_ids, one_group(model.spec).spread([prepared]), jnp.int32(length), jnp.arange(length), jnp.int32(length)
+        )
         x, caches = model.family.forward(model.spec, platform, weights, caches, inputs)
         return model.family.logits(model.spec, platform, weights, x, inputs.num_sampled), caches
 

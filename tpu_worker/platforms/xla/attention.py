@@ -56,8 +56,8 @@ def attend(
 ) -> tuple[jax.Array, jax.Array]:
     """`platform.Attend`: as `reference.attend`, with keys and values rounded to bfloat16 by a cache of that.
 
-    An online softmax (Milakov and Gimelshein 2018) over passes of a fixed number of positions from position 0 on, as many as the
-    longest row needs: a pass that is all past a row's end changes no bit of it.
+    An online softmax (Milakov and Gimelshein 2018) over passes of a fixed number of positions that begin at position 0, from the
+    first that any token sees to the last: a pass that is all past a row's end, or behind its window, changes no bit of it.
     """
     num_tokens, head_dim, (block_size, num_kv_heads) = qkv.shape[0], spec.head_dim, cache.shape[2:4]
     positions, real = prepared.positions, prepared.real
@@ -96,13 +96,16 @@ def attend(
         partial = jnp.einsum("tkgs,tskd->tkgd", weights, values, precision=jax.lax.Precision.HIGHEST)
         return index + 1, new_top, total * shrink + sum_last(weights), out * shrink[..., None] + partial
 
+    first = jnp.int32(0)
+    if spec.sliding_window is not None:
+        first = jnp.min(jnp.where(real, jnp.maximum(positions + 1 - spec.sliding_window, 0), _OUTSIDE)) // width
     passes = (jnp.max(jnp.where(real, positions, -1)) + width) // width
     shape = grouped.shape[:-1]
     if sinks is None:
         top, total = jnp.full(shape, -jnp.inf), jnp.zeros(shape)
     else:  # as if a position with that score, and a value of zero, had been seen before all others
         top, total = jnp.broadcast_to(sinks.reshape(shape[1:]), shape), jnp.ones(shape)
-    start = (jnp.int32(0), top, total, jnp.zeros(grouped.shape))
+    start = (first, top, total, jnp.zeros(grouped.shape))
     _, _, total, out = jax.lax.while_loop(lambda carry: carry[0] < passes, one_pass, start)
     out = out / jnp.where(total > 0, total, 1.0)[..., None]
     return out.reshape(num_tokens, num_heads * head_dim), cache

@@ -61,11 +61,13 @@ def metadata(tables: npt.NDArray[np.int32], starts: Sequence[int], counts: Seque
 def run(shape: Shape, sequences: list[Sample], cuts: list[list[int]], *, rows: int, tokens: int, **options: Any) -> list[F32]:
     """Computes the sequences side by side, each in the chunks that its cuts give, in a bucket of `rows` and `tokens`.
 
-    Blocks lie in a random order; the cache, the padding of the batch and that of the tables are poisoned.
+    Blocks lie in a random order; the cache, the padding of batch and tables, and what lies behind windows are poisoned.
     """
     width = max(-(-len(s.q) // shape.block_size) for s in sequences) + 1
     num_blocks = rows * width + 3
-    order = np.random.default_rng(9).permutation(num_blocks)[: rows * width].reshape(rows, width).astype(np.int32)
+    blocks = np.random.default_rng(9).permutation(num_blocks).astype(np.int32)
+    order, unused = blocks[: rows * width].reshape(rows, width), blocks[-1]
+    window = options.get("sliding_window")
     caches = cpu.make_caches(3, num_blocks, shape.block_size, shape.kv_heads, shape.dim, dtype=shape.dtype)
     poison = 0x7FFF if shape.dtype == "bfloat16" else np.nan
     cache = layer(jnp.full_like(caches, poison))
@@ -77,6 +79,8 @@ def run(shape: Shape, sequences: list[Sample], cuts: list[list[int]], *, rows: i
         for row in range(rows):
             end = done[row] + counts[row] if row < len(done) else 0
             tables[row, -(-end // shape.block_size) :] = -7
+            if window and row < len(done):  # what no token from here on sees belongs to others
+                tables[row, : max(0, done[row] + 1 - window) // shape.block_size] = unused
         q, k, v = (
             np.full((tokens, heads, shape.dim), np.nan, np.float32) for heads in (shape.heads, shape.kv_heads, shape.kv_heads)
         )
@@ -95,6 +99,7 @@ def run(shape: Shape, sequences: list[Sample], cuts: list[list[int]], *, rows: i
             at += counts[row]
             done[row] += counts[row]
     np.testing.assert_array_equal(np.asarray(cache.stack)[[0, 2]], poison)  # the layers beside it
+    np.testing.assert_array_equal(np.asarray(cache.stack)[1, unused], poison)
     return outs
 
 

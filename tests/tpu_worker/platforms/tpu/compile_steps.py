@@ -28,6 +28,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from tpu_worker.buckets import Bucket
 from tpu_worker.inputs import make_slots
 from tpu_worker.kv_cache import make_caches
+from tpu_worker.layer_groups import one_group
 from tpu_worker.mesh.layout import AXIS, REPLICATED, RULES, SHARDED, Layout, Tree
 from tpu_worker.models.registry import model_from_config
 from tpu_worker.models.rope import Rope
@@ -139,16 +140,17 @@ def main(config: str, topology: str, chips: str, kernels: str, *buckets: str) ->
     platform = choose_platform("tpu", "auto", (), None, head_dims, layout.num_shards, num_kv_heads=kv_heads)
     if kernels == "XLA":
         platform = replace(platform, attention=xla.ATTENTION)
+    groups = one_group(spec)
     loader = WeightLoader(source, platform.products, layout, MAX_MODEL_LEN, lambda *_: None)
     weights = loader.shapes(loader.load_first())
 
     def make_empty() -> DeviceState:
-        caches = make_caches(spec, platform.attention, NUM_BLOCKS, platform.block_size)
-        return DeviceState(caches, make_slots(MAX_NUM_SEQS, MAX_MODEL_LEN, platform.block_size))
+        caches = make_caches(spec, platform.attention, NUM_BLOCKS, platform.block_size, groups)
+        return DeviceState(caches, make_slots(MAX_NUM_SEQS, MAX_MODEL_LEN, platform.block_size, len(groups.windows)))
 
     caches, slots = jax.eval_shape(layout.program(make_empty, (), STATE))
     state = DeviceState(layout.shapes(caches, STATE.caches), layout.shapes(slots, STATE.slots))
-    compiler = Compiler(source.model, platform, layout, platform.block_size, weights, state)
+    compiler = Compiler(source.model, platform, layout, platform.block_size, groups, weights, state)
     found: dict[str, Any] = {"block_size": platform.block_size}
     with jax.set_mesh(mesh):
         for name in buckets:

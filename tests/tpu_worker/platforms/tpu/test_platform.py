@@ -4,6 +4,7 @@ import pytest
 
 from protocol.errors import ConfigError
 from tpu_worker.kv_cache import bytes_per_block, make_caches
+from tpu_worker.layer_groups import one_group
 from tpu_worker.models.rope import Rope
 from tpu_worker.models.spec import LayerSpec, ModelSpec
 from tpu_worker.platforms.choose import choose_platform
@@ -38,8 +39,9 @@ def test_blocks_that_the_kernels_cannot_work_with_are_refused(size: int) -> None
 def test_memory_counts_what_pads_a_head(head_dim: int, taken: int) -> None:
     layer = LayerSpec(num_heads=6, num_kv_heads=3, head_dim=head_dim, intermediate_size=80, rope=Rope(16, 500.0))
     spec, attention = ModelSpec("x", 96, 64, 256, 1e-5, False, (layer, layer)), make_attention()
-    caches = make_caches(spec, attention, 5, 32)
-    assert bytes_per_block(spec, attention, 32) * 5 == sum(caches.take(index).nbytes for index in (0, 1))
+    groups = one_group(spec)
+    caches = make_caches(spec, attention, 5, 32, groups)
+    assert bytes_per_block(spec, attention, 32, groups) * 5 == sum(caches.take(index).nbytes for index in (0, 1))
     assert caches.take(0).nbytes == 5 * 32 * 3 * 2 * taken * 2
 
 

@@ -13,7 +13,7 @@ from tpu_worker.platforms import reference
 from tpu_worker.platforms.metadata import AttentionMetadata, AttentionSpec
 from tpu_worker.platforms.xla import attention
 
-BLOCKS, BLOCK_SIZE, MAX_BLOCKS = 60, 8, 20
+BLOCKS, BLOCK_SIZE, MAX_BLOCKS = 61, 8, 20
 
 
 def rounded(values: Float32Array) -> Float32Array:
@@ -28,12 +28,14 @@ def rounded(values: Float32Array) -> Float32Array:
 def test_agrees_with_the_reference(
     margins: Margins, heads: int, kv_heads: int, dim: int, window: int | None, cap: float | None
 ) -> None:
-    """A decode row, a whole prompt, a later chunk, a padding row; padding tokens and unwritten cache are NaN."""
+    """A decode row, a whole prompt, a later chunk, a padding row; padding tokens, unwritten cache and what lies behind windows
+    are NaN."""
     rng = np.random.default_rng(0)
     starts, counts = np.array([131, 0, 13, 0], np.int32), np.array([1, 19, 12, 0], np.int32)
     offsets = np.concatenate([[0], np.cumsum(counts)]).astype(np.int32)
     used, tokens = int(offsets[-1]), int(offsets[-1]) + 5
-    shuffled = rng.permutation(BLOCKS)[: 3 * MAX_BLOCKS].reshape(3, MAX_BLOCKS)
+    order = rng.permutation(BLOCKS)
+    shuffled, unwritten = order[: 3 * MAX_BLOCKS].reshape(3, MAX_BLOCKS), order[3 * MAX_BLOCKS]
     tables: Int32Array = np.concatenate([shuffled, np.zeros((1, MAX_BLOCKS), int)]).astype(np.int32)
     cache = np.full((2, BLOCKS, BLOCK_SIZE, kv_heads, dim), np.nan, np.float32)
     for row in range(4):
@@ -47,6 +49,8 @@ def test_agrees_with_the_reference(
     expected, cache_after = reference.attend(
         q, rounded(k), rounded(v), cache, tables, starts, counts, scale=0.3, sliding_window=window, soft_cap=cap
     )
+    for row in range(3):  # what no token from here on sees belongs to others
+        tables[row, : max(0, starts[row] + 1 - (window or 1000)) // BLOCK_SIZE] = unwritten
     bits = jnp.asarray(cache.astype(ml_dtypes.bfloat16).view(np.uint16))
     meta = AttentionMetadata(*map(jnp.asarray, (tables, starts, counts, offsets)))
     spec = AttentionSpec(dim, 0.3, window, cap)

@@ -6,6 +6,9 @@
 //
 // Softmax runs online over tiles of kTile positions that begin at position 0 of the sequence (Milakov and Gimelshein, 2018). What a
 // query computes depends on its own position only: not on the queries beside it, on the chunk it came in, or on the thread.
+//
+// With a window, the first tile begins with the first block of which the first query sees any. Blocks before it may belong to
+// another sequence by now, and hold anything: they are never read. What a tile leaves out weighs nothing, and changes no bit.
 #pragma once
 
 #include <algorithm>
@@ -203,15 +206,18 @@ struct Task {
   int row, head, from, size;
 };
 
-// The positions of the first tile of keys that a task needs, and how far it needs keys at all.
+// The positions of the first tile of keys that a task needs, in whole blocks, and how far it needs keys at all.
 struct Span {
   int begin, end, last;
 
   Span(const Paged& p, const Task& task)
-      : begin(p.oldest(p.starts[task.row] + task.from / p.group()) / kTile * kTile),
-        last(p.starts[task.row] + (task.from + task.size - 1) / p.group() + 1) {
-    end = std::min(begin + kTile, last);
+      : last(p.starts[task.row] + (task.from + task.size - 1) / p.group() + 1) {
+    const int oldest = p.oldest(p.starts[task.row] + task.from / p.group());
+    begin = std::max(oldest / kTile * kTile, oldest / p.block_size * p.block_size);
+    end = std::min(end_of_tile(begin), last);
   }
+
+  static int end_of_tile(int position) { return (position / kTile + 1) * kTile; }
 };
 
 // `soon`: the task that is likely to follow on this thread, whose keys and values are fetched in time.
@@ -231,8 +237,8 @@ inline void attend_rows(const Paged& p, Workspace& s, const Task& task, const Ta
   std::fill_n(s.sums, size * p.dim, 0.0f);
   const Span span(p, task), then(p, soon);
   Tile whole(p, row, head, span.begin, span.end);
-  for (int begin = span.begin; begin < span.last; begin += kTile) {
-    const int after = begin + kTile;
+  for (int begin = span.begin, after; begin < span.last; begin = after) {
+    after = Span::end_of_tile(begin);
     const Tile next = after < span.last ? Tile(p, row, head, after, std::min(after + kTile, span.last))
                                         : Tile(p, soon.row, soon.head, then.begin, then.end);
     for (int first = 0; first < size; first += kRowTile) {
