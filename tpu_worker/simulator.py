@@ -50,11 +50,13 @@ def simulated_token(
     return drawn if allowed is None else allowed[drawn]
 
 
-def simulated_embedding(prompt: Sequence[int], pooling: Pooling) -> Float32Array:
-    """The embedding of a prompt, [EMBEDDING_SIZE]: of its last token or, for "mean", over all of them."""
-    weights = _weights(len(prompt))
-    context_sums = np.cumsum((np.asarray(prompt, np.uint64) + np.uint64(1)) * weights, dtype=np.uint64)
-    states = _states(context_sums)
+def simulated_embedding(prompt: Sequence[int], pooling: Pooling, windows: Sequence[int] = (0,)) -> Float32Array:
+    """The embedding of a prompt, [EMBEDDING_SIZE]: of its last token or, for "mean", over all of them. `windows`: as above."""
+    lengths = np.arange(1, len(prompt) + 1)
+    cells = (np.asarray(prompt, np.uint64) + np.uint64(1)) * _weights(len(prompt))
+    before = np.concatenate([np.zeros(1, np.uint64), np.cumsum(cells, dtype=np.uint64)])
+    seen = [before[lengths] - (before[np.maximum(lengths - window, 0)] if window else np.uint64(0)) for window in windows]
+    states = _states((_group_factors(len(windows))[:, None] * np.array(seen)).sum(axis=0, dtype=np.uint64))
     return _pooled(states[-1] if pooling == "last" else states.sum(0), 1 if pooling == "last" else len(prompt))
 
 

@@ -22,9 +22,9 @@ _BLOCK_SIZE = 16
 _STEM = [(7 * i) % 91 + 2 for i in range(150)]
 _PROMPTS = [_STEM, [5, 6], [*_STEM[:100], *range(90, 30, -1)], list(range(90, 50, -1)), _STEM[:130], [3] * 40]
 _LENGTH = 50
-_MODELS = {  # config; bytes of a block: keys and values, layers of a group, positions, heads, features, bytes
-    "window in every layer": (FAMILIES["mistral"], 2 * 2 * _BLOCK_SIZE * 2 * 32 * 2),
-    "windows in two of three layers": (FAMILIES["qwen2 with windows"], 2 * 1 * _BLOCK_SIZE * 2 * 16 * 2),
+_MODELS = {  # config; bytes of a block: keys and values, layers of a group, positions, heads, features, bytes of float32
+    "window in every layer": (FAMILIES["mistral"], 2 * 2 * _BLOCK_SIZE * 2 * 32 * 4),
+    "windows in two of three layers": (FAMILIES["qwen2 with windows"], 2 * 1 * _BLOCK_SIZE * 2 * 16 * 4),
 }
 _GROUPS = {"window in every layer": (21,), "windows in two of three layers": (0, 21, 21)}
 

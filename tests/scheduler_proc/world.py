@@ -386,7 +386,7 @@ class World:
             assert sent.tokens == tokens, f"request {request_id}: wrong tokens"
             assert sent.scores == sent.expected_scores(), f"request {request_id}: wrong scores of its prompt"
             if sent.params.pooling:
-                assert sent.embedding == simulated_embedding(sent.prompt, sent.params.pooling).tolist()
+                assert sent.embedding == simulated_embedding(sent.prompt, sent.params.pooling, self.windows).tolist()
             assert sent.end.reason == reason
             assert sent.end.stop_token_id == (tokens[-1] if reason == "stop" and tokens else -1)
 
