@@ -29,8 +29,8 @@ def unit(vectors: Float32Array) -> Float32Array:
     return found
 
 
-@pytest.mark.parametrize(("shards", "pooling"), [(1, "mean"), (2, "last")])
-def test_a_real_model(tmp_path: Path, margins: Margins, shards: int, pooling: Pooling) -> None:
+@pytest.mark.parametrize(("shards", "pooling", "dtype"), [(1, "mean", "float32"), (2, "last", "bfloat16")])
+def test_a_real_model(tmp_path: Path, margins: Margins, shards: int, pooling: Pooling, dtype: str) -> None:
     """In chunks, several in a step, beside a request that decodes; the mean is what the model's own files ask for."""
     tensors = make_tensors(CONFIG)
     model = write_model(tmp_path / "model", CONFIG, tensors)
@@ -44,7 +44,7 @@ def test_a_real_model(tmp_path: Path, margins: Margins, shards: int, pooling: Po
     states = [reference_states(CONFIG, tensors, np.array(prompt, np.int32)) for prompt in _PROMPTS]
     expected = unit(np.stack([one[-1] if pooling == "last" else one.mean(0) for one in states]).astype(np.float32))
     with (
-        launch(tmp_path, "--model", str(model), *_SIZES, "--tensor-parallel-size", str(shards)) as engine,
+        launch(tmp_path, "--model", str(model), *_SIZES, "--dtype", dtype, "--tensor-parallel-size", str(shards)) as engine,
         Client(engine.socket) as client,
     ):
         params = SamplingParams(max_tokens=80, ignore_eos=True, detokenize=False, temperature=0.0)
@@ -55,6 +55,8 @@ def test_a_real_model(tmp_path: Path, margins: Margins, shards: int, pooling: Po
         answer = httpx.post(engine.address + "/v1/embeddings", json={"input": _PROMPTS}, timeout=60).json()
         np.testing.assert_array_equal([item["embedding"] for item in answer["data"]], found)
     typical = 2 * rounding_of_logits(CONFIG["num_hidden_layers"], spread=1.0) / np.sqrt(CONFIG["hidden_size"])
+    if dtype == "float32":  # sums of some tens of terms, each of which is rounded
+        typical *= 2.0**-16 * np.sqrt(CONFIG["intermediate_size"])
     # The shorter a mean is, the larger an error of one token's state is beside it.
     shrinks = [np.sqrt(np.mean((one[-1] if pooling == "last" else one.mean(0)) ** 2)) for one in states]
     margins.check_rounding(f"embeddings, served, {pooling}", found, expected.astype(np.float64), typical / min(1.0, *shrinks))
