@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import httpx
@@ -12,7 +13,7 @@ import pytest
 from frontend.client import Client, SamplingParams
 from protocol.codec import Float32Array
 from protocol.params import Pooling
-from tests.integration.launching import launch
+from tests.integration.launching import launch, wait_for
 from tests.margins import Margins, rounding_of_logits
 from tests.model_writer import SERVED_TOKENIZER
 from tests.tpu_worker.tiny_models import CONFIG, make_tensors, reference_states, write_model
@@ -76,11 +77,14 @@ def test_workers_that_die_and_scarce_blocks(tmp_path: Path, pooling: Pooling) ->
         Client(engine.socket) as client,
     ):
         beside = [client.submit([index] * 20, SamplingParams(max_tokens=200, ignore_eos=True, seed=1)) for index in range(12)]
-        with httpx.Client(base_url=engine.address, timeout=60) as http:
-            before = client.stats().counters["steps"]
+        body = {"input": prompts, "encoding_format": "float"}
+        before = client.stats().counters["prefill_tokens"]
+        with ThreadPoolExecutor(1) as pool:
+            asked = pool.submit(httpx.post, engine.address + "/v1/embeddings", json=body, timeout=60)
+            wait_for(lambda: client.stats().counters["prefill_tokens"] > before + 1000, "some of the prompts are read")
             os.kill(engine.child("tpu_worker-0").pid, signal.SIGKILL)
-            answer = http.post("/v1/embeddings", json={"input": prompts, "encoding_format": "float"}).json()
+            answer = asked.result().json()
         assert all(len(one.result(60).token_ids) == 200 for one in beside)
         counters = client.stats().counters
-        assert counters["worker_deaths"] == 1 and counters["steps"] > before
+        assert counters["worker_deaths"] == 1 and counters["replays"] > 0
     np.testing.assert_array_equal(np.array([item["embedding"] for item in answer["data"]], np.float32), expected)
