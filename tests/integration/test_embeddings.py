@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -87,4 +88,5 @@ def test_workers_that_die_and_scarce_blocks(tmp_path: Path, pooling: Pooling) ->
         assert all(len(one.result(60).token_ids) == 200 for one in beside)
         counters = client.stats().counters
         assert counters["worker_deaths"] == 1 and counters["replays"] > 0
+        assert re.search(rf"POST /v1/embeddings 200, {sum(map(len, prompts))} \+ 0 tokens, \d+ cached, stop, ", engine.said())
     np.testing.assert_array_equal(np.array([item["embedding"] for item in answer["data"]], np.float32), expected)
