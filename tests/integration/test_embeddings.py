@@ -66,9 +66,9 @@ def test_a_real_model(tmp_path: Path, margins: Margins, shards: int, pooling: Po
         np.testing.assert_array_equal(found, alone)
 
 
-@pytest.mark.parametrize("pooling", ["last", "mean"])
-def test_workers_that_die_and_scarce_blocks(tmp_path: Path, pooling: Pooling) -> None:
-    """Two workers, depth 3, chunks, preemption by those that decode; one worker is killed in the middle."""
+@pytest.mark.parametrize(("pooling", "victim"), [("last", "tpu_worker-0"), ("mean", "tpu_worker-0"), ("mean", "scheduler_proc")])
+def test_processes_that_die_and_scarce_blocks(tmp_path: Path, pooling: Pooling, victim: str) -> None:
+    """Two workers, depth 3, chunks, preemption by those that decode; a worker or the scheduler is killed in the middle."""
     prompts = [_RNG.integers(0, 49152, int(length)).tolist() for length in _RNG.integers(1, 200, 120)]
     expected = np.stack([unit(simulated_embedding(prompt, pooling)) for prompt in prompts])
     flags = ("--device", "sim", "--sim-decode-us", "1000", "--sim-prefill-us-per-token", "20", "--max-model-len", "256")
@@ -83,10 +83,14 @@ def test_workers_that_die_and_scarce_blocks(tmp_path: Path, pooling: Pooling) ->
         with ThreadPoolExecutor(1) as pool:
             asked = pool.submit(httpx.post, engine.address + "/v1/embeddings", json=body, timeout=60)
             wait_for(lambda: client.stats().counters["prefill_tokens"] > before + 1000, "some of the prompts are read")
-            os.kill(engine.child("tpu_worker-0").pid, signal.SIGKILL)
+            killed = engine.child(victim).pid
+            os.kill(killed, signal.SIGKILL)
             answer = asked.result().json()
         assert all(len(one.result(60).token_ids) == 200 for one in beside)
         counters = client.stats().counters
-        assert counters["worker_deaths"] == 1 and counters["replays"] > 0
+        if victim == "scheduler_proc":
+            assert engine.child(victim).pid != killed
+        else:
+            assert counters["worker_deaths"] == 1 and counters["replays"] > 0
         assert re.search(rf"POST /v1/embeddings 200, {sum(map(len, prompts))} \+ 0 tokens, \d+ cached, stop, ", engine.said())
     np.testing.assert_array_equal(np.array([item["embedding"] for item in answer["data"]], np.float32), expected)
