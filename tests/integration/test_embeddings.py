@@ -66,7 +66,14 @@ def test_a_real_model(tmp_path: Path, margins: Margins, shards: int, pooling: Po
         np.testing.assert_array_equal(found, alone)
 
 
-@pytest.mark.parametrize(("pooling", "victim"), [("last", "tpu_worker-0"), ("mean", "tpu_worker-0"), ("mean", "scheduler_proc")])
+@pytest.mark.parametrize(
+    ("pooling", "victim"),
+    [
+        ("mean", "tpu_worker-0"),
+        pytest.param("last", "tpu_worker-0", marks=pytest.mark.slow),
+        pytest.param("mean", "scheduler_proc", marks=pytest.mark.slow),
+    ],
+)
 def test_processes_that_die_and_scarce_blocks(tmp_path: Path, pooling: Pooling, victim: str) -> None:
     """Two workers, depth 3, chunks, preemption by those that decode; a worker or the scheduler is killed in the middle."""
     prompts = [_RNG.integers(0, 49152, int(length)).tolist() for length in _RNG.integers(1, 200, 120)]
