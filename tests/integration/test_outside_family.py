@@ -16,7 +16,7 @@ from tests.tpu_worker.models.test_families import rounding
 from tests.tpu_worker.tiny_models import write_model
 
 _PROMPT = [5, 17, 80, 3, 3, 41, 90, 12]
-_FLAGS = ("--device", "cpu", "--max-num-seqs", "4", "--max-num-batched-tokens", "64")
+_FLAGS = ("--device", "cpu", "--dtype", "bfloat16", "--max-num-seqs", "4", "--max-num-batched-tokens", "64")
 
 
 def write_twin(directory: Path) -> Path:

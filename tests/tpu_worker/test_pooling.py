@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from protocol.codec import Float32Array
+from protocol.config import Dtype
 from protocol.params import EngineParams, Pooling
 from tests.margins import Margins, rounding_of_logits
 from tests.tpu_worker.device_driver import Driver, Running
@@ -21,9 +22,10 @@ PROMPT = np.random.default_rng(0).integers(0, CONFIG["vocab_size"], 100).tolist(
 ROUNDING = 2 * rounding_of_logits(CONFIG["num_hidden_layers"], spread=1.0)
 
 
-@pytest.fixture(scope="module", params=["fastest", "XLA"])
+@pytest.fixture(scope="module", params=["bfloat16", "float32", "XLA"])
 def device(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[JaxDevice]:
-    config = tiny_config(write_model(tmp_path_factory.mktemp("model"), CONFIG, make_tensors(CONFIG)))
+    dtype: Dtype = "float32" if request.param == "float32" else "bfloat16"
+    config = tiny_config(write_model(tmp_path_factory.mktemp("model"), CONFIG, make_tensors(CONFIG)), dtype=dtype)
     device = JaxDevice(config, make_xla_platform() if request.param == "XLA" else None)
     assert device.load(lambda *_: None).embedding_size == CONFIG["hidden_size"]
     prepare(device)

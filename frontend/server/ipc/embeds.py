@@ -11,7 +11,6 @@ from frontend.server.ipc.refusals import refused
 from frontend.server.visit import Visit, begin, new_name
 from frontend.wire import Embed, Embedded, Refused, ServerMessage
 from protocol.codec import pack_float32
-from protocol.errors import EngineError
 
 _MOST_WAITING = 16  # messages: a client has two under way, so that the engine need not wait for the second
 _ANSWERED, _REFUSED, _FAILED = 200, 400, 500  # in the log, as over HTTP
@@ -65,7 +64,7 @@ class Embeds:
                 await self._may_say.wait()
                 found = await embed(self._engine, message.prompts, _wanted(message))
             answer, status = Embedded(message.request_id, pack_float32(found.vectors), found.vectors.shape[1]), _ANSWERED
-        except EngineError as error:
+        except Exception as error:  # noqa: BLE001 - whatever it is concerns this message alone, and its client is told
             answer, status = refused(message.request_id, error), _REFUSED if isinstance(error, InvalidRequest) else _FAILED
         finally:
             log_visit(visit, status)

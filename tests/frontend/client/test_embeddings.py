@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from frontend.client import Client, DeadlineExceeded, InvalidRequest, Overloaded, embeddings
+from frontend.client import Client, DeadlineExceeded, InvalidRequest, Overloaded, RequestLost, embeddings
 from frontend.wire import Cancel, Embed, Embedded, Refused, TextPrompt, TokenPrompt
 from protocol.codec import Float32Array, pack_int32, unpack_float32
 from tests.frontend.client.faces import connect
@@ -94,3 +94,14 @@ def test_the_engines_own_limits_reach_the_caller(client: Client, served: Served,
     with pytest.raises(Overloaded):
         client.embed([[index] * 3000 for index in range(1, 40)])
     served.running.wait_until_idle()
+
+
+def test_a_fault_of_ours_concerns_one_request(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: object) -> None:
+        raise ZeroDivisionError
+
+    with monkeypatch.context() as patch:
+        patch.setattr("frontend.server.embeddings.finished", broken)
+        with pytest.raises(RequestLost, match="the engine failed on this request"):
+            client.embed([[1, 2]])
+    np.testing.assert_array_equal(client.embed([[1, 2]]), expected([1, 2])[None])
