@@ -81,7 +81,8 @@ def draw(shape: Shape, step: Step, seed: int = 0, longest: int | None = None) ->
     starts, counts = (np.array(column, np.int32) for column in zip(*step.rows, strict=True))
     width = -(-(longest or int((starts + counts).max())) // shape.page) + 1
     blocks = len(starts) * width + 3
-    tables = rng.permutation(blocks)[: len(starts) * width].reshape(len(starts), width).astype(np.int32)
+    order = rng.permutation(blocks).astype(np.int32)
+    tables, unwritten = order[: len(starts) * width].reshape(len(starts), width), order[-1]
     cache = np.full((2, blocks, shape.page, shape.kv_heads, shape.dim), np.nan, np.float32)
     for row, (start, count) in enumerate(step.rows):
         at = np.arange(start)
@@ -89,6 +90,8 @@ def draw(shape: Shape, step: Step, seed: int = 0, longest: int | None = None) ->
             rng.normal(size=(2, start, shape.kv_heads, shape.dim)).astype(np.float32)
         )
         tables[row, -(-(start + count) // shape.page) :] = NOWHERE
+        if shape.window:  # what no token from here on sees belongs to others
+            tables[row, : max(0, start + 1 - shape.window) // shape.page] = unwritten
     q = rounded(rng.normal(size=(step.tokens, shape.heads, shape.dim)).astype(np.float32) * np.float32(2 * shape.dim**-0.5))
     k, v = rounded(rng.normal(size=(2, step.tokens, shape.kv_heads, shape.dim)).astype(np.float32))
     for values in (q, k, v):
