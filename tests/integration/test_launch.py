@@ -24,7 +24,7 @@ def test_the_ready_line_says_where_what_and_how_much(simulated_engine: Engine) -
     assert line.startswith(f"ready: http://127.0.0.1:{httpx.URL(simulated_engine.address).port}  ipc {simulated_engine.socket}  ")
     assert "model SmolLM2-135M-Instruct  workers 1  device " in line
     assert "  depth 2  KV cache " in line
-    assert line.endswith(" tokens\n")
+    assert line.endswith(" tokens in blocks of 16\n")
     assert httpx.get(simulated_engine.address + "/health").status_code == 200
 
 
