@@ -31,7 +31,9 @@ def unit(vectors: Float32Array) -> Float32Array:
     return found
 
 
-@pytest.mark.parametrize(("shards", "pooling", "dtype"), [(1, "mean", "float32"), (2, "last", "bfloat16")])
+@pytest.mark.parametrize(
+    ("shards", "pooling", "dtype"), [(1, "mean", "float32"), pytest.param(2, "last", "bfloat16", marks=pytest.mark.slow)]
+)
 def test_a_real_model(tmp_path: Path, margins: Margins, shards: int, pooling: Pooling, dtype: str) -> None:
     """In chunks, several in a step, beside a request that decodes; the mean is what the model's own files ask for."""
     tensors = make_tensors(CONFIG)

@@ -103,7 +103,7 @@ def test_what_ends_early_shows_nothing_more_and_gives_everything_back(tmp_path: 
             assert again.token_ids == plain.token_ids
 
 
-@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGSTOP])
+@pytest.mark.parametrize("how", [signal.SIGKILL, pytest.param(signal.SIGSTOP, marks=pytest.mark.slow)])
 def test_a_device_that_dies_or_never_answers_in_the_middle_of_a_step(tmp_path: Path, how: signal.Signals) -> None:
     slow = ("--device", "sim", "--sim-decode-us", "20000", "--max-model-len", "256", "--step-timeout", "2")
     with launch(tmp_path, *slow, "--workers", "2") as engine, Client(engine.socket) as client:

@@ -34,7 +34,7 @@ def token_ids(response: httpx.Response) -> object:
     return response.json()["choices"][0]["token_ids"]
 
 
-@pytest.mark.parametrize(("token", "workers", "deaths"), [(CRASHES, 2, 2), (IS_KILLED, 1, 4)])
+@pytest.mark.parametrize(("token", "workers", "deaths"), [(CRASHES, 2, 2), pytest.param(IS_KILLED, 1, 4, marks=pytest.mark.slow)])
 def test_a_request_that_kills_fails_alone(tmp_path: Path, token: int, workers: int, deaths: int) -> None:
     flags = (*SIMULATED, "--sim-decode-us", "2000", "--restart-delay", "0.05", "--workers", str(workers))
     with launch(tmp_path, *flags, command=POISONED) as engine, ThreadPoolExecutor(NEIGHBOURS + 1) as pool:

@@ -101,7 +101,7 @@ def test_each_request_is_a_span_of_its_trace_with_its_stages_inside(tmp_path: Pa
     assert chat.start_time_unix_nano <= times[0] and times[-1] <= chat.end_time_unix_nano
 
 
-@pytest.mark.parametrize("kind", ["deaf", "gone"])
+@pytest.mark.parametrize("kind", ["deaf", pytest.param("gone", marks=pytest.mark.slow)])
 def test_a_collector_that_does_not_take_them_holds_up_nobody(tmp_path: Path, kind: str) -> None:
     with deaf_collector() as url:
         endpoint = url if kind == "deaf" else "http://127.0.0.1:9"

@@ -33,7 +33,8 @@ def _cases() -> list[object]:
     cases: list[object] = []
     for name in _MODELS:
         for depth in (1, 2, 3):
-            cases.append(pytest.param(name, depth, marks=() if depth == 2 else pytest.mark.slow))
+            always = depth == 2 and len(_GROUPS[name]) > 1
+            cases.append(pytest.param(name, depth, marks=() if always else pytest.mark.slow))
     return cases
 
 

@@ -33,7 +33,7 @@ def demo_model() -> str:
     [
         pytest.param("auto", "fastest", marks=pytest.mark.every_processor),
         pytest.param("none", "fastest", marks=pytest.mark.every_processor),
-        ("none", "XLA"),
+        pytest.param("none", "XLA", marks=pytest.mark.slow),
     ],
 )
 def test_greedy_continuations_and_logprobs(

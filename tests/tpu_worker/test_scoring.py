@@ -88,6 +88,7 @@ def test_a_prompt_of_one_token_has_no_scores(device: JaxDevice) -> None:
     assert run(device, [[7]], [SCORED])[0].scores == []
 
 
+@pytest.mark.slow
 def test_a_multiple_choice_task_as_evaluations_do_it(margins: Margins) -> None:
     """Continuations as prompts: their log-probabilities are those of the reference, and each case prefers its own."""
     cases = [{**case, "tokens": case["tokens"][:12], "logprobs": case["logprobs"][:12]} for case in CASES[:8:2]]

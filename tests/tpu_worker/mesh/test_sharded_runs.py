@@ -21,7 +21,10 @@ SIZES = {"num_attention_heads": 8, "num_key_value_heads": 2, "vocab_size": 97, "
 @pytest.mark.parametrize(
     ("family", "dtype", "budget", "sizes"),
     # with biases everywhere; with norms of queries and keys
-    [("llama", "float32", 64, ("2",)), pytest.param("qwen3", "bfloat16", 4, ("4",), marks=pytest.mark.slow)],
+    [
+        pytest.param("llama", "float32", 64, ("2",), marks=pytest.mark.slow),
+        pytest.param("qwen3", "bfloat16", 4, ("4",), marks=pytest.mark.slow),
+    ],
 )
 def test_shards_change_no_token(family: str, dtype: str, budget: int, sizes: tuple[str, ...], tmp_path: Path) -> None:
     config = {**FAMILIES[family], **SIZES}

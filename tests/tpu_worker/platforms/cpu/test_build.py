@@ -160,6 +160,7 @@ def test_blocks_are_kept_where_there_are_vectors() -> None:
 
 @needs_compiler
 @pytest.mark.skipif(platform.machine() != "x86_64", reason="names processors of x86")
+@pytest.mark.slow
 @pytest.mark.parametrize("processor", ["x86-64", "haswell", "skylake-avx512", "cooperlake"])
 def test_kernels_compile_for_other_processors_than_this_one(processor: str) -> None:
     """Each takes other branches of the sources: no vectors to speak of, AVX2, AVX-512, and bf16 dot products."""

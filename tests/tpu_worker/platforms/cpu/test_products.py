@@ -169,6 +169,7 @@ def test_a_row_has_the_same_bits_in_any_company(kind: Kind, out: int, width: int
         np.testing.assert_array_equal(fuse(x[first:], residual=residual[first:]), fused[first:])
 
 
+@pytest.mark.slow
 def test_bits_do_not_depend_on_the_number_of_threads() -> None:
     code = """
 import hashlib, jax, numpy as np

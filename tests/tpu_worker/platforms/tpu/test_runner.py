@@ -55,6 +55,7 @@ def check_same(margins: Margins, path: Path, model: Mapping[str, Any], tensors: 
     return capacity
 
 
+@pytest.mark.slow
 def test_same_tokens_as_without_its_kernels(margins: Margins, tmp_path: Path) -> None:
     capacity = check_same(margins, tmp_path, CONFIG, make_tensors(CONFIG))
     assert capacity.block_size == 128 and capacity.num_blocks == 4 * 2
