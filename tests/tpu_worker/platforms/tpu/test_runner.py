@@ -31,7 +31,8 @@ def run(config: EngineConfig, platform: Platform, chunk: int) -> tuple[Capacity,
     device = JaxDevice(config, platform)
     capacity = device.load(lambda *_: None)
     try:
-        return capacity, Driver(device, capacity.num_blocks, capacity.block_size, depth=2).run(PROMPTS, PARAMS, chunk)
+        driver = Driver(device, capacity.num_blocks, capacity.block_size, depth=2, num_groups=len(capacity.windows))
+        return capacity, driver.run(PROMPTS, PARAMS, chunk)
     finally:
         device.close()
 
