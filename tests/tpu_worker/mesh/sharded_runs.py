@@ -54,7 +54,8 @@ def run(model: str, dtype: Dtype, budget: int, num_shards: int) -> dict[str, obj
     device.prepare_scores(lambda error: ready.set() if not error else os.abort())
     ready.wait()
     for name, params in wanted.items():
-        driver = Driver(device, capacity.num_blocks, capacity.block_size, depth=3, vocab_size=capacity.vocab_size)
+        sizes, groups = (capacity.num_blocks, capacity.block_size), len(capacity.windows)
+        driver = Driver(device, *sizes, depth=3, vocab_size=capacity.vocab_size, num_groups=groups)
         requests = driver.run(PROMPTS, params, chunk=budget // 4)
         outputs[name] = {"tokens": [one.tokens for one in requests], "logprobs": [one.logprobs for one in requests]}
         if params.pooling:
