@@ -71,9 +71,9 @@ class Receiver(Generic[Message]):
                 return message
         return None
 
-    def receive_some(self) -> list[Message]:
+    def receive_some(self, most: int = _MOST_PER_TURN) -> list[Message]:
         """Messages that are here, as many as are handled at a turn. Those that are left make the receiver ready at the next."""
-        return list(islice(iter(self.receive, None), _MOST_PER_TURN))
+        return list(islice(iter(self.receive, None), most))
 
     def watch(self, loop: asyncio.AbstractEventLoop, on_message: Callable[[Message], None]) -> None:
         """Calls `on_message` on `loop` for each message, in order, until `unwatch`.

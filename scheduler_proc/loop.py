@@ -32,8 +32,12 @@ from protocol.pulse import Metronome
 from protocol.supervision import SupervisionLink
 from scheduler_proc.breaches import Breach
 from scheduler_proc.events import Command, Event, FromWorker, MasksToWorker, Prepare, ToFrontend, ToGrammar, ToLauncher, ToWorker
+from scheduler_proc.intake import Intake
 from scheduler_proc.invariants import validate_idle
 from scheduler_proc.state import SchedulerState
+
+_READ_PER_TURN = 256  # messages of the frontends, some milliseconds: faster than they are written
+_TAKEN_IN_PER_TURN = 16  # requests: their prompts are named when they are admitted, a millisecond for 6,000 tokens
 
 
 class SchedulerLoop:
@@ -43,6 +47,7 @@ class SchedulerLoop:
         config, directory = spec.config, session_dir(spec.run_dir, spec.session)
         self._state = SchedulerState(config, session=spec.session)
         self._launcher = launcher
+        self._intake = Intake()
         self._from_frontend: Receiver[FrontendToScheduler] = Receiver(
             ipc_address(directory, SCHEDULER_INBOX), FRONTEND_TO_SCHEDULER, bind=True
         )
@@ -75,7 +80,7 @@ class SchedulerLoop:
         self._launcher.send(Ready())
         checked = True  # whether the state was validated since the last event
         while not (self._draining or self._launcher.closed):
-            ready = self._poller.wait(self._tick)
+            ready = self._poller.wait(0 if len(self._intake) else self._tick)
             began = now_ns()
             events = self._read(ready)
             # The time after reading: what arrived while the pipes were read was not taken in before it was there.
@@ -128,7 +133,8 @@ class SchedulerLoop:
                     case WorkerLost() | FrontendLost():
                         events.append(order)
         if self._from_frontend in ready:
-            events += self._from_frontend.receive_some()
+            events += self._intake.put(self._from_frontend.receive_some(_READ_PER_TURN))
+        events += self._intake.take(_TAKEN_IN_PER_TURN)
         if self._from_grammar in ready:
             events += self._from_grammar.receive_some()
         for worker, receiver in enumerate(self._from_workers):

@@ -11,6 +11,7 @@ from frontend.errors import ShuttingDown
 from frontend.server.api.app import create_app
 from frontend.server.api.guard import ApiKeys
 from frontend.server.bind import bind_http
+from frontend.server.garbage import FullCollections
 from frontend.server.generation import TextEngine
 from frontend.server.grammars import Grammars
 from frontend.server.http.limits import Limits, body_limit
@@ -20,7 +21,7 @@ from frontend.server.router import Router
 from frontend.server.spans import Spans
 from frontend.server.text.rendering.renderer import Renderer
 from frontend.server.text.tokenizer import load_tokenizer
-from protocol.clock import now_ns
+from protocol.clock import now, now_ns
 from protocol.config import ChildSpec
 from protocol.logs import set_level
 from protocol.messages import Drain, LauncherToChild, Progress, Pulse, Ready, Reload, SchedulerStarted, Stop
@@ -42,6 +43,7 @@ class FrontendProcess:
         self._api_keys = ApiKeys(spec.config.api_keys, shares_prefixes=spec.config.shared_prefix_cache)
         self._renderer: Renderer | None = None
         self._spans: Spans | None = None
+        self._collections: FullCollections | None = None  # from when all is there that stays
         self._stop = asyncio.Event()  # no new requests
         self._stop_now = asyncio.Event()  # nor the running ones
         self._reason = "the engine was shut down before the answer was complete"
@@ -84,6 +86,7 @@ class FrontendProcess:
             await http.start()
             if ipc is not None:
                 await ipc.start(engine)
+            self._collections = FullCollections(now())
             host, port = listener.getsockname()[:2]
             self._launcher.send(Ready(self._facts(f"http://{f'[{host}]' if ':' in host else host}:{port}", router)))
             await self._stop.wait()
@@ -136,6 +139,8 @@ class FrontendProcess:
     def _beat(self) -> None:
         """The pulse of this loop."""
         self._router.tick(now_ns())
+        if self._collections is not None:
+            self._collections.tick(now())
         self._launcher.flush()
         self._launcher.send(Pulse("serving", self._router.num_messages))
         asyncio.get_running_loop().call_later(self._config.pulse_interval, self._beat)
