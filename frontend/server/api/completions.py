@@ -67,20 +67,10 @@ def _asked(asked: CompletionRequest, limit: int) -> Sequence[Asked]:
             raise too_long(len(given), limit)
     elif len(given) > jobs.MAX_OUTPUTS:
         raise InvalidRequest(f"at most {jobs.MAX_OUTPUTS} prompts in one request, not {len(given)}", "prompt")
-    texts = [item for item in given if isinstance(item, str)]
-    if texts and len(texts) == len(given):
-        return [TextPrompt(text, asked.add_special_tokens is not False, asked.suffix or None) for text in texts]
-    if asked.suffix:
+    if asked.suffix and not (given and all(isinstance(item, str) for item in given)):
         raise InvalidRequest("suffix needs prompts that are texts", "suffix")
-    ids = [item for item in given if isinstance(item, int)]
-    if ids and len(ids) == len(given):
-        return [ids]
-    lists = [item for item in given if isinstance(item, list)]
-    if lists and len(lists) == len(given):
-        return lists
-    if not given:
-        raise InvalidRequest("the prompt is empty", "prompt")
-    raise InvalidRequest("prompt must be a string, a list of strings, a list of token ids, or a list of such lists", "prompt")
+    marks, suffix = asked.add_special_tokens is not False, asked.suffix or None
+    return [TextPrompt(item, marks, suffix) if isinstance(item, str) else item for item in jobs.one_by_one(given, "prompt")]
 
 
 class CompletionAnswer(Answer):

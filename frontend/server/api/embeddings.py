@@ -62,19 +62,8 @@ async def embeddings(request: Request) -> Response:
 
 def _inputs(asked: EmbeddingRequest) -> Sequence[TextPrompt | list[int]]:
     """The inputs one by one. Raises InvalidRequest on a mixture of kinds."""
-    given = [asked.input] if isinstance(asked.input, str) else asked.input
-    texts = [item for item in given if isinstance(item, str)]
-    if texts and len(texts) == len(given):
-        return [TextPrompt(text, asked.add_special_tokens is not False) for text in texts]
-    ids = [item for item in given if isinstance(item, int)]
-    if ids and len(ids) == len(given):
-        return [ids]
-    lists = [item for item in given if isinstance(item, list)]
-    if lists and len(lists) == len(given):
-        return lists
-    if not given:
-        raise InvalidRequest("the input is empty", "input")
-    raise InvalidRequest("input must be a string, a list of strings, a list of token ids, or a list of such lists", "input")
+    marks = asked.add_special_tokens is not False
+    return [TextPrompt(item, marks) if isinstance(item, str) else item for item in jobs.one_by_one(asked.input, "input")]
 
 
 def _answer(found: Embeddings, model: str, encoding: Literal["float", "base64"]) -> bytes:

@@ -66,6 +66,23 @@ async def conversation(engine: TextEngine, asked: ChatRequest | TokenizeRequest,
     return await off_loop(10 * pieces, lambda: schemas.conversation(asked, tools))  # a piece takes as long as ten characters
 
 
+def one_by_one(given: str | Sequence[str | int | list[int]], field: str) -> Sequence[str | list[int]]:
+    """The texts, or lists of token ids, that `field` holds. Raises InvalidRequest on a mixture of kinds, and on none."""
+    given = [given] if isinstance(given, str) else given
+    texts = [item for item in given if isinstance(item, str)]
+    if texts and len(texts) == len(given):
+        return texts
+    ids = [item for item in given if isinstance(item, int)]
+    if ids and len(ids) == len(given):
+        return [ids]
+    lists = [item for item in given if isinstance(item, list)]
+    if lists and len(lists) == len(given):
+        return lists
+    if not given:
+        raise InvalidRequest(f"the {field} is empty", field)
+    raise InvalidRequest(f"{field} must be a string, a list of strings, a list of token ids, or a list of such lists", field)
+
+
 async def encode(engine: TextEngine, wanted: Sequence[Asked], asked: GenerationRequest, params: SamplingParams) -> list[Prompt]:
     """See `TextEngine.encode`. Raises what `check` raises."""
     prompts = await engine.encode(wanted, params)
