@@ -5,6 +5,8 @@ from dataclasses import dataclass
 import jax
 import jax.numpy as jnp
 
+from tpu_worker.models.rope import rotate
+
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True, slots=True)
@@ -51,3 +53,18 @@ class AttentionSpec:
         factor = 1 + jnp.float32(slope) * jnp.log1p((positions // length).astype(jnp.float32))
         is_query = jnp.arange(qkv.shape[1]) < num_heads * self.head_dim
         return qkv * jnp.where(is_query, factor[:, None], jnp.float32(1.0))
+
+    def split_heads(
+        self, qkv: jax.Array, positions: jax.Array, rope: jax.Array | None, num_kv_heads: int
+    ) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """Queries [T, H, D] before `scale`, keys and values [T, KH, D] of qkv [T, (H + 2 KH) * D], at positions [T].
+
+        rope: the rotary table, by position; None: nothing is rotated.
+        """
+        num_heads = qkv.shape[1] // self.head_dim - 2 * num_kv_heads
+        heads = self.scale_queries(qkv, positions, num_heads).reshape(qkv.shape[0], -1, self.head_dim)
+        q, k, v = jnp.split(heads, (num_heads, num_heads + num_kv_heads), axis=1)
+        if rope is not None:
+            turns = rope[positions][:, None, : self.rotary_dim]
+            q, k = rotate(q, turns), rotate(k, turns)
+        return q, k, v

@@ -11,7 +11,6 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from tpu_worker.models.rope import rotate
 from tpu_worker.platforms.metadata import AttentionMetadata, AttentionSpec
 from tpu_worker.platforms.tpu import chunks, singles, writes
 from tpu_worker.platforms.tpu.chunks import Chunks
@@ -103,13 +102,9 @@ class Attend:
         """Queries, keys and values are rounded to bfloat16, and so is the output. Donate the cache, or it is copied."""
         num_tokens, head_dim, num_kv_heads = qkv.shape[0], spec.head_dim, cache.shape[1]
         layout = RowLayout(head_dim)
-        num_heads = qkv.shape[1] // head_dim - 2 * num_kv_heads
+        q, k, v = spec.split_heads(qkv, prepared.positions, rope, num_kv_heads)
+        num_heads = q.shape[1]
         group = num_heads // num_kv_heads
-        heads = spec.scale_queries(qkv, prepared.positions, num_heads).reshape(num_tokens, -1, head_dim)
-        q, k, v = jnp.split(heads, (num_heads, num_heads + num_kv_heads), axis=1)
-        if rope is not None:
-            turns = rope[prepared.positions][:, None, : spec.rotary_dim]
-            q, k = rotate(q, turns), rotate(k, turns)
         q = layout.widen(q * spec.scale).reshape(num_tokens, num_kv_heads, group, layout.operand)
         new = layout.pair(k, v).astype(cache.dtype)  # [T, KH, width]
         scores = None if sinks is None else sinks.reshape(num_kv_heads, group)

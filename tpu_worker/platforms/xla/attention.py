@@ -7,7 +7,6 @@ import jax.numpy as jnp
 
 from protocol.config import FloatType
 from tpu_worker.models.layers import sum_last
-from tpu_worker.models.rope import rotate
 from tpu_worker.platforms.metadata import AttentionMetadata, AttentionSpec
 
 Pass: TypeAlias = tuple[jax.Array, jax.Array, jax.Array, jax.Array]  # index, top scores, sums of weights, sums of values
@@ -61,12 +60,8 @@ def attend(
     """
     num_tokens, head_dim, (block_size, num_kv_heads) = qkv.shape[0], spec.head_dim, cache.shape[2:4]
     positions, real = prepared.positions, prepared.real
-    num_heads = qkv.shape[1] // head_dim - 2 * num_kv_heads
-    heads = spec.scale_queries(qkv, positions, num_heads).reshape(num_tokens, -1, head_dim)
-    q, k, v = jnp.split(heads, (num_heads, num_heads + num_kv_heads), axis=1)
-    if rope is not None:
-        turns = rope[positions][:, None, : spec.rotary_dim]
-        q, k = rotate(q, turns), rotate(k, turns)
+    q, k, v = spec.split_heads(qkv, positions, rope, num_kv_heads)
+    num_heads = q.shape[1]
     new = _narrow(jnp.stack([k, v]), cache.dtype)  # [2, T, KH, D]
     cache = cache.at[:, prepared.blocks, prepared.offsets].set(new, mode="drop")
 

@@ -76,7 +76,7 @@ class Zeros:
         return None
 
     def read_blocks(self, part: Part) -> BlockMatrix:
-        raise NotImplementedError
+        raise AssertionError(f"{part.name}: asked for in blocks, and stored_kind says that there are none")
 
     def inverse_frequencies(self, rope: Rope, num_positions: int = 0) -> npt.NDArray[np.float32]:
         return rope.inverse_frequencies(num_positions)
