@@ -1,7 +1,7 @@
 """The device programs of a loaded model: a step and a sampler per bucket, and one that admits a request."""
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeAlias, cast
 
@@ -96,6 +96,21 @@ class Compiler:
     weights: Shapes
     state: Shapes  # of a DeviceState
 
+    def programs(self, buckets: Sequence[Bucket]) -> dict[str, Callable[[], Any]]:
+        """Everything that a worker with these buckets may run, by the names that the methods below give: what compiles each."""
+        rows = sorted({bucket.rows for bucket in buckets})
+        return {
+            **{_name("step", bucket): functools.partial(self.step, bucket) for bucket in buckets},
+            **{_name("sampler", count): functools.partial(self.sampler, count) for count in rows},
+            **{_name("pick", count): functools.partial(self.pick, count) for count in rows},
+            **{_name("mask", count): functools.partial(self.mask, count) for count in rows},
+            "admit": self.admit,
+            "rules": self.set_rules,
+            "extend": self.extend,
+            "grow": self.grow,
+            _name("scorer", buckets[1]): functools.partial(self.scorer, buckets[1]),
+        }
+
     def step(self, bucket: Bucket) -> StepProgram:
         """One step with greedy sampling, which is all that most need: (weights, state, `pack_step`'s array) ->
         (state, logits [R, V] float32, token ids [R] int32, -1 where the logits were not finite)."""
@@ -105,7 +120,7 @@ class Compiler:
             return self._greedy(weights, computed, computed.x)
 
         shapes = (self.weights, self.state, self._packed_step(bucket.rows))
-        program: StepProgram = self._compile(step, 1, shapes, (STATE, REPLICATED, REPLICATED))
+        program: StepProgram = self._compile(_name("step", bucket), step, 1, shapes, (STATE, REPLICATED, REPLICATED))
         return program
 
     def scorer(self, bucket: Bucket) -> PromptProgram:
@@ -131,7 +146,7 @@ class Compiler:
         state = PromptState(self.state, self.layout.shapes(jax.eval_shape(self._make_sums)))
         shapes = (self.weights, state, self._packed_step(bucket.rows), per_row, per_row)
         outputs = (PromptState(STATE, cast(Any, REPLICATED)), REPLICATED, REPLICATED, REPLICATED, REPLICATED)
-        program: PromptProgram = self._compile(step, 1, shapes, outputs)
+        program: PromptProgram = self._compile(_name("scorer", bucket), step, 1, shapes, outputs)
         return program
 
     def make_sums(self) -> jax.Array:
@@ -180,7 +195,7 @@ class Compiler:
         logits = jax.ShapeDtypeStruct((num_rows, self.model.spec.vocab_size), jnp.float32)
         token_ids = jax.ShapeDtypeStruct((num_rows,), jnp.int32)
         shapes = (self.state.slots, self._rules(), *self.layout.shapes((logits, token_ids)), self._packed_step(num_rows))
-        program: SampleProgram = self._compile(resample, 0, shapes, REPLICATED)
+        program: SampleProgram = self._compile(_name("sampler", num_rows), resample, 0, shapes, REPLICATED)
         return program
 
     def pick(self, num_rows: int) -> PickProgram:
@@ -194,7 +209,9 @@ class Compiler:
             token_ids = _put_likeliest(token_ids, packed, choose(logits, packed[0], bits))
             return record_masked(slots, packed, token_ids.at[packed[0]].get(mode="clip")), token_ids
 
-        program: PickProgram = self._compile(pick, 0, (self.state.slots, *self._masked(num_rows)), REPLICATED)
+        program: PickProgram = self._compile(
+            _name("pick", num_rows), pick, 0, (self.state.slots, *self._masked(num_rows)), REPLICATED
+        )
         return program
 
     def mask(self, num_rows: int) -> MaskProgram:
@@ -206,14 +223,14 @@ class Compiler:
             likeliest = products.pick(logits, packed[0], bits)
             return products.mask(logits, packed[0], bits), _put_likeliest(token_ids, packed, likeliest)
 
-        program: MaskProgram = self._compile(mask, 0, self._masked(num_rows), REPLICATED)
+        program: MaskProgram = self._compile(_name("mask", num_rows), mask, 0, self._masked(num_rows), REPLICATED)
         return program
 
     def admit(self) -> AdmitProgram:
         """The admission of one request: (slots, `pack_admission`'s array) -> slots."""
         slots: SlotState = self.state.slots
         packed = jax.ShapeDtypeStruct((admission_width(slots),), jnp.int32)
-        program: AdmitProgram = self._compile(admit, 0, (slots, self.layout.shapes(packed)), REPLICATED)
+        program: AdmitProgram = self._compile("admit", admit, 0, (slots, self.layout.shapes(packed)), REPLICATED)
         return program
 
     def set_rules(self) -> RulesProgram:
@@ -221,7 +238,7 @@ class Compiler:
         rules = self._rules()
         packed = self.layout.shapes(jax.ShapeDtypeStruct(rules.shape[1:], jnp.int32))
         slot = self.layout.shapes(jax.ShapeDtypeStruct((), jnp.int32))
-        program: RulesProgram = self._compile(set_rules, 0, (rules, slot, packed), REPLICATED)
+        program: RulesProgram = self._compile("rules", set_rules, 0, (rules, slot, packed), REPLICATED)
         return program
 
     def _rules(self) -> Shapes:
@@ -231,13 +248,13 @@ class Compiler:
     def extend(self) -> ExtendProgram:
         """Known tokens for slots that decode: (slots, one of `pack_extensions`' arrays) -> slots."""
         packed = jax.ShapeDtypeStruct((3, EXTENSION_WIDTH), jnp.int32)
-        program: ExtendProgram = self._compile(extend, 0, (self.state.slots, self.layout.shapes(packed)), REPLICATED)
+        program: ExtendProgram = self._compile("extend", extend, 0, (self.state.slots, self.layout.shapes(packed)), REPLICATED)
         return program
 
     def grow(self) -> GrowProgram:
         """Blocks for prompts under way: (slots, one of `pack_growth`'s arrays) -> slots."""
         packed = jax.ShapeDtypeStruct((4, GROWTH_WIDTH), jnp.int32)
-        program: GrowProgram = self._compile(grow_tables, 0, (self.state.slots, self.layout.shapes(packed)), REPLICATED)
+        program: GrowProgram = self._compile("grow", grow_tables, 0, (self.state.slots, self.layout.shapes(packed)), REPLICATED)
         return program
 
     def _masked(self, num_rows: int) -> tuple[Shapes, ...]:
@@ -250,9 +267,14 @@ class Compiler:
     def _packed_step(self, num_rows: int) -> Shapes:
         return self.layout.shapes(jax.ShapeDtypeStruct((step_width(num_rows, len(self.groups.windows)),), jnp.int32))
 
-    def _compile(self, function: Callable[..., Any], donated: int, shapes: tuple[Shapes, ...], outputs: Any) -> Any:
+    def _compile(self, name: str, function: Callable[..., Any], donated: int, shapes: tuple[Shapes, ...], outputs: Any) -> Any:
+        """name: of the program, as `programs` lists it."""
         program = self.layout.program(function, jax.tree.map(spec_of, shapes), outputs)
         return jax.jit(program, donate_argnums=donated).lower(*shapes).compile()
+
+
+def _name(kind: str, of: Bucket | int) -> str:
+    return f"{kind} {of.tokens}x{of.rows}" if isinstance(of, Bucket) else f"{kind} {of}"
 
 
 def _put_likeliest(token_ids: jax.Array, packed: jax.Array, likeliest: jax.Array) -> jax.Array:

@@ -1,6 +1,5 @@
 """The real device: a model on a JAX platform."""
 
-import functools
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -12,22 +11,18 @@ from protocol.clock import now_ns
 from protocol.codec import Int32Array, UInt32Array, pack_float32, pack_int32
 from protocol.config import EngineConfig
 from protocol.messages import TopLogprobs
-from protocol.model_files import check_length
 from tpu_worker.allocation import out_of_memory
-from tpu_worker.buckets import Bucket, make_buckets
+from tpu_worker.blueprint import draw_blueprint
+from tpu_worker.buckets import Bucket
 from tpu_worker.device import Capacity, ReportProgress, StepPlan, StepResult
-from tpu_worker.inputs import make_slots, pack_admission, pack_extensions, pack_growth, pack_masked, pack_step
-from tpu_worker.kv_cache import bytes_per_block, count_blocks, make_caches, working_memory
-from tpu_worker.layer_groups import choose_groups
+from tpu_worker.inputs import pack_admission, pack_extensions, pack_growth, pack_masked, pack_step
+from tpu_worker.kv_cache import count_blocks
 from tpu_worker.mesh.devices import describe, open_devices
-from tpu_worker.mesh.layout import REPLICATED, make_layout
-from tpu_worker.platforms.choose import choose_platform
+from tpu_worker.mesh.layout import make_layout
 from tpu_worker.platforms.platform import Platform
 from tpu_worker.pooling import Embeddings, due_embeddings, pack_pooled, unpack_pooled
 from tpu_worker.program import (
-    STATE,
     AdmitProgram,
-    Compiler,
     DeviceState,
     ExtendProgram,
     GrowProgram,
@@ -35,13 +30,12 @@ from tpu_worker.program import (
     RulesProgram,
     Shapes,
 )
-from tpu_worker.rules import make_rules, pack_rules
+from tpu_worker.rules import pack_rules
 from tpu_worker.sampler import Sampled
 from tpu_worker.scoring import Scores, pack_scored, unpack_scores
 from tpu_worker.warmup import Programs, use_compilation_cache
 from tpu_worker.weights.kept import describe_weights
-from tpu_worker.weights.load import WeightLoader, kinds_held, open_source
-from tpu_worker.weights.precision import choose_float_type
+from tpu_worker.weights.load import WeightLoader, open_source
 
 _NONE = np.empty(0, np.int32)
 
@@ -94,78 +88,56 @@ class JaxDevice:
         use_compilation_cache(config.compilation_cache)
         devices = open_devices(config)
         source = open_source(config)
-        model, layout = source.model, make_layout(devices)
-        layout.check(model.spec, config.model_path)
-        spec = layout.spec_of_shard(model.spec)
-        platform = self._platform = self._given or choose_platform(
-            devices[0].platform,
-            config.quantization,
-            kinds_held(source),
-            config.block_size,
-            {layer.head_dim for layer in spec.layers},
-            layout.num_shards,
-            choose_float_type(config.dtype, config.quantization, source),
-            min(layer.num_kv_heads for layer in spec.layers),
-        )
+        blueprint = draw_blueprint(config, source, make_layout(devices), devices[0].platform, self._given)
+        model, layout, spec, platform = blueprint.model, blueprint.layout, blueprint.spec, blueprint.platform
+        self._platform, self._vocab_size, self._num_groups = platform, spec.vocab_size, len(blueprint.groups.windows)
         platform.memory.before_loading()
-        block_size = config.block_size or platform.block_size
-        self._vocab_size = spec.vocab_size
-        max_model_len = check_length(config.max_model_len, spec.context_length, f"context of {config.model_path}")
-        groups = choose_groups(spec, max_model_len, block_size, config.max_num_batched_tokens)
-        self._num_groups = len(groups.windows)
-        buckets = make_buckets(config.max_num_seqs, config.max_num_batched_tokens)
 
         def report_weights(done: int, total: int) -> None:
             report("loading weights", done, total)
 
-        loader = WeightLoader(source, platform.products, layout, max_model_len, report_weights)
+        loader = WeightLoader(source, platform.products, layout, blueprint.max_model_len, report_weights)
         weights = loader.load_first()
         shapes = loader.shapes(weights)
         # What the cache is to leave: the weights that are not there yet, and the largest step's working memory.
-        pending = loader.pending_bytes(weights) + max(working_memory(spec, bucket) for bucket in buckets)
+        pending = loader.pending_bytes(weights) + blueprint.working_memory
         attention, memory = platform.attention, platform.memory
-        num_blocks = count_blocks(config, spec, block_size, groups, max_model_len, attention, memory, devices, pending)
-
-        def make_empty() -> DeviceState:
-            caches = make_caches(spec, platform.attention, num_blocks, block_size, groups)
-            return DeviceState(caches, make_slots(config.max_num_seqs, max_model_len, block_size, self._num_groups))
-
-        make_state = layout.program(make_empty, (), STATE)
-        caches, slots = jax.eval_shape(make_state)
-        state = DeviceState(layout.shapes(caches, STATE.caches), layout.shapes(slots, STATE.slots))
-        compiler = Compiler(model, platform, layout, block_size, groups, shapes, state)
+        num_blocks = count_blocks(
+            config, spec, blueprint.block_size, blueprint.groups, blueprint.max_model_len, attention, memory, devices, pending
+        )
+        compiler = blueprint.compiler(shapes, num_blocks)
         with ThreadPoolExecutor(1, thread_name_prefix="loading") as pool:
             loaded = pool.submit(loader.load_rest, weights)
-            num_rows = {size for bucket in buckets for size in (bucket.tokens, bucket.rows)}
+            num_rows = {size for bucket in blueprint.buckets for size in (bucket.tokens, bucket.rows)}
             stable = platform.products.rows_are_stable(loader.matrix_sizes(), num_rows)
             head_cost = _size(shapes.get("head", shapes["embedding"])) / _size(shapes["layers"])
-            apart = platform.attention.decodes_apart
-            self.programs = Programs(compiler, buckets, head_cost, wait_for_all=not stable, decodes_apart=apart)
+            self.programs = Programs(
+                compiler, blueprint.buckets, head_cost, wait_for_all=not stable, decodes_apart=attention.decodes_apart
+            )
             self.programs.compile_first(report)
             self._admit, self._extend, self._grow = compiler.admit(), compiler.extend(), compiler.grow()
             self._set_rules, self._make_sums = compiler.set_rules(), compiler.make_sums
             self._weights = loaded.result()
-        with out_of_memory(f"making a KV cache of {num_blocks * bytes_per_block(spec, attention, block_size, groups)} bytes"):
+        with out_of_memory(f"making a KV cache of {num_blocks * blueprint.bytes_per_block} bytes"):
             # As one program, so that the caches are made without a copy.
-            self._state = jax.block_until_ready(jax.jit(make_state)())
-            make_all = layout.program(functools.partial(make_rules, config.max_num_seqs, spec.vocab_size), (), REPLICATED)
-            self._rules = jax.jit(make_all)()
+            self._state = jax.block_until_ready(jax.jit(blueprint.make_state(num_blocks))())
+            self._rules = jax.jit(blueprint.make_rules())()
         self.programs.start_rest()
         platform.memory.after_loading()
         description = describe(devices, platform.name)
-        kept = describe_weights(self._weights, kinds_held(source))
+        kept = describe_weights(self._weights, blueprint.kinds)
         if config.load_format == "dummy":
             kept += ", random (--load-format dummy)"
         return Capacity(
             num_blocks,
-            block_size,
-            max_model_len,
+            blueprint.block_size,
+            blueprint.max_model_len,
             spec.vocab_size,
             description,
             platform.saturating_tokens,
             weights=kept,
             embedding_size=spec.hidden_size if model.family.states is not None else 0,
-            windows=groups.windows,
+            windows=blueprint.groups.windows,
         )
 
     def forward(self, plan: StepPlan) -> StepHandle:
