@@ -20,6 +20,7 @@ Interpret: TypeAlias = bool | pltpu.InterpretParams  # by which of Pallas' inter
 _MOST_POSITIONS = 512  # of a run: enough that a page is on its way while others are computed with
 _MOST_BYTES = 2 << 20  # of one, as long as a page has fewer: vector memory is 16 MiB, where nothing more is asked for
 _MASKED = -0.7 * 3.4e38  # less than any score, and finite, so that no difference of two is NaN
+_LEAST = -1e30  # no more than any score, and so much more than a masked one that this weighs nothing beside it
 
 
 class Span(NamedTuple):
@@ -159,8 +160,8 @@ def advance(softmax: Softmax, q: jax.Array, keys: jax.Array, values: jax.Array, 
         scores = soft_cap * jnp.tanh(scores * (1.0 / soft_cap))
     scores = jnp.where(seen, scores, _MASKED)
     top = jnp.maximum(softmax.top, jnp.max(scores, axis=-1, keepdims=True))
-    # Of a query that has seen nothing yet, of another row: else its masked scores would be the largest, and weigh 1.
-    weights = jnp.where(seen, jnp.exp(scores - top), 0.0)
+    # Of a query that has seen nothing yet, of another row, the largest is a masked one: it must not weigh 1.
+    weights = jnp.exp(scores - jnp.maximum(top, _LEAST))
     shrink = jnp.exp(softmax.top - top)
     total = softmax.total * shrink + jnp.sum(weights, axis=-1, keepdims=True)
     sides = (((last,), (last - 1,)), (heads, heads))
