@@ -29,7 +29,7 @@ class Together:
 
     def widen(self, q: jax.Array) -> jax.Array:
         """q [N, KH, G, operand] as [N, KH / P, M, P * operand]."""
-        tokens, _, group, operand = q.shape
+        tokens, num_kv_heads, group, operand = q.shape
         apart = q.reshape(tokens, self.count, -1, group, operand).swapaxes(1, 2)[..., None, :]
         mine = jnp.eye(self.count, dtype=bool)[:, None, :, None]
         wide = jnp.where(mine, apart, jnp.zeros((), q.dtype)).reshape(tokens, -1, self.count * group, self.count * operand)
