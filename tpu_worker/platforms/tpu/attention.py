@@ -17,9 +17,9 @@ from tpu_worker.platforms.tpu.chunks import Chunks
 from tpu_worker.platforms.tpu.layout import LANES, RowLayout
 from tpu_worker.platforms.tpu.pages import Interpret
 from tpu_worker.platforms.tpu.singles import Singles
-from tpu_worker.platforms.tpu.together import choose_together
 from tpu_worker.platforms.tpu.writes import Writes
 
+_SUBLANES = 8  # queries of a head of keys are filled up to as many
 _MOST_QUERIES = 256  # of a head of keys in a block of tokens …
 _MOST_QUERIES_IN_ALL = 2048  # … and of all: their softmax stays in vector memory
 
@@ -119,20 +119,14 @@ class Attend:
         self, q: jax.Array, new: jax.Array, cache: jax.Array, prepared: Prepared, sinks: jax.Array | None, spec: AttentionSpec
     ) -> tuple[jax.Array, jax.Array]:
         """q [N, KH, G, operand], new [N, KH, width] -> (out [N, KH, G, operand], cache)."""
-        together = choose_together(*q.shape[1:3])
-        scores = None if sinks is None else _over_lanes(together.sinks(sinks))
+        group = q.shape[2]
+        missing = -group % _SUBLANES
+        q = jnp.pad(q, ((0, 0), (0, 0), (0, missing), (0, 0)))
+        scores = None if sinks is None else _over_lanes(jnp.pad(sinks, ((0, 0), (0, missing))))
         out, cache = singles.attend(
-            together.widen(q),
-            new[:, :, None],
-            cache,
-            prepared.singles,
-            prepared.tables,
-            scores,
-            spec,
-            together,
-            interpret=self.interpret,
+            q, new[:, :, None], cache, prepared.singles, prepared.tables, scores, spec, interpret=self.interpret
         )
-        return together.narrow(out), cache
+        return out[:, :, :group], cache
 
     def _mixed(
         self,

@@ -31,7 +31,6 @@ from tpu_worker.platforms.tpu.pages import (
     pages_at_once,
     table_specs,
 )
-from tpu_worker.platforms.tpu.together import ALONE
 
 
 class Chunks(NamedTuple):
@@ -153,8 +152,7 @@ def _kernel(spec: AttentionSpec, run: int, tokens: int, has_sinks: bool, item: S
 
         def one_head(head: Scalar, _: None) -> None:
             softmax = Softmax(tops[head, :, :1], totals[head, :, :1], outs[head])
-            keys, values = ALONE.side_by_side(buffer[half, head][None])
-            softmax = advance(softmax, q[0, head], keys[0], values[0], seen, spec.soft_cap)
+            softmax = advance(softmax, q[0, head], buffer[half, head], seen, spec.soft_cap)
             tops[head] = jnp.broadcast_to(softmax.top, (num_queries, LANES))
             totals[head] = jnp.broadcast_to(softmax.total, (num_queries, LANES))
             outs[head] = softmax.out

@@ -11,7 +11,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
 from tpu_worker.platforms.metadata import AttentionSpec
-from tpu_worker.platforms.tpu.layout import GROUP
+from tpu_worker.platforms.tpu.layout import GROUP, LANES
 
 Ref: TypeAlias = Any  # of Pallas: a place in some memory
 Scalar: TypeAlias = Any  # [] int32, traced or not
@@ -148,11 +148,14 @@ def begin(sinks: jax.Array | None, shape: tuple[int, ...]) -> Softmax:
     return Softmax(sinks[..., :1], jnp.ones(rows, jnp.float32), jnp.zeros(shape, jnp.float32))
 
 
-def advance(softmax: Softmax, q: jax.Array, keys: jax.Array, values: jax.Array, seen: jax.Array, soft_cap: float | None) -> Softmax:
-    """With some positions more: queries [..., M, operand], keys and values [..., S, operand], seen [..., M, S] bool.
+def advance(softmax: Softmax, q: jax.Array, rows: jax.Array, seen: jax.Array, soft_cap: float | None) -> Softmax:
+    """With some positions more: queries [..., M, operand], rows of the cache [..., S, width], seen [..., M, S] bool.
 
     Leading dimensions, the same in all, are heads.
     """
+    operand = q.shape[-1]
+    is_shared = rows.shape[-1] == LANES
+    keys, values = (rows, rows) if is_shared else (rows[..., :operand], rows[..., operand:])
     heads = tuple(range(q.ndim - 2))
     last = q.ndim - 1
     scores = lax.dot_general(q, keys, (((last,), (last,)), (heads, heads)), preferred_element_type=jnp.float32)
@@ -165,7 +168,7 @@ def advance(softmax: Softmax, q: jax.Array, keys: jax.Array, values: jax.Array, 
     shrink = jnp.exp(softmax.top - top)
     total = softmax.total * shrink + jnp.sum(weights, axis=-1, keepdims=True)
     sides = (((last,), (last - 1,)), (heads, heads))
-    partial = lax.dot_general(weights.astype(values.dtype), values, sides, preferred_element_type=jnp.float32)
+    partial = lax.dot_general(weights.astype(rows.dtype), values, sides, preferred_element_type=jnp.float32)
     return Softmax(top, total, softmax.out * shrink + partial)
 
 

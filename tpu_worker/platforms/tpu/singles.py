@@ -27,7 +27,6 @@ from tpu_worker.platforms.tpu.pages import (
     pages_at_once,
     table_specs,
 )
-from tpu_worker.platforms.tpu.together import Together
 
 
 class Singles(NamedTuple):
@@ -47,15 +46,14 @@ def attend(
     tables: jax.Array,
     sinks: jax.Array | None,
     spec: AttentionSpec,
-    together: Together,
     *,
     interpret: Interpret,
 ) -> tuple[jax.Array, jax.Array]:
     """Writes the rows of `singles` to the cache, which is changed in place, and attends.
 
-    q [N, KH / P, M, P * operand] bfloat16, scaled, as `together` lays P heads of keys side by side; new [N, KH, 1, width], of
-    the cache's type; cache [NB, KH, page, width]; tables [R, MB] int32; sinks [KH / P, M, LANES] float32. Returns the
-    output [N, KH / P, M, P * operand] bfloat16, of which only the places that `singles` names mean anything, and the cache.
+    q [N, KH, M, operand] bfloat16, scaled: the M queries of each token that read the same head of keys; new [N, KH, 1, width], of
+    the cache's type; cache [NB, KH, page, width]; tables [R, MB] int32; sinks [KH, M, LANES] float32. Returns the
+    output [N, KH, M, operand] bfloat16, of which only the places that `singles` names mean anything, and the cache.
     """
     num_kv_heads, page, width = cache.shape[1:]
     run = pages_at_once(cache)
@@ -71,7 +69,7 @@ def attend(
         in_specs.append(pl.BlockSpec(sinks.shape, lambda *_: (0, 0, 0)))
     out: jax.Array
     out, cache = pl.pallas_call(
-        each_item(functools.partial(_kernel, spec, run, together, sinks is not None)),
+        each_item(functools.partial(_kernel, spec, run, sinks is not None)),
         grid_spec=pltpu.PrefetchScalarGridSpec(
             num_scalar_prefetch=num_prefetched,
             grid=(grid_of(singles.total),),
@@ -98,7 +96,7 @@ def attend(
 _HALF, _PENDING = 0, 1
 
 
-def _kernel(spec: AttentionSpec, run: int, together: Together, has_sinks: bool, token: Scalar, *refs: Ref) -> None:
+def _kernel(spec: AttentionSpec, run: int, has_sinks: bool, token: Scalar, *refs: Ref) -> None:
     total, _, rows, positions, table, following_table, q, new, _, *rest = refs
     sinks = rest.pop(0) if has_sinks else None
     out, cache, buffer, slabs, arrived, written, memory = rest
@@ -164,8 +162,7 @@ def _kernel(spec: AttentionSpec, run: int, together: Together, has_sinks: bool, 
 
         memory[_HALF] = 1 - half
         at = first + lax.broadcasted_iota(jnp.int32, (1, 1, pages.positions), 2)
-        keys, values = together.side_by_side(buffer[half])
-        return advance(softmax, q[0], keys, values, is_seen(at, span.last, spec), spec.soft_cap)
+        return advance(softmax, q[0], buffer[half], is_seen(at, span.last, spec), spec.soft_cap)
 
     start = begin(None if sinks is None else sinks[...], q.shape[1:])
     out[0] = finish(lax.fori_loop(0, num_runs, one_run, start)).astype(out.dtype)
