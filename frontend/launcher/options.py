@@ -15,7 +15,7 @@ from frontend.launcher.generation_config import sampling_defaults
 from frontend.launcher.habits import accept
 from frontend.launcher.memory import check_memory
 from frontend.launcher.models import ModelFiles, examine_model, resolve_model
-from frontend.launcher.placement import place_workers, resolve_device
+from frontend.launcher.placement import check_accelerators, look_at_host, remarks_on, resolve_device
 from frontend.launcher.traces import traces_endpoint
 from frontend.launcher.values import api_key
 from protocol.cache_directory import default_cache, private_directory, temporary_cache
@@ -85,7 +85,9 @@ def read_reloadable(arguments: Sequence[str], environ: Mapping[str, str] = os.en
 
 
 def _without_model(values: dict[str, object], environ: Mapping[str, str]) -> tuple[EngineConfig, list[str]]:
-    device, remark = resolve_device(cast(Device, values.pop("device", "auto")))
+    asked = cast(Device, values.pop("device", "auto"))
+    host = look_at_host(asked, environ)
+    device, remark = resolve_device(asked, host)
     remarks = [remark] if remark else []
     values.pop("enable_auto_tool_choice", None)
     times = {key.removeprefix("sim_"): values.pop(key) for key in list(values) if key.startswith("sim_")}
@@ -125,7 +127,8 @@ def _without_model(values: dict[str, object], environ: Mapping[str, str]) -> tup
             f"--max-num-batched-tokens {config.max_num_batched_tokens}: at least --max-num-seqs ({config.max_num_seqs}) is wanted, "
             "since a step decodes one token of every running request"
         )
-    place_workers(config, environ)
+    check_accelerators(config, host, environ)
+    remarks += remarks_on(config, host)
     check_memory(config)
     return config, remarks
 
