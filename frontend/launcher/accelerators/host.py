@@ -119,7 +119,7 @@ def why_not(path: Path, *, open_it: bool) -> str:
     try:
         if open_it:
             os.close(os.open(path, os.O_RDWR | os.O_CLOEXEC))
-        elif not os.access(path, os.R_OK | os.W_OK):
+        elif not os.access(path, os.R_OK | os.W_OK, effective_ids=True):
             return "EACCES" if path.exists() else "ENOENT"
     except OSError as error:
         return errno.errorcode.get(error.errno or 0, "EIO")

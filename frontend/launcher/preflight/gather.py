@@ -57,7 +57,7 @@ def check(
     with _noted(report):
         own, _ = accept(arguments, flag_names())
         values = read_flags(own)
-    config = _configuration(arguments, environ, own_port, report)
+    config = _configuration(arguments, environ, own_port, places, report)
     draft = config or _draft(values)
     host = None
     with _noted(report):
@@ -83,11 +83,13 @@ def _noted(report: Report) -> Iterator[None]:
         report.stop(str(error), error.exit_code)
 
 
-def _configuration(arguments: Sequence[str], environ: Mapping[str, str], own_port: bool, report: Report) -> EngineConfig | None:
+def _configuration(
+    arguments: Sequence[str], environ: Mapping[str, str], own_port: bool, places: Places | None, report: Report
+) -> EngineConfig | None:
     """What a start would have, with what it would say; None: it would end, or download first."""
     with _noted(report):
         try:
-            config, remarks = read_options(arguments, environ, own_port=own_port, download=_download(environ))
+            config, remarks = read_options(arguments, environ, own_port=own_port, download=_download(environ), places=places)
         except _NotHere as error:
             report.remarks.append(str(error))
         else:
