@@ -25,6 +25,7 @@ from frontend.launcher.preflight.report import Answer, CheckedChip, CheckedModel
 from frontend.launcher.repositories import Wanted
 from protocol.config import EngineConfig, LoadFormat, LogFormat
 from protocol.errors import DeviceError, EngineError
+from protocol.gguf_shards import whole_name
 from protocol.host_memory import memory_limit
 
 _DRAFT = EngineConfig(model_path="", model_format="gguf", served_model_names=(), device="auto")
@@ -183,7 +184,8 @@ def _size_of(files: ModelFiles) -> int:
     path = Path(files.path)
     if files.format == "huggingface":
         return sum(file.stat().st_size for file in path.glob("*.safetensors"))
-    return path.stat().st_size
+    parts = (file for file in path.parent.glob("*.gguf") if whole_name(file.name) == whole_name(path.name))
+    return sum(file.stat().st_size for file in parts)
 
 
 def _remark_on_memory(draft: EngineConfig, report: Report) -> None:
