@@ -42,7 +42,7 @@ class OpenFiles:
     """Who has which files open, as far as this user may know."""
 
     by_path: dict[str, tuple[Process, ...]]
-    hidden: frozenset[int]  # processes whose open files are not shown
+    seen: frozenset[int]  # processes whose open files are shown
 
 
 def numbered(directory: Path, prefix: str) -> list[Path]:
@@ -55,20 +55,18 @@ def open_files(paths: Collection[Path], places: Places) -> OpenFiles:
     """Which processes, other than this one, have any of `paths` open."""
     wanted = {str(path) for path in paths}
     by_path: dict[str, list[Process]] = {path: [] for path in wanted}
-    hidden: set[int] = set()
+    seen: set[int] = set()
     for pid in _pids(places):
         directory = places.proc / str(pid) / "fd"
         try:
             with os.scandir(directory) as entries:
                 targets = {_target(entry.path) for entry in entries}
-        except FileNotFoundError:  # it has ended
+        except OSError:  # another user's, or it has ended
             continue
-        except OSError:
-            hidden.add(pid)
-            continue
+        seen.add(pid)
         for path in wanted & targets:
             by_path[path].append(name_process(pid, places))
-    return OpenFiles({path: tuple(found) for path, found in by_path.items()}, frozenset(hidden))
+    return OpenFiles({path: tuple(found) for path, found in by_path.items()}, frozenset(seen))
 
 
 def name_process(pid: int, places: Places) -> Process:
@@ -81,13 +79,18 @@ def name_process(pid: int, places: Places) -> Process:
 def lock_holder(path: Path, places: Places) -> Process | None:
     """Who holds a lock on the whole file (lockf); a lock ends with its process, the file stays."""
     try:
-        inode = path.stat().st_ino
+        file = path.stat()
         lines = (places.proc / "locks").read_text().splitlines()
     except OSError:
         return None
+    device = f"{os.major(file.st_dev):02x}:{os.minor(file.st_dev):02x}"
     for line in lines:
         fields = line.split()  # 1: POSIX ADVISORY WRITE 4711 fe:00:2146824 0 EOF
-        if fields[1:2] == ["POSIX"] and len(fields) > 5 and fields[5].rpartition(":")[2] == str(inode) and fields[4].isdigit():
+        if len(fields) < 6 or fields[1] != "POSIX" or not fields[4].isdigit() or fields[4] == "0":  # 0: of another namespace
+            continue
+        on, _, inode = fields[5].rpartition(":")
+        # File systems without a device of their own (major number 0) have several names for one.
+        if inode == str(file.st_ino) and (on == device or on[:3] == device[:3] == "00:"):
             return name_process(int(fields[4]), places)
     return None
 

@@ -107,7 +107,7 @@ def look_for_tpus(places: Places, environ: Mapping[str, str]) -> TpuHost:
         container=why_not(places.dev / "vfio" / "vfio", open_it=True) if vfio else "",
         locked_memory=locked_memory_limit(places),
         lock_holder=holder,
-        lock_holder_is_seen=holder is None or holder.pid not in files.hidden,
+        lock_holder_is_seen=holder is None or holder.pid in files.seen,
         huge_pages=_text(places.sys / "kernel/mm/transparent_hugepage/enabled").startswith("[always]"),
     )
 

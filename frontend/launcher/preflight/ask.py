@@ -55,7 +55,8 @@ def ask(
             ended.callback(process.kill)  # runs first
             processes.append(process)
         return [
-            _read(worker, placed, process, max(0.0, deadline - now()), patience)
+            # Who has answered meanwhile is heard, even if another one used the time up.
+            _read(worker, placed, process, max(1.0, deadline - now()), patience)
             for worker, (placed, process) in enumerate(zip(placements, processes, strict=True))
         ]
 

@@ -72,8 +72,13 @@ class FakeHost:
     def lock(self, pid: int) -> None:
         """A process holds libtpu's lock."""
         self.places.tpu_lock.touch()
-        inode = self.places.tpu_lock.stat().st_ino
-        lines = ["1: FLOCK  ADVISORY  WRITE 1 fe:00:1 0 EOF", f"2: POSIX  ADVISORY  WRITE {pid} fe:00:{inode} 0 EOF"]
+        file = self.places.tpu_lock.stat()
+        place = f"{os.major(file.st_dev):02x}:{os.minor(file.st_dev):02x}:{file.st_ino}"
+        lines = [
+            "1: FLOCK  ADVISORY  WRITE 1 fe:00:1 0 EOF",
+            f"2: POSIX  ADVISORY  WRITE 12 ffff:ff:{file.st_ino} 0 EOF",  # of another file system
+            f"3: POSIX  ADVISORY  WRITE {pid} {place} 0 EOF",
+        ]
         (self.places.proc / "locks").write_text("\n".join(lines) + "\n")
 
     def locked_memory(self, limit: str, *, capabilities: int = 0) -> None:

@@ -150,6 +150,12 @@ def test_chips_that_never_answer_are_not_waited_for_for_ever() -> None:
     assert answer.error == "no answer within 0.2 s"
 
 
+def test_a_worker_that_answers_is_heard_beside_one_that_hangs() -> None:
+    hangs = "import json, os, signal\nif 'HANG' in os.environ: signal.pause()\nprint(json.dumps({'devices': [{'kind': 'TPU'}]}))"
+    hung, well = ask("tpu", [Placement((), {"HANG": "1"}), Placement((), {})], {}, patience=0.5, program=program(hangs))
+    assert hung.error and not well.error and well.devices == ("TPU",)
+
+
 def test_workers_are_asked_in_their_own_environments() -> None:
     shows = "import json, os; print(json.dumps({'devices': [{'kind': os.environ['MINE']}], 'platform': ''}))"
     placements = [Placement((), {"MINE": name}, (name,)) for name in ("a", "b")]
