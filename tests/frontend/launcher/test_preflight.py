@@ -163,6 +163,7 @@ def test_workers_are_asked_in_their_own_environments() -> None:
     assert ask("tpu", placements, environ, program=program(shows)) == [Answer(0, ("a",), ("a",)), Answer(1, ("b",), ("b",))]
 
 
+@pytest.mark.slow
 def test_processors_answer() -> None:
     two = {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
     (answer,) = ask("cpu", [Placement((), two)], os.environ)
