@@ -211,9 +211,11 @@ class _Parser:
             self._fail(f"{self._reading} is an array of metadata type {item}, which is not read")
         dtype = np.dtype("<" + _SCALARS[item])
         self._need(length * dtype.itemsize)
-        values = np.frombuffer(self._data, dtype, count=length, offset=self._position).tolist()
+        values: list[int] | list[float] | list[bool] = np.frombuffer(
+            self._data, dtype, count=length, offset=self._position
+        ).tolist()
         self._position += length * dtype.itemsize
-        return values  # type: ignore[no-any-return]
+        return values
 
     def _strings(self, count: int) -> list[str]:
         """`_string`, count times: in a loop of its own, since there are hundreds of thousands."""

@@ -60,6 +60,7 @@ HEAVY = (
 BRINGS: dict[str, tuple[str, ...]] = {
     "frontend.client": (),
     "frontend.launcher.__main__": (),
+    "frontend.launcher.preflight.gather": (),
     "frontend.server.__main__": ("tokenizers", "jinja2", "starlette", "httptools", "uvloop", "prometheus_client"),
     "frontend.bench.__main__": ("httptools", "uvloop"),
     "frontend.bench.trace.__main__": (),
@@ -68,6 +69,7 @@ BRINGS: dict[str, tuple[str, ...]] = {
     "frontend.terminal.top.__main__": ("rich",),
     "scheduler_proc.__main__": (),
     "tpu_worker.__main__": (),  # the simulated device needs no JAX
+    "tpu_worker.probe": (),  # dies with its launcher before JAX is there
 }
 
 

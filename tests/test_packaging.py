@@ -5,9 +5,11 @@ import shutil
 import subprocess
 import tomllib
 import zipfile
+from importlib.metadata import requires
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
 
 from protocol.errors import ExitCode
 from tests.integration.launching import SIMULATED, launch, refuse
@@ -60,6 +62,40 @@ def test_the_wheel_works_without_the_repository(wheel: Path, tmp_path: Path) -> 
         answer = subprocess.run(chat, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=True, cwd=tmp_path)
         assert answer.stdout and not answer.stderr
         assert engine.stop() == ExitCode.OK
+
+
+def test_extras_bring_the_accelerators_and_nothing_else_does() -> None:
+    """As pip reads it: plain twodeep has JAX for processors; the extras, JAX's own for chips, of the same versions."""
+
+    def brought(extra: str) -> set[str]:
+        lines = map(Requirement, requires("twodeep") or [])
+        own = [line for line in lines if line.marker is None or line.marker.evaluate({"extra": extra})]
+        jax = [line for line in own if line.name == "jax"]
+        assert {str(line.specifier) for line in jax} == {"<0.13,>=0.10"}
+        theirs = [line for line in map(Requirement, requires("jax") or []) if line.marker is not None]
+        wanted = {extra for line in jax for extra in line.extras}
+        return {line.name for line in own} | {
+            line.name for line in theirs if any(line.marker and line.marker.evaluate({"extra": name}) for name in wanted)
+        }
+
+    chips = {"libtpu", "jax-cuda13-plugin", "jax-cuda12-plugin"}
+    assert brought("") & chips == set() and "jax" in brought("")
+    assert brought("tpu") & chips == {"libtpu"}
+    assert brought("cuda") & chips == {"jax-cuda13-plugin"}
+    assert brought("otel") & chips == set()
+
+
+def test_the_library_that_compiles_in_the_tests_is_of_the_age_of_jax() -> None:
+    (wanted,) = (line for line in map(Requirement, requires("jax") or []) if line.name == "libtpu")
+    groups = map(Requirement, _PROJECT["dependency-groups"]["dev"])
+    ours = [
+        line
+        for line in groups
+        if line.name == "libtpu" and (line.marker is None or line.marker.evaluate({"platform_machine": "x86_64"}))
+    ]
+    assert len(ours) == 1, "one for each version of Python"
+    (minor,) = (str(part.version) for part in ours[0].specifier if part.operator == ">=")
+    assert wanted.specifier.contains(minor)
 
 
 def test_the_container_is_made_of_what_is_there() -> None:

@@ -1,16 +1,21 @@
 """`engine-launch`: reads the flags, starts the engine, stays until it ends."""
 
 import os
+import signal
 import sys
 
-from frontend.launcher.output import Voice, finish, open_standard_descriptors, say
+from frontend.launcher.output import Voice, finish, open_standard_descriptors, say, write_line
 from frontend.launcher.signals import Signals
 from protocol.errors import ConfigError, EngineError
+
+CHECK = "--check"
 
 
 def main() -> int:
     """Entry point. Returns the exit code: 0 after a requested stop, `protocol.errors.ExitCode` otherwise."""
     open_standard_descriptors()
+    if CHECK in sys.argv[1:]:
+        return _check()
     signals = Signals()
     try:
         _check_packages()
@@ -36,6 +41,27 @@ def main() -> int:
         return error.exit_code
     finally:
         signals.end()
+        finish()
+
+
+def _check() -> int:
+    """`--check`: nothing is started that stays, so signals end it as they end any program."""
+    try:
+        _check_packages()
+        from frontend.launcher.activation import inherited_listener
+        from frontend.launcher.preflight.gather import check
+        from frontend.launcher.preflight.report import as_json, as_text
+
+        listener = inherited_listener(os.environ)
+        report, style = check(sys.argv[1:], os.environ, own_port=listener is None)
+        write_line(sys.stdout, as_json(report) if style == "json" else as_text(report))
+        return report.exit_code
+    except EngineError as error:
+        say(str(error))
+        return error.exit_code
+    except KeyboardInterrupt:
+        return 128 + signal.SIGINT
+    finally:
         finish()
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import msgspec
 
+from frontend.launcher.accelerators.host import raise_locked_memory_limit
 from frontend.launcher.child import PROGRAMS, ChildProcess, Programs
 from frontend.launcher.events import (
     SCHEDULER,
@@ -107,6 +108,8 @@ class Engine:
             self._run_dir.sweep()
             if "stop" in self._signals.take():
                 return ExitCode.OK
+            if self._config.device == "tpu":
+                raise_locked_memory_limit()
             if self._listener is None:  # held here, so that nobody takes it when a frontend dies; also to know which 0 means
                 self._port = bind_http(self._config.host, self._config.port, shared=self._config.frontends > 1)
                 self._config = msgspec.structs.replace(self._config, port=self._port.getsockname()[1])

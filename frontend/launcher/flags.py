@@ -191,6 +191,7 @@ def read_flags(arguments: Sequence[str]) -> dict[str, object]:
     )
     parser.add_argument("words", metavar="MODEL", nargs="*", help="the model; `serve` before it says nothing")
     parser.add_argument("--version", action="store_true", help="print the version and leave")
+    parser.add_argument("--check", action="store_true", help="say what a start would find here, and what would stop it, and leave")
     parser.add_argument("--config", metavar="FILE.toml", help="flags by their names here, without the dashes in front")
     groups = {name: parser.add_argument_group(name) for name in dict.fromkeys(flag.group for flag in FLAGS)}
     for flag in FLAGS:
@@ -211,6 +212,7 @@ def read_flags(arguments: Sequence[str]) -> dict[str, object]:
 
         print(f"twodeep {version('twodeep')}")
         raise SystemExit(0)
+    given.pop("check", None)  # `frontend.launcher.__main__` acts on it
     values = _read_file(given.pop("config")) if "config" in given else {}
     for key, raw in given.items():
         flag = _BY_NAME[key.replace("_", "-")]
@@ -222,7 +224,7 @@ def read_flags(arguments: Sequence[str]) -> dict[str, object]:
 def flag_names() -> frozenset[str]:
     """Everything that may stand on the command line, without the dashes in front."""
     switches = (f"no-{flag.name}" for flag in FLAGS if flag.parse is None)
-    return frozenset((*_BY_NAME, *switches, "no-compilation-cache", "config", "help", "version"))
+    return frozenset((*_BY_NAME, *switches, "no-compilation-cache", "check", "config", "help", "version"))
 
 
 def _model(words: Sequence[str], flag: object) -> dict[str, object]:

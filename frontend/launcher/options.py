@@ -7,6 +7,7 @@ from typing import Literal, cast
 
 import msgspec
 
+from frontend.launcher.accelerators.host import Places
 from frontend.launcher.addresses import check_port, check_socket
 from frontend.launcher.download import Download
 from frontend.launcher.embeddings import embedding_settings
@@ -15,7 +16,7 @@ from frontend.launcher.generation_config import sampling_defaults
 from frontend.launcher.habits import accept
 from frontend.launcher.memory import check_memory
 from frontend.launcher.models import ModelFiles, examine_model, resolve_model
-from frontend.launcher.placement import place_workers, resolve_device
+from frontend.launcher.placement import check_accelerators, look_at_host, remarks_on, resolve_device
 from frontend.launcher.traces import traces_endpoint
 from frontend.launcher.values import api_key
 from protocol.cache_directory import default_cache, private_directory, temporary_cache
@@ -33,10 +34,15 @@ _NAMES_LIMIT = 1 << 14  # bytes of all names of the model, for the same reason
 
 
 def read_options(
-    arguments: Sequence[str], environ: Mapping[str, str] = os.environ, *, own_port: bool = True, download: Download | None = None
+    arguments: Sequence[str],
+    environ: Mapping[str, str] = os.environ,
+    *,
+    own_port: bool = True,
+    download: Download | None = None,
+    places: Places | None = None,
 ) -> tuple[EngineConfig, list[str]]:
     """The configuration, and remarks for the operator. `own_port`: whether --host and --port are to be had, and not handed over.
-    `download`: how a model comes that is not here; None: it does not.
+    `download`: how a model comes that is not here; None: it does not. `places`: where accelerators are looked for.
 
     Everything else is checked before the model: who has to download one first should not hear of a wrong port after that.
     Raises EngineError of the right kind; `--help` and `--version` raise SystemExit.
@@ -53,7 +59,7 @@ def read_options(
     revision, download_dir = (cast("str | None", values.pop(name, None)) for name in ("revision", "download_dir"))
     pooling = cast(Literal["auto", Pooling], values.pop("pooling", "auto"))
     matryoshka = cast("bool | None", values.pop("matryoshka", None))
-    draft, remarks = _without_model(values, environ)
+    draft, remarks = _without_model(values, environ, places)
     remarks = passed_over + remarks
     if own_port:
         check_port(draft.host, draft.port)
@@ -84,8 +90,10 @@ def read_reloadable(arguments: Sequence[str], environ: Mapping[str, str] = os.en
     return Reload(_keys(values, environ, []), cast(LogLevel, values.get("log_level", DEFAULT_LOG_LEVEL)))
 
 
-def _without_model(values: dict[str, object], environ: Mapping[str, str]) -> tuple[EngineConfig, list[str]]:
-    device, remark = resolve_device(cast(Device, values.pop("device", "auto")))
+def _without_model(values: dict[str, object], environ: Mapping[str, str], places: Places | None) -> tuple[EngineConfig, list[str]]:
+    asked = cast(Device, values.pop("device", "auto"))
+    host = look_at_host(asked, environ, places)
+    device, remark = resolve_device(asked, host)
     remarks = [remark] if remark else []
     values.pop("enable_auto_tool_choice", None)
     times = {key.removeprefix("sim_"): values.pop(key) for key in list(values) if key.startswith("sim_")}
@@ -125,7 +133,8 @@ def _without_model(values: dict[str, object], environ: Mapping[str, str]) -> tup
             f"--max-num-batched-tokens {config.max_num_batched_tokens}: at least --max-num-seqs ({config.max_num_seqs}) is wanted, "
             "since a step decodes one token of every running request"
         )
-    place_workers(config, environ)
+    check_accelerators(config, host, environ, places=places)
+    remarks += remarks_on(config, host)
     check_memory(config)
     return config, remarks
 

@@ -3,23 +3,22 @@
 Decided without JAX: the environment that narrows a process to its chips must be set before JAX starts in it.
 """
 
-import importlib.util
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from frontend.launcher.accelerators.cuda import CudaHost, look_for_gpus, obstacles_to_gpus, share_out_gpus
+from frontend.launcher.accelerators.host import HERE, Places, Process, wait_for_end
+from frontend.launcher.accelerators.tpu import TpuHost, look_for_tpus, obstacles_to_tpus, remarks_on_tpus, share_out, tpu_environ
+from frontend.launcher.accelerators.versions import Versions, obstacles_of_versions, read_versions
 from protocol.config import Device, EngineConfig
-from protocol.errors import ConfigError, DeviceError
-
-DEVICES = Path("/dev")
-
+from protocol.errors import EngineError
 
 ResolvedDevice = Literal["cpu", "tpu", "cuda", "sim"]
 
-# The chips of one host lie in a grid; a process may own only these parts of it (x, y, z).
-_TPU_BOUNDS = {1: "1,1,1", 2: "1,2,1", 4: "2,2,1", 8: "2,4,1"}
+_ENDING = 5.0  # seconds in which a process that holds a chip may end by itself: one that was killed takes a moment
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,44 +27,98 @@ class Placement:
 
     cpus: tuple[int, ...]  # processors; empty: all
     environ: dict[str, str]  # set over the launcher's own environment
+    chips: tuple[str, ...] = ()  # by their numbers, or as CUDA_VISIBLE_DEVICES names them
 
 
-def resolve_device(device: Device) -> tuple[ResolvedDevice, str]:
+@dataclass(frozen=True, slots=True)
+class Host:
+    """The accelerators of this host, and what is installed for them."""
+
+    tpu: TpuHost
+    cuda: CudaHost
+    versions: Versions
+
+
+def look_at_host(device: Device, environ: Mapping[str, str], places: Places | None = None) -> Host:
+    """Reads what matters for the device. Raises ConfigError for a variable of the environment that names no chips."""
+    places = HERE if places is None else places
+    if device in ("cpu", "sim"):
+        return Host(TpuHost(), CudaHost(), read_versions(environ))
+    return Host(look_for_tpus(places, environ), look_for_gpus(places), read_versions(environ))
+
+
+def resolve_device(device: Device, host: Host) -> tuple[ResolvedDevice, str]:
     """The device that `auto` stands for, and a remark for the operator (or "").
 
-    An accelerator counts only when JAX's plugin for it is installed too. Raises DeviceError when one is asked for that has none.
+    An accelerator counts only when JAX's plugin for it is installed too. What is asked for by name stays: `obstacles` says whether
+    it can be had.
     """
-    if device == "tpu" and not _has_tpu_plugin():
-        raise DeviceError("--device tpu: libtpu is not installed: add twodeep[tpu], or choose --device cpu")
-    if device == "cuda" and not _has_cuda_plugin():
-        raise DeviceError("--device cuda: JAX's CUDA plugin is not installed: add twodeep[cuda], or choose --device cpu")
     if device != "auto":
         return device, ""
-    if _tpu_chips():
-        if _has_tpu_plugin():
+    if host.tpu.chips:
+        if host.versions.has_libtpu:
             return "tpu", ""
         return "cpu", "TPU chips are here, but libtpu is not installed: add twodeep[tpu]; using the CPU"
-    if any(DEVICES.glob("nvidia[0-9]*")):
-        if _has_cuda_plugin():
+    if host.cuda.gpus:
+        if host.versions.cuda is not None:
             return "cuda", ""
         return "cpu", "an NVIDIA GPU is here, but JAX's CUDA plugin is not installed: add twodeep[cuda]; using the CPU"
     return "cpu", ""
 
 
-def place_workers(config: EngineConfig, environ: Mapping[str, str]) -> list[Placement]:
-    """One Placement per worker: worker i gets the chips [i * T, (i + 1) * T), or its share of the processors on the CPU.
+def obstacles(config: EngineConfig, host: Host, environ: Mapping[str, str]) -> list[EngineError]:
+    """What keeps the workers from their device, each in a sentence, what is to be mended first before the others. Pure."""
+    match config.device:
+        case "tpu" if not host.tpu.chips:
+            return obstacles_to_tpus(host.tpu, ())
+        case "cuda" if not host.cuda.gpus and (missing := obstacles_to_gpus(host.cuda, (), None)):
+            return missing
+    found = obstacles_of_versions(host.versions, config.device)
+    try:
+        used = [chip for placed in place_workers(config, environ, host) for chip in placed.chips]
+    except EngineError as error:
+        return [*found, error]
+    if config.device == "tpu":
+        found += obstacles_to_tpus(host.tpu, [int(chip) for chip in used])
+    elif config.device == "cuda":
+        found += obstacles_to_gpus(host.cuda, used, host.versions.cuda)
+    return found
 
-    As far as that can be seen from outside: raises ConfigError when the host's visible chips do not suffice, DeviceError when there
-    are none.
+
+def remarks_on(config: EngineConfig, host: Host) -> list[str]:
+    """What an operator should know of the chips, though it stops nothing."""
+    return remarks_on_tpus(host.tpu, config.tensor_parallel_size) if config.device == "tpu" else []
+
+
+def check_accelerators(config: EngineConfig, host: Host, environ: Mapping[str, str], *, places: Places | None = None) -> None:
+    """Raises what stands first against using the device. Who holds a chip has a few seconds to end by itself: an engine that was
+    killed may do so just now.
     """
-    chips = [range(i * config.tensor_parallel_size, (i + 1) * config.tensor_parallel_size) for i in range(config.workers)]
+    if (found := obstacles(config, host, environ)) and (holders := _holders(host)):
+        wait_for_end(holders, _ENDING)
+        found = obstacles(config, look_at_host(config.device, environ, places), environ)
+    if found:
+        raise found[0]
+
+
+def place_workers(config: EngineConfig, environ: Mapping[str, str], host: Host | None = None) -> list[Placement]:
+    """One Placement per worker: worker i gets the i-th share of the chips, or of the processors on the CPU.
+
+    host: looked at unless given. Raises ConfigError when its visible chips do not suffice, DeviceError when it has no GPU.
+    """
+    host = look_at_host(config.device, environ) if host is None else host
     match config.device:
         case "tpu":
-            return [Placement((), _tpu_environ(config, part)) for part in chips]
+            shares = share_out(host.tpu, config.workers, config.tensor_parallel_size)
+            return [Placement((), tpu_environ(host.tpu, chips, environ), tuple(map(str, chips))) for chips in shares]
         case "cuda":
-            return [Placement((), _cuda_environ(config, part, environ)) for part in chips]
+            names = share_out_gpus(host.cuda, config.workers, config.tensor_parallel_size, environ)
+            return [
+                Placement((), {"JAX_PLATFORMS": "cuda,cpu", "CUDA_VISIBLE_DEVICES": ",".join(share)}, tuple(share))
+                for share in names
+            ]
         case "sim":
-            return [Placement((), {"JAX_PLATFORMS": "cpu"}) for _ in chips]
+            return [Placement((), {"JAX_PLATFORMS": "cpu"}) for _ in range(config.workers)]
         case _:
             variables = _cpu_environ(config, environ)
             return [Placement(cpus, variables) for cpus in split_processors(_processors(), config.workers)]
@@ -92,17 +145,8 @@ def _processors() -> list[int]:
     return sorted(os.sched_getaffinity(0), key=place)
 
 
-def _has_tpu_plugin() -> bool:
-    return importlib.util.find_spec("libtpu") is not None
-
-
-def _has_cuda_plugin() -> bool:
-    return any(importlib.util.find_spec(f"jax_cuda{version}_plugin") is not None for version in (12, 13))
-
-
-def _tpu_chips() -> int:
-    """Chips that the kernel shows: /dev/accel0, … (up to v4 and v5e) or /dev/vfio/0, … (later)."""
-    return len(list(DEVICES.glob("accel[0-9]*"))) or len(list(DEVICES.glob("vfio/[0-9]*")))
+def _holders(host: Host) -> set[Process]:
+    return {process for chip in host.tpu.chips for process in chip.holders}
 
 
 def _cpu_environ(config: EngineConfig, environ: Mapping[str, str]) -> dict[str, str]:
@@ -112,39 +156,3 @@ def _cpu_environ(config: EngineConfig, environ: Mapping[str, str]) -> dict[str, 
         devices = f"--xla_force_host_platform_device_count={config.tensor_parallel_size}"
         variables["XLA_FLAGS"] = f"{environ.get('XLA_FLAGS', '')} {devices}".strip()
     return variables
-
-
-def _tpu_environ(config: EngineConfig, chips: range) -> dict[str, str]:
-    size, needed, present = config.tensor_parallel_size, config.workers * config.tensor_parallel_size, _tpu_chips()
-    if present and needed > present:
-        raise ConfigError(
-            f"--workers {config.workers} × --tensor-parallel-size {size} needs {needed} TPU chips, here are {present}"
-        )
-    environ = {"JAX_PLATFORMS": "tpu,cpu"}
-    if config.workers == 1 and size == present:
-        return environ  # the whole host, in whatever shape it has
-    if size not in _TPU_BOUNDS:
-        raise ConfigError(f"--tensor-parallel-size {size}: a process can own 1, 2, 4 or 8 chips of a TPU host, or all of them")
-    return environ | {
-        "TPU_VISIBLE_CHIPS": ",".join(map(str, chips)),
-        "TPU_CHIPS_PER_PROCESS_BOUNDS": _TPU_BOUNDS[size],
-        "TPU_PROCESS_BOUNDS": "1,1,1",
-    }
-
-
-def _cuda_environ(config: EngineConfig, chips: range, environ: Mapping[str, str]) -> dict[str, str]:
-    visible = environ.get("CUDA_VISIBLE_DEVICES")
-    if visible is not None:
-        names = [name.strip() for name in visible.split(",") if name.strip()]
-    else:
-        names = [str(index) for index in range(len(list(DEVICES.glob("nvidia[0-9]*"))))]
-    needed = config.workers * config.tensor_parallel_size
-    if not names:
-        reason = "there is no /dev/nvidia0" if visible is None else f"CUDA_VISIBLE_DEVICES={visible} names none"
-        raise DeviceError(f"--device cuda: no GPU is here, {reason}")
-    if needed > len(names):
-        source = f"CUDA_VISIBLE_DEVICES={visible} names {len(names)}" if visible is not None else f"here are {len(names)}"
-        raise ConfigError(
-            f"--workers {config.workers} × --tensor-parallel-size {config.tensor_parallel_size} needs {needed} GPUs, {source}"
-        )
-    return {"JAX_PLATFORMS": "cuda,cpu", "CUDA_VISIBLE_DEVICES": ",".join(names[chip] for chip in chips)}

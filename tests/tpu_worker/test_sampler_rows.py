@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -44,7 +45,7 @@ class Row:
 
     def logits(self) -> npt.NDArray[np.float32]:
         random = np.random.default_rng(self.draw)
-        x = random.normal(0, 3, VOCAB)
+        x: npt.NDArray[Any] = random.normal(0, 3, VOCAB)
         match self.kind:
             case "ties":
                 x = np.round(x)

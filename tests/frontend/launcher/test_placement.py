@@ -1,16 +1,10 @@
-"""Processors and chips of each worker."""
+"""The device of all workers, and the processors of each."""
 
-import importlib.util
-from pathlib import Path
-
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from frontend.launcher import placement
-from frontend.launcher.placement import place_workers, resolve_device, split_processors
+from frontend.launcher.placement import look_at_host, place_workers, resolve_device, split_processors
 from protocol.config import Device, EngineConfig
-from protocol.errors import ConfigError, DeviceError
 
 
 def config(device: Device, workers: int, tensor_parallel_size: int = 1) -> EngineConfig:
@@ -52,45 +46,6 @@ def test_processors_are_as_many_devices_as_a_worker_wants() -> None:
     assert place_workers(config("cpu", 1, 2), {})[0].environ["XLA_FLAGS"] == "--xla_force_host_platform_device_count=2"
 
 
-def test_gpus_are_taken_from_those_that_are_visible() -> None:
-    visible = {"CUDA_VISIBLE_DEVICES": "3,GPU-abc,5,7"}
-    shares = [placed.environ["CUDA_VISIBLE_DEVICES"] for placed in place_workers(config("cuda", 2, 2), visible)]
-    assert shares == ["3,GPU-abc", "5,7"]
-    with pytest.raises(ConfigError, match="needs 6 GPUs, CUDA_VISIBLE_DEVICES=3,GPU-abc,5,7 names 4"):
-        place_workers(config("cuda", 3, 2), visible)
-
-
-def test_a_gpu_that_is_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(placement, "DEVICES", tmp_path)
-    with pytest.raises(DeviceError, match="--device cuda: no GPU is here, there is no /dev/nvidia0"):
-        place_workers(config("cuda", 1), {})
-    with pytest.raises(DeviceError, match="no GPU is here, CUDA_VISIBLE_DEVICES= names none"):
-        place_workers(config("cuda", 1), {"CUDA_VISIBLE_DEVICES": ""})
-
-
-@pytest.mark.parametrize(
-    ("device", "package"), [("tpu", r"libtpu .*: add twodeep\[tpu\]"), ("cuda", r"JAX's CUDA plugin .*cuda\]")]
-)
-def test_an_accelerator_whose_plugin_is_not_installed(device: Device, package: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(importlib.util, "find_spec", {}.get)
-    with pytest.raises(DeviceError, match=rf"--device {device}: {package}"):
-        resolve_device(device)
-
-
-def test_tpu_chips(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for chip in range(8):
-        (tmp_path / f"accel{chip}").touch()
-    monkeypatch.setattr(placement, "DEVICES", tmp_path)
-    first, second = (placed.environ for placed in place_workers(config("tpu", 2, 4), {}))
-    assert (first["TPU_VISIBLE_CHIPS"], second["TPU_VISIBLE_CHIPS"]) == ("0,1,2,3", "4,5,6,7")
-    assert first["TPU_CHIPS_PER_PROCESS_BOUNDS"] == "2,2,1"
-    assert place_workers(config("tpu", 1, 8), {})[0].environ == {"JAX_PLATFORMS": "tpu,cpu"}
-    with pytest.raises(ConfigError, match="needs 12 TPU chips, here are 8"):
-        place_workers(config("tpu", 3, 4), {})
-    with pytest.raises(ConfigError, match="--tensor-parallel-size 3: a process can own 1, 2, 4 or 8"):
-        place_workers(config("tpu", 2, 3), {})
-
-
 def test_auto_resolves_and_anything_else_stays() -> None:
-    assert resolve_device("auto")[0] in ("cpu", "tpu", "cuda")
-    assert resolve_device("sim") == ("sim", "")
+    assert resolve_device("auto", look_at_host("auto", {}))[0] in ("cpu", "tpu", "cuda")
+    assert resolve_device("sim", look_at_host("sim", {})) == ("sim", "")

@@ -27,7 +27,7 @@ def make_caches(
     Within a block of a head, positions and features lie as the kernel reads them; only `attend` can tell where. What is in it
     at first means nothing: no position is read before it was written. So its memory is taken, page by page, as it fills.
     """
-    kept = jnp.uint16 if dtype == "bfloat16" else jnp.float32
+    kept = jnp.dtype(jnp.uint16 if dtype == "bfloat16" else jnp.float32)
     suffix = _library_for(kept)
     shape = jax.ShapeDtypeStruct((num_layers, num_blocks, num_kv_heads, 2, block_size, head_dim), kept)
     caches: jax.Array = jax.ffi.ffi_call(f"twodeep_reserve{suffix}", shape)()

@@ -99,7 +99,7 @@ def describe(compiled: Any, weights: Tree, caches: Tree, logits: tuple[int, int]
         "temporaries": memory.temp_size_in_bytes,
         "arguments": memory.argument_size_in_bytes,
         "collectives": {kind: len(re.findall(rf" {kind}(?:-start)?\(", text)) for kind in ("all-reduce", "all-gather")},
-        "kernels": {name: len(re.findall(rf"%{name}[.\d]* = .* custom-call\(", text)) for name in KERNELS},
+        "kernels": {name: len(re.findall(rf"%{name}[.\w]* = .* custom-call\(", text)) for name in KERNELS},
         "readers of logits": count_readers(text, logits),
     }
 

@@ -132,7 +132,7 @@ class Call {
 
 // What a registered symbol does with a call frame: answers XLA's question about versions, or runs `body` and reports what it throws.
 inline XLA_FFI_Error* handle(XLA_FFI_CallFrame* frame, void (*body)(const Call&)) {
-  const XLA_FFI_Extension_Base* extension = frame->extension_start;
+  const auto* extension = frame->extension_start;  // whose type has another name from JAX 0.12 on
   if (extension && extension->type == XLA_FFI_Extension_Metadata) {
     XLA_FFI_Metadata* metadata = reinterpret_cast<const XLA_FFI_Metadata_Extension*>(extension)->metadata;
     metadata->api_version = {XLA_FFI_Api_Version_STRUCT_SIZE, nullptr, XLA_FFI_API_MAJOR, XLA_FFI_API_MINOR};

@@ -1,0 +1,1 @@
+"""`engine-launch --check`: what a start would find here, without one."""
