@@ -10,6 +10,8 @@ import tempfile
 from collections.abc import Collection, Mapping
 from pathlib import Path
 
+from protocol.errors import ConfigError
+
 _MOST_LINKS = 40  # that one path may lead through: the kernel's own limit
 _WRITABLE = stat.S_IWGRP | stat.S_IWOTH
 _REACHABLE = stat.S_IXGRP | stat.S_IXOTH
@@ -65,6 +67,16 @@ def private_directory(path: Path) -> Path:
     _check(here, owners, above=False)
     _check_contents(here, owners)
     return here
+
+
+def existing_private_directory(flag: str, path: str) -> Path:
+    """The same of a directory that somebody names with a flag, and that must be there. Raises ConfigError naming both."""
+    if not Path(path).is_dir():
+        raise ConfigError(f"{flag} {path}: no such directory")
+    try:
+        return private_directory(Path(path))
+    except OSError as error:
+        raise ConfigError(f"{flag} {path}: what lies there is run as it is, and others could have put it there: {error}") from error
 
 
 def _find_or_make(path: Path) -> os.stat_result:

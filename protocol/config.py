@@ -90,6 +90,8 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
     step_timeout: float = 60.0  # seconds without progress: of a step, before its worker counts as hung, and of any main loop
     drain_timeout: float = 30.0  # seconds that running requests get after SIGTERM
     compilation_cache: str = ""  # directory; empty: no persistent cache
+    compiled: str = ""  # directory of programs that were compiled ahead, for workers to load; empty: none
+    save_compiled: str = ""  # directory in which workers put theirs; empty: none
     simulated: SimulatedTimes = SimulatedTimes()
     pulse_timeout: float = 10.0  # seconds that a process may be stopped by a signal; for half of them /health waits
     boot_timeout: float = 1800.0  # seconds without progress while loading or compiling: one program may take minutes

@@ -28,6 +28,11 @@ def make_sums(num_slots: int, hidden_size: int) -> jax.Array:
     return jnp.zeros((num_slots + 1, hidden_size), jnp.float32)
 
 
+def count_embeddings(num_rows: int) -> int:
+    """How many arrays `pool` yields for a step of so many rows."""
+    return -(-num_rows // _AT_ONCE)
+
+
 def pack_pooled(plan: StepPlan, num_rows: int) -> Int32Array:
     """How each row is pooled, [num_rows] int32: 0: not at all."""
     kinds = np.zeros(num_rows, np.int32)

@@ -3,7 +3,7 @@
 import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple, TypeAlias, cast
+from typing import Any, NamedTuple, Protocol, TypeAlias, cast
 
 import jax
 import jax.numpy as jnp
@@ -34,7 +34,7 @@ from tpu_worker.mesh.shards import shard_platform
 from tpu_worker.models.family import Model, Weights
 from tpu_worker.platforms.metadata import AttentionMetadata
 from tpu_worker.platforms.platform import Platform
-from tpu_worker.pooling import Embeddings, make_sums, pool
+from tpu_worker.pooling import Embeddings, count_embeddings, make_sums, pool
 from tpu_worker.rules import SlotRules, make_rules, set_rules
 from tpu_worker.sampler import Sampled, sample
 from tpu_worker.scoring import Scores, score
@@ -84,6 +84,21 @@ class _Computed(NamedTuple):
     caches: Layers
 
 
+class ProgramStore(Protocol):
+    """Programs that need not be compiled again. Safe on any thread."""
+
+    def find(self, name: str, arguments: Any, results: Any) -> Any | None:
+        """The program of this name, as `jax.jit(…).lower(…).compile()` gives it; None: it is to be compiled.
+
+        arguments and results: pytrees of the structures of what it takes, a tuple, and of what it returns.
+        """
+        ...
+
+    def keep(self, name: str, program: Any) -> None:
+        """Takes in a program that was compiled."""
+        ...
+
+
 @dataclass(frozen=True, slots=True)
 class Compiler:
     """Makes the programs of one model on the chips of one worker. Safe on any thread."""
@@ -95,6 +110,7 @@ class Compiler:
     groups: LayerGroups  # … that its layers form
     weights: Shapes
     state: Shapes  # of a DeviceState
+    store: ProgramStore | None = None
 
     def programs(self, buckets: Sequence[Bucket]) -> dict[str, Callable[[], Any]]:
         """Everything that a worker with these buckets may run, by the names that the methods below give: what compiles each."""
@@ -120,7 +136,8 @@ class Compiler:
             return self._greedy(weights, computed, computed.x)
 
         shapes = (self.weights, self.state, self._packed_step(bucket.rows))
-        program: StepProgram = self._compile(_name("step", bucket), step, 1, shapes, (STATE, REPLICATED, REPLICATED))
+        results = (self.state, *_leaves(2))
+        program: StepProgram = self._compile(_name("step", bucket), step, 1, shapes, (STATE, REPLICATED, REPLICATED), results)
         return program
 
     def scorer(self, bucket: Bucket) -> PromptProgram:
@@ -146,7 +163,9 @@ class Compiler:
         state = PromptState(self.state, self.layout.shapes(jax.eval_shape(self._make_sums)))
         shapes = (self.weights, state, self._packed_step(bucket.rows), per_row, per_row)
         outputs = (PromptState(STATE, cast(Any, REPLICATED)), REPLICATED, REPLICATED, REPLICATED, REPLICATED)
-        program: PromptProgram = self._compile(_name("scorer", bucket), step, 1, shapes, outputs)
+        embeddings = _leaves(count_embeddings(bucket.rows) if self.model.family.states is not None else 0)
+        results = (state, *_leaves(2), Scores(*_leaves(2)), embeddings)
+        program: PromptProgram = self._compile(_name("scorer", bucket), step, 1, shapes, outputs, results)
         return program
 
     def make_sums(self) -> jax.Array:
@@ -195,7 +214,9 @@ class Compiler:
         logits = jax.ShapeDtypeStruct((num_rows, self.model.spec.vocab_size), jnp.float32)
         token_ids = jax.ShapeDtypeStruct((num_rows,), jnp.int32)
         shapes = (self.state.slots, self._rules(), *self.layout.shapes((logits, token_ids)), self._packed_step(num_rows))
-        program: SampleProgram = self._compile(_name("sampler", num_rows), resample, 0, shapes, REPLICATED)
+        program: SampleProgram = self._compile(
+            _name("sampler", num_rows), resample, 0, shapes, REPLICATED, (self.state.slots, Sampled(*_leaves(3)))
+        )
         return program
 
     def pick(self, num_rows: int) -> PickProgram:
@@ -209,9 +230,8 @@ class Compiler:
             token_ids = _put_likeliest(token_ids, packed, choose(logits, packed[0], bits))
             return record_masked(slots, packed, token_ids.at[packed[0]].get(mode="clip")), token_ids
 
-        program: PickProgram = self._compile(
-            _name("pick", num_rows), pick, 0, (self.state.slots, *self._masked(num_rows)), REPLICATED
-        )
+        shapes = (self.state.slots, *self._masked(num_rows))
+        program: PickProgram = self._compile(_name("pick", num_rows), pick, 0, shapes, REPLICATED, (self.state.slots, *_leaves(1)))
         return program
 
     def mask(self, num_rows: int) -> MaskProgram:
@@ -223,14 +243,14 @@ class Compiler:
             likeliest = products.pick(logits, packed[0], bits)
             return products.mask(logits, packed[0], bits), _put_likeliest(token_ids, packed, likeliest)
 
-        program: MaskProgram = self._compile(_name("mask", num_rows), mask, 0, self._masked(num_rows), REPLICATED)
+        program: MaskProgram = self._compile(_name("mask", num_rows), mask, 0, self._masked(num_rows), REPLICATED, _leaves(2))
         return program
 
     def admit(self) -> AdmitProgram:
         """The admission of one request: (slots, `pack_admission`'s array) -> slots."""
         slots: SlotState = self.state.slots
         packed = jax.ShapeDtypeStruct((admission_width(slots),), jnp.int32)
-        program: AdmitProgram = self._compile("admit", admit, 0, (slots, self.layout.shapes(packed)), REPLICATED)
+        program: AdmitProgram = self._compile("admit", admit, 0, (slots, self.layout.shapes(packed)), REPLICATED, slots)
         return program
 
     def set_rules(self) -> RulesProgram:
@@ -238,7 +258,7 @@ class Compiler:
         rules = self._rules()
         packed = self.layout.shapes(jax.ShapeDtypeStruct(rules.shape[1:], jnp.int32))
         slot = self.layout.shapes(jax.ShapeDtypeStruct((), jnp.int32))
-        program: RulesProgram = self._compile("rules", set_rules, 0, (rules, slot, packed), REPLICATED)
+        program: RulesProgram = self._compile("rules", set_rules, 0, (rules, slot, packed), REPLICATED, rules)
         return program
 
     def _rules(self) -> Shapes:
@@ -248,13 +268,15 @@ class Compiler:
     def extend(self) -> ExtendProgram:
         """Known tokens for slots that decode: (slots, one of `pack_extensions`' arrays) -> slots."""
         packed = jax.ShapeDtypeStruct((3, EXTENSION_WIDTH), jnp.int32)
-        program: ExtendProgram = self._compile("extend", extend, 0, (self.state.slots, self.layout.shapes(packed)), REPLICATED)
+        slots: SlotState = self.state.slots
+        program: ExtendProgram = self._compile("extend", extend, 0, (slots, self.layout.shapes(packed)), REPLICATED, slots)
         return program
 
     def grow(self) -> GrowProgram:
         """Blocks for prompts under way: (slots, one of `pack_growth`'s arrays) -> slots."""
         packed = jax.ShapeDtypeStruct((4, GROWTH_WIDTH), jnp.int32)
-        program: GrowProgram = self._compile("grow", grow_tables, 0, (self.state.slots, self.layout.shapes(packed)), REPLICATED)
+        slots: SlotState = self.state.slots
+        program: GrowProgram = self._compile("grow", grow_tables, 0, (slots, self.layout.shapes(packed)), REPLICATED, slots)
         return program
 
     def _masked(self, num_rows: int) -> tuple[Shapes, ...]:
@@ -267,10 +289,22 @@ class Compiler:
     def _packed_step(self, num_rows: int) -> Shapes:
         return self.layout.shapes(jax.ShapeDtypeStruct((step_width(num_rows, len(self.groups.windows)),), jnp.int32))
 
-    def _compile(self, name: str, function: Callable[..., Any], donated: int, shapes: tuple[Shapes, ...], outputs: Any) -> Any:
-        """name: of the program, as `programs` lists it."""
+    def _compile(
+        self, name: str, function: Callable[..., Any], donated: int, shapes: tuple[Shapes, ...], outputs: Any, results: Any
+    ) -> Any:
+        """name: of the program, as `programs` lists it. outputs: how what it returns is laid out. results: of its structure."""
+        if self.store is not None and (found := self.store.find(name, shapes, results)) is not None:
+            return found
         program = self.layout.program(function, jax.tree.map(spec_of, shapes), outputs)
-        return jax.jit(program, donate_argnums=donated).lower(*shapes).compile()
+        compiled = jax.jit(program, donate_argnums=donated).lower(*shapes).compile()
+        if self.store is not None:
+            self.store.keep(name, compiled)
+        return compiled
+
+
+def _leaves(count: int) -> tuple[Any, ...]:
+    """So many arrays, where only the structure counts."""
+    return (0,) * count
 
 
 def _name(kind: str, of: Bucket | int) -> str:

@@ -12,6 +12,7 @@ from protocol.codec import Int32Array, UInt32Array, pack_float32, pack_int32
 from protocol.config import EngineConfig
 from protocol.messages import TopLogprobs
 from tpu_worker.allocation import out_of_memory
+from tpu_worker.aot.saved import ProgramFiles
 from tpu_worker.blueprint import draw_blueprint
 from tpu_worker.buckets import Bucket
 from tpu_worker.device import Capacity, ReportProgress, StepPlan, StepResult
@@ -33,7 +34,7 @@ from tpu_worker.program import (
 from tpu_worker.rules import pack_rules
 from tpu_worker.sampler import Sampled
 from tpu_worker.scoring import Scores, pack_scored, unpack_scores
-from tpu_worker.warmup import Programs, use_compilation_cache
+from tpu_worker.warmup import Programs, leave_compilation_cache, use_compilation_cache
 from tpu_worker.weights.kept import describe_weights
 from tpu_worker.weights.load import WeightLoader, open_source
 
@@ -68,6 +69,7 @@ class JaxDevice:
         self._platform: Platform
         self._state: DeviceState
         self.programs: Programs
+        self.program_files = ProgramFiles(config)
         self._vocab_size: int
         self._rules: jax.Array  # of all slots; of those without any, whatever was there
         self._admit: AdmitProgram
@@ -85,7 +87,10 @@ class JaxDevice:
 
     def _load(self, report: ReportProgress) -> Capacity:
         config = self._config
-        use_compilation_cache(config.compilation_cache)
+        if config.save_compiled:
+            leave_compilation_cache()
+        else:
+            use_compilation_cache(config.compilation_cache)
         devices = open_devices(config)
         source = open_source(config)
         blueprint = draw_blueprint(config, source, make_layout(devices), devices[0].platform, self._given)
@@ -105,7 +110,9 @@ class JaxDevice:
         num_blocks = count_blocks(
             config, spec, blueprint.block_size, blueprint.groups, blueprint.max_model_len, attention, memory, devices, pending
         )
-        compiler = blueprint.compiler(shapes, num_blocks)
+        files = self.program_files
+        num_blocks = files.choose_blocks(blueprint, shapes, num_blocks)
+        compiler = files.attach(blueprint, blueprint.compiler(shapes, num_blocks), num_blocks)
         with ThreadPoolExecutor(1, thread_name_prefix="loading") as pool:
             loaded = pool.submit(loader.load_rest, weights)
             num_rows = {size for bucket in blueprint.buckets for size in (bucket.tokens, bucket.rows)}

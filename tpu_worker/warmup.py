@@ -5,6 +5,7 @@ import threading
 from collections.abc import Callable, Sequence
 
 import jax
+from jax.experimental.compilation_cache import compilation_cache
 
 from protocol.errors import describe
 from tpu_worker.buckets import Bucket, by_cost, first_to_hold
@@ -157,3 +158,9 @@ def use_compilation_cache(directory: str) -> None:
     jax.config.update("jax_compilation_cache_dir", directory)
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+
+
+def leave_compilation_cache() -> None:
+    """Compiles everything anew: on the CPU, what comes out of a cache is not whole when it is serialised again (JAX 0.10)."""
+    jax.config.update("jax_enable_compilation_cache", False)
+    compilation_cache.reset_cache()  # it asks once whether there is one

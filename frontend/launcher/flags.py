@@ -86,6 +86,8 @@ FLAGS = (
     Flag("tensor-parallel-size", "devices", "chips in each worker", integer(1, 256), "T"),
     Flag("device", "devices", "what the workers run on", choice("auto", "cpu", "tpu", "cuda", "sim"), "auto|cpu|tpu|cuda|sim"),
     Flag("compilation-cache", "devices", "where compiled programs are kept; --no-compilation-cache: nowhere", text, "DIR"),
+    Flag("compiled", "devices", "directory of programs that engine-aot --save or --save-compiled wrote, to load", text, "DIR"),
+    Flag("save-compiled", "devices", "directory in which compiled programs are put, for --compiled", text, "DIR"),
     Flag("kv-cache-memory", "devices", "KV cache per worker, such as 512M or 2GiB (from the memory that is there)", size, "BYTES"),
     Flag(
         "gpu-memory-utilization",

@@ -19,7 +19,7 @@ from frontend.launcher.models import ModelFiles, examine_model, resolve_model
 from frontend.launcher.placement import check_accelerators, look_at_host, remarks_on, resolve_device
 from frontend.launcher.traces import traces_endpoint
 from frontend.launcher.values import api_key
-from protocol.cache_directory import default_cache, private_directory, temporary_cache
+from protocol.cache_directory import default_cache, existing_private_directory, private_directory, temporary_cache
 from protocol.config import DEFAULT_LOG_LEVEL, Device, Dtype, EngineConfig, LoadFormat, LogLevel
 from protocol.errors import ConfigError
 from protocol.messages import Reload
@@ -120,6 +120,7 @@ def _without_model(values: dict[str, object], environ: Mapping[str, str], places
         values["compilation_cache"] = str(default_cache(environ)) if device != "sim" else ""
     if values["compilation_cache"]:
         values["compilation_cache"] = _prepare_cache(Path(os.path.expanduser(cast(str, values["compilation_cache"]))), remarks)
+    _check_compiled(values, device, remarks)
     values |= {
         "model_path": "",
         "model_format": "gguf",
@@ -204,6 +205,25 @@ def _read_keys(path: str) -> tuple[str, ...]:
     if not keys or len(data) > _KEY_FILE_LIMIT:
         raise ConfigError(f"--api-key-file {path}: at least one key, one per line, and at most {_KEY_FILE_LIMIT} bytes are wanted")
     return keys
+
+
+def _check_compiled(values: dict[str, object], device: str, remarks: list[str]) -> None:
+    """The directories of compiled programs, made absolute. Raises ConfigError when they cannot serve."""
+    if "compiled" in values and "save_compiled" in values:
+        raise ConfigError("--compiled loads programs, --save-compiled puts them away: give one of them")
+    for key, flag in (("compiled", "--compiled"), ("save_compiled", "--save-compiled")):
+        if key not in values:
+            continue
+        if device == "sim":
+            remarks.append(f"{flag} has no effect with --device sim")
+            del values[key]
+            continue
+        path = os.path.expanduser(cast(str, values[key]))
+        try:
+            directory = existing_private_directory(flag, path) if key == "compiled" else private_directory(Path(path))
+        except OSError as error:
+            raise ConfigError(f"{flag} {path}: {error}") from error
+        values[key] = str(directory)
 
 
 def _prepare_cache(path: Path, remarks: list[str]) -> str:

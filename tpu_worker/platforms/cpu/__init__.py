@@ -78,6 +78,8 @@ def make_platform(
     native = build.available(*names, *(f"{name}{suffix}" for name in (("blocks", *kept) if keeps_blocks else ())))
     if quantization == "int8" and not native:
         raise ConfigError("--quantization int8 needs the C++ kernels of the CPU, on one chip: leave the flag out")
+    if native:
+        _register(names, kept if keeps_blocks else (), suffix)
     attends = native and all(attention.supports(block_size or _BLOCK_SIZE, head_dim) for head_dim in head_dims)
     multiplies = native and (keeps_blocks or exact or preferred() == "native")
     ours = make_products(quantization, kept, dtype) if keeps_blocks else make_products("none", (), dtype)
@@ -91,6 +93,14 @@ def make_platform(
         block_size=_BLOCK_SIZE,
         saturating_tokens=_SATURATING_TOKENS,
     )
+
+
+def _register(names: Collection[str], kinds: Collection[str], suffix: str) -> None:
+    """XLA knows all calls of these libraries from now on: programs that were compiled by another process are not traced."""
+    for name in (*names, *((f"blocks{suffix}",) if kinds else ())):
+        build.library(name)
+    for kind in kinds:
+        products.kind_number(kind, suffix)
 
 
 def make_xla_platform(dtype: FloatType = "bfloat16") -> Platform:
