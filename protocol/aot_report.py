@@ -5,8 +5,14 @@ from typing import Literal
 import msgspec
 
 from protocol.config import FloatType, Quantization
+from protocol.errors import ConfigError
+from protocol.model_sizes import ModelSizes
 
 REPORT_VERSION = 1
+_LARGEST = 1 << 24  # bytes of a file; a program has some hundreds
+_LONGEST = 1e12  # microseconds
+_MOST = 1 << 20  # tokens
+_AGAIN = "make it again with engine-aot --json"
 
 Part = Literal["attention", "products", "head", "sampler", "collectives", "other"]
 
@@ -50,7 +56,7 @@ class AotReport(msgspec.Struct, frozen=True, kw_only=True):
     version: int = REPORT_VERSION
     versions: dict[str, str]  # of twodeep, jax, jaxlib, libtpu
     model: str  # as --model named it
-    model_digest: str  # of its sizes: an engine with another one cannot be simulated with this report
+    model_digest: str  # `ModelSizes.digest`: an engine of a model with another one cannot be simulated with this report
     topology: str  # "v6e:1x1"
     chip: str  # "TPU v6e"
     tensor_parallel_size: int
@@ -66,3 +72,47 @@ class AotReport(msgspec.Struct, frozen=True, kw_only=True):
     num_blocks: int  # that fit beside weights and programs
     context: int  # tokens of each row that the estimates are for
     programs: tuple[ProgramReport, ...]
+    decodes_apart: bool = True  # steps that are not for decoding have buckets of their own, as the platform's `Attention` has it
+
+
+class _Version(msgspec.Struct):
+    """All that reports of any version have in common."""
+
+    version: int
+
+
+_VERSION_DECODER = msgspec.json.Decoder(_Version)
+_DECODER = msgspec.json.Decoder(AotReport)
+
+
+def read_report(path: str, flag: str) -> AotReport:
+    """The report in a file, all numbers of its times finite and not negative. Raises ConfigError naming the flag that the file was
+    given with, and the way out."""
+    try:
+        with open(path, "rb") as file:
+            data = file.read(_LARGEST + 1)
+        if len(data) > _LARGEST:
+            raise ConfigError(f"{flag} {path}: more than {_LARGEST} bytes: no report is so long")
+        version = _VERSION_DECODER.decode(data).version
+        if version != REPORT_VERSION:
+            raise ConfigError(f"{flag} {path}: a report of version {version}, and this engine reads {REPORT_VERSION}: {_AGAIN}")
+        report = _DECODER.decode(data)
+    except OSError as error:
+        raise ConfigError(f"{flag} {path}: {error.strerror}") from error
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise ConfigError(f"{flag} {path}: no whole report ({error}): {_AGAIN}") from error
+    if not 1 <= report.block_size <= _MOST or not 1 <= report.max_model_len <= _MOST or not 0 <= report.num_blocks < 1 << 31:
+        raise ConfigError(f"{flag} {path}: {report.num_blocks} blocks of {report.block_size} tokens, which cannot be: {_AGAIN}")
+    for program in report.programs:
+        if program.time is not None and not all(0 <= value < _LONGEST for value in msgspec.structs.astuple(program.time)):
+            raise ConfigError(f"{flag} {path}: {program.name} takes {program.time}, which cannot be: {_AGAIN}")
+    return report
+
+
+def check_model(report: AotReport, path: str, sizes: ModelSizes) -> None:
+    """Raises ConfigError when the report, that --sim-report names, is of a model of other sizes."""
+    if report.model_digest != sizes.digest:
+        raise ConfigError(
+            f"--sim-report {path} is of {report.model} ({report.model_digest}), and --model is of another one ({sizes.digest}): "
+            "give --model that one, or make a report of this one with engine-aot --json"
+        )

@@ -38,6 +38,7 @@ class SimulatedTimes(msgspec.Struct, frozen=True):
     prefill_us_per_token: float = 20.0
     decode_us: float = 2000.0
     decode_us_per_seq: float = 0.0
+    report: str = ""  # file of `engine-aot --json`, which says how long each program takes; empty: the three above do
 
 
 class EmbeddingSettings(msgspec.Struct, frozen=True):

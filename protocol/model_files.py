@@ -17,6 +17,7 @@ from protocol.errors import ConfigError, ModelError
 from protocol.foreign_files import ENOUGH, recognise
 from protocol.gguf_header import GgufHeader, read_gguf_header
 from protocol.model_families import OutsideFamily, families_from_outside, find_family
+from protocol.model_sizes import ModelSizes, sizes_from_config, sizes_from_gguf
 from protocol.quantization_config import read_quantization
 from protocol.safetensors_header import read_tensors
 from protocol.sharding import LayerSizes
@@ -74,7 +75,8 @@ class ModelFacts:
     vocab_size: int
     context_length: int  # tokens that the model was made for
     context_field: str  # where that is said, for errors
-    layers: LayerSizes | None = None  # where the files give one number for all layers
+    layers: LayerSizes | None  # where the files give one number for all layers
+    sizes: ModelSizes
 
 
 def check_length(wanted: int | None, context_length: int, context_field: str) -> int:
@@ -101,8 +103,14 @@ def facts_from_gguf(path: str | Path, header: GgufHeader) -> ModelFacts:
     if outside is None:
         _check_layers(path, layers, _size(path, header.metadata, layers), _GGUF_LAYER, header.tensors)
     keys = ("attention.head_count", "attention.head_count_kv", "feed_forward_length")
-    sizes = _layer_sizes(header.metadata, *(f"{architecture}.{key}" for key in keys))
-    return ModelFacts(architecture, vocabulary.shape[0], _size(path, header.metadata, context), f"{context} in {path}", sizes)
+    return ModelFacts(
+        architecture,
+        vocabulary.shape[0],
+        _size(path, header.metadata, context),
+        f"{context} in {path}",
+        _layer_sizes(header.metadata, *(f"{architecture}.{key}" for key in keys)),
+        sizes_from_gguf(header.metadata, architecture, vocabulary.shape[0]),
+    )
 
 
 def gguf_architecture(
@@ -125,12 +133,14 @@ def facts_from_huggingface(directory: Path, load_format: LoadFormat = "auto") ->
     path = directory / "config.json"
     architecture, outside, fields = read_config(path)
     context = next((name for name in _CONTEXT if name in fields), _CONTEXT[0])
+    vocab_size = _size(path, fields, "vocab_size")
     facts = ModelFacts(
         architecture,
-        _size(path, fields, "vocab_size"),
+        vocab_size,
         _size(path, fields, context),
         f"{context} in {path}",
         _layer_sizes(fields, "num_attention_heads", "num_key_value_heads", "intermediate_size"),
+        sizes_from_config(fields, vocab_size),
     )
     tensors, layers = read_tensors(directory) if load_format != "dummy" else None, "num_hidden_layers"
     if outside is None:  # others may call their layers what they like: the worker asks their family

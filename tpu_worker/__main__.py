@@ -17,12 +17,14 @@ def main() -> int:
 
 def _make_device(config: EngineConfig) -> Device:
     if config.device == "sim":
+        from tpu_worker.simulated_times import simulated_chip
         from tpu_worker.simulator import SimulatedDevice
 
         # Without JAX: it needs no more of a model.
         facts = read_model_facts(config.model_path, config.model_format, config.load_format)
         max_model_len = check_length(config.max_model_len, facts.context_length, facts.context_field)
-        return SimulatedDevice(config, vocab_size=facts.vocab_size, max_model_len=max_model_len)
+        chip = simulated_chip(config, facts.sizes)
+        return SimulatedDevice(config, vocab_size=facts.vocab_size, max_model_len=max_model_len, chip=chip)
     from tpu_worker.runner import (
         JaxDevice,  # brings JAX, which reads the affinity and environment set before this line
     )

@@ -6,6 +6,9 @@ from dataclasses import dataclass
 _FEWEST = 4  # rows; fewer would not be faster (XLA's matrix products want at least as many)
 _GROWTH = 4  # between sizes: kernels that know the real number of rows skip padding, and each shape costs a compilation
 
+EXTENSION_WIDTH = 64  # known tokens that one call of `inputs.extend` writes
+GROWTH_WIDTH = 64  # blocks that one call of `inputs.grow_tables` appends
+
 
 @dataclass(frozen=True, slots=True, order=True)
 class Bucket:
@@ -22,6 +25,11 @@ def make_buckets(max_num_seqs: int, max_num_batched_tokens: int) -> tuple[Bucket
     decode = [Bucket(size, size) for size in rows]
     mixed = [Bucket(size, width) for size in (tokens, tokens // 4) for width in rows[:-1] if width < size]
     return tuple(dict.fromkeys([decode[0], Bucket(tokens, rows[-1]), *decode, *mixed]))
+
+
+def name_of(kind: str, of: Bucket | int) -> str:
+    """What a program is called that is compiled for a bucket, or for steps of so many rows."""
+    return f"{kind} {of.tokens}x{of.rows}" if isinstance(of, Bucket) else f"{kind} {of}"
 
 
 def by_cost(buckets: Iterable[Bucket], head_cost: float) -> tuple[Bucket, ...]:

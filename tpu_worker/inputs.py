@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from protocol.codec import Int32Array
+from tpu_worker.buckets import EXTENSION_WIDTH, GROWTH_WIDTH
 from tpu_worker.device import Admission, StepPlan
 from tpu_worker.platforms.metadata import AttentionMetadata
 from tpu_worker.sampler import ROW_WIDTH, pack_params
@@ -82,9 +83,6 @@ def pack_step(plan: StepPlan, num_rows: int, num_slots: int, num_groups: int = 1
     return packed
 
 
-GROWTH_WIDTH = 64  # blocks that one call of `grow_tables` appends
-
-
 def pack_growth(plan: StepPlan, num_slots: int) -> list[Int32Array]:
     """Arrays [4, GROWTH_WIDTH] int32: slot, group, index and id of the blocks that are appended; then, a slot that is none."""
     width = -(-len(plan.block_slots) // GROWTH_WIDTH) * GROWTH_WIDTH
@@ -141,9 +139,6 @@ def pack_masked(plan: StepPlan, num_rows: int, num_slots: int) -> Int32Array:
 def record_masked(state: SlotState, packed: jax.Array, token_ids: jax.Array) -> SlotState:
     """Writes the tokens [R] of the rows that `pack_masked` packed to the history."""
     return state._replace(history=state.history.at[packed[1], packed[2]].set(jnp.maximum(token_ids, 0), mode="drop"))
-
-
-EXTENSION_WIDTH = 64  # known tokens that one call of `extend` writes
 
 
 def pack_extensions(plan: StepPlan, num_slots: int) -> list[Int32Array]:

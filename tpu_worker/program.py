@@ -11,10 +11,8 @@ import numpy as np
 
 from protocol.codec import Int32Array, UInt32Array
 from protocol.params import MAX_LOGPROBS
-from tpu_worker.buckets import Bucket
+from tpu_worker.buckets import EXTENSION_WIDTH, GROWTH_WIDTH, Bucket, name_of
 from tpu_worker.inputs import (
-    EXTENSION_WIDTH,
-    GROWTH_WIDTH,
     RowInputs,
     SlotState,
     StepInputs,
@@ -116,15 +114,15 @@ class Compiler:
         """Everything that a worker with these buckets may run, by the names that the methods below give: what compiles each."""
         rows = sorted({bucket.rows for bucket in buckets})
         return {
-            **{_name("step", bucket): functools.partial(self.step, bucket) for bucket in buckets},
-            **{_name("sampler", count): functools.partial(self.sampler, count) for count in rows},
-            **{_name("pick", count): functools.partial(self.pick, count) for count in rows},
-            **{_name("mask", count): functools.partial(self.mask, count) for count in rows},
+            **{name_of("step", bucket): functools.partial(self.step, bucket) for bucket in buckets},
+            **{name_of("sampler", count): functools.partial(self.sampler, count) for count in rows},
+            **{name_of("pick", count): functools.partial(self.pick, count) for count in rows},
+            **{name_of("mask", count): functools.partial(self.mask, count) for count in rows},
             "admit": self.admit,
             "rules": self.set_rules,
             "extend": self.extend,
             "grow": self.grow,
-            _name("scorer", buckets[1]): functools.partial(self.scorer, buckets[1]),
+            name_of("scorer", buckets[1]): functools.partial(self.scorer, buckets[1]),
         }
 
     def step(self, bucket: Bucket) -> StepProgram:
@@ -137,7 +135,7 @@ class Compiler:
 
         shapes = (self.weights, self.state, self._packed_step(bucket.rows))
         results = (self.state, *_leaves(2))
-        program: StepProgram = self._compile(_name("step", bucket), step, 1, shapes, (STATE, REPLICATED, REPLICATED), results)
+        program: StepProgram = self._compile(name_of("step", bucket), step, 1, shapes, (STATE, REPLICATED, REPLICATED), results)
         return program
 
     def scorer(self, bucket: Bucket) -> PromptProgram:
@@ -165,7 +163,7 @@ class Compiler:
         outputs = (PromptState(STATE, cast(Any, REPLICATED)), REPLICATED, REPLICATED, REPLICATED, REPLICATED)
         embeddings = _leaves(count_embeddings(bucket.rows) if self.model.family.states is not None else 0)
         results = (state, *_leaves(2), Scores(*_leaves(2)), embeddings)
-        program: PromptProgram = self._compile(_name("scorer", bucket), step, 1, shapes, outputs, results)
+        program: PromptProgram = self._compile(name_of("scorer", bucket), step, 1, shapes, outputs, results)
         return program
 
     def make_sums(self) -> jax.Array:
@@ -215,7 +213,7 @@ class Compiler:
         token_ids = jax.ShapeDtypeStruct((num_rows,), jnp.int32)
         shapes = (self.state.slots, self._rules(), *self.layout.shapes((logits, token_ids)), self._packed_step(num_rows))
         program: SampleProgram = self._compile(
-            _name("sampler", num_rows), resample, 0, shapes, REPLICATED, (self.state.slots, Sampled(*_leaves(3)))
+            name_of("sampler", num_rows), resample, 0, shapes, REPLICATED, (self.state.slots, Sampled(*_leaves(3)))
         )
         return program
 
@@ -231,7 +229,9 @@ class Compiler:
             return record_masked(slots, packed, token_ids.at[packed[0]].get(mode="clip")), token_ids
 
         shapes = (self.state.slots, *self._masked(num_rows))
-        program: PickProgram = self._compile(_name("pick", num_rows), pick, 0, shapes, REPLICATED, (self.state.slots, *_leaves(1)))
+        program: PickProgram = self._compile(
+            name_of("pick", num_rows), pick, 0, shapes, REPLICATED, (self.state.slots, *_leaves(1))
+        )
         return program
 
     def mask(self, num_rows: int) -> MaskProgram:
@@ -243,7 +243,7 @@ class Compiler:
             likeliest = products.pick(logits, packed[0], bits)
             return products.mask(logits, packed[0], bits), _put_likeliest(token_ids, packed, likeliest)
 
-        program: MaskProgram = self._compile(_name("mask", num_rows), mask, 0, self._masked(num_rows), REPLICATED, _leaves(2))
+        program: MaskProgram = self._compile(name_of("mask", num_rows), mask, 0, self._masked(num_rows), REPLICATED, _leaves(2))
         return program
 
     def admit(self) -> AdmitProgram:
@@ -305,10 +305,6 @@ class Compiler:
 def _leaves(count: int) -> tuple[Any, ...]:
     """So many arrays, where only the structure counts."""
     return (0,) * count
-
-
-def _name(kind: str, of: Bucket | int) -> str:
-    return f"{kind} {of.tokens}x{of.rows}" if isinstance(of, Bucket) else f"{kind} {of}"
 
 
 def _put_likeliest(token_ids: jax.Array, packed: jax.Array, likeliest: jax.Array) -> jax.Array:

@@ -20,16 +20,16 @@ import numpy.typing as npt
 from protocol.cache_groups import CacheGroups
 from protocol.clock import now_ns
 from protocol.codec import BoolArray, Float32Array, Int32Array, Int64Array, UInt32Array, UInt64Array, pack_float32
-from protocol.config import EngineConfig, SimulatedTimes
-from protocol.errors import CapacityError, ConfigError
+from protocol.config import EngineConfig
+from protocol.errors import CapacityError
 from protocol.messages import PromptScores, TopLogprobs
 from protocol.params import Pooling
 from tpu_worker.allocation import out_of_memory
 from tpu_worker.device import Admission, Capacity, PooledRow, ReportProgress, ScoredRow, StepPlan, StepResult
 from tpu_worker.simulated_choice import MOST_CHOICES, Choice, has_choice, pick_allowed, simulated_logprobs, simulated_scores
+from tpu_worker.simulated_times import SimulatedChip, simulated_chip
 
 _POISON = np.uint64(0x9E3779B97F4A7C15)  # sum of a block whose tail was overwritten: no context hashes to what it gives
-_BLOCK_SIZE = 16  # tokens
 _DEFAULT_BLOCKS = 16384
 EMBEDDING_SIZE = 64
 
@@ -108,27 +108,38 @@ class SimulatedStep:
 class SimulatedDevice:
     """Implements `tpu_worker.device.Device`. Steps run strictly one after another, as on a device's stream."""
 
-    def __init__(self, config: EngineConfig, *, vocab_size: int, max_model_len: int, windows: tuple[int, ...] = (0,)) -> None:
-        """`max_model_len` in tokens; `windows`: of each KV cache group, in tokens, 0: none."""
-        self._times = config.simulated
-        _check_times(self._times)
-        self._block_size = block_size = config.block_size or _BLOCK_SIZE
+    def __init__(
+        self,
+        config: EngineConfig,
+        *,
+        vocab_size: int,
+        max_model_len: int,
+        windows: tuple[int, ...] = (0,),
+        chip: SimulatedChip | None = None,
+    ) -> None:
+        """`max_model_len` in tokens; `windows`: of each KV cache group, in tokens, 0: none. `chip`: None: by three numbers.
+
+        Raises ConfigError, CapacityError.
+        """
+        self._chip = chip = chip or simulated_chip(config)
+        self._block_size = block_size = chip.block_size
         self._vocab_size = vocab_size
         self._max_model_len = max_model_len
         self._windows = windows
         self._factors = _group_factors(len(windows))
         blocks_per_sequence = CacheGroups(windows, block_size, config.max_num_batched_tokens).demand(max_model_len)
-        bytes_per_block = block_size * 8
+        bytes_per_block = chip.bytes_per_block
         if config.kv_cache_memory is None:
-            self._num_blocks = max(_DEFAULT_BLOCKS, blocks_per_sequence)
+            self._num_blocks = max(_DEFAULT_BLOCKS, blocks_per_sequence) if chip.num_blocks is None else chip.num_blocks
         else:  # not many more than a batch could use: a simulated block is so small that the scheduler would count for minutes
             most = max(_DEFAULT_BLOCKS, blocks_per_sequence * config.max_num_seqs)
             self._num_blocks = min(config.kv_cache_memory // bytes_per_block, most)
         if self._num_blocks < blocks_per_sequence:
+            where = chip.description if config.kv_cache_memory is None else f"--kv-cache-memory {config.kv_cache_memory}"
             raise CapacityError(
-                f"--kv-cache-memory {config.kv_cache_memory} holds {self._num_blocks} simulated blocks, "
+                f"{where} holds {self._num_blocks} simulated blocks, "
                 f"a sequence of {max_model_len} tokens needs {blocks_per_sequence}: "
-                f"use at least {blocks_per_sequence * bytes_per_block}"
+                f"use at least --kv-cache-memory {blocks_per_sequence * bytes_per_block}, or a lower --max-model-len"
             )
         slots = config.max_num_seqs
         with out_of_memory("making the simulated KV cache"):
@@ -150,7 +161,7 @@ class SimulatedDevice:
             self._block_size,
             self._max_model_len,
             self._vocab_size,
-            "sim",
+            self._chip.description,
             scores_ready=True,
             embedding_size=EMBEDDING_SIZE,
             windows=self._windows,
@@ -159,13 +170,18 @@ class SimulatedDevice:
     def forward(self, plan: StepPlan) -> SimulatedStep:
         """The step begins when the one before it has ended, or now."""
         started = max(now_ns(), self._free_at_ns)
-        self._free_at_ns = started + self._duration_ns(plan)
+        self._free_at_ns = started + int(self._chip.times.step_us(plan) * 1e3)
         return SimulatedStep(plan, started, self._free_at_ns)
 
     def sample(self, handle: object, bits: UInt32Array) -> SimulatedStep:
-        """Sampling takes no time of its own; a step that waits for masks keeps the next one from beginning."""
+        """A step that waits for masks keeps the next one from beginning. Its times are those of both parts, without the wait."""
         assert isinstance(handle, SimulatedStep)
-        return SimulatedStep(handle.plan, handle.started_ns, handle.finished_ns, bits)
+        started, finished, micros = handle.started_ns, handle.finished_ns, self._chip.times.masked_us(handle.plan)
+        if micros:
+            waited = max(0, now_ns() - finished)
+            started, finished = started + waited, finished + waited + int(micros * 1e3)
+            self._free_at_ns = finished
+        return SimulatedStep(handle.plan, started, finished, bits)
 
     def collect(self, handle: object) -> StepResult:
         """Works out the step's tokens while it "runs", then sleeps until its end. Steps are collected in their order."""
@@ -196,12 +212,6 @@ class SimulatedDevice:
     def close(self) -> None:
         """Wakes a sleeping `collect`."""
         self._closed.set()
-
-    def _duration_ns(self, plan: StepPlan) -> int:
-        times = self._times
-        prefill_tokens = int(plan.counts[plan.num_decodes :].sum())
-        decode_us = times.decode_us + times.decode_us_per_seq * plan.num_decodes if plan.num_decodes else 0.0
-        return int((prefill_tokens * times.prefill_us_per_token + decode_us) * 1e3)
 
     def execute(self, plan: StepPlan) -> Int32Array:
         """The tokens of one step, for its sampling rows without a mask in their order, -1 where none is left; takes no simulated
@@ -343,10 +353,3 @@ class SimulatedDevice:
             if (choice := self._choices.get(slot)) is not None:
                 token_ids[row] = choice.choose(int(drawn[row]), self._history[slot, : lengths[row]])
         return token_ids
-
-
-def _check_times(times: SimulatedTimes) -> None:
-    for name in ("prefill_us_per_token", "decode_us", "decode_us_per_seq"):
-        value = getattr(times, name)
-        if not 0 <= value < 1e9:
-            raise ConfigError(f"--sim-{name.replace('_', '-')} {value} must be between 0 and 1e9 microseconds")

@@ -168,6 +168,7 @@ FLAGS = (
     Flag("log-level", "logging", "info: with a line for each request", choice("debug", "info", "warning", "error"), "LEVEL"),
     Flag("log-prompts", "logging", "each request's line says what was asked (off)"),
     Flag("drain-timeout", "serving", "seconds that running requests get after SIGTERM", number(0.0, 86400.0, "seconds"), "S"),
+    Flag("sim-report", "simulated device", "file of engine-aot --json: the times of the chip that it is of", text, "FILE"),
     Flag("sim-prefill-us-per-token", "simulated device", "microseconds", _MICROSECONDS, "US"),
     Flag("sim-decode-us", "simulated device", "microseconds of each step that decodes", _MICROSECONDS, "US"),
     Flag("sim-decode-us-per-seq", "simulated device", "microseconds per decoding request", _MICROSECONDS, "US"),

@@ -17,6 +17,7 @@ from frontend.launcher.habits import accept
 from frontend.launcher.memory import check_memory
 from frontend.launcher.models import ModelFiles, examine_model, resolve_model
 from frontend.launcher.placement import check_accelerators, look_at_host, remarks_on, resolve_device
+from frontend.launcher.sim_report import fit_report, take_report
 from frontend.launcher.traces import traces_endpoint
 from frontend.launcher.values import api_key
 from protocol.cache_directory import default_cache, existing_private_directory, private_directory, temporary_cache
@@ -69,6 +70,7 @@ def read_options(
     facts = examine_model(files, load_format)
     if method in METHODS:
         remarks.append(_check_method(method, files))
+    draft = fit_report(draft, facts)
     check_length(draft.max_model_len, facts.context_length, facts.context_field)
     if facts.layers is not None and draft.device != "sim":
         check_shards(draft.tensor_parallel_size, [facts.layers], files.path)
@@ -96,6 +98,7 @@ def _without_model(values: dict[str, object], environ: Mapping[str, str], places
     device, remark = resolve_device(asked, host)
     remarks = [remark] if remark else []
     values.pop("enable_auto_tool_choice", None)
+    take_report(values, device, remarks)
     times = {key.removeprefix("sim_"): values.pop(key) for key in list(values) if key.startswith("sim_")}
     if times and device != "sim":
         remarks.append(f"--sim-{next(iter(times)).replace('_', '-')} has no effect without --device sim")

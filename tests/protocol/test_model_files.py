@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from protocol.errors import ConfigError, ModelError
 from protocol.model_files import ModelFacts, check_length, read_model_facts
+from protocol.model_sizes import ModelSizes
 from protocol.safetensors_header import read_safetensors_header
 from protocol.sharding import LayerSizes
 from tests.model_writer import (
@@ -25,16 +26,20 @@ from tests.model_writer import (
     write_huggingface,
 )
 
+SIZES = ModelSizes(2, 8, 1, 1, 8, 8, 0, 10)
+
 
 def test_facts_of_a_gguf_file(tmp_path: Path) -> None:
     path = write_gguf(tmp_path / "m.gguf")
-    assert read_model_facts(path, "gguf") == ModelFacts("llama", 10, 256, f"llama.context_length in {path}", LayerSizes(1, 1, 8))
+    wanted = ModelFacts("llama", 10, 256, f"llama.context_length in {path}", LayerSizes(1, 1, 8), SIZES)
+    assert read_model_facts(path, "gguf") == wanted
 
 
 @pytest.mark.parametrize("shards", [1, 3])
 def test_facts_of_a_directory(tmp_path: Path, shards: int) -> None:
     path = write_huggingface(tmp_path / "m", shards)
-    wanted = ModelFacts("LlamaForCausalLM", 10, 256, f"max_position_embeddings in {path / 'config.json'}", LayerSizes(1, 1, 8))
+    context = f"max_position_embeddings in {path / 'config.json'}"
+    wanted = ModelFacts("LlamaForCausalLM", 10, 256, context, LayerSizes(1, 1, 8), SIZES)
     assert read_model_facts(path, "huggingface") == wanted
 
 
