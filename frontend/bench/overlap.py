@@ -3,8 +3,12 @@
 import argparse
 import asyncio
 import os
+import tempfile
 import threading
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from pathlib import Path
 
 import msgspec
 import numpy as np
@@ -14,13 +18,19 @@ from frontend.bench.engines import RunningEngine, running_engine
 from frontend.bench.http_client import HttpClient
 from frontend.bench.load import LoadSpec, plan_load
 from frontend.bench.metrics import RequestResult
+from frontend.bench.stand_in import FLAGS as STAND_IN_FLAGS
+from frontend.bench.stand_in import write_stand_in
 from frontend.bench.streams import stream_completion
 from frontend.bench.trace.stages import StageTimes, idle_share, stage_times
 from frontend.bench.watchers import watching
 from frontend.client.steps import Steps
+from protocol.aot_report import AotReport, read_report
 from protocol.clock import now, now_ns
 from protocol.errors import ConfigError, EngineError, ExitCode
+from protocol.model_sizes import ModelSizes
 
+_CONCURRENCY = [3, 32, 64, 256]
+_TIMES = {"sim_decode_us": 2000.0, "sim_decode_us_per_seq": 0.0, "sim_prefill_us_per_token": 0.0}
 _NICENESS = 10  # the clients stand for other machines: they must not take the engine's time
 
 # A list that goes on for longer than any output of a benchmark: keys and braces that are certain, strings, numbers and choices.
@@ -58,6 +68,7 @@ class Run(msgspec.Struct, frozen=True):
     pipe_us: float
     worker_us: float
     steps: int
+    chip: str = ""  # of the report that the device took its times from
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -65,7 +76,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--num-prompts", type=int, default=200, metavar="N")
     parser.add_argument("--random-input-len", type=int, default=230, metavar="TOKENS")
     parser.add_argument("--random-output-len", type=int, default=120, metavar="TOKENS")
-    parser.add_argument("--concurrency", type=int, nargs="+", default=[3, 32, 64, 256], metavar="N")
+    parser.add_argument("--concurrency", type=int, nargs="+", metavar="N", help="(3 32 64 256; with a report 3)")
     parser.add_argument("--depths", type=int, nargs="+", default=[1, 2], metavar="D")
     parser.add_argument(
         "--structured",
@@ -75,9 +86,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="SHARE",
         help="of the requests, follow a JSON schema (default: 0)",
     )
-    parser.add_argument("--sim-decode-us", type=float, default=2000.0)
-    parser.add_argument("--sim-decode-us-per-seq", type=float, default=0.0)
-    parser.add_argument("--sim-prefill-us-per-token", type=float, default=0.0, help="0: every step takes the decode time")
+    parser.add_argument(
+        "--sim-report",
+        nargs="+",
+        default=[],
+        metavar="FILE",
+        help="of engine-aot --json: steps take as long as on the chip that it is of; several are compared",
+    )
+    parser.add_argument("--sim-decode-us", type=float, metavar="US", help="(2000)")
+    parser.add_argument("--sim-decode-us-per-seq", type=float, metavar="US", help="(0)")
+    parser.add_argument("--sim-prefill-us-per-token", type=float, metavar="US", help="(0: every step takes the decode time)")
     parser.add_argument("--workers", type=int, default=1)
     parser.add_argument(
         "--watchers",
@@ -86,34 +104,69 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="pages that watch meanwhile, with /metrics scraped once a second: what that costs (default: 0)",
     )
-    parser.add_argument("--model", default="demo")
+    parser.add_argument("--model", help="(demo; with a report: one of its sizes, with a tokenizer that is made up)")
 
 
 def run(options: argparse.Namespace) -> int:
     """Prints a table and one line of JSON. Returns 0 when every request was answered."""
-    if min(options.concurrency) < 1 or options.num_prompts < 1:
+    loads = options.concurrency or (_CONCURRENCY[:1] if options.sim_report else _CONCURRENCY)
+    if min(loads) < 1 or options.num_prompts < 1:
         raise ConfigError("--concurrency and --num-prompts of at least 1 are wanted")
+    if options.sim_report and any(getattr(options, name) is not None for name in _TIMES):
+        raise ConfigError("--sim-report says how long steps take: leave the other --sim-… flags out")
     if options.watchers < 0:
         raise ConfigError("--watchers of at least 0 is wanted")
     if not all(0 <= share <= 1 for share in options.structured):
         raise ConfigError("--structured is a share of the requests, between 0 and 1")
     runs = []
-    for concurrency in options.concurrency:
-        for depth in options.depths:
-            for share in options.structured:
-                runs.append(_measure(options, concurrency, depth, share))
+    for device in _devices(options):
+        with device as (chip, flags):
+            for concurrency in loads:
+                for depth in options.depths:
+                    for share in options.structured:
+                        run = _measure(options, flags, concurrency, depth, share)
+                        runs.append(msgspec.structs.replace(run, chip=chip))
     _print_table(runs)
     figures = {"overlap": runs, "ratios": _ratios(runs), "structured_ratios": _structured_ratios(runs)}
     print(msgspec.json.encode(figures).decode())
     return ExitCode.OK
 
 
-def _measure(options: argparse.Namespace, concurrency: int, depth: int, share: float) -> Run:
+_Device = tuple[str, list[str]]  # the chip that it is, if any, and the flags of an engine on it
+
+
+def _devices(options: argparse.Namespace) -> list[AbstractContextManager[_Device]]:
+    """Those that are compared."""
+    if options.sim_report:
+        return [_chip(path, options.model) for path in options.sim_report]
+    times = [
+        word
+        for name, default in _TIMES.items()
+        for word in (f"--{name.replace('_', '-')}", str(default if getattr(options, name) is None else getattr(options, name)))
+    ]
+    sizes = ["--max-num-seqs", "256", "--max-num-batched-tokens", "512"]
+    return [nullcontext(("", ["--model", options.model or "demo", *sizes, *times]))]
+
+
+@contextmanager
+def _chip(path: str, model: str | None) -> Iterator[_Device]:
+    """Of a report, with a model of its sizes unless there is one."""
+    report = read_report(path, "--sim-report")
+    with tempfile.TemporaryDirectory(prefix="engine-bench-") as directory:
+        named = ["--model", model] if model else ["--model", str(_stand_in(Path(directory), path, report)), *STAND_IN_FLAGS]
+        yield report.topology, [*named, "--sim-report", path]
+
+
+def _stand_in(directory: Path, path: str, report: AotReport) -> Path:
+    sizes = ModelSizes.parse(report.model_digest)
+    if sizes is None:
+        raise ConfigError(f"--sim-report {path}: model_digest {report.model_digest!r} says no sizes: name the --model")
+    return write_stand_in(directory, sizes, report.max_model_len)
+
+
+def _measure(options: argparse.Namespace, device: list[str], concurrency: int, depth: int, share: float) -> Run:
     flags = [
-        "--model", options.model, "--device", "sim", "--workers", str(options.workers), "--queue-depth", str(depth),
-        "--max-num-seqs", "256", "--max-num-batched-tokens", "512", "--no-enable-prefix-caching",
-        "--sim-decode-us", str(options.sim_decode_us), "--sim-decode-us-per-seq", str(options.sim_decode_us_per_seq),
-        "--sim-prefill-us-per-token", str(options.sim_prefill_us_per_token),
+        "--device", "sim", "--workers", str(options.workers), "--queue-depth", str(depth), "--no-enable-prefix-caching", *device,
     ]  # fmt: skip
     count = max(options.num_prompts, 4 * concurrency)  # enough waves for a steady state
     spec = LoadSpec(count, options.random_input_len, options.random_output_len)
@@ -193,10 +246,10 @@ def _figures(steps: Steps, load: tuple[int, int, float], rate: float) -> Run:
 def _ratios(runs: list[Run]) -> dict[str, float]:
     """Requests per second at the greatest depth over the least, by load."""
     ratios = {}
-    for concurrency in dict.fromkeys(run.concurrency for run in runs):
-        own = [run for run in runs if run.concurrency == concurrency and run.structured == runs[0].structured]
+    for chip, concurrency in dict.fromkeys((run.chip, run.concurrency) for run in runs):
+        own = [run for run in runs if (run.chip, run.concurrency, run.structured) == (chip, concurrency, runs[0].structured)]
         own.sort(key=lambda run: run.depth)
-        ratios[str(concurrency)] = own[-1].requests_per_second / own[0].requests_per_second
+        ratios[f"{chip} {concurrency}".strip()] = own[-1].requests_per_second / own[0].requests_per_second
     return ratios
 
 
@@ -204,9 +257,10 @@ def _structured_ratios(runs: list[Run]) -> dict[str, float]:
     """Requests per second with each share of structured requests over those with the first share, by load."""
     ratios = {}
     for run in runs:
-        first = next(one for one in runs if (one.concurrency, one.depth) == (run.concurrency, run.depth))
+        load = (run.chip, run.concurrency, run.depth)
+        first = next(one for one in runs if (one.chip, one.concurrency, one.depth) == load)
         if run is not first:
-            ratios[f"{run.concurrency} at depth {run.depth}, {run.structured:g}"] = (
+            ratios[f"{f'{run.chip} {run.concurrency}'.strip()} at depth {run.depth}, {run.structured:g}"] = (
                 run.requests_per_second / first.requests_per_second
             )
     return ratios
@@ -216,10 +270,12 @@ def _print_table(runs: list[Run]) -> None:
     from rich.console import Console
     from rich.table import Table
 
+    structured = any(run.structured for run in runs)
     columns = (
+        *(["chip"] if runs[0].chip else []),
         "at a time",
         "depth",
-        "structured",
+        *(["structured"] if structured else []),
         "req/s",
         "device idle",
         "device µs",
@@ -231,9 +287,10 @@ def _print_table(runs: list[Run]) -> None:
     table = Table(*columns, title="simulated device, tokens streamed over HTTP; µs are per step")
     for run in runs:
         table.add_row(
+            *([run.chip] if run.chip else []),
             str(run.concurrency),
             str(run.depth),
-            f"{run.structured:g}",
+            *([f"{run.structured:g}"] if structured else []),
             f"{run.requests_per_second:.2f}",
             f"{100 * run.idle_share:.1f} %",
             *(f"{value:.0f}" for value in (run.device_us, run.step_us, run.scheduler_us, run.pipe_us, run.worker_us)),

@@ -39,7 +39,7 @@ def take_report(values: dict[str, object], device: str, remarks: list[str]) -> N
 def fit_report(config: EngineConfig, facts: ModelFacts) -> EngineConfig:
     """The configuration, once the model is known, with the context of the report unless it has one. Raises ConfigError when that is
     of another model."""
-    if not config.simulated.report:
+    if not config.simulated.report or config.device != "sim":
         return config
     report = read_report(config.simulated.report, FLAG)
     check_model(report, config.simulated.report, facts.sizes)
