@@ -21,6 +21,7 @@ import msgspec
 from jax.experimental import serialize_executable
 
 from protocol.cache_directory import existing_private_directory, private_directory
+from protocol.clock import now
 from protocol.config import EngineConfig
 from protocol.errors import ConfigError, describe
 from tpu_worker.aot.header import Header, difference, make_header
@@ -158,6 +159,7 @@ class ProgramFiles:
         """As the protocol says."""
         if self._load is None:
             return None
+        began = now()
         try:
             program = self._find(self._load / file_of(name), name, arguments, results)
         except Exception as error:  # noqa: BLE001 - whatever JAX raises: it can be compiled
@@ -165,7 +167,7 @@ class ProgramFiles:
             return None
         with self._lock:
             self.loaded.append(name)
-        _LOG.debug("program %s: loaded", name)
+        _LOG.debug("program %s: loaded in %.3f s", name, now() - began)
         return program
 
     def keep(self, name: str, program: Any) -> None:

@@ -1,7 +1,10 @@
 """Programs that one worker saves and another loads, and what it makes of those that do not fit or are damaged."""
 
+import importlib.util
 import logging
 import os
+import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -329,3 +332,20 @@ def test_a_chip_may_be_named_or_not(workshop: Workshop, caplog: pytest.LogCaptur
     files, loaded, _ = workshop.load()
     assert run_admit(loaded)[1]
     assert (files.loaded, caplog.text) == (["admit"], "")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="libtpu is not installed")
+def test_programs_of_a_chip_that_is_not_there_are_saved_and_not_taken_by_another(
+    workshop: Workshop, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Whether a TPU loads them is for a TPU to say. Anything else says what they are for."""
+    shop = replace(workshop, directory=tmp_path / "tpu")
+    script = ("-m", "tests.tpu_worker.aot.save_for_absent_chip", workshop.config.model_path, str(shop.directory))
+    subprocess.run([sys.executable, *script], check=True, capture_output=True, cwd=Path(__file__).parents[3])
+    assert {path.name for path in shop.directory.iterdir()} == {HEADER, "admit.program", "step-4x4.program"}
+    header = msgspec.json.decode((shop.directory / HEADER).read_bytes())["header"]
+    assert (header["device"], header["device_ids"], header["num_blocks"]) == ("TPU v6 lite", [0], 64)
+    assert header["kernels"] == "Pallas" and {"jax", "jaxlib", "libtpu", "twodeep"} == header["versions"].keys()
+    assert shop.load()[1].store is None
+    assert "programs are compiled instead: device is TPU v6 lite there and cpu" in caplog.text
