@@ -5,6 +5,7 @@ memory whose tiles are full whatever the number of heads. Single tokens are read
 several write their pages first (`writes`), and then attend in blocks (`chunks`). All of them change the cache where it lies.
 """
 
+import math
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -14,12 +15,12 @@ import jax.numpy as jnp
 from tpu_worker.platforms.metadata import AttentionMetadata, AttentionSpec
 from tpu_worker.platforms.tpu import chunks, singles, writes
 from tpu_worker.platforms.tpu.chunks import Chunks
+from tpu_worker.platforms.tpu.heads import Heads, Turns
 from tpu_worker.platforms.tpu.layout import LANES, RowLayout
 from tpu_worker.platforms.tpu.pages import Interpret
 from tpu_worker.platforms.tpu.singles import Singles
 from tpu_worker.platforms.tpu.writes import Writes
 
-_SUBLANES = 8  # queries of a head of keys are filled up to as many
 _MOST_QUERIES = 256  # of a head of keys in a block of tokens …
 _MOST_QUERIES_IN_ALL = 2048  # … and of all: their softmax stays in vector memory
 
@@ -100,73 +101,61 @@ class Attend:
         sinks: jax.Array | None = None,
     ) -> tuple[jax.Array, jax.Array]:
         """Queries, keys and values are rounded to bfloat16, and so is the output. Donate the cache, or it is copied."""
-        num_tokens, head_dim, num_kv_heads = qkv.shape[0], spec.head_dim, cache.shape[1]
-        layout = RowLayout(head_dim)
-        q, k, v = spec.split_heads(qkv, prepared.positions, rope, num_kv_heads)
-        num_heads = q.shape[1]
-        group = num_heads // num_kv_heads
-        q = layout.widen(q * spec.scale).reshape(num_tokens, num_kv_heads, group, layout.operand)
-        new = layout.pair(k, v).astype(cache.dtype)  # [T, KH, width]
-        scores = None if sinks is None else sinks.reshape(num_kv_heads, group)
+        num_kv_heads = cache.shape[1]
+        num_heads = qkv.shape[1] // spec.head_dim - 2 * num_kv_heads
+        heads = Heads(num_heads, num_kv_heads, spec, jnp.bfloat16, cache.dtype, self.interpret)
+        qkv = heads.spread(spec.scale_queries(qkv, prepared.positions, num_heads))
+        turns = heads.turns(rope, prepared.positions)
+        scores = None if sinks is None else sinks.reshape(num_kv_heads, heads.group)
         if prepared.several is None:
-            out, cache = self._singles(q, new, cache, prepared, scores, spec)
+            out, cache = self._singles(heads, qkv, turns, cache, prepared, scores)
         else:
-            out, cache = self._mixed(q, new, cache, prepared, prepared.several, scores, spec)
-        narrow = layout.narrow(out).reshape(num_tokens, -1).astype(jnp.float32)
-        return jnp.where(prepared.real[:, None], narrow, 0.0), cache
+            out, cache = self._mixed(heads, qkv, turns, cache, prepared, prepared.several, scores)
+        return jnp.where(prepared.real[:, None], out, 0.0), cache
 
     def _singles(
-        self, q: jax.Array, new: jax.Array, cache: jax.Array, prepared: Prepared, sinks: jax.Array | None, spec: AttentionSpec
+        self, heads: Heads, qkv: jax.Array, turns: Turns | None, cache: jax.Array, prepared: Prepared, sinks: jax.Array | None
     ) -> tuple[jax.Array, jax.Array]:
-        """q [N, KH, G, operand], new [N, KH, width] -> (out [N, KH, G, operand], cache)."""
-        group = q.shape[2]
-        missing = -group % _SUBLANES
-        q = jnp.pad(q, ((0, 0), (0, 0), (0, missing), (0, 0)))
-        scores = None if sinks is None else _over_lanes(jnp.pad(sinks, ((0, 0), (0, missing))))
-        out, cache = singles.attend(
-            q, new[:, :, None], cache, prepared.singles, prepared.tables, scores, spec, interpret=self.interpret
-        )
-        return out[:, :, :group], cache
+        """qkv [N, W], sinks [KH, G] -> (out [N, H * D] float32, cache)."""
+        q, new = heads.split_rows(qkv, turns)
+        scores = None if sinks is None else _over_lanes(jnp.pad(sinks, ((0, 0), (0, heads.queries - heads.group))))
+        out, cache = singles.attend(q, new, cache, prepared.singles, prepared.tables, scores, heads.spec, interpret=self.interpret)
+        return heads.join_rows(out), cache
 
     def _mixed(
         self,
-        q: jax.Array,
-        new: jax.Array,
+        heads: Heads,
+        qkv: jax.Array,
+        turns: Turns | None,
         cache: jax.Array,
         prepared: Prepared,
         several: Several,
         sinks: jax.Array | None,
-        spec: AttentionSpec,
     ) -> tuple[jax.Array, jax.Array]:
-        """q [T, KH, G, operand], new [T, KH, width] -> (out [T, KH, G, operand], cache)."""
-        num_tokens, num_kv_heads, group, operand = q.shape
-        page = cache.shape[2]
-        by_head = jnp.pad(new, ((0, -num_tokens % page), (0, 0), (0, 0))).swapaxes(0, 1)
-        cache = writes.write(by_head, cache, several.writes, interpret=self.interpret)
+        """qkv [T, W], sinks [KH, G] -> (out [T, H * D] float32, cache)."""
+        num_tokens = qkv.shape[0]
+        tokens = tokens_of_block(num_tokens, heads.num_kv_heads, heads.group)
+        room = math.lcm(tokens, cache.shape[2])
+        q, new = heads.split_columns(qkv, turns, -(-num_tokens // room) * room)
+        cache = writes.write(new, cache, several.writes, interpret=self.interpret)
         first = several.offsets[:-1]
-        of_rows, cache = self._singles(q.at[first].get(mode="clip"), new.at[first].get(mode="clip"), cache, prepared, sinks, spec)
-        tokens = _tokens_of_block(num_tokens, num_kv_heads, group)
-        num_blocks = -(-num_tokens // tokens)
-        blocks = jnp.pad(q, ((0, num_blocks * tokens - num_tokens), (0, 0), (0, 0), (0, 0)))
-        blocks = blocks.reshape(num_blocks, tokens, num_kv_heads, group, operand).transpose(0, 2, 3, 1, 4)
-        scores = None if sinks is None else _over_lanes(jnp.repeat(sinks, tokens, axis=1))
+        of_rows = None if turns is None else (turns[0].at[first].get(mode="clip"), turns[1].at[first].get(mode="clip"))
+        alone, cache = self._singles(heads, qkv.at[first].get(mode="clip"), of_rows, cache, prepared, sinks)
         out = chunks.attend(
-            blocks.reshape(num_blocks, num_kv_heads, group * tokens, operand),
+            q,
             cache,
-            _list_chunks(several, tokens, num_blocks),
+            _list_chunks(several, tokens, q.shape[2] // tokens),
             prepared.tables,
-            scores,
-            spec,
+            None if sinks is None else _over_lanes(jnp.repeat(sinks, tokens, axis=1)),
+            heads.spec,
             tokens=tokens,
             interpret=self.interpret,
         )
-        out = out.reshape(num_blocks, num_kv_heads, group, tokens, operand).transpose(0, 3, 1, 2, 4)
-        out = out.reshape(num_blocks * tokens, num_kv_heads, group, operand)[:num_tokens]
         where = jnp.where(several.is_single, first, num_tokens)  # outside: dropped
-        return out.at[where].set(of_rows, mode="drop"), cache
+        return heads.join_columns(out, num_tokens).at[where].set(alone, mode="drop"), cache
 
 
-def _tokens_of_block(num_tokens: int, num_kv_heads: int, group: int) -> int:
+def tokens_of_block(num_tokens: int, num_kv_heads: int, group: int) -> int:
     """A power of two: whole tiles, and no more queries than there is room for."""
     most = min(_MOST_QUERIES, _MOST_QUERIES_IN_ALL // num_kv_heads) // group
     tokens = 16

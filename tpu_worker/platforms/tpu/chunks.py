@@ -54,17 +54,18 @@ def attend(
     tokens: int,
     interpret: Interpret,
 ) -> jax.Array:
-    """The output [blocks, KH, M, operand] bfloat16 of queries that were scaled, likewise, [blocks, KH, M, operand].
+    """The output [KH, G, T, operand] bfloat16 of queries that were scaled, likewise, [KH, G, T, operand].
 
-    M = G * tokens, those of a block: the G queries of each head of keys one after the other. cache [NB, KH, page, width] holds the
-    keys and values of the step already; tables [R, MB] int32; sinks [KH, M, LANES] float32. Only what comes out for tokens of the
-    rows in `chunks` means anything.
+    T is whole blocks of `tokens`; of a block the G queries of each head of keys come one after the other, M = G * tokens. cache
+    [NB, KH, page, width] holds the keys and values of the step already; tables [R, MB] int32; sinks [KH, M, LANES] float32. Only
+    what comes out for tokens of the rows in `chunks` means anything.
     """
-    num_kv_heads, num_queries, operand = q.shape[1:]
+    num_kv_heads, group, _, operand = q.shape
+    num_queries = group * tokens
     page, width = cache.shape[2:]
     run = pages_at_once(cache)
     operands: list[jax.Array] = [tables[:, None], tables[:, None], q, cache] + ([] if sinks is None else [sinks])
-    block = pl.BlockSpec((1, *q.shape[1:]), lambda i, _, blocks, *__: (blocks[i], 0, 0, 0))
+    block = pl.BlockSpec((num_kv_heads, group, tokens, operand), lambda i, _, blocks, *__: (0, 0, blocks[i], 0))
     in_specs = table_specs(lambda item, total, blocks, rows, *_: rows[item], tables.shape[1])  # noqa: ARG005
     in_specs += [block, pl.BlockSpec(memory_space=pl.ANY)]
     if sinks is not None:
@@ -99,7 +100,7 @@ def _kernel(spec: AttentionSpec, run: int, tokens: int, has_sinks: bool, item: S
     sinks = rest.pop(0) if has_sinks else None
     out, buffer, tops, totals, outs, arrived, memory = rest
     pages = Pages(cache, buffer, arrived, run)
-    num_kv_heads, num_queries = q.shape[1:3]
+    num_kv_heads, num_queries, operand = outs.shape
     block, row = blocks[item], rows[item]
 
     def span_of(item: Scalar, table: Ref) -> Span:
@@ -120,7 +121,7 @@ def _kernel(spec: AttentionSpec, run: int, tokens: int, has_sinks: bool, item: S
 
     @pl.when((item == 0) | (blocks[jnp.maximum(item - 1, 0)] != block))
     def empty_softmax() -> None:
-        empty = begin(None if sinks is None else sinks[...], q.shape[1:])
+        empty = begin(None if sinks is None else sinks[...], outs.shape)
         tops[...], totals[...] = (jnp.broadcast_to(x, tops.shape) for x in (empty.top, empty.total))
         outs[...] = empty.out
 
@@ -152,7 +153,7 @@ def _kernel(spec: AttentionSpec, run: int, tokens: int, has_sinks: bool, item: S
 
         def one_head(head: Scalar, _: None) -> None:
             softmax = Softmax(tops[head, :, :1], totals[head, :, :1], outs[head])
-            softmax = advance(softmax, q[0, head], buffer[half, head], seen, spec.soft_cap)
+            softmax = advance(softmax, q[head].reshape(num_queries, operand), buffer[half, head], seen, spec.soft_cap)
             tops[head] = jnp.broadcast_to(softmax.top, (num_queries, LANES))
             totals[head] = jnp.broadcast_to(softmax.total, (num_queries, LANES))
             outs[head] = softmax.out
@@ -165,4 +166,4 @@ def _kernel(spec: AttentionSpec, run: int, tokens: int, has_sinks: bool, item: S
     @pl.when((item == total[0] - 1) | (blocks[jnp.minimum(item + 1, total[0] - 1)] != block))
     def write_out() -> None:
         softmax = Softmax(tops[:, :, :1], totals[:, :, :1], outs[...])
-        out[0] = finish(softmax).astype(out.dtype)
+        out[...] = finish(softmax).reshape(out.shape).astype(out.dtype)

@@ -1,0 +1,260 @@
+"""Heads in and out of a product's features, in Pallas: XLA would move them between lanes and rows in some twenty passes a layer.
+
+A projection [T, (H + 2 KH) * S] has heads side by side along lanes, `stride` S features each, which divides a register or fills
+some: so no head lies across two. Attention wants each head's own: for single tokens below each other, one token after the other;
+for prompts the tokens below each other, one head after the other.
+"""
+
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TypeAlias
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import tpu as pltpu
+
+from tpu_worker.platforms.metadata import AttentionSpec
+from tpu_worker.platforms.tpu.layout import LANES, RowLayout
+from tpu_worker.platforms.tpu.pages import Interpret, Ref
+
+Turns: TypeAlias = tuple[jax.Array, jax.Array]  # `Heads.turns`
+
+_SUBLANES = 8  # rows of a register: queries of a head of keys are filled up to as many
+_ROWS_AT_ONCE = 8  # tokens: one register of float32
+_TOKENS_AT_ONCE = 64
+
+
+@dataclass(frozen=True, slots=True)
+class Heads:
+    """Of one layer on one chip."""
+
+    num_heads: int
+    num_kv_heads: int
+    spec: AttentionSpec
+    dtype: jax.typing.DTypeLike  # of queries
+    kept: jax.typing.DTypeLike  # of new keys and values
+    interpret: Interpret
+
+    @property
+    def layout(self) -> RowLayout:
+        """Of a row of the cache."""
+        return RowLayout(self.spec.head_dim)
+
+    @property
+    def stride(self) -> int:
+        """Features from head to head: as many as a head has, where these divide a register or fill some."""
+        dim = self.spec.head_dim
+        return dim if LANES % dim == 0 or dim % LANES == 0 else self.layout.operand
+
+    @property
+    def group(self) -> int:
+        """Queries that read the same head of keys."""
+        return self.num_heads // self.num_kv_heads
+
+    @property
+    def queries(self) -> int:
+        """M: these, filled up to whole registers."""
+        return -(-self.group // _SUBLANES) * _SUBLANES
+
+    @property
+    def rotary(self) -> int:
+        """Features of a head that are rotated, where any are."""
+        return self.spec.head_dim if self.spec.rotary_dim is None else self.spec.rotary_dim
+
+    def spread(self, qkv: jax.Array) -> jax.Array:
+        """qkv [T, (H + 2 KH) * D] with heads `stride` apart, filled up to whole registers."""
+        dim = self.spec.head_dim
+        if self.stride != dim:
+            heads = qkv.reshape(qkv.shape[0], -1, dim)
+            qkv = jnp.pad(heads, ((0, 0), (0, 0), (0, self.stride - dim))).reshape(qkv.shape[0], -1)
+        return jnp.pad(qkv, ((0, 0), (0, -qkv.shape[1] % LANES)))
+
+    def turns(self, rope: jax.Array | None, positions: jax.Array) -> Turns | None:
+        """What a head's features at positions [T] are multiplied with, and what their partners, each [T, lanes] float32."""
+        if rope is None:
+            return None
+        rows = rope[positions]
+        rotary = self.rotary
+        cos, sin = rows[:, : rotary // 2], rows[:, rotary // 2 : rotary]
+        rest = (len(positions), self.stride - rotary)
+        own = jnp.concatenate([cos, cos, jnp.ones(rest, rows.dtype)], axis=1)
+        partner = jnp.concatenate([-sin, sin, jnp.zeros(rest, rows.dtype)], axis=1)
+        times = max(1, LANES // self.stride)
+        return jnp.tile(own, (1, times)), jnp.tile(partner, (1, times))
+
+    def split_rows(self, qkv: jax.Array, turns: Turns | None) -> tuple[jax.Array, jax.Array]:
+        """qkv [N, W], as `spread` has it, as queries [N, KH, M, operand], rotated and scaled, and new rows [N, KH, 1, width]."""
+        rows = len(qkv)
+        q = jax.ShapeDtypeStruct((rows, self.num_kv_heads, self.queries, self.layout.operand), self.dtype)
+        new = jax.ShapeDtypeStruct((rows, self.num_kv_heads, 1, self.layout.width), self.kept)
+        block = min(_ROWS_AT_ONCE, rows)
+        return self._call("split_rows", _split_rows, block, (qkv, *(turns or ())), 0, (q, new), (0, 0))
+
+    def split_columns(self, qkv: jax.Array, turns: Turns | None, tokens: int) -> tuple[jax.Array, jax.Array]:
+        """qkv [T, W] as queries [KH, G, tokens, operand], rotated and scaled, and new rows [KH, tokens, width].
+
+        tokens: T or more, of which those from T on may be anything.
+        """
+        q = jax.ShapeDtypeStruct((self.num_kv_heads, self.group, tokens, self.layout.operand), self.dtype)
+        new = jax.ShapeDtypeStruct((self.num_kv_heads, tokens, self.layout.width), self.kept)
+        block = min(_TOKENS_AT_ONCE, len(qkv))
+        return self._call("split_columns", _split_columns, block, (qkv, *(turns or ())), 0, (q, new), (2, 1))
+
+    def join_rows(self, out: jax.Array) -> jax.Array:
+        """What attention makes of queries of `split_rows`, [N, KH, M, operand], as [N, H * D] float32."""
+        rows = len(out)
+        return self._join("join_rows", _join_rows, min(_ROWS_AT_ONCE, rows), out, 0, rows)
+
+    def join_columns(self, out: jax.Array, tokens: int) -> jax.Array:
+        """The same of `split_columns`, [KH, G, T or more, operand], as [T, H * D] float32."""
+        return self._join("join_columns", _join_columns, min(_TOKENS_AT_ONCE, tokens), out, 2, tokens)
+
+    def _join(self, name: str, kernel: Callable[..., None], block: int, out: jax.Array, axis: int, tokens: int) -> jax.Array:
+        width = -(-self.num_heads * self.stride // LANES) * LANES
+        (joined,) = self._call(name, kernel, block, (out,), axis, (jax.ShapeDtypeStruct((tokens, width), jnp.float32),), (0,))
+        joined = joined[:, : self.num_heads * self.stride]
+        if self.stride != self.spec.head_dim:
+            joined = joined.reshape(tokens, self.num_heads, self.stride)[..., : self.spec.head_dim].reshape(tokens, -1)
+        return joined
+
+    def _call(
+        self,
+        name: str,
+        kernel: Callable[..., None],
+        block: int,
+        operands: tuple[jax.Array, ...],
+        in_axis: int,
+        results: tuple[jax.ShapeDtypeStruct, ...],
+        out_axes: tuple[int, ...],
+    ) -> tuple[jax.Array, ...]:
+        """in_axis, of all operands, and out_axes: along which tokens lie, of which `block` are taken at a time."""
+
+        def cut(shape: tuple[int, ...], axis: int) -> pl.BlockSpec:
+            sizes = tuple(block if dimension == axis else size for dimension, size in enumerate(shape))
+            return pl.BlockSpec(sizes, lambda i: tuple(i if dimension == axis else 0 for dimension in range(len(shape))))
+
+        tokens = operands[0].shape[in_axis]
+        found: tuple[jax.Array, ...] = pl.pallas_call(
+            functools.partial(kernel, self),
+            grid=(-(-tokens // block),),
+            in_specs=[cut(array.shape, in_axis) for array in operands],
+            out_specs=tuple(cut(result.shape, axis) for result, axis in zip(results, out_axes, strict=True)),
+            out_shape=results,
+            compiler_params=pltpu.CompilerParams(dimension_semantics=("parallel",)),
+            interpret=self.interpret,
+            name=name,
+        )(*operands)
+        return found
+
+
+class _Projection:
+    """A block of tokens of a projection, within a kernel."""
+
+    def __init__(self, heads: Heads, qkv: Ref, turns: tuple[Ref, ...]) -> None:
+        self._heads = heads
+        self._qkv = qkv
+        self._turns = turns
+        self._lanes = max(LANES, heads.stride)
+        self._rotated: dict[int, jax.Array] = {}
+
+    def query(self, head: int) -> jax.Array:
+        """[B, operand] float32, rotated and scaled, zeros behind the head."""
+        return self._alone(self._turned, head) * jnp.float32(self._heads.spec.scale)
+
+    def row(self, kv_head: int) -> jax.Array:
+        """A key, rotated, and a value as a row of the cache, [B, width] float32."""
+        heads = self._heads
+        key = self._alone(self._turned, heads.num_heads + kv_head)
+        value = self._alone(self._column, heads.num_heads + heads.num_kv_heads + kv_head)
+        if heads.layout.is_shared:
+            return key + _roll(value, LANES // 2)
+        return jnp.concatenate([key, value], axis=1)
+
+    def _alone(self, column: Callable[[int], jax.Array], head: int) -> jax.Array:
+        """The features of one head in the first lanes, and zeros behind them."""
+        stride = self._heads.stride
+        values = column(head * stride // self._lanes)
+        if stride >= LANES:
+            return values
+        values = _roll(values, -(head * stride) % self._lanes)
+        return jnp.where(lax.broadcasted_iota(jnp.int32, values.shape, 1) < stride, values, 0.0)
+
+    def _column(self, index: int) -> jax.Array:
+        return self._qkv[:, index * self._lanes : (index + 1) * self._lanes]
+
+    def _turned(self, index: int) -> jax.Array:
+        if not self._turns:
+            return self._column(index)
+        if index not in self._rotated:
+            x, (own, partner) = self._column(index), self._turns
+            half = self._heads.rotary // 2
+            is_first = lax.broadcasted_iota(jnp.int32, x.shape, 1) % self._heads.stride < half
+            across = jnp.where(is_first, _roll(x, -half), _roll(x, half))
+            self._rotated[index] = x * own[...] + across * partner[...]
+        return self._rotated[index]
+
+
+def _roll(x: jax.Array, by: int) -> jax.Array:
+    """Along lanes, upwards."""
+    by %= x.shape[1]
+    return pltpu.roll(x, by, 1) if by else x
+
+
+def _split_rows(heads: Heads, qkv: Ref, *refs: Ref) -> None:
+    *turns, q, new = refs
+    projection = _Projection(heads, qkv, tuple(turns))
+    rows = lax.broadcasted_iota(jnp.int32, q.shape[2:], 0)
+    for kv_head in range(heads.num_kv_heads):
+        queries = [projection.query(kv_head * heads.group + index) for index in range(heads.group)]
+        row = projection.row(kv_head).astype(new.dtype)
+        for token in range(q.shape[0]):
+            tile = jnp.zeros(q.shape[2:], jnp.float32)
+            for index, query in enumerate(queries):
+                tile = jnp.where(rows == index, query[token : token + 1], tile)
+            q[token, kv_head] = tile.astype(q.dtype)
+            new[token, kv_head] = row[token : token + 1]
+
+
+def _split_columns(heads: Heads, qkv: Ref, *refs: Ref) -> None:
+    *turns, q, new = refs
+    projection = _Projection(heads, qkv, tuple(turns))
+    for kv_head in range(heads.num_kv_heads):
+        for index in range(heads.group):
+            q[kv_head, index] = projection.query(kv_head * heads.group + index).astype(q.dtype)
+        new[kv_head] = projection.row(kv_head).astype(new.dtype)
+
+
+def _join_rows(heads: Heads, out: Ref, joined: Ref) -> None:
+    shape = (joined.shape[0], out.shape[3])
+    rows = lax.broadcasted_iota(jnp.int32, shape, 0)
+
+    def of_head(kv_head: int, index: int) -> jax.Array:
+        found = jnp.zeros(shape, jnp.float32)
+        for token in range(shape[0]):
+            found = jnp.where(rows == token, out[token, kv_head].astype(jnp.float32)[index : index + 1], found)
+        return found
+
+    _join(heads, of_head, joined)
+
+
+def _join_columns(heads: Heads, out: Ref, joined: Ref) -> None:
+    _join(heads, lambda kv_head, index: out[kv_head, index].astype(jnp.float32), joined)
+
+
+def _join(heads: Heads, of_head: Callable[[int, int], jax.Array], joined: Ref) -> None:
+    """of_head(head of keys, which of its queries): [B, operand] float32."""
+    first = LANES // 2 if heads.layout.is_shared else 0  # lane at which values lie
+    lanes = max(LANES, heads.stride)
+    each = lanes // heads.stride
+    for column in range(joined.shape[1] // lanes):
+        whole = jnp.zeros((joined.shape[0], lanes), jnp.float32)
+        lane = lax.broadcasted_iota(jnp.int32, whole.shape, 1)
+        for place in range(each):
+            head = column * each + place
+            if head < heads.num_heads:
+                mine = _roll(of_head(*divmod(head, heads.group)), place * heads.stride - first)
+                whole = jnp.where(lane // heads.stride == place, mine, whole)
+        joined[:, column * lanes : (column + 1) * lanes] = whole
