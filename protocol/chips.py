@@ -82,7 +82,8 @@ def check_fits(topology: Topology, tensor_parallel_size: int) -> None:
         larger = [shape for shape in topology.chip.shapes if _devices(topology.chip, shape) >= tensor_parallel_size]
         way_out = f", or a larger topology: {topology.chip.name}:{larger[0]}" if larger else ""
         raise ConfigError(
-            f"--tensor-parallel-size {tensor_parallel_size}: --topology {topology.name} has {most} devices: give {most} at most{way_out}"
+            f"--tensor-parallel-size {tensor_parallel_size}: --topology {topology.name} has {most} devices: "
+            f"give {most} at most{way_out}"
         )
 
 
