@@ -1,0 +1,100 @@
+"""How long attention's own kernels take, by what they move and by libtpu's schedules of them.
+
+A kernel brings the pages of the next run, or of the next item, while it computes with the last ones: it takes as long as the slower
+of the two. The structure of the loops is that of `platforms.tpu`: who changes it there changes it here.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from protocol.aot_report import StepTime
+from protocol.chips import Chip
+from tpu_worker.aot.schedule import Loop
+
+SINGLES, CHUNKS, WRITES = "attend_singles", "attend_chunks", "write_pages"
+KERNELS = (SINGLES, CHUNKS, WRITES)
+
+_MICROSECONDS = 1e6
+
+
+@dataclass(frozen=True, slots=True)
+class Geometry:
+    """Of one layer's attention on one chip."""
+
+    page: int  # positions
+    run: int  # pages
+    page_bytes: int
+    window: int  # tokens that a query sees; 0: all
+    chunk: int  # tokens of a block of queries
+    num_kv_heads: int
+
+
+def singles_time(loop: Loop, of: Geometry, chip: Chip, context: int) -> StepTime:
+    """One layer's decoding rows. context: tokens of each, which a window cuts off."""
+    (token,) = _with_loops(loop.loops)
+    start, run = token.loops[0], _with_loops(token.loops)[0]
+    page_cycles = start.bundles + (run.loops[2].bundles if len(run.loops) > 2 else 0)
+    computes = run.bundles / (of.run * of.page) + page_cycles / of.page
+    moves = of.page_bytes / of.page / chip.bandwidth
+    per_token = max(computes / chip.clock, moves) * _MICROSECONDS
+    # Half a run on average is computed with and holds nothing.
+    fixed = (token.bundles + run.bundles / 2) / chip.clock * _MICROSECONDS
+    if of.window and context > of.window:
+        return StepTime(fixed=0.0, per_row=fixed + per_token * of.window)
+    return StepTime(fixed=0.0, per_row=fixed, per_context_token=per_token)
+
+
+def chunks_time(loop: Loop, of: Geometry, chip: Chip, tokens: int) -> StepTime:
+    """One layer's prompts, of a step of so many tokens that is full of them."""
+    (item,) = _with_loops(loop.loops)
+    run = _with_loops(item.loops)[0]
+    heads = run.loops[-1].bundles * of.num_kv_heads
+    positions = of.run * of.page
+    of_run = heads + run.bundles + of.run * (item.loops[0].bundles + run.loops[2].bundles)
+    pairs = of.chunk * positions
+    items = -(-tokens // of.chunk)
+    # Half a run for each item lies behind its queries, or before a window.
+    fixed = items * (item.bundles + of_run / 2) / chip.clock * _MICROSECONDS
+    return StepTime(fixed=fixed, per_pair=of_run / pairs / chip.clock * _MICROSECONDS)
+
+
+def writes_time(loop: Loop, of: Geometry, chip: Chip, tokens: int, rows: int) -> StepTime:
+    """One layer's new keys and values, of a step of so many tokens of so many rows."""
+    (item,) = _with_loops(loop.loops) or loop.loops
+    heads = item.loops[0].bundles * of.num_kv_heads if item.loops else 0
+    pages = tokens // of.page + 2 * rows
+    return StepTime(fixed=pages * max((item.bundles + heads) / chip.clock, 2 * of.page_bytes / chip.bandwidth) * _MICROSECONDS)
+
+
+def add(times: Sequence[StepTime]) -> StepTime:
+    """One after the other."""
+    return StepTime(
+        fixed=sum(one.fixed for one in times),
+        per_row=sum(one.per_row for one in times),
+        per_context_token=sum(one.per_context_token for one in times),
+        per_pair=sum(one.per_pair for one in times),
+    )
+
+
+def attention_time(
+    loops: Mapping[str, Loop], layers: Mapping[Geometry, int], chip: Chip, tokens: int, rows: int, context: int
+) -> StepTime:
+    """All layers' kernels of a step: `layers` tells how many have which geometry.
+
+    loops: the schedules of the kernels that the step has, by name. Where layers differ they are of one of them.
+    """
+    times = []
+    for geometry, count in layers.items():
+        own = []
+        if SINGLES in loops:
+            own.append(singles_time(loops[SINGLES], geometry, chip, context))
+        if CHUNKS in loops:
+            own.append(chunks_time(loops[CHUNKS], geometry, chip, tokens))
+        if WRITES in loops:
+            own.append(writes_time(loops[WRITES], geometry, chip, tokens, rows))
+        times += count * [add(own)]
+    return add(times)
+
+
+def _with_loops(loops: Sequence[Loop]) -> list[Loop]:
+    return [loop for loop in loops if loop.loops]

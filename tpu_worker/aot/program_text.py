@@ -1,0 +1,98 @@
+"""What the text of a compiled program tells: copies, collectives, and what libtpu thinks that each instruction takes."""
+
+import re
+from collections import Counter
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass
+
+_COLLECTIVES = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
+_UNKNOWN = 1 << 60  # cycles: what libtpu writes where it has no idea
+_INSTRUCTION = re.compile(r"^\s+(?:ROOT )?%([\w.-]+) = (\(.*?\)|\S+) ([\w-]+)\(")
+_CYCLES = re.compile(r'"estimated_cycles":"(\d+)"')
+_OP_NAME = re.compile(r'op_name="([^"]*)"')
+_WHILE = re.compile(r"body=%([\w.-]+)")
+_TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"')
+
+
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """Of an instruction of the program, or of a loop's body as often as it runs."""
+
+    name: str
+    opcode: str
+    cycles: int
+    source: str  # where in the model's code it is from: "jit(step)/jit(_mix)/dot_general"
+
+
+def entry_of(text: str) -> str:
+    """The main computation, without those that it calls."""
+    return text[text.index("\nENTRY ") :]
+
+
+def find_copies(text: str, shapes: Collection[tuple[int, ...]]) -> list[str]:
+    """The instructions of a program that make another array of one of these shapes.
+
+    Copies into vector memory, which is `S(1)`, are how weights are read, where nothing but their place changes.
+    """
+    if not shapes:
+        return []
+    wanted = "|".join(re.escape(",".join(map(str, shape))) for shape in shapes)
+    made = rf"(?m)^.* = \w+\[(?:{wanted})\][^ ]* (?:fusion|transpose|convert|scatter|dynamic-update-slice)\(.*$"
+    copied = rf"(?m)^.* = \w+\[(?:{wanted})\][^ ]* copy\(.*$"
+    moved = rf"(?m)^.* = \(\w+\[(?:{wanted})\](?![^ ]*S\(1\))[^ ]*, .* copy-start\(.*$"
+    found = re.findall(made, entry_of(text)) + re.findall(copied, text) + re.findall(moved, text)
+    return [line.strip()[:200] for line in found]
+
+
+def count_collectives(text: str) -> dict[str, int]:
+    """How many there are of each kind that there is."""
+    counts = {kind: len(re.findall(rf" {kind}(?:-start)?\(", text)) for kind in _COLLECTIVES}
+    return {kind: count for kind, count in counts.items() if count}
+
+
+def count_kernels(text: str) -> dict[str, int]:
+    """Calls of Pallas' kernels, by name."""
+    names = re.findall(r'%([\w-]+?)[.\d]* = [^\n]* custom-call\([^\n]*custom_call_target="tpu_custom_call"', text)
+    return dict(Counter(names))
+
+
+def count_readers(text: str, shape: tuple[int, int]) -> int:
+    """How many instructions of a program compute something of all of a float32 array of this shape."""
+    entry, (rows, columns) = entry_of(text), shape
+    arrays = {*re.findall(rf"(%[\w.-]+) = f32\[{rows},{columns}\]", entry)}
+    # A custom fusion is a gather, of a few values.
+    readers = re.findall(r"(?m)^.* = .* (?:fusion|reduce)\(([^)]*)\), (?!kind=kCustom).*$", entry)
+    return sum(1 for operands in readers if arrays & set(operands.split(", ")))
+
+
+def costs(text: str) -> list[Cost]:
+    """Of the main computation's instructions those of which libtpu has an idea, those of loops' bodies among them.
+
+    A loop of which nobody knows how often it runs counts once. Pallas' kernels and what is brought ahead of time are not in there.
+    """
+    return list(_costs_of(_computations(text), "", 1))
+
+
+def _costs_of(computations: dict[str, list[str]], name: str, times: int) -> Iterator[Cost]:
+    for line in computations[name]:
+        if (instruction := _INSTRUCTION.match(line)) is None:
+            continue
+        source = found[1] if (found := _OP_NAME.search(line)) else ""
+        if instruction[3] == "while" and (body := _WHILE.search(line)):
+            trips = int(found[1]) if (found := _TRIPS.search(line)) else 1
+            yield from _costs_of(computations, body[1], times * trips)
+        elif (found := _CYCLES.search(line)) and (cycles := int(found[1])) < _UNKNOWN:
+            yield Cost(instruction[1], instruction[3], times * cycles, source)
+
+
+def _computations(text: str) -> dict[str, list[str]]:
+    """Their lines, by name; the main one has none."""
+    found: dict[str, list[str]] = {}
+    lines: list[str] = []
+    for line in text.splitlines():
+        if line.endswith("{") and not line.startswith(" "):
+            name = "" if line.startswith("ENTRY ") else line.split(" ", 1)[0].lstrip("%")
+            lines = found.setdefault(name, [])
+        elif line.startswith(" "):
+            lines.append(line)
+    return found
