@@ -13,6 +13,7 @@ class Job(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     topology: str
     context: int  # tokens of each row that times are estimated for
     scratch: str  # an empty directory of this process alone, for what the compiler writes
+    save: str = ""  # a directory that takes the compiled programs; empty: they are not kept
 
 
 class Compile(msgspec.Struct, frozen=True, kw_only=True, tag=True):

@@ -1,6 +1,5 @@
 """Chips that are not there."""
 
-import os
 from collections.abc import MutableMapping
 from typing import Any
 
@@ -9,16 +8,18 @@ from protocol.errors import DeviceError
 
 
 def prepare_environment(environ: MutableMapping[str, str], flags: str = "") -> None:
-    """What libtpu must be told before JAX starts, so that it neither looks for chips nor minds other processes. flags: of its own."""
-    environ |= {
-        "JAX_PLATFORMS": "cpu",
-        "TPU_SKIP_MDS_QUERY": "1",
-        "TPU_WORKER_HOSTNAMES": "localhost",
-        "TPU_ACCELERATOR_TYPE": "v6e-4",  # any one serves: only the topology counts
-        "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
-        "TPU_STDERR_LOG_LEVEL": "3",
-        "TPU_MIN_LOG_LEVEL": "3",
-    }
+    """What libtpu must be told before JAX starts, so that it neither looks for chips nor minds others. flags: of its own."""
+    environ.update(
+        {
+            "JAX_PLATFORMS": "cpu",
+            "TPU_SKIP_MDS_QUERY": "1",
+            "TPU_WORKER_HOSTNAMES": "localhost",
+            "TPU_ACCELERATOR_TYPE": "v6e-4",  # any one serves: only the topology counts
+            "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
+            "TPU_STDERR_LOG_LEVEL": "3",
+            "TPU_MIN_LOG_LEVEL": "3",
+        }
+    )
     if flags:
         environ["LIBTPU_INIT_ARGS"] = " ".join(filter(None, (environ.get("LIBTPU_INIT_ARGS"), flags)))
 

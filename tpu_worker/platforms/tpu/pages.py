@@ -125,7 +125,7 @@ def table_specs(row_of: Callable[..., Scalar], width: int) -> list[pl.BlockSpec]
     return [spec(0), spec(1)]
 
 
-def pages_at_once(cache: jax.Array) -> int:
+def pages_at_once(cache: jax.Array | jax.ShapeDtypeStruct) -> int:
     """Pages of a run of a cache [NB, KH, page, width]."""
     _, num_kv_heads, page, width = cache.shape
     positions = min(_MOST_POSITIONS, _MOST_BYTES // (num_kv_heads * width * cache.dtype.itemsize))
