@@ -33,15 +33,17 @@ def singles_time(loop: Loop, of: Geometry, chip: Chip, context: int) -> StepTime
     """One layer's decoding rows. context: tokens of each, which a window cuts off."""
     (token,) = _with_loops(loop.loops)
     start, run = token.loops[0], _with_loops(token.loops)[0]
-    page_cycles = start.bundles + (run.loops[2].bundles if len(run.loops) > 2 else 0)
-    computes = run.bundles / (of.run * of.page) + page_cycles / of.page
-    moves = of.page_bytes / of.page / chip.bandwidth
-    per_token = max(computes / chip.clock, moves) * _MICROSECONDS
-    # Half a run on average is computed with and holds nothing.
-    fixed = (token.bundles + run.bundles / 2) / chip.clock * _MICROSECONDS
-    if of.window and context > of.window:
-        return StepTime(fixed=0.0, per_row=fixed + per_token * of.window)
-    return StepTime(fixed=0.0, per_row=fixed, per_context_token=per_token)
+    page_cycles = start.bundles + run.loops[2].bundles
+    positions = of.run * of.page
+    seen = min(context, of.window) if of.window else context
+    computes = token.bundles + -(-seen // positions) * run.bundles + -(-seen // of.page) * page_cycles
+    exact = max(computes / chip.clock, -(-seen // of.page) * of.page_bytes / chip.bandwidth) * _MICROSECONDS
+    if seen < context:
+        return StepTime(fixed=0.0, per_row=exact)
+    # In between, and beyond, it grows evenly.
+    slope = (run.bundles / positions + page_cycles / of.page) / chip.clock
+    per_token = max(slope, of.page_bytes / of.page / chip.bandwidth) * _MICROSECONDS
+    return StepTime(fixed=0.0, per_row=max(0.0, exact - per_token * context), per_context_token=per_token)
 
 
 def chunks_time(loop: Loop, of: Geometry, chip: Chip, tokens: int) -> StepTime:
