@@ -51,6 +51,7 @@ class Drawn(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     working_memory: int  # that the engine leaves for steps
     num_blocks: int  # that the engine takes; fewer than `blocks_per_sequence`: it does not fit
     needs: tuple[Need, ...]  # on as many chips as are possible
+    decodes_apart: bool = True  # as the report has it
 
 
 class Compiled(msgspec.Struct, frozen=True, kw_only=True, tag=True):

@@ -10,9 +10,12 @@ from dataclasses import dataclass
 from protocol.aot_report import StepTime
 from protocol.chips import Chip
 from tpu_worker.aot.schedule import Loop
+from tpu_worker.platforms.tpu.heads import ROWS_AT_ONCE, TOKENS_AT_ONCE
 
 SINGLES, CHUNKS, WRITES = "attend_singles", "attend_chunks", "write_pages"
-KERNELS = (SINGLES, CHUNKS, WRITES)
+# What moves heads into their places and back: a kernel, and how many tokens it takes at a time.
+ROWS_OF_HEADS, COLUMNS_OF_HEADS = ("split_rows", "join_rows"), ("split_columns", "join_columns")
+KERNELS = (SINGLES, CHUNKS, WRITES, *ROWS_OF_HEADS, *COLUMNS_OF_HEADS)
 
 _MICROSECONDS = 1e6
 
@@ -68,6 +71,13 @@ def writes_time(loop: Loop, of: Geometry, chip: Chip, tokens: int, rows: int) ->
     return StepTime(fixed=pages * max((item.bundles + heads) / chip.clock, 2 * of.page_bytes / chip.bandwidth) * _MICROSECONDS)
 
 
+def heads_time(loop: Loop, tokens: int, block: int, chip: Chip) -> StepTime:
+    """One layer's heads of so many tokens, of which `block` are taken at a time."""
+    blocks = -(-tokens // block)
+    cycles = loop.bundles + blocks * sum(one.bundles for one in loop.loops)
+    return StepTime(fixed=cycles / chip.clock * _MICROSECONDS)
+
+
 def add(times: Sequence[StepTime]) -> StepTime:
     """One after the other."""
     return StepTime(
@@ -94,6 +104,8 @@ def attention_time(
             own.append(chunks_time(loops[CHUNKS], geometry, chip, tokens))
         if WRITES in loops:
             own.append(writes_time(loops[WRITES], geometry, chip, tokens, rows))
+        own += [heads_time(loops[name], rows, min(ROWS_AT_ONCE, rows), chip) for name in ROWS_OF_HEADS if name in loops]
+        own += [heads_time(loops[name], tokens, min(TOKENS_AT_ONCE, tokens), chip) for name in COLUMNS_OF_HEADS if name in loops]
         times += count * [add(own)]
     return add(times)
 

@@ -30,7 +30,7 @@ from tpu_worker.buckets import Bucket, name_of
 from tpu_worker.mesh.layout import AXIS, RULES, Layout
 from tpu_worker.platforms.tpu.attention import tokens_of_block
 from tpu_worker.platforms.tpu.pages import pages_at_once
-from tpu_worker.warmup import use_compilation_cache
+from tpu_worker.warmup import leave_compilation_cache, use_compilation_cache
 from tpu_worker.weights.load import WeightLoader, open_source
 
 _SHARE = 0.85  # of what weights and steps leave, for the KV cache: as the engine takes it on an accelerator (`xla.memory`)
@@ -49,7 +49,10 @@ class Workshop:
         self._topology = parse_topology(job.topology)
         self._chip = self._topology.chip
         check_fits(self._topology, config.tensor_parallel_size)
-        use_compilation_cache(config.compilation_cache)
+        if job.save:  # a program out of the cache cannot be saved again
+            leave_compilation_cache()
+        else:
+            use_compilation_cache(config.compilation_cache)
         mesh = open_topology(self._topology, config.tensor_parallel_size)
         self._source = AbsentWeights(open_source(config).model)
         self._layout = AbsentLayout(mesh, RULES)
@@ -92,6 +95,7 @@ class Workshop:
             blocks_per_sequence=self._blocks_per_sequence,
             working_memory=blueprint.working_memory,
             num_blocks=self._num_blocks,
+            decodes_apart=blueprint.platform.attention.decodes_apart,
             needs=tuple(self._needs()),
         )
 

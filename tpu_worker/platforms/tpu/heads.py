@@ -8,7 +8,7 @@ for prompts the tokens below each other, one head after the other.
 import functools
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -23,8 +23,8 @@ from tpu_worker.platforms.tpu.pages import Interpret, Ref
 Turns: TypeAlias = tuple[jax.Array, jax.Array]  # `Heads.turns`
 
 _SUBLANES = 8  # rows of a register: queries of a head of keys are filled up to as many
-_ROWS_AT_ONCE = 8  # tokens: one register of float32
-_TOKENS_AT_ONCE = 64
+ROWS_AT_ONCE = 8  # tokens: one register of float32
+TOKENS_AT_ONCE = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,8 +90,9 @@ class Heads:
         rows = len(qkv)
         q = jax.ShapeDtypeStruct((rows, self.num_kv_heads, self.queries, self.layout.operand), self.dtype)
         new = jax.ShapeDtypeStruct((rows, self.num_kv_heads, 1, self.layout.width), self.kept)
-        block = min(_ROWS_AT_ONCE, rows)
-        return self._call("split_rows", _split_rows, block, (qkv, *(turns or ())), 0, (q, new), (0, 0))
+        block = min(ROWS_AT_ONCE, rows)
+        q, new = self._call("split_rows", _split_rows, block, (qkv, *(turns or ())), 0, (q, new), (0, 0))
+        return q, new
 
     def split_columns(self, qkv: jax.Array, turns: Turns | None, tokens: int) -> tuple[jax.Array, jax.Array]:
         """qkv [T, W] as queries [KH, G, tokens, operand], rotated and scaled, and new rows [KH, tokens, width].
@@ -100,20 +101,22 @@ class Heads:
         """
         q = jax.ShapeDtypeStruct((self.num_kv_heads, self.group, tokens, self.layout.operand), self.dtype)
         new = jax.ShapeDtypeStruct((self.num_kv_heads, tokens, self.layout.width), self.kept)
-        block = min(_TOKENS_AT_ONCE, len(qkv))
-        return self._call("split_columns", _split_columns, block, (qkv, *(turns or ())), 0, (q, new), (2, 1))
+        block = min(TOKENS_AT_ONCE, len(qkv))
+        q, new = self._call("split_columns", _split_columns, block, (qkv, *(turns or ())), 0, (q, new), (2, 1))
+        return q, new
 
     def join_rows(self, out: jax.Array) -> jax.Array:
         """What attention makes of queries of `split_rows`, [N, KH, M, operand], as [N, H * D] float32."""
         rows = len(out)
-        return self._join("join_rows", _join_rows, min(_ROWS_AT_ONCE, rows), out, 0, rows)
+        return self._join("join_rows", _join_rows, min(ROWS_AT_ONCE, rows), out, 0, rows)
 
     def join_columns(self, out: jax.Array, tokens: int) -> jax.Array:
         """The same of `split_columns`, [KH, G, T or more, operand], as [T, H * D] float32."""
-        return self._join("join_columns", _join_columns, min(_TOKENS_AT_ONCE, tokens), out, 2, tokens)
+        return self._join("join_columns", _join_columns, min(TOKENS_AT_ONCE, tokens), out, 2, tokens)
 
     def _join(self, name: str, kernel: Callable[..., None], block: int, out: jax.Array, axis: int, tokens: int) -> jax.Array:
         width = -(-self.num_heads * self.stride // LANES) * LANES
+        joined: jax.Array
         (joined,) = self._call(name, kernel, block, (out,), axis, (jax.ShapeDtypeStruct((tokens, width), jnp.float32),), (0,))
         joined = joined[:, : self.num_heads * self.stride]
         if self.stride != self.spec.head_dim:
@@ -129,7 +132,7 @@ class Heads:
         in_axis: int,
         results: tuple[jax.ShapeDtypeStruct, ...],
         out_axes: tuple[int, ...],
-    ) -> tuple[jax.Array, ...]:
+    ) -> tuple[Any, ...]:
         """in_axis, of all operands, and out_axes: along which tokens lie, of which `block` are taken at a time."""
 
         def cut(shape: tuple[int, ...], axis: int) -> pl.BlockSpec:
@@ -137,7 +140,7 @@ class Heads:
             return pl.BlockSpec(sizes, lambda i: tuple(i if dimension == axis else 0 for dimension in range(len(shape))))
 
         tokens = operands[0].shape[in_axis]
-        found: tuple[jax.Array, ...] = pl.pallas_call(
+        found: tuple[Any, ...] = pl.pallas_call(
             functools.partial(kernel, self),
             grid=(-(-tokens // block),),
             in_specs=[cut(array.shape, in_axis) for array in operands],
@@ -162,7 +165,8 @@ class _Projection:
 
     def query(self, head: int) -> jax.Array:
         """[B, operand] float32, rotated and scaled, zeros behind the head."""
-        return self._alone(self._turned, head) * jnp.float32(self._heads.spec.scale)
+        scaled: jax.Array = self._alone(self._turned, head) * jnp.float32(self._heads.spec.scale)
+        return scaled
 
     def row(self, kv_head: int) -> jax.Array:
         """A key, rotated, and a value as a row of the cache, [B, width] float32."""
@@ -183,7 +187,8 @@ class _Projection:
         return jnp.where(lax.broadcasted_iota(jnp.int32, values.shape, 1) < stride, values, 0.0)
 
     def _column(self, index: int) -> jax.Array:
-        return self._qkv[:, index * self._lanes : (index + 1) * self._lanes]
+        column: jax.Array = self._qkv[:, index * self._lanes : (index + 1) * self._lanes]
+        return column
 
     def _turned(self, index: int) -> jax.Array:
         if not self._turns:
@@ -200,7 +205,8 @@ class _Projection:
 def _roll(x: jax.Array, by: int) -> jax.Array:
     """Along lanes, upwards."""
     by %= x.shape[1]
-    return pltpu.roll(x, by, 1) if by else x
+    rolled: jax.Array = pltpu.roll(x, by, 1) if by else x
+    return rolled
 
 
 def _split_rows(heads: Heads, qkv: Ref, *refs: Ref) -> None:
