@@ -3,7 +3,7 @@
 import msgspec
 
 from protocol.aot_report import ProgramReport
-from protocol.config import EngineConfig, FloatType
+from protocol.config import EngineConfig, FloatType, Quantization
 
 
 class Job(msgspec.Struct, frozen=True, kw_only=True, tag=True):
@@ -43,6 +43,7 @@ class Drawn(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     context_length: int  # that the model was made for
     block_size: int
     dtype: FloatType
+    quantization: Quantization
     hbm: int
     weights: int
     state: int  # tokens, tables and parameters of all slots

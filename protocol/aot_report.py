@@ -30,6 +30,10 @@ class StepTime(msgspec.Struct, frozen=True, kw_only=True):
     per_context_token: float = 0.0
     per_pair: float = 0.0
 
+    def microseconds(self, rows: int, context: int, pairs: int) -> float:
+        """Of a step of these."""
+        return self.fixed + rows * self.per_row + context * self.per_context_token + pairs * self.per_pair
+
 
 class ProgramReport(msgspec.Struct, frozen=True, kw_only=True):
     """One program on one chip. Sizes in bytes."""

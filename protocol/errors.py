@@ -6,7 +6,7 @@ mend, from a fault, which it may.
 
 
 class ExitCode:
-    """Exit codes of `engine-launch` and of its children. 64 to 78 follow sysexits.h where a meaning fits."""
+    """Exit codes of `engine-launch`, of its children and of `engine-aot`. 64 to 78 follow sysexits.h where a meaning fits."""
 
     OK = 0
     CRASHED = 1
@@ -14,6 +14,7 @@ class ExitCode:
     BAD_MODEL = 65
     DEVICE_UNAVAILABLE = 69
     OUT_OF_MEMORY = 71
+    DOES_NOT_FIT = 72
     ADDRESS_IN_USE = 73
     PROTOCOL = 76
 

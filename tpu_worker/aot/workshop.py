@@ -88,6 +88,7 @@ class Workshop:
             context_length=self._source.model.spec.context_length,
             block_size=blueprint.block_size,
             dtype=blueprint.platform.products.dtype,
+            quantization=config.quantization,
             hbm=self._chip.memory,
             weights=self._weight_bytes,
             state=_bytes_on_each(self._compiler.state.slots),
