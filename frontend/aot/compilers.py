@@ -120,9 +120,9 @@ async def compile_all(
     """Every program of the engine, in the order that the first process names. `report` hears of each as it is done, and of how many
     there are. `command`: what starts a process.
 
-    A process that dies, or writes what is no answer, takes one program with it, and another goes on in its place. However this ends,
-    no process is left. Raises RefusedError or CompilersError when the first one does not come as far as to say what there is to
-    compile.
+    A process that dies, or writes what is no answer, takes one program with it, and another goes on in its place. However this
+    ends, no process is left. Raises RefusedError or CompilersError when the first one does not come as far as to say what there is
+    to compile.
     """
     running: set[_Process] = set()
     with tempfile.TemporaryDirectory(prefix="engine-aot-") as scratch:

@@ -41,8 +41,8 @@ def misfit(drawn: Drawn, config: EngineConfig, topology: Topology) -> list[str]:
     wanted, free = drawn.blocks_per_sequence * drawn.bytes_per_block, cache_memory(drawn, config)
     return [
         f"does not fit on {topology.name}: a sequence of {drawn.max_model_len} tokens takes {gib(wanted)} of KV cache, and there "
-        f"is room for {gib(free)} ({gib(max(0, wanted - free))} too little): of {gib(drawn.hbm)} weights take {gib(drawn.weights)}, "
-        f"and {gib(drawn.working_memory)} are kept for steps",
+        f"is room for {gib(free)} ({gib(max(0, wanted - free))} too little): of {gib(drawn.hbm)} weights take "
+        f"{gib(drawn.weights)}, and {gib(drawn.working_memory)} are kept for steps",
         *(f"would help: {way}" for way in _ways_out(drawn, config, topology, wanted)),
     ]
 

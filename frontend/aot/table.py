@@ -13,7 +13,7 @@ _COLUMNS = ("program", "compiled s", "arguments", "temporaries", "code", "copies
 _WIDE = 200  # columns, where the output is no terminal: no row is folded
 LEFT_OUT = (
     "All times are estimates, and nothing ran: cycles by the compiler's model of the chip, schedules of the kernels, and never less "
-    "than memory takes for weights and cache. Left out: the host and waiting for it, how far the chip slows down under load, and "
+    "than memory takes for weights and cache. Left out: the host and waiting for it, how far the chip slows down, and "
     "whatever that model does not know."
 )
 
