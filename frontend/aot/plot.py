@@ -22,9 +22,9 @@ def write_plot(report: AotReport, path: str) -> None:
     for step, time in zip(steps, times, strict=True):
         text = f"{step.rows / max(time, _LEAST) * 1e3:,.0f} tokens/s\n{step.roofline / 1e3 / max(time, _LEAST):.0%} of the roofline"
         axes.annotate(text, (step.rows, time), textcoords="offset points", xytext=(-4, 6), ha="right", size=8)
-    axes.set_xscale("log", base=2)
-    axes.set_yscale("log")
     if steps:
+        axes.set_xscale("log", base=2)
+        axes.set_yscale("log")
         least, most = min(*times, *(step.roofline / 1e3 for step in steps)), max(times)
         shown = [tick for tick in _TICKS if least / 1.5 <= tick <= 1.5 * most]
         axes.set_xticks(rows, [str(count) for count in rows])

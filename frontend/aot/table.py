@@ -12,9 +12,9 @@ _PARTS: tuple[Part, ...] = ("attention", "products", "head", "sampler", "collect
 _COLUMNS = ("program", "compiled s", "arguments", "temporaries", "code", "copies", "time µs", "roofline µs", "share", *_PARTS)
 _WIDE = 200  # columns, where the output is no terminal: no row is folded
 LEFT_OUT = (
-    "All times are estimates, and nothing ran: cycles by the compiler's model of the chip, schedules of the kernels, and never less "
-    "than memory takes for weights and cache. Left out: the host and waiting for it, how far the chip slows down, and "
-    "whatever that model does not know."
+    "All times are estimates, and nothing ran: cycles by the compiler's model of the chip, schedules of the kernels, and never "
+    "less than memory takes for weights and cache. Left out: the host and waiting for it, how far the chip slows down, and what "
+    "that model does not know."
 )
 
 
