@@ -53,6 +53,7 @@ class Drawn(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     num_blocks: int  # that the engine takes; fewer than `blocks_per_sequence`: it does not fit
     needs: tuple[Need, ...]  # on as many chips as are possible
     decodes_apart: bool = True  # as the report has it
+    windows: tuple[int, ...] = (0,)  # of each KV cache group, as `CacheGroups` has them
 
 
 class Compiled(msgspec.Struct, frozen=True, kw_only=True, tag=True):

@@ -79,12 +79,17 @@ def parse_topology(name: str) -> Topology:
 def check_fits(topology: Topology, tensor_parallel_size: int) -> None:
     """Raises ConfigError naming both flags when a worker needs more devices than there are."""
     if tensor_parallel_size > (most := topology.num_devices):
-        larger = [shape for shape in topology.chip.shapes if _devices(topology.chip, shape) >= tensor_parallel_size]
-        way_out = f", or a larger topology: {topology.chip.name}:{larger[0]}" if larger else ""
+        larger = shape_for(topology.chip, tensor_parallel_size)
+        way_out = f", or a larger topology: {topology.chip.name}:{larger}" if larger else ""
         raise ConfigError(
             f"--tensor-parallel-size {tensor_parallel_size}: --topology {topology.name} has {most} devices: "
             f"give {most} at most{way_out}"
         )
+
+
+def shape_for(chip: Chip, num_devices: int) -> str | None:
+    """The smallest with so many devices; None: there is none."""
+    return next((shape for shape in chip.shapes if _devices(chip, shape) >= num_devices), None)
 
 
 def _devices(chip: Chip, shape: str) -> int:

@@ -1,4 +1,4 @@
-"""Models whose sizes come with the package, each a config.json with what was published of it: enough to compile, not to serve."""
+"""Models whose sizes come with the package: for each a config.json with what was published of it, and no weights."""
 
 from pathlib import Path
 
@@ -11,6 +11,10 @@ def shape_names() -> list[str]:
 
 
 def shape_directory(name: str) -> Path | None:
-    """Where the config.json of a model lies; None: there is none of that name."""
-    path = _DIRECTORY / name.lower()
-    return path if name and path.parent == _DIRECTORY and path.is_dir() else None
+    """Where the config.json of a model lies, by its name in letters of either size; None: there is none of that name."""
+    return _DIRECTORY / name.lower() if name.lower() in shape_names() else None
+
+
+def is_shape(directory: Path) -> bool:
+    """Whether it is one of these, which has no tokenizer."""
+    return directory.parent == _DIRECTORY

@@ -22,6 +22,7 @@ HOMES = {
     "prometheus_client": ("frontend/server/api",),
     "jinja2": ("frontend/server/text",),  # templates come with models, so one place sandboxes them
     "llguidance": ("scheduler_proc/grammar",),
+    "matplotlib": ("frontend/aot",),
     "tokenizers": ("frontend/server/text",),
     # pickle runs what it reads; the others bring gigabytes or are what this engine stands in for
     **dict.fromkeys(("pickle", "dill", "cloudpickle", "marshal", "shelve", "torch", "transformers", "vllm"), ()),
@@ -38,6 +39,7 @@ ROOMS: dict[str, tuple[str, ...]] = {
         "frontend.server.ipc.listener",
         "frontend.server.text.tokenizer_files",
     ),
+    "aot": ("frontend.launcher",),
     "bench": ("frontend.client",),
     "terminal": ("frontend.client",),
 }
@@ -58,6 +60,7 @@ HEAVY = (
     "prometheus_client",
 )
 BRINGS: dict[str, tuple[str, ...]] = {
+    "frontend.aot.__main__": (),
     "frontend.client": (),
     "frontend.launcher.__main__": (),
     "frontend.launcher.preflight.gather": (),

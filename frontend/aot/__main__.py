@@ -2,63 +2,112 @@
 
 import asyncio
 import contextlib
+import os
 import signal
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import msgspec
 
-from frontend.aot.compilers import compile_all
-from frontend.aot.figures import make_report, problems
+from frontend.aot.compilers import COMMAND, compile_all
 from frontend.aot.options import Options, read_options
-from frontend.aot.plot import write_plot
+from frontend.aot.problems import find_problems
 from frontend.aot.progress import CompileProgress
-from frontend.aot.table import print_report
+from frontend.aot.report import make_report
+from frontend.launcher.download import Downloader, StopAsked
+from frontend.launcher.output import finish, open_standard_descriptors
+from frontend.launcher.signals import STOP_SIGNALS, Signals
 from protocol.aot_messages import Drawn
-from protocol.aot_report import ProgramReport
+from protocol.aot_report import AotReport, ProgramReport
 from protocol.errors import ConfigError, EngineError, ExitCode
 
-_STOPPED = 130  # as shells have it
+
+class _Stopped(Exception):
+    """A signal asks to stop."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__()
+        self.exit_code = 128 + number  # as shells have it
 
 
-def main() -> int:
-    """Entry point. Returns the exit code: 0 only where everything compiles, fits and copies nothing."""
+def main(command: Sequence[str] = COMMAND) -> int:
+    """Entry point; command: what starts a compiling process. Returns 0 where everything compiles, fits and copies nothing."""
+    open_standard_descriptors()
     try:
-        options = read_options(sys.argv[1:])
-        drawn, programs = asyncio.run(_compile(options))
+        options, remarks = _read_options()
+        for remark in remarks:
+            _say(remark)
+        drawn, programs = asyncio.run(_compile(options, command))
         report = make_report(options.model, options.config, options.topology, options.context, drawn, programs)
-        found = problems(report, drawn, options.topology)
-        print_report(report, drawn, found)
-        if options.json:
-            _write(options.json, msgspec.json.format(msgspec.json.encode(report)))
-        if options.plot:
-            write_plot(report, options.plot)
-    except (asyncio.CancelledError, KeyboardInterrupt):
-        return _STOPPED
+        return _tell(options, drawn, report)
+    except StopAsked:
+        return 128 + signal.SIGINT
+    except _Stopped as stopped:
+        return stopped.exit_code
     except EngineError as error:
-        print(f"engine-aot: {error}", file=sys.stderr)
+        _say(str(error))
         return error.exit_code
-    return ExitCode.DOES_NOT_FIT if found else ExitCode.OK
+    finally:
+        finish()
 
 
-async def _compile(options: Options) -> tuple[Drawn, list[ProgramReport]]:
-    task = asyncio.current_task()
+def _read_options() -> tuple[Options, list[str]]:
+    signals = Signals()
+    try:
+        return read_options(sys.argv[1:], os.environ, Downloader(signals, os.environ))
+    finally:
+        signals.end()
+
+
+async def _compile(options: Options, command: Sequence[str]) -> tuple[Drawn, list[ProgramReport]]:
+    """Raises EngineError, or _Stopped, and no process is left."""
+    loop, task = asyncio.get_running_loop(), asyncio.current_task()
     assert task is not None
-    for number in (signal.SIGINT, signal.SIGTERM):
-        asyncio.get_running_loop().add_signal_handler(number, task.cancel)
-    with CompileProgress() as progress:
-        return await compile_all(options, progress.report)
+    came: list[int] = []
+
+    def stop(number: int) -> None:
+        came.append(number)
+        task.cancel()
+
+    for number in STOP_SIGNALS:
+        loop.add_signal_handler(number, stop, number)
+    try:
+        with CompileProgress() as progress:
+            return await compile_all(options, progress.report, command)
+    except asyncio.CancelledError:
+        raise _Stopped(came[0]) from None
+
+
+def _tell(options: Options, drawn: Drawn, report: AotReport) -> int:
+    """Writes what is to be kept before what is to be read: a reader may be gone by now."""
+    problems = find_problems(report, drawn, options.config)
+    if options.json:
+        _write(options.json, msgspec.json.format(msgspec.json.encode(report)))
+    if options.plot:
+        from frontend.aot.plot import write_plot  # brings matplotlib
+
+        write_plot(report, options.plot)
+    from frontend.aot.table import print_report  # brings rich
+
+    print_report(report, drawn, options.config, problems)
+    return ExitCode.DOES_NOT_FIT if problems else ExitCode.OK
 
 
 def _write(path: str, data: bytes) -> None:
+    """All or nothing."""
+    draft = Path(f"{path}.draft")
     try:
-        draft = Path(f"{path}.draft")
         draft.write_bytes(data + b"\n")
         draft.replace(path)
     except OSError as error:
         with contextlib.suppress(OSError):
             draft.unlink(missing_ok=True)
         raise ConfigError(f"--json {path}: {error.strerror}") from error
+
+
+def _say(text: str) -> None:
+    print(f"engine-aot: {text}", file=sys.stderr)
 
 
 if __name__ == "__main__":

@@ -2,11 +2,13 @@
 
 import asyncio
 import contextlib
+import itertools
 import os
+import signal
 import sys
 import tempfile
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import msgspec
@@ -17,7 +19,7 @@ from protocol.aot_report import ProgramReport
 from protocol.errors import EngineError
 
 _LONGEST_LINE = 1 << 26  # bytes of an answer
-_LAST_WORDS = 400  # characters of what a process wrote before it died
+_LAST_WORDS = 400  # bytes of what a process wrote before it died
 _ANSWERS: msgspec.json.Decoder[Answer] = msgspec.json.Decoder(Drawn | Compiled | Refused)
 
 COMMAND = (sys.executable, "-m", "tpu_worker.aot")
@@ -47,12 +49,17 @@ class _Process:
         self._words = words
 
     @classmethod
-    async def start(cls, command: tuple[str, ...], job: Job) -> tuple["_Process", Drawn]:
+    async def start(cls, command: Sequence[str], job: Job) -> tuple["_Process", Drawn]:
         """Raises RefusedError, or _DiedError."""
         words = Path(job.scratch).with_suffix(".log")
         with words.open("wb") as log:
             process = await asyncio.create_subprocess_exec(
-                *command, stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, stderr=log, limit=_LONGEST_LINE
+                *command,
+                stdin=asyncio.subprocess.PIPE,
+                stdout=asyncio.subprocess.PIPE,
+                stderr=log,
+                limit=_LONGEST_LINE,
+                process_group=0,  # the terminal's Ctrl-C reaches `engine-aot` alone
             )
         started = cls(process, words)
         try:
@@ -79,6 +86,13 @@ class _Process:
             self._process.kill()
         await self._process.wait()
 
+    def _last_words(self) -> str:
+        """The last line that it wrote, or as much as can be read."""
+        with self._words.open("rb") as file:
+            file.seek(max(0, file.seek(0, os.SEEK_END) - _LAST_WORDS))
+            lines = file.read().decode("utf-8", "replace").split("\n")
+        return next((line.strip() for line in reversed(lines) if line.strip()), "")
+
     async def _ask(self, order: Order) -> Answer:
         assert self._process.stdin is not None and self._process.stdout is not None
         try:
@@ -89,9 +103,11 @@ class _Process:
             raise _DiedError(str(error)) from error
         if not line.endswith(b"\n"):
             code = await self._process.wait()
-            last = self._words.read_text(encoding="utf-8", errors="replace").strip()[-_LAST_WORDS:]
             how = f"was ended by signal {-code}" if code < 0 else f"ended with code {code}"
-            raise _DiedError(f"the compiling process {how}{': ' + last.splitlines()[-1] if last else ''}")
+            if code == -signal.SIGKILL:
+                how += ", as is done when memory runs out: fewer --jobs take less"
+            last = self._last_words()
+            raise _DiedError(f"the compiling process {how}{': ' + last if last else ''}")
         try:
             return _ANSWERS.decode(line)
         except msgspec.DecodeError as error:
@@ -99,12 +115,14 @@ class _Process:
 
 
 async def compile_all(
-    options: Options, report: Callable[[ProgramReport, int], None], command: tuple[str, ...] = COMMAND
+    options: Options, report: Callable[[ProgramReport, int], None], command: Sequence[str] = COMMAND
 ) -> tuple[Drawn, list[ProgramReport]]:
-    """Every program of the engine, in the order that the first process names. `report` hears of each, and of how many there are.
+    """Every program of the engine, in the order that the first process names. `report` hears of each as it is done, and of how many
+    there are. `command`: what starts a process.
 
-    Raises RefusedError or CompilersError. When it is cancelled, all
-    processes end.
+    A process that dies, or writes what is no answer, takes one program with it, and another goes on in its place. However this
+    ends, no process is left. Raises RefusedError or CompilersError when the first one does not come as far as to say what there is
+    to compile.
     """
     running: set[_Process] = set()
     with tempfile.TemporaryDirectory(prefix="engine-aot-") as scratch:
@@ -119,35 +137,31 @@ async def compile_all(
             running.add(process)
             return process, drawn
 
+        async def work(process: _Process | None) -> None:
+            while left:
+                name = left.popleft()
+                try:
+                    if process is None:
+                        process, _ = await start(next(numbers))
+                    done[name] = await process.compile(name)
+                except (_DiedError, RefusedError) as error:
+                    done[name] = ProgramReport(name=name, error=str(error))
+                    if process is not None:
+                        running.discard(process)
+                        await process.end()
+                        process = None
+                report(done[name], len(drawn.programs))
+
+        numbers = itertools.count()
         try:
             try:
-                first, drawn = await start(0)
+                first, drawn = await start(next(numbers))
             except _DiedError as error:
                 raise CompilersError(f"nothing can be compiled: {error}") from error
             left, done = deque(drawn.programs), dict[str, ProgramReport]()
-
-            async def work(number: int, process: _Process | None) -> None:
-                while left:
-                    name = left.popleft()
-                    try:
-                        if process is None:
-                            number += options.jobs
-                            process, _ = await start(number)
-                        done[name] = await process.compile(name)
-                    except _DiedError as error:
-                        done[name] = ProgramReport(name=name, error=str(error))
-                        if process is not None:
-                            running.discard(process)
-                            await process.end()
-                            process = None
-                    report(done[name], len(drawn.programs))
-
             async with asyncio.TaskGroup() as group:
-                for number in range(min(options.jobs, len(left))):
-                    group.create_task(work(number, first if number == 0 else None))
-        except* EngineError as several:
-            raise several.exceptions[0] from None
+                for process in (first, *[None] * (min(options.jobs, len(left)) - 1)):
+                    group.create_task(work(process))
         finally:
-            for process in running:
-                await process.end()
+            await asyncio.gather(*(process.end() for process in running))
     return drawn, [done[name] for name in drawn.programs]

@@ -1,16 +1,14 @@
-"""What a report comes to: tokens a second, what fits, what would help. Pure."""
+"""What the times of a report come to: tokens and requests a second, beside what the chip could do. Pure."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 
-from protocol.aot_messages import Drawn, Need
-from protocol.aot_report import AotReport, ProgramReport
-from protocol.chips import Topology, parse_topology
-from protocol.config import EngineConfig
+from protocol.aot_report import AotReport, ProgramReport, StepTime
+from protocol.chips import parse_topology
+from protocol.model_sizes import ModelSizes
 
 _ROWS = (1, 64, 256)  # that are told
-_SHARE = 0.85  # of what weights and steps leave, that the KV cache gets
-# The load of the change that this engine began with: requests, tokens in, tokens out, how many at a time.
+# The load that this engine began with (200 requests): tokens in, tokens out, requests at a time.
 SEED_PROMPT, SEED_OUTPUT, SEED_AT_A_TIME = 230, 120, 3
 
 
@@ -33,149 +31,115 @@ class Rate:
         return self.roofline / self.microseconds
 
 
+@dataclass(frozen=True, slots=True)
+class Prefill:
+    """A step with nothing but the beginning of a prompt."""
+
+    tokens: int
+    microseconds: float
+    share: float | None  # of the matrix units' rate; None: a model with experts, whose work the report does not say
+
+    @property
+    def tokens_per_second(self) -> float:
+        """Of prompts."""
+        return self.tokens / self.microseconds * 1e6
+
+
 def decode_steps(report: AotReport) -> list[ProgramReport]:
-    """The buckets for decoding, by rows."""
+    """Those that decode and of which a time is known, by rows."""
     steps = [program for program in report.programs if program.rows == program.tokens > 0 and program.time is not None]
     return sorted(steps, key=lambda program: program.rows)
 
 
-def rate(report: AotReport, rows: int) -> Rate | None:
-    """In the smallest bucket that holds the rows; None: there is none."""
-    program = next((program for program in decode_steps(report) if program.rows >= rows), None)
-    if program is None or program.time is None:
-        return None
-    per_row = report.context * report.bytes_per_block / report.block_size
-    # The bucket's roofline is of full rows, and their cache is all that goes with them while memory is the bound.
-    bandwidth = parse_topology(report.topology).chip.bandwidth
-    floor = max(0.0, program.roofline - (program.rows - rows) * per_row / bandwidth * 1e6)
-    return Rate(rows, program.time.microseconds(rows, rows * report.context, 0), floor)
-
-
 def rates(report: AotReport) -> list[Rate]:
-    """Of the numbers of rows that are told."""
-    return [found for rows in _ROWS if (found := rate(report, rows)) is not None]
+    """At 1, 64 and 256 rows, as far as there may be so many."""
+    numbers = dict.fromkeys(min(rows, report.max_num_seqs) for rows in _ROWS)
+    return [found for rows in numbers if (found := _rate(report, rows)) is not None]
 
 
-def prefill(report: AotReport) -> tuple[int, float, float] | None:
-    """Of the largest step: its tokens, microseconds as one prompt, and the share of the matrix units' rate."""
-    steps = [program for program in report.programs if program.tokens > program.rows > 0 and program.time is not None]
-    if not steps:
+def prefill(report: AotReport) -> Prefill | None:
+    """Of the largest step, one prompt in it; None: no time of such a step is known."""
+    if (program := _step_for(report, report.max_num_batched_tokens, 1)) is None:
         return None
-    program = max(steps, key=lambda program: (program.tokens, -program.rows))
-    assert program.time is not None
-    micros = program.time.microseconds(0, 0, program.tokens * (program.tokens + 1) // 2)
-    return program.tokens, micros, program.roofline / micros
+    tokens = report.max_num_batched_tokens
+    microseconds = _time(program).microseconds(0, 0, _pairs(tokens))
+    if not microseconds:
+        return None
+    sizes, chip = ModelSizes.parse(report.model_digest), parse_topology(report.topology).chip
+    share = None
+    if sizes is not None and not sizes.num_experts:
+        operations = _operations(sizes, tokens) / report.tensor_parallel_size
+        share = operations / chip.bfloat16_rate * 1e6 / microseconds
+    return Prefill(tokens, microseconds, share)
 
 
 def seed_load(report: AotReport) -> float | None:
-    """Requests a second of the seed's load, by the device's time alone: in the steps of one output three requests are done."""
-    decoding = rate(report, SEED_AT_A_TIME)
-    steps = [program for program in report.programs if program.tokens >= SEED_PROMPT + 2 and program.rows >= SEED_AT_A_TIME]
-    mixed = [program for program in steps if program.tokens > program.rows and program.time is not None]
-    if decoding is None or not mixed:
+    """Requests a second of the seed's load, where the device never waits; None: no time of some step is known.
+
+    With three requests at a time, each a third of its way behind the next, an output of n tokens takes n steps. In these, three
+    requests end, and three begin: so three steps also have a prompt in them.
+    """
+    if report.max_num_seqs < SEED_AT_A_TIME:
         return None
-    time = min(mixed, key=lambda program: (program.tokens, program.rows)).time
-    assert time is not None
-    others = SEED_AT_A_TIME - 1
-    middle = SEED_PROMPT + SEED_OUTPUT // 2
-    first = time.microseconds(others, others * middle, SEED_PROMPT * (SEED_PROMPT + 1) // 2)
-    whole = SEED_AT_A_TIME * first + (SEED_OUTPUT - SEED_AT_A_TIME) * decoding.microseconds
-    return SEED_AT_A_TIME / whole * 1e6
+    others, context = SEED_AT_A_TIME - 1, SEED_PROMPT + SEED_OUTPUT // 2
+    decoding = _decode_step(report, SEED_AT_A_TIME)
+    if decoding is None:
+        return None
+    plain = _time(decoding).microseconds(SEED_AT_A_TIME, SEED_AT_A_TIME * context, 0)
+    first = 0.0
+    left = SEED_PROMPT
+    while left > 0:  # in chunks, where a step has less room than the prompt
+        chunk = min(left, report.max_num_batched_tokens - others)
+        if chunk < 1 or (mixed := _step_for(report, chunk + others, SEED_AT_A_TIME)) is None:
+            return None
+        pairs = chunk * (SEED_PROMPT - left) + _pairs(chunk)
+        first += _time(mixed).microseconds(others, others * context, pairs)
+        left -= chunk
+    whole = SEED_AT_A_TIME * first + (SEED_OUTPUT - SEED_AT_A_TIME) * plain
+    return SEED_AT_A_TIME / whole * 1e6 if whole else None
 
 
-def problems(report: AotReport, drawn: Drawn, topology: Topology) -> list[str]:
-    """Why an engine would not run well there; none: it would."""
-    found = []
+def _rate(report: AotReport, rows: int) -> Rate | None:
+    """In the smallest bucket that holds the rows; None: its time is not known."""
+    program = _decode_step(report, rows)
+    if program is None:
+        return None
+    microseconds = _time(program).microseconds(rows, rows * report.context, 0)
+    # The bucket's roofline is that of a full one. Decoding, memory is the bound: what is missing is the cache of the missing rows.
+    per_row = report.context * report.bytes_per_block / report.block_size
+    missing = (program.rows - rows) * per_row / parse_topology(report.topology).chip.bandwidth * 1e6
+    return Rate(rows, microseconds, max(0.0, program.roofline - missing)) if microseconds else None
+
+
+def _decode_step(report: AotReport, rows: int) -> ProgramReport | None:
+    return next((program for program in decode_steps(report) if program.rows >= rows), None)
+
+
+def _step_for(report: AotReport, tokens: int, rows: int) -> ProgramReport | None:
+    """The smallest step for prompts that holds these, if its time is known."""
+    found = [program for program in _prompt_steps(report) if program.tokens >= tokens and program.rows >= rows]
+    return min(found, key=lambda program: (program.tokens, program.rows), default=None)
+
+
+def _prompt_steps(report: AotReport) -> Iterator[ProgramReport]:
     for program in report.programs:
-        if program.error:
-            found.append(f"{program.name} does not compile: {program.error}")
-        if program.copies:
-            found.append(
-                f"{program.name} copies {len(program.copies)} arrays as large as a weight or the cache: {program.copies[0]}"
-            )
-    beside = max((program.temporaries + program.code for program in report.programs), default=0)
-    taken = drawn.weights + drawn.state + drawn.num_blocks * drawn.bytes_per_block
-    if drawn.num_blocks < drawn.blocks_per_sequence:
-        found.append("does not fit: " + "; ".join(advise(drawn, topology)))
-    elif taken + beside > drawn.hbm:
-        found.append(
-            f"does not fit: weights, cache and slots take {gib(taken)} and the largest program {gib(beside)} beside them, of "
-            f"{gib(drawn.hbm)}: lower --kv-cache-memory or --max-num-batched-tokens"
-        )
-    return found
+        if program.name.startswith("step ") and program.tokens > program.rows > 0 and program.time is not None:
+            yield program
 
 
-def advise(drawn: Drawn, topology: Topology) -> Iterator[str]:
-    """By how much one sequence of the longest context does not fit, and what would help, with numbers."""
-    left = drawn.hbm - drawn.weights - drawn.working_memory
-    wanted = drawn.blocks_per_sequence * drawn.bytes_per_block
-    yield (
-        f"weights take {gib(drawn.weights)} and a step {gib(drawn.working_memory)} of {gib(drawn.hbm)}, one sequence of "
-        f"{drawn.max_model_len} tokens {gib(wanted)}: {gib(wanted - max(0, int(left * _SHARE)))} too much"
-    )
-    per_token = wanted / drawn.max_model_len
-    if (tokens := int(max(0, left) * _SHARE / per_token) // drawn.block_size * drawn.block_size) >= drawn.block_size:
-        yield f"--max-model-len {tokens} fits"
-    one, *more = [need for need in drawn.needs if need.tensor_parallel_size >= _shards(drawn)] or [None]
-    for need in more:
-        if need is not None and _fits(drawn, need.weights, need.per_token):
-            shape = next((shape for shape in topology.chip.shapes if _devices(topology, shape) >= need.tensor_parallel_size), None)
-            if shape is not None:
-                yield f"--tensor-parallel-size {need.tensor_parallel_size} on {topology.chip.name}:{shape} fits"
-                break
-    if one is not None:
-        narrow = "--quantization int8 makes the weights " + gib(one.weights_int8)
-        yield narrow + (", which fits" if _fits(drawn, one.weights_int8, one.per_token) else "")
-        half = f"--kv-cache-dtype fp8 makes that sequence {gib(one.per_token_fp8 * drawn.max_model_len)}"
-        yield half + (", which fits" if _fits(drawn, drawn.weights, one.per_token_fp8) else "")
+def _time(program: ProgramReport) -> StepTime:
+    assert program.time is not None
+    return program.time
 
 
-def gib(size: float) -> str:
-    """For people."""
-    return f"{size / 2**30:.2f} GiB"
+def _operations(sizes: ModelSizes, tokens: int) -> float:
+    """Of a prompt of so many tokens, and the logits of one row: a product and a sum for each weight, and for each query and key."""
+    width = sizes.num_heads * sizes.head_dim
+    attention = sizes.hidden_size * sizes.head_dim * 2 * (sizes.num_heads + sizes.num_kv_heads)
+    layers = sizes.num_layers * (attention + 3 * sizes.hidden_size * sizes.intermediate_size)
+    return 2.0 * (tokens * layers + sizes.hidden_size * sizes.vocab_size) + 4.0 * width * sizes.num_layers * _pairs(tokens)
 
 
-def _shards(drawn: Drawn) -> int:
-    """Among how many chips the model is cut: that of the need that is like it."""
-    return min(drawn.needs, key=lambda need: abs(need.weights - drawn.weights), default=_NONE).tensor_parallel_size
-
-
-_NONE = Need(tensor_parallel_size=1, weights=0, weights_int8=0, per_token=0, per_token_fp8=0)
-
-
-def _fits(drawn: Drawn, weights: int, per_token: int) -> bool:
-    return per_token * drawn.max_model_len <= (drawn.hbm - weights - drawn.working_memory) * _SHARE
-
-
-def _devices(topology: Topology, shape: str) -> int:
-    count = topology.chip.devices_per_chip
-    for size in shape.split("x"):
-        count *= int(size)
-    return count
-
-
-def make_report(
-    model: str, config: EngineConfig, topology: Topology, context: int, drawn: Drawn, programs: Sequence[ProgramReport]
-) -> AotReport:
-    """From what the processes said."""
-    return AotReport(
-        versions=drawn.versions,
-        model=model,
-        model_digest=drawn.model_digest,
-        topology=topology.name,
-        chip=drawn.chip,
-        max_model_len=drawn.max_model_len,
-        block_size=drawn.block_size,
-        dtype=drawn.dtype,
-        quantization=drawn.quantization,
-        hbm=drawn.hbm,
-        weights=drawn.weights,
-        bytes_per_block=drawn.bytes_per_block,
-        num_blocks=drawn.num_blocks,
-        context=context,
-        programs=tuple(programs),
-        decodes_apart=drawn.decodes_apart,
-        tensor_parallel_size=config.tensor_parallel_size,
-        max_num_seqs=config.max_num_seqs,
-        max_num_batched_tokens=config.max_num_batched_tokens,
-    )
+def _pairs(tokens: int) -> int:
+    """Of a prompt of so many tokens: each sees those before it, and itself."""
+    return tokens * (tokens + 1) // 2

@@ -1,31 +1,60 @@
-"""The flags of `engine-aot`: its own, and those of `engine-launch` that say what is compiled."""
+"""The flags of `engine-aot`: those of `engine-launch`, of which some say what is compiled, and its own."""
 
-import argparse
+import importlib.util
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NoReturn, cast
+from typing import cast
 
 import msgspec
 
-from frontend.launcher.flags import read_flags
+from frontend.launcher.download import Download
+from frontend.launcher.flags import FLAGS, Command, Flag, flag_names, read_flags
+from frontend.launcher.habits import accept
 from frontend.launcher.models import resolve_model
+from frontend.launcher.options import check_batch, check_method, prepare_cache, read_dtype
+from frontend.launcher.values import integer, text
 from protocol.cache_directory import default_cache
 from protocol.chips import CHIPS, Topology, check_fits, parse_topology
-from protocol.config import Dtype, EngineConfig
-from protocol.errors import ConfigError
+from protocol.config import EngineConfig
+from protocol.errors import ConfigError, ModelError
 from protocol.host_memory import memory_limit
 from protocol.model_files import check_length, read_model_facts
-from protocol.model_shapes import shape_directory, shape_names
+from protocol.model_shapes import shape_names
+from protocol.quantization_config import METHODS
+from protocol.safetensors_header import weight_files
 from protocol.sharding import check_shards
 
-_OF_THE_ENGINE = (
-    "model", "load_format", "tensor_parallel_size", "max_num_seqs", "max_num_batched_tokens", "max_model_len", "block_size",
-    "dtype", "quantization", "kv_cache_dtype", "kv_cache_memory", "gpu_memory_utilization", "compilation_cache",
+_COMPILED = frozenset(  # flags of the engine that say what is compiled, or where the model is
+    (
+        "model", "revision", "download_dir", "load_format", "tensor_parallel_size", "max_num_seqs", "max_num_batched_tokens",
+        "max_model_len", "block_size", "dtype", "quantization", "kv_cache_dtype", "kv_cache_memory", "gpu_memory_utilization",
+        "compilation_cache",
+    )
 )  # fmt: skip
+_DEFAULT_MODEL, _DEFAULT_TOPOLOGY, _DEFAULT_CONTEXT = "llama-3.2-1b", "v6e:1x1", 500
 _MEMORY_OF_A_JOB = 3 << 30  # bytes that the compiler may take for one program of a large model
-_MOST = 1 << 20
+_PICTURES = (".png", ".svg", ".pdf")
+_GROUP = "compiling"
+_CHIPS = ", ".join(f"{chip.name}:{chip.shapes[0]}" for chip in CHIPS.values())
+OWN_FLAGS = (
+    Flag("topology", _GROUP, f"the chips: {_CHIPS}, or several, such as v6e:2x2 ({_DEFAULT_TOPOLOGY})", text, "CHIPS"),
+    Flag(
+        "context", _GROUP, f"tokens of each row that times are estimated for ({_DEFAULT_CONTEXT})", integer(1, 1 << 20), "N"
+    ),
+    Flag("jobs", _GROUP, "processes that compile (one for each processor, as far as memory goes)", integer(1, 64), "N"),
+    Flag("plot", _GROUP, "picture of the time of a step by its rows", text, "FILE.png"),
+    Flag("json", _GROUP, "the report, to keep, and for --sim-report", text, "FILE"),
+    Flag("save", _GROUP, "directory for the compiled programs, for engine-launch --compiled", text, "DIR"),
+)  # fmt: skip
+COMMAND = Command(
+    "engine-aot",
+    "Compiles all programs of an engine for chips that need not be here, and reports whether they fit and how fast they would be.",
+    (*OWN_FLAGS, *FLAGS),
+    frozenset(flag.key for flag in FLAGS) - _COMPILED,
+    f"Models that need no files: {', '.join(shape_names())}. Flags of engine-launch that change no program are taken and left out.",
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,81 +71,96 @@ class Options:
     save: str
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise ConfigError(f"{message}; see engine-aot --help")
+def read_options(
+    arguments: Sequence[str], environ: Mapping[str, str] = os.environ, download: Download | None = None
+) -> tuple[Options, list[str]]:
+    """Also remarks for the operator. `download`: how a model comes that is not here; None: it does not.
 
-
-def read_options(arguments: Sequence[str], environ: Mapping[str, str] = os.environ) -> Options:
-    """Raises EngineError naming flag, value and what is possible; `--help` raises SystemExit."""
-    parser = _Parser(
-        prog="engine-aot",
-        description="Compiles an engine's programs for chips that need not be here, and reports whether they fit and how long they "
-        "would take.",
-        epilog=f"Of engine-launch's flags these say what is compiled: {', '.join(_flag(name) for name in _OF_THE_ENGINE)}. Models "
-        f"that need no files: {', '.join(shape_names())}.",
-        allow_abbrev=False,
+    Raises EngineError naming flag, value and what is possible; `--help` and `--version` raise SystemExit.
+    """
+    own, remarks = accept(arguments, flag_names(COMMAND))
+    values = read_flags(own, COMMAND)
+    if useless := [f"--{key.replace('_', '-')}" for key in values if key in COMMAND.hidden]:
+        remarks.append(f"{', '.join(useless)}: left out, since no program depends on it")
+    values = {key: value for key, value in values.items() if key not in COMMAND.hidden}
+    topology = parse_topology(cast(str, values.pop("topology", _DEFAULT_TOPOLOGY)))
+    context, jobs = (cast("int | None", values.pop(key, None)) for key in ("context", "jobs"))
+    plot, json, save = (os.path.expanduser(cast(str, values.pop(key, ""))) for key in ("plot", "json", "save"))
+    for flag, path in (("--plot", plot), ("--json", json)):
+        if path and not Path(path).absolute().parent.is_dir():
+            raise ConfigError(f"{flag} {path}: there is no directory {Path(path).absolute().parent}")
+        if path and Path(path).is_dir():
+            raise ConfigError(f"{flag} {path}: is a directory, a file is wanted")
+    if plot:
+        check_plot(plot)
+    model = cast(str, values.pop("model", _DEFAULT_MODEL))
+    config = _config(model, values, topology, environ, download, remarks)
+    wide = max(1, min(len(os.sched_getaffinity(0)), memory_limit() // _MEMORY_OF_A_JOB))
+    options = Options(
+        config, model, topology, context or _DEFAULT_CONTEXT, jobs or wide, plot, json, os.path.abspath(save) if save else ""
     )
-    chips = ", ".join(f"{chip.name}:{chip.shapes[0]}" for chip in CHIPS.values())
-    parser.add_argument("--topology", default="v6e:1x1", help=f"the chips: {chips} or larger ones, such as v6e:2x2 (v6e:1x1)")
-    parser.add_argument(
-        "--context", type=_number(1, _MOST), default=500, metavar="N", help="tokens of each row, for the times (500)"
-    )
-    parser.add_argument("--jobs", type=_number(1, 64), metavar="N", help="processes that compile (as many as processors)")
-    parser.add_argument("--plot", default="", metavar="FILE.png", help="a picture of the time of a step by its rows")
-    parser.add_argument("--json", default="", metavar="FILE", help="the report, to keep and for --sim-report")
-    parser.add_argument("--save", default="", metavar="DIR", help="the compiled programs, for engine-launch --compiled")
-    own, others = parser.parse_known_args(arguments)
-    values = read_flags(others)
-    for name in values:
-        if name not in _OF_THE_ENGINE:
-            raise ConfigError(f"{_flag(name)}: has nothing to do with what is compiled; see engine-aot --help")
-    topology = parse_topology(own.topology)
-    for name in (own.plot, own.json):
-        if name and not Path(name).absolute().parent.is_dir():
-            raise ConfigError(f"{'--plot' if name == own.plot else '--json'} {name}: there is no such directory")
-    model = cast(str, values.pop("model", "llama-3.2-1b"))
-    config = _config(model, values, environ)
-    check_fits(topology, config.tensor_parallel_size)
-    jobs = own.jobs or max(1, min(len(os.sched_getaffinity(0)), memory_limit() // _MEMORY_OF_A_JOB))
-    return Options(config, model, topology, own.context, jobs, own.plot, own.json, own.save)
+    if options.context > (length := config.max_model_len or options.context):
+        raise ConfigError(f"--context {options.context}: is more than a row may have, {length} tokens (--max-model-len)")
+    return options, remarks
 
 
-def _config(model: str, values: dict[str, object], environ: Mapping[str, str]) -> EngineConfig:
-    dtype = values.get("dtype", "auto")
-    values["dtype"] = cast(Dtype, {"half": "bfloat16", "float16": "bfloat16", "float": "float32"}.get(cast(str, dtype), dtype))
+def check_plot(path: str) -> None:
+    """Raises ConfigError when a picture cannot be drawn, which is better known before minutes of compiling."""
+    if importlib.util.find_spec("matplotlib") is None:
+        raise ConfigError(f"--plot {path}: matplotlib is not installed: add twodeep[plot], or leave the flag out")
+    if Path(path).suffix.lower() not in _PICTURES:
+        raise ConfigError(f"--plot {path}: a name that ends in one of {', '.join(_PICTURES)} is wanted")
+
+
+def _config(
+    model: str,
+    values: dict[str, object],
+    topology: Topology,
+    environ: Mapping[str, str],
+    download: Download | None,
+    remarks: list[str],
+) -> EngineConfig:
+    """The engine's, with all that changes a program."""
+    read_dtype(values, remarks)
     values.setdefault("compilation_cache", str(default_cache(environ)))
     if values["compilation_cache"]:
-        Path(cast(str, values["compilation_cache"])).mkdir(mode=0o700, parents=True, exist_ok=True)
-    names: tuple[str, ...]
-    shape = shape_directory(model)
-    if shape is not None:
-        path, model_format, names = str(shape), "huggingface", (model,)
-        values["load_format"] = "dummy"
-    else:
-        files = resolve_model(model, environ=environ, weights=values.get("load_format") != "dummy")
-        path, model_format, names = files.path, files.format, files.names
-    fields = {**values, "model_path": path, "model_format": model_format, "served_model_names": names, "device": "tpu"}
-    config = msgspec.convert(fields, EngineConfig)
-    facts = read_model_facts(path, config.model_format, config.load_format)
+        values["compilation_cache"] = prepare_cache(cast(str, values["compilation_cache"]), remarks)
+    if "gpu_memory_utilization" in values and "kv_cache_memory" in values:
+        remarks.append("--gpu-memory-utilization has no effect beside --kv-cache-memory")
+    method = cast(str, values.get("quantization", "auto"))
+    if method in METHODS:
+        del values["quantization"]
+    load_format = values.pop("load_format", "auto")
+    revision, directory = (cast("str | None", values.pop(key, None)) for key in ("revision", "download_dir"))
+    draft = msgspec.convert(
+        {**values, "model_path": "", "model_format": "gguf", "served_model_names": (), "device": topology.chip.platform},
+        EngineConfig,
+    )
+    check_batch(draft)
+    check_fits(topology, draft.tensor_parallel_size)
+    # No weight is read, so none is fetched.
+    files = resolve_model(model, download, revision=revision, download_dir=directory, environ=environ, weights=False)
+    is_dummy = files.format == "huggingface" and (load_format == "dummy" or not _has_weights(Path(files.path)))
+    if load_format == "dummy" and files.format == "gguf":
+        raise ModelError(f"--load-format dummy: {files.path} is a GGUF file, which has weights: leave the flag out")
+    config = msgspec.structs.replace(
+        draft,
+        model_path=files.path,
+        model_format=files.format,
+        served_model_names=files.names,
+        load_format="dummy" if is_dummy else "auto",
+    )
+    if method in METHODS:
+        remarks.append(check_method(method, files))
+    facts = read_model_facts(config.model_path, config.model_format, config.load_format)
     check_length(config.max_model_len, facts.context_length, facts.context_field)
     if facts.layers is not None:
-        check_shards(config.tensor_parallel_size, [facts.layers], path)
+        check_shards(config.tensor_parallel_size, [facts.layers], config.model_path)
     return config
 
 
-def _flag(name: str) -> str:
-    return f"--{name.replace('_', '-')}"
-
-
-class _number:  # noqa: N801 - argparse shows its name
-    """An integer within bounds."""
-
-    def __init__(self, least: int, most: int) -> None:
-        self._least, self._most = least, most
-
-    def __call__(self, given: str) -> int:
-        """Raises ArgumentTypeError saying what is wanted."""
-        if not given.isdecimal() or not self._least <= int(given) <= self._most:
-            raise argparse.ArgumentTypeError(f"{given}: a number from {self._least} to {self._most} is wanted")
-        return int(given)
+def _has_weights(directory: Path) -> bool:
+    try:
+        return all(path.is_file() for path in weight_files(directory))
+    except ModelError:
+        return False

@@ -1,82 +1,100 @@
-"""The report, to read."""
+"""The report, to read: a row for each program, then what it comes to."""
 
-from frontend.aot.figures import SEED_AT_A_TIME, SEED_OUTPUT, SEED_PROMPT, gib, prefill, rates, seed_load
+from collections.abc import Sequence
+
+from frontend.aot.figures import SEED_AT_A_TIME, SEED_OUTPUT, SEED_PROMPT, prefill, rates, seed_load
+from frontend.aot.memory import gib, longest_context
 from protocol.aot_messages import Drawn
 from protocol.aot_report import AotReport, Part, ProgramReport
+from protocol.config import EngineConfig
 
 _PARTS: tuple[Part, ...] = ("attention", "products", "head", "sampler", "collectives", "other")
-_WIDE = 150  # columns, where the output is no terminal
+_COLUMNS = ("program", "compiled s", "arguments", "temporaries", "code", "copies", "time µs", "roofline µs", "share", *_PARTS)
+_WIDE = 200  # columns, where the output is no terminal: no row is folded
 LEFT_OUT = (
-    "Times are estimates: by libtpu's cycles and schedules, and never less than the bytes of weights and cache take. Left out are "
-    "the host, whatever libtpu does not model, and how well it overlaps what it brings with what it computes."
+    "All times are estimates, and nothing ran: cycles by the compiler's model of the chip, schedules of the kernels, and never "
+    "less than memory takes for weights and cache. Left out: the host and waiting for it, how far the chip slows down, and what "
+    "that model does not know."
 )
 
 
-def print_report(report: AotReport, drawn: Drawn, problems: list[str]) -> None:
+def print_report(report: AotReport, drawn: Drawn, config: EngineConfig, problems: Sequence[str]) -> None:
     """On standard output."""
+    from rich import box
     from rich.console import Console
     from rich.table import Table
 
-    console = Console()
+    console = Console(highlight=False, markup=False)
     if not console.is_terminal:
-        console = Console(width=_WIDE)
-    title = f"{report.model} on {report.topology} ({report.chip}), tensor parallel {report.tensor_parallel_size}, {report.dtype}"
-    table = Table(title=title, pad_edge=False)
-    table.add_column("program")
-    for name in ("compiled in s", "arguments", "temporaries", "code", "copies", "µs", "roofline", "share", "of these µs"):
-        table.add_column(name, justify="left" if name.startswith("of") else "right")
+        console = Console(highlight=False, markup=False, width=_WIDE)
+    chips = f"{report.topology} ({report.chip}), tensor parallel {report.tensor_parallel_size}"
+    table = Table(
+        title=f"{report.model} on {chips}, {report.dtype}, times in microseconds with {report.context} tokens in each row",
+        title_justify="left",
+        box=box.SIMPLE_HEAD if console.is_terminal else None,
+        pad_edge=False,
+    )
+    for name in _COLUMNS:
+        table.add_column(name, justify="left" if name == "program" else "right")
     for program in report.programs:
-        table.add_row(*_row(program))
+        table.add_row(*row(program), style="red" if program.error or program.copies else None)
     console.print(table)
-    for line in summary(report, drawn):
-        console.print(line, highlight=False, soft_wrap=True)
+    console.print()
+    for line in summary(report, drawn, config):
+        console.print(line, soft_wrap=True)
     for problem in problems:
-        console.print(problem, style="bold red", highlight=False, markup=False, soft_wrap=True)
+        console.print(problem, style="bold red", soft_wrap=True)
 
 
-def _row(program: ProgramReport) -> list[str]:
+def row(program: ProgramReport) -> list[str]:
+    """A program in the table."""
     if program.error:
-        return [program.name, f"{program.compile_seconds:.1f}", "", "", "", "", "", "", "", "does not compile"]
+        return [program.name, f"{program.compile_seconds:.1f}", "does not", "compile", *[""] * (len(_COLUMNS) - 4)]
     whole = sum(program.parts.values())
-    parts = ", ".join(f"{part} {program.parts[part]:.0f}" for part in _PARTS if program.parts.get(part, 0) >= 1)
-    share = f"{program.roofline / whole:.0%}" if program.roofline and whole else ""
+    parts = [program.parts.get(part, 0.0) for part in _PARTS]
     return [
         program.name,
         f"{program.compile_seconds:.1f}",
         gib(program.arguments),
-        f"{program.temporaries / 2**20:.1f} MiB",
-        f"{program.code / 2**20:.1f} MiB",
+        gib(program.temporaries),
+        gib(program.code),
         str(len(program.copies)),
         f"{whole:.0f}" if whole else "",
         f"{program.roofline:.0f}" if program.roofline else "",
-        share,
-        parts,
+        f"{program.roofline / whole:.0%}" if program.roofline and whole else "",
+        *(f"{part:.0f}" if part >= 0.5 else "" for part in parts),
     ]
 
 
-def summary(report: AotReport, drawn: Drawn) -> list[str]:
-    """What it comes to, in lines."""
-    tokens = report.num_blocks * report.block_size
+def summary(report: AotReport, drawn: Drawn, config: EngineConfig) -> list[str]:
+    """What the programs come to, in lines."""
+    cache = report.num_blocks * report.bytes_per_block
+    blocks = f"{report.num_blocks:,} blocks of {report.block_size} tokens"
+    if len(drawn.windows) == 1:
+        blocks += f", {report.num_blocks * report.block_size:,} tokens"
+    at_once = report.num_blocks // max(1, drawn.blocks_per_sequence)
+    longest = longest_context(drawn, config, drawn.context_length)
     lines = [
-        f"Memory of each chip: {gib(report.hbm)}, weights {gib(report.weights)}, slots {gib(drawn.state)}, KV cache "
-        f"{gib(report.num_blocks * report.bytes_per_block)}: {report.num_blocks} blocks of {report.block_size}, {tokens} tokens.",
-        f"Longest sequence: {min(report.max_model_len, tokens)} tokens, {tokens // report.max_model_len} of these at once.",
+        f"memory     {gib(report.hbm)} a chip: weights {gib(report.weights)}, slots {gib(drawn.state)}, KV cache {gib(cache)}",
+        f"KV cache   {blocks}: {at_once} sequences of {report.max_model_len:,} tokens at once",
+        f"context    {longest:,} tokens at most in one sequence ({drawn.context_length:,} are what the model was made for)",
     ]
     lines += [
-        f"Decoding {one.rows} rows of {report.context} tokens: {one.microseconds / 1e3:.2f} ms a step, "
-        f"{one.tokens_per_second:.0f} tokens/s, {one.share:.0%} of the roofline."
+        f"decoding   {one.rows} rows of {report.context} tokens: {one.microseconds / 1e3:.2f} ms a step, "
+        f"{one.tokens_per_second:,.0f} tokens/s, {one.share:.0%} of the roofline"
         for one in rates(report)
     ]
-    if found := prefill(report):
-        tokens, micros, share = found
+    if (found := prefill(report)) is not None:
+        share = "" if found.share is None else f", {found.share:.0%} of the matrix units' rate"
         lines.append(
-            f"Prefill of {tokens} tokens: {micros / 1e3:.2f} ms, {tokens / micros * 1e6:.0f} tokens/s, {share:.0%} of the roofline."
+            f"prefill    {found.tokens} tokens of one prompt: {found.microseconds / 1e3:.2f} ms, "
+            f"{found.tokens_per_second:,.0f} tokens/s{share}"
         )
-    if requests := seed_load(report):
+    if (requests := seed_load(report)) is not None:
         lines.append(
-            f"{SEED_PROMPT} tokens in, {SEED_OUTPUT} out, {SEED_AT_A_TIME} at a time: {requests:.2f} requests/s, if the "
-            "device never waits."
+            f"load       {SEED_PROMPT} tokens in, {SEED_OUTPUT} out, {SEED_AT_A_TIME} at a time: {requests:.2f} requests/s, "
+            "where the chip never waits"
         )
-    compiled = sum(program.compile_seconds for program in report.programs)
-    lines.append(f"{len(report.programs)} programs compiled in {compiled:.0f} s of the compiling processes together.")
+    seconds = sum(program.compile_seconds for program in report.programs)
+    lines.append(f"compiling  {len(report.programs)} programs, {seconds:,.0f} s of all compiling processes together")
     return [*lines, LEFT_OUT]

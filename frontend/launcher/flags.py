@@ -1,4 +1,7 @@
-"""The flags of `engine-launch`: one table, read from the command line and from a TOML file under the same names."""
+"""The flags of `engine-launch`: one table, read from the command line and from a TOML file under the same names.
+
+`engine-aot` has these, too, with others of its own.
+"""
 
 import argparse
 import tomllib
@@ -173,31 +176,57 @@ FLAGS = (
     Flag("sim-decode-us", "simulated device", "microseconds of each step that decodes", _MICROSECONDS, "US"),
     Flag("sim-decode-us-per-seq", "simulated device", "microseconds per decoding request", _MICROSECONDS, "US"),
 )
-_BY_NAME = {flag.name: flag for flag in FLAGS}
 _DEFAULTS = {field.name: field.default for field in msgspec.structs.fields(EngineConfig)} | {
     f"sim_{field.name}": field.default for field in msgspec.structs.fields(SimulatedTimes)
 }
 
 
+@dataclass(frozen=True, slots=True)
+class Command:
+    """A program that takes these flags."""
+
+    name: str
+    description: str
+    flags: tuple[Flag, ...] = FLAGS
+    hidden: frozenset[str] = frozenset()  # flags, by Python name, that are taken, and of which the help says nothing
+    epilog: str = ""
+    checks: bool = False  # there is `--check`
+
+    @property
+    def by_name(self) -> dict[str, Flag]:
+        """The flags."""
+        return {flag.name: flag for flag in self.flags}
+
+
+LAUNCH = Command("engine-launch", "Starts a twodeep engine.", checks=True)
+
+
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
-        raise ConfigError(f"{message}; see engine-launch --help")
+        raise ConfigError(f"{message}; see {self.prog} --help")
 
 
-def read_flags(arguments: Sequence[str]) -> dict[str, object]:
+def read_flags(arguments: Sequence[str], command: Command = LAUNCH) -> dict[str, object]:
     """The checked values that were given, by Python name; a flag wins over the `--config` file.
 
     `--help` and `--version` print and raise SystemExit. Raises ConfigError naming flag, value and what would be right.
     """
     parser = _Parser(
-        prog="engine-launch", description="Starts a twodeep engine.", allow_abbrev=False, argument_default=argparse.SUPPRESS
+        prog=command.name,
+        description=command.description,
+        epilog=command.epilog,
+        allow_abbrev=False,
+        argument_default=argparse.SUPPRESS,
     )
     parser.add_argument("words", metavar="MODEL", nargs="*", help="the model; `serve` before it says nothing")
     parser.add_argument("--version", action="store_true", help="print the version and leave")
-    parser.add_argument("--check", action="store_true", help="say what a start would find here, and what would stop it, and leave")
+    if command.checks:
+        check_help = "say what a start would find here, and what would stop it, and leave"
+        parser.add_argument("--check", action="store_true", help=check_help)
     parser.add_argument("--config", metavar="FILE.toml", help="flags by their names here, without the dashes in front")
-    groups = {name: parser.add_argument_group(name) for name in dict.fromkeys(flag.group for flag in FLAGS)}
-    for flag in FLAGS:
+    shown_groups = (flag.group for flag in command.flags if flag.key not in command.hidden)
+    groups = {name: parser.add_argument_group(name) for name in dict.fromkeys(shown_groups)}
+    for flag in command.flags:
         default = _DEFAULTS.get(flag.key)
         text_of_default = f" ({default})" if default not in (None, "", msgspec.NODEFAULT, (), True, False) else ""
         options: dict[str, object] = {"help": (flag.help + text_of_default).replace("%", "%%")}
@@ -205,9 +234,11 @@ def read_flags(arguments: Sequence[str]) -> dict[str, object]:
             options["action"] = argparse.BooleanOptionalAction
         else:
             options |= {"metavar": flag.metavar} | ({"nargs": "+"} if flag.many else {})
-        groups[flag.group].add_argument(f"--{flag.name}", **options)  # type: ignore[arg-type]
+        if flag.key in command.hidden:
+            options["help"] = argparse.SUPPRESS
+        groups.get(flag.group, parser).add_argument(f"--{flag.name}", **options)  # type: ignore[arg-type]
     no_cache = {"action": "store_const", "const": "", "dest": "compilation_cache", "help": argparse.SUPPRESS}
-    groups["devices"].add_argument("--no-compilation-cache", **no_cache)  # type: ignore[arg-type]
+    parser.add_argument("--no-compilation-cache", **no_cache)  # type: ignore[arg-type]
     given = vars(parser.parse_intermixed_args(arguments))
     words = given.pop("words", [])
     if given.pop("version", False):
@@ -216,32 +247,33 @@ def read_flags(arguments: Sequence[str]) -> dict[str, object]:
         print(f"twodeep {version('twodeep')}")
         raise SystemExit(0)
     given.pop("check", None)  # `frontend.launcher.__main__` acts on it
-    values = _read_file(given.pop("config")) if "config" in given else {}
+    values = _read_file(given.pop("config"), command) if "config" in given else {}
     for key, raw in given.items():
-        flag = _BY_NAME[key.replace("_", "-")]
+        flag = command.by_name[key.replace("_", "-")]
         off = flag.name == "compilation-cache" and raw == "" and "--no-compilation-cache" in arguments
         values[key] = "" if off else _check(flag, raw, f"--{flag.name}")
-    return values | _model(words[1:] if words[:1] == ["serve"] else words, values.get("model"))
+    return values | _model(words[1:] if words[:1] == ["serve"] else words, values.get("model"), command)
 
 
-def flag_names() -> frozenset[str]:
+def flag_names(command: Command = LAUNCH) -> frozenset[str]:
     """Everything that may stand on the command line, without the dashes in front."""
-    switches = (f"no-{flag.name}" for flag in FLAGS if flag.parse is None)
-    return frozenset((*_BY_NAME, *switches, "no-compilation-cache", "check", "config", "help", "version"))
+    switches = (f"no-{flag.name}" for flag in command.flags if flag.parse is None)
+    others = ("check",) if command.checks else ()
+    return frozenset((*command.by_name, *switches, *others, "no-compilation-cache", "config", "help", "version"))
 
 
-def _model(words: Sequence[str], flag: object) -> dict[str, object]:
+def _model(words: Sequence[str], flag: object, command: Command) -> dict[str, object]:
     """The model, if it stands there without its flag."""
     if not words:
         return {}
     if len(words) > 1 or flag not in (None, words[0]):
         others = [word for word in words if word != flag]
         known = f" beside --model {flag}" if flag is not None else ""
-        raise ConfigError(f"{shown(' '.join(others))}{known}: one MODEL is wanted; see engine-launch --help")
-    return {"model": _check(_BY_NAME["model"], words[0], "MODEL")}
+        raise ConfigError(f"{shown(' '.join(others))}{known}: one MODEL is wanted; see {command.name} --help")
+    return {"model": _check(command.by_name["model"], words[0], "MODEL")}
 
 
-def _read_file(path: str) -> dict[str, object]:
+def _read_file(path: str, command: Command) -> dict[str, object]:
     try:
         with open(path, "rb") as file:
             data = file.read(_LARGEST_FILE + 1)
@@ -254,9 +286,9 @@ def _read_file(path: str) -> dict[str, object]:
         raise ConfigError(f"--config {path}: not a TOML file: {error}") from error
     values: dict[str, object] = {}
     for name, raw in table.items():
-        flag = _BY_NAME.get(name.replace("_", "-"))
+        flag = command.by_name.get(name.replace("_", "-"))
         if flag is None:
-            raise ConfigError(f"{path}: {shown(name)}: {explain_unknown(name.replace('_', '-'), _BY_NAME)}")
+            raise ConfigError(f"{path}: {shown(name)}: {explain_unknown(name.replace('_', '-'), command.by_name)}")
         off = flag.name == "compilation-cache" and raw is False
         values[flag.key] = "" if off else _check(flag, raw, f"{path}: {name} =")
     return values

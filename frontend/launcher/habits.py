@@ -123,4 +123,4 @@ def _advice(name: str, known: Collection[str]) -> str:
         if name == missing or name.startswith(missing if missing.endswith("-") else f"{missing}-"):
             return f"there is no such flag, since {reason}" if not reason.startswith("--") else f"there is no such flag; {reason}"
     near = difflib.get_close_matches(name, known, 1)
-    return "there is no such flag" + (f"; did you mean --{near[0]}?" if near else "; see engine-launch --help")
+    return "there is no such flag" + (f"; did you mean --{near[0]}?" if near else "; see --help")

@@ -1,6 +1,6 @@
 """Turns `--model` into files, and looks at them before anything starts.
 
-A model is the demo, a directory, a GGUF file, or a repository of the Hugging Face hub.
+A model is the demo, a directory, a GGUF file, a repository of the Hugging Face hub, or sizes that come with the package.
 """
 
 import importlib.util
@@ -18,6 +18,7 @@ from protocol.errors import ModelError
 from protocol.gguf_header import read_gguf_header
 from protocol.gguf_shards import whole_name
 from protocol.model_files import ModelFacts, facts_from_gguf, facts_from_huggingface
+from protocol.model_shapes import is_shape, shape_directory
 
 _QUANTIZATION = re.compile(r"[.-](I?Q\d\w*|F16|F32|BF16)$", re.IGNORECASE)  # "….Q4_1": how the file is stored, no part of the name
 _LATER_PART = re.compile(r"-(?!00001)\d{5}-of-\d{5}\.gguf$")
@@ -60,6 +61,13 @@ def resolve_model(
             raise ModelError(f"--model {model}: neither a regular file nor a directory")
     except OSError as error:
         raise ModelError(f"--model {model}: {error.strerror}") from error
+    if (shape := shape_directory(model)) is not None:
+        if weights:
+            raise ModelError(
+                f"--model {model}: this package brings its sizes, not its weights: --load-format dummy takes random ones, else "
+                "give its directory, file or Hugging Face repo id"
+            )
+        return ModelFiles(str(shape), "huggingface", _names(shape.name, model))
     if "://" in model:
         raise ModelError(f"--model {model}: addresses are not read: download the model first, and give its file or directory")
     if (wanted := parse_repository(model, revision or "main", weights=weights)) is not None:
@@ -83,7 +91,8 @@ def examine_model(files: ModelFiles, load_format: LoadFormat = "auto") -> ModelF
     if files.format == "huggingface":
         directory = Path(files.path)
         facts = facts_from_huggingface(directory, load_format)
-        tokenizer_file(directory)
+        if not is_shape(directory):  # what stands in for a tokenizer is made where it is needed
+            tokenizer_file(directory)
         read_settings(directory / "generation_config.json")
         chat_template(directory, read_settings(directory / "tokenizer_config.json"))
         return facts

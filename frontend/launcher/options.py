@@ -21,10 +21,11 @@ from frontend.launcher.sim_report import fit_report, take_report
 from frontend.launcher.traces import traces_endpoint
 from frontend.launcher.values import api_key
 from protocol.cache_directory import default_cache, existing_private_directory, private_directory, temporary_cache
-from protocol.config import DEFAULT_LOG_LEVEL, Device, Dtype, EngineConfig, LoadFormat, LogLevel
+from protocol.config import DEFAULT_LOG_LEVEL, Device, EngineConfig, LoadFormat, LogLevel
 from protocol.errors import ConfigError
 from protocol.messages import Reload
 from protocol.model_files import check_length, method_of
+from protocol.model_shapes import is_shape
 from protocol.params import Pooling
 from protocol.quantization_config import METHODS
 from protocol.sharding import check_shards
@@ -69,7 +70,11 @@ def read_options(
     )
     facts = examine_model(files, load_format)
     if method in METHODS:
-        remarks.append(_check_method(method, files))
+        remarks.append(check_method(method, files))
+    if is_shape(Path(files.path)):
+        remarks.append(
+            f"--model {model}: only its sizes are known: one that makes a word of each token stands in for its tokenizer"
+        )
     draft = fit_report(draft, facts)
     check_length(draft.max_model_len, facts.context_length, facts.context_field)
     if facts.layers is not None and draft.device != "sim":
@@ -112,9 +117,7 @@ def _without_model(values: dict[str, object], environ: Mapping[str, str], places
         raise ConfigError("--allow-credentials: pages of every origin (*) cannot have that: name the --allowed-origins")
     values["api_keys"] = _keys(values, environ, remarks)
     values["otlp_traces_endpoint"] = traces_endpoint(cast(str, values.pop("otlp_traces_endpoint", "")), environ, remarks)
-    values["dtype"] = _dtype(cast(str, values.pop("dtype", "auto")), remarks)
-    if values["dtype"] == "float32" and values.get("quantization") == "int8":
-        raise ConfigError("--dtype float32 rounds nothing, --quantization int8 rounds all weights: leave one of them out")
+    read_dtype(values, remarks)
     if "gpu_memory_utilization" in values and (device == "sim" or "kv_cache_memory" in values):
         reason = "with --device sim" if device == "sim" else "beside --kv-cache-memory"
         remarks.append(f"--gpu-memory-utilization has no effect {reason}")
@@ -122,7 +125,7 @@ def _without_model(values: dict[str, object], environ: Mapping[str, str], places
     if "compilation_cache" not in values:
         values["compilation_cache"] = str(default_cache(environ)) if device != "sim" else ""
     if values["compilation_cache"]:
-        values["compilation_cache"] = _prepare_cache(Path(os.path.expanduser(cast(str, values["compilation_cache"]))), remarks)
+        values["compilation_cache"] = prepare_cache(cast(str, values["compilation_cache"]), remarks)
     _check_compiled(values, device, remarks)
     values |= {
         "model_path": "",
@@ -132,15 +135,20 @@ def _without_model(values: dict[str, object], environ: Mapping[str, str], places
         "simulated": times,
     }
     config = msgspec.convert(values, EngineConfig)
+    check_batch(config)
+    check_accelerators(config, host, environ, places=places)
+    remarks += remarks_on(config, host)
+    check_memory(config)
+    return config, remarks
+
+
+def check_batch(config: EngineConfig) -> None:
+    """Raises ConfigError when a step has no room for the requests that may run."""
     if config.max_num_batched_tokens < config.max_num_seqs:
         raise ConfigError(
             f"--max-num-batched-tokens {config.max_num_batched_tokens}: at least --max-num-seqs ({config.max_num_seqs}) is wanted, "
             "since a step decodes one token of every running request"
         )
-    check_accelerators(config, host, environ, places=places)
-    remarks += remarks_on(config, host)
-    check_memory(config)
-    return config, remarks
 
 
 def _keys(values: dict[str, object], environ: Mapping[str, str], remarks: list[str]) -> tuple[str, ...]:
@@ -161,7 +169,7 @@ def _keys(values: dict[str, object], environ: Mapping[str, str], remarks: list[s
     return keys
 
 
-def _check_method(method: str, files: ModelFiles) -> str:
+def check_method(method: str, files: ModelFiles) -> str:
     """A remark that the files say themselves how they are quantised. Raises ConfigError when they are not in this way."""
     found = method_of(Path(files.path) / "config.json") if files.format == "huggingface" else "a GGUF file's"
     if found != method:
@@ -181,12 +189,14 @@ def _load_format(given: str, remarks: list[str]) -> LoadFormat:
     return "auto"
 
 
-def _dtype(flag: str, remarks: list[str]) -> Dtype:
-    """What the flag means."""
-    if flag in ("half", "float16"):
-        remarks.append(f"--dtype {flag}: computed in bfloat16, which rounds more, and overflows less")
-        return "bfloat16"
-    return "float32" if flag == "float" else cast(Dtype, flag)
+def read_dtype(values: dict[str, object], remarks: list[str]) -> None:
+    """Puts what --dtype means in the place of what was given. Raises ConfigError when --quantization contradicts it."""
+    given = values.get("dtype", "auto")
+    if given in ("half", "float16"):
+        remarks.append(f"--dtype {given}: computed in bfloat16, which rounds more, and overflows less")
+    values["dtype"] = {"half": "bfloat16", "float16": "bfloat16", "float": "float32"}.get(cast(str, given), given)
+    if values["dtype"] == "float32" and values.get("quantization") == "int8":
+        raise ConfigError("--dtype float32 rounds nothing, --quantization int8 rounds all weights: leave one of them out")
 
 
 def _credential(environ: Mapping[str, str]) -> str | None:
@@ -229,10 +239,10 @@ def _check_compiled(values: dict[str, object], device: str, remarks: list[str]) 
         values[key] = str(directory)
 
 
-def _prepare_cache(path: Path, remarks: list[str]) -> str:
+def prepare_cache(path: str, remarks: list[str]) -> str:
     """The directory, or one in its place; none is no error, since without it the engine only starts more slowly."""
     try:
-        return str(private_directory(path))
+        return str(private_directory(Path(os.path.expanduser(path))))
     except OSError as error:
         why = f"--compilation-cache {path}: {error}"
     try:

@@ -97,6 +97,7 @@ class Workshop:
             working_memory=blueprint.working_memory,
             num_blocks=self._num_blocks,
             decodes_apart=blueprint.platform.attention.decodes_apart,
+            windows=blueprint.groups.windows,
             needs=tuple(self._needs()),
         )
 

@@ -18,9 +18,12 @@ from frontend.server.text.panics import panics_are_errors
 from frontend.server.text.sentencepiece_file import build_from_file
 from frontend.server.text.token_bytes import TokenBytes
 from frontend.server.text.tokenizer_files import chat_template, gguf_template, read_settings, tokenizer_file
+from frontend.stand_in_tokenizer import stand_in_tokenizer
 from protocol.config import EngineConfig
 from protocol.errors import ModelError
 from protocol.gguf_header import read_gguf_header
+from protocol.model_files import read_model_facts
+from protocol.model_shapes import is_shape
 from protocol.vocabulary import Vocabulary
 
 # No token of a known vocabulary is longer (the longest are runs of spaces): a text that exceeds it per token of context cannot fit.
@@ -216,6 +219,9 @@ def _from_gguf(path: Path) -> Tokenizer:
 
 
 def _from_huggingface(path: Path) -> Tokenizer:
+    if is_shape(path):
+        vocab_size = read_model_facts(path, "huggingface", "dummy").vocab_size
+        return Tokenizer(FastTokenizer.from_str(stand_in_tokenizer(vocab_size).decode()), SpecialTokens((), None, {}), None)
     file = tokenizer_file(path)
     settings = read_settings(path / "tokenizer_config.json")
     if file.suffix == ".model":
