@@ -39,4 +39,4 @@ def _larger(one: _Pair, other: _Pair) -> _Pair:
 
 
 # 8 MB each of the few arrays that the sampler works in. Four bits at a time: passes over these cost more than what they compute.
-SAMPLING = Sampling(largest=largest, values_at_once=1 << 21, bits_at_once=4)
+SAMPLING = Sampling(largest=largest, values_at_once=1 << 21, bits_at_once=2)
