@@ -167,15 +167,17 @@ def _choose(
     def draw() -> jax.Array:
         """Gumbel's trick: the largest of logits, to which noise is added, is a draw from their softmax."""
         # Below zero, so that no temperature makes it overflow.
-        scaled = (logits - top[:, None]) / jnp.where(draws, rows.temperature, 1.0)[:, None]
+        scaled: jax.Array = (logits - top[:, None]) / jnp.where(draws, rows.temperature, 1.0)[:, None]
         noise = gumbel(rows.seeds, contexts.lengths, vocabulary.token_ids)
         scores = jnp.where(draws[:, None], scaled + noise, logits)
         filtered = _have(rows, FILTERS)
         filters = Filters(filtered, rows.top_k, rows.top_p, rows.min_p)
-        return jax.lax.cond(
+        drawn: jax.Array = jax.lax.cond(
             jnp.any(filtered),
             lambda: draw_filtered(scaled, scores, possible, filters, vocabulary, sampling),
             lambda: best(scores),
         )
+        return drawn
 
-    return jnp.where(possible, jax.lax.cond(jnp.any(draws), draw, lambda: best(logits)), -1)
+    chosen: jax.Array = jax.lax.cond(jnp.any(draws), draw, lambda: best(logits))
+    return jnp.where(possible, chosen, -1)

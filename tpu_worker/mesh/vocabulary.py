@@ -88,7 +88,7 @@ class Vocabulary:
         token_ids, tops = gathered[0], jax.lax.bitcast_convert_type(gathered[1], jnp.float32)
         broken = jnp.any(~(tops < jnp.inf), axis=0)
         top = jnp.max(jnp.where(broken, -jnp.inf, tops), axis=0)
-        nobody = jnp.iinfo(jnp.int32).max
+        nobody = 2**31 - 1
         first = jnp.min(jnp.where((tops == top) | broken, token_ids, nobody), axis=0)  # shards have them in order
         found = [jnp.sum(jnp.where(token_ids == first, array, 0), axis=0) for array in gathered[2:]]
         return jnp.where(broken, jnp.nan, top), first, *map(jax.lax.bitcast_convert_type, found, [one.dtype for one in others])
