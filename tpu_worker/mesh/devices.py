@@ -11,8 +11,9 @@ _PLATFORMS = {"cpu": "cpu", "tpu": "tpu", "cuda": "cuda"}
 
 
 def open_devices(config: EngineConfig) -> Sequence[jax.Device]:
-    """The chips that this worker computes on, of all its hosts; the first of this host is made JAX's default. Raises DeviceError when
-    they are not there.
+    """The chips that this worker computes on, of all its hosts; the first of this host is made JAX's default.
+
+    Raises DeviceError when they are not there.
 
     A worker sees its own chips only (its environment says so before JAX starts), so the first ones are its own. Over several hosts
     it takes all that they have: one that was left out would leave a host without a part.
@@ -26,7 +27,9 @@ def open_devices(config: EngineConfig) -> Sequence[jax.Device]:
     wanted = config.tensor_parallel_size
     if len(devices) < wanted or (config.hosts and len(devices) > wanted):
         where = f" on its {len(config.hosts)} hosts together, and takes all" if config.hosts else ""
-        raise DeviceError(f"--tensor-parallel-size {wanted}: of {devices[0].platform} devices this worker sees {len(devices)}{where}")
+        raise DeviceError(
+            f"--tensor-parallel-size {wanted}: of {devices[0].platform} devices this worker sees {len(devices)}{where}"
+        )
     chosen = devices[:wanted]
     jax.config.update("jax_default_device", of_this_host(chosen)[0])
     return chosen
