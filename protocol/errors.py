@@ -15,6 +15,7 @@ class ExitCode:
     DEVICE_UNAVAILABLE = 69
     OUT_OF_MEMORY = 71
     ADDRESS_IN_USE = 73
+    RANK_LOST = 75
     PROTOCOL = 76
 
 
@@ -46,6 +47,12 @@ class CapacityError(EngineError):
     """The memory that is there does not hold the weights and a usable KV cache."""
 
     exit_code = ExitCode.OUT_OF_MEMORY
+
+
+class RankLostError(EngineError):
+    """Another rank of a worker over several hosts is gone: the worker begins anew on all of them."""
+
+    exit_code = ExitCode.RANK_LOST
 
 
 class AddressError(EngineError):

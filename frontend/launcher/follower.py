@@ -34,7 +34,7 @@ from frontend.restarts import Restarts
 from protocol.errors import ExitCode
 from protocol.messages import ChildToLauncher, Drain, Failed, Progress, Pulse, Ready
 
-_UNMENDABLE = 64  # exit codes from here on: see `protocol.errors.ExitCode`
+_MENDABLE = (ExitCode.CRASHED, ExitCode.RANK_LOST)  # by a restart
 
 
 class FollowerSupervisor:
@@ -141,7 +141,7 @@ class FollowerSupervisor:
             self._end()
             return
         code, obituary = life.exit_code(returncode), life.obituary(returncode)
-        if code >= _UNMENDABLE:
+        if code not in _MENDABLE:
             self._give_up(code, obituary)
             return
         delay = self._restart.died(now, was_ready=life.ready)

@@ -19,6 +19,7 @@ def connect(config: EngineConfig, leader: str) -> None:
     """
     address = coordinator_address(config, leader)
     jax.config.update("jax_check_proxy_envs", False)  # the launcher has excepted these hosts from any proxy
+    jax.config.update("jax_enable_preemption_service", False)  # which takes SIGTERM for the end of the machine
     sys.stdout.flush()
     os.dup2(2, 1)  # Gloo writes about its connections to standard output, where nothing but the ready line belongs
     try:

@@ -44,7 +44,8 @@ _LOG = logging.getLogger(__name__)
 
 _REPEAT = 0.2  # seconds between two hellos
 _LOOK_UP = 2.0  # seconds between two looks at the address of rank 0
-_REFUSALS = 20  # connections that rank 0 ends at once, before somebody is told: one may end because rank 0 does
+_REFUSALS = 8  # connections that rank 0 ends at once, before a token counts as wrong: one may end because rank 0 does
+_SETTLE = 1.5  # seconds between a failed program and the end of the connection that says why
 _LAST_ORDER = 0.5  # seconds for the main thread to read why rank 0 is gone, if it said so
 
 
@@ -83,6 +84,8 @@ class Follower:
         except _EndedError:
             return
         except Exception as error:
+            if self._epoch >= 0 and not self._heard.is_set():
+                threading.Event().wait(_SETTLE)
             code = error.exit_code if isinstance(error, EngineError) else ExitCode.CRASHED
             self._give_notice(code, describe(error))
             raise
@@ -118,8 +121,9 @@ class Follower:
             else:
                 self._hear_launcher(_REPEAT)
             if now() > deadline:
+                shut = ", which lets nobody in from this address" if self._pipes and self._pipes.connections.refused else ""
                 raise DeviceError(
-                    f"--hosts: rank 0 ({config.hosts[0]}) did not ask this one in within {config.boot_timeout:g} s: does "
+                    f"--hosts: rank 0 ({config.hosts[0]}){shut} did not ask this one in within {config.boot_timeout:g} s: does "
                     f"engine-launch run there with --host-rank 0, and are its port {config.hosts_port} and the next two open?"
                 )
 
@@ -138,10 +142,8 @@ class Follower:
         where = f"{self._config.hosts[0]} ({leader}:{self._config.hosts_port})"
         if pipes.connections.wrong_token:
             raise ConfigError(f"--hosts-token-file: {where} has another token, or one of the two has none")
-        if pipes.connections.refused > _REFUSALS:
-            raise ConfigError(
-                f"--hosts: {where} lets this host not in: is its token another, or this host's address not among its hosts?"
-            )
+        if self._config.hosts_secret and pipes.connections.refused > _REFUSALS:
+            raise ConfigError(f"--hosts-token-file: {where} does not let this host in: its token, or its --hosts, is another")
 
     # while it loads
 
@@ -204,7 +206,8 @@ class Follower:
             try:
                 self._device.collect(handle)
             except Exception as error:  # noqa: BLE001 - whatever a device raises
-                self._leave(f"a step failed on the device: {describe(error)}")
+                threading.Event().wait(_SETTLE)
+                self._leave(ExitCode.CRASHED, f"a step failed on the device: {describe(error)}")
 
     # both ways
 
@@ -224,7 +227,7 @@ class Follower:
             return
         match self._launcher.receive():
             case Drain():
-                self._give_notice(ExitCode.CRASHED, "its engine-launch was told to stop")
+                self._give_notice(ExitCode.RANK_LOST, "its engine-launch was told to stop")
                 raise _EndedError
             case Reload(log_level=level):
                 set_level(level)
@@ -257,14 +260,17 @@ class Follower:
         poller.watch(self._pipes.connections)
         while not self._pipes.connections.ended():
             poller.wait(None)
+        text = f"rank 0 ({self._config.hosts[0]}) is gone: its connection ended"
+        if not self._heard.is_set():  # said at once: JAX aborts a process that its coordinator does not answer any more
+            self._launcher.send(Failed(ExitCode.RANK_LOST, text))
         if not self._heard.wait(_LAST_ORDER):
-            self._leave(f"rank 0 ({self._config.hosts[0]}) is gone: its connection ended")
+            self._leave(ExitCode.RANK_LOST, text)
 
-    def _leave(self, text: str) -> None:
-        self._give_notice(ExitCode.CRASHED, text)
+    def _leave(self, code: int, text: str) -> None:
+        self._give_notice(code, text)
         with self._lock:
             if self._pipes is not None:
                 self._pipes.reports.close()
-        self._launcher.send(Failed(ExitCode.CRASHED, text))
+        self._launcher.send(Failed(code, text))
         self._launcher.deliver()
-        leave(ExitCode.CRASHED)
+        leave(code)

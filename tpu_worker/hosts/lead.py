@@ -1,16 +1,17 @@
 """What rank 0 has to do with the other ranks: it waits for them, tells them what to do, and hears of their end."""
 
+import contextlib
 import logging
 import os
 import queue
 import secrets
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 
 from protocol.channel import Poller
 from protocol.clock import now, now_ns
 from protocol.config import ChildSpec
-from protocol.errors import ConfigError, DeviceError, EngineError, ExitCode
+from protocol.errors import ConfigError, DeviceError, ExitCode, RankLostError
 from protocol.host_messages import (
     FollowerToLeader,
     HostFailed,
@@ -39,6 +40,7 @@ _REPEAT = 0.05  # seconds between two invitations
 _LOOK_UP = 2.0  # seconds between two looks at the addresses of the hosts, which come and change while the others start
 _GRACE = 5.0  # seconds for those who are not here yet, so that they too hear what is wrong
 _JOIN = 10.0  # seconds for all that are here to join
+_SETTLE = 2.0  # seconds between a failed program and the end of the connection that says why
 _FAREWELL = 2.0  # seconds for all to leave: an idle worker has five
 
 
@@ -100,6 +102,15 @@ class Lead:
         """Has `told` called for each rank that answers the PlayPrepare of this number, with an empty text or why it cannot."""
         self._on_scores[call] = told
 
+    @contextlib.contextmanager
+    def ends_with_others(self) -> Iterator[None]:
+        """Where a program fails because another rank is gone, that is what is told: it is given a moment to be heard of."""
+        try:
+            yield
+        except Exception:
+            self._gone.wait(_SETTLE)
+            raise
+
     def end(self, exit_code: int, text: str) -> None:
         """Tells all ranks to end, and waits a moment until they have: JAX is less kind to a process whose coordinator is gone."""
         message = HostsEnd(self.epoch, exit_code, text)
@@ -129,9 +140,9 @@ class Lead:
             if roll.wrong:
                 deadline = min(deadline, now() + _GRACE)
                 if not roll.missing() or now() > deadline:
-                    raise ConfigError(f"--hosts: {roll.wrong}")
+                    raise ConfigError(roll.wrong)
             if self._pipes is not None and self._pipes.connections.wrong_token:
-                raise ConfigError("--hosts-token-file: a host came with another token, or one of the two has none")
+                roll.object("--hosts-token-file: a host came with another token, or one of the two has none")
             if now() > deadline:
                 names = f"; no known host: {', '.join(unknown)}" if unknown else ""
                 raise DeviceError(
@@ -182,7 +193,7 @@ class Lead:
             joined |= set(self._hear(roll))
             if roll.incarnations != invited or now() > deadline:
                 late = [rank for rank in range(1, len(self._config.hosts)) if rank not in joined]
-                raise EngineError(f"--hosts: {roll.describe(late)} came and did not join")
+                raise RankLostError(f"--hosts: {roll.describe(late)} came and did not join")
 
     def _say_farewell(self, pipes: LeaderPipes, message: HostsEnd) -> None:
         """To those that came, and perhaps do not hear yet."""
@@ -211,7 +222,7 @@ class Lead:
                 self._take_in(received[0])
             for connection in connections.ended():
                 if (rank := self._ranks.pop(connection, None)) is not None and not self._ended:
-                    self._fail(ExitCode.CRASHED, f"rank {rank} ({self._config.hosts[rank]}) is gone: its connection ended")
+                    self._fail(ExitCode.RANK_LOST, f"rank {rank} ({self._config.hosts[rank]}) is gone: its connection ended")
         self._gone.set()
 
     def _take_in(self, message: FollowerToLeader) -> None:

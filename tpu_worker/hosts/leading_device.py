@@ -40,24 +40,28 @@ class LeadingDevice:
     def load(self, report: ReportProgress) -> Capacity:
         """As the protocol says. Meets the other ranks first, and waits for them at the end."""
         self._lead.meet(report)
-        connect(self._config, self._lead.address)
-        capacity = self._device.load(report)
+        with self._lead.ends_with_others():
+            connect(self._config, self._lead.address)
+            capacity = self._device.load(report)
         self._lead.await_loaded(loaded_facts(capacity))
         return capacity
 
     def forward(self, plan: StepPlan) -> object:
         """As the protocol says."""
         self._lead.tell(pack_plan(self._lead.epoch, self._next_call(), plan))
-        return self._device.forward(plan)
+        with self._lead.ends_with_others():
+            return self._device.forward(plan)
 
     def sample(self, handle: object, bits: UInt32Array) -> object:
         """As the protocol says."""
         self._lead.tell(PlaySample(self._lead.epoch, self._next_call(), len(bits), bits.tobytes()))
-        return self._device.sample(handle, bits)
+        with self._lead.ends_with_others():
+            return self._device.sample(handle, bits)
 
     def collect(self, handle: object) -> StepResult:
         """As the protocol says."""
-        return self._device.collect(handle)
+        with self._lead.ends_with_others():
+            return self._device.collect(handle)
 
     def prepare_scores(self, ready: Callable[[str], None]) -> None:
         """As the protocol says: when all ranks are."""

@@ -28,10 +28,10 @@ class Roll:
     def came(self, hello: HostHello, connection: int) -> None:
         """A rank said hello, perhaps again. A successor takes the place of its predecessor."""
         if not 1 <= hello.rank < len(self._hosts):
-            self._say(f"a host came with --host-rank {hello.rank}, where ranks 1 to {len(self._hosts) - 1} are waited for")
+            self.object(f"a host came with --host-rank {hello.rank}, where ranks 1 to {len(self._hosts) - 1} are waited for")
             return
         if hello.incarnation in self._replaced:
-            self._say(f"two processes say that they are rank {hello.rank}: every host needs a --host-rank of its own")
+            self.object(f"two processes say that they are rank {hello.rank}: every host needs a --host-rank of its own")
         before = self._here.get(hello.rank)
         if before is not None and before.incarnation != hello.incarnation:
             self._replaced.add(before.incarnation)
@@ -65,5 +65,6 @@ class Roll:
         """connection -> rank."""
         return {guest.connection: rank for rank, guest in self._here.items()}
 
-    def _say(self, text: str) -> None:
+    def object(self, text: str) -> None:
+        """Something is wrong; the first counts."""
         self._wrong = self._wrong or text
