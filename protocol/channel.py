@@ -43,7 +43,12 @@ class Sender:
         """`own_context`: at the cost of two threads, `close` returns when everything is delivered, so that the process may end.
         `network`: over which the pipe leads. `to_all`: every reader that is connected gets every message, and no other does."""
         self._own = zmq.Context() if own_context else None
-        self._socket = _open(zmq.PUB if to_all else zmq.PUSH, address, bind=bind, context=self._own, network=network)
+        try:
+            self._socket = _open(zmq.PUB if to_all else zmq.PUSH, address, bind=bind, context=self._own, network=network)
+        except AddressError:
+            if self._own is not None:
+                self._own.term()
+            raise
 
     def send(self, message: object) -> int:
         """Queues one message and returns its size in bytes. Raises ChannelFullError instead of waiting."""
@@ -199,6 +204,8 @@ def _open(
         else:
             socket.connect(address)
     except zmq.ZMQError as error:
+        if network is not None:
+            network.withdraw(socket)
         socket.close(linger=0)
         raise AddressError(f"cannot {'bind' if bind else 'connect to'} {address}: {error}") from error
     return socket

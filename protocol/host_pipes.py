@@ -21,6 +21,9 @@ from protocol.host_messages import FROM_FOLLOWER, FROM_LEADER, FollowerToLeader,
 _BEATS = 5  # in the time after which a peer that does not answer is gone
 _LONGEST_TTL_MS = 6_553_500  # ZeroMQ counts tenths of seconds in 16 bits
 
+_EVENTS = zmq.EVENT_DISCONNECTED | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL | zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL
+_MONITORED = (zmq.PULL, zmq.SUB)  # of the two pipes of a host, the one that it reads
+
 # What failed handshakes have to do with the token: its two ends have different ones, or one of them has none.
 _WRONG_TOKEN = (zmq.PROTOCOL_ERROR_ZMTP_CRYPTOGRAPHIC, zmq.PROTOCOL_ERROR_ZMTP_MECHANISM_MISMATCH)
 
@@ -40,6 +43,9 @@ class Network:
         pipe.setsockopt(zmq.HEARTBEAT_TIMEOUT, silence)
         pipe.setsockopt(zmq.HEARTBEAT_TTL, min(silence, _LONGEST_TTL_MS))
         pipe.setsockopt(zmq.IPV6, int(any(":" in peer for peer in self.peers)))
+        if pipe.type in _MONITORED:
+            # From before the first connection on: one of another mechanism fails at once, and is not tried again.
+            pipe.get_monitor_socket(_EVENTS)
         for peer in self.peers if bind else ():
             pipe.setsockopt(zmq.TCP_ACCEPT_FILTER, f"{peer}/{128 if ':' in peer else 32}".encode())
         if self.secret:
@@ -54,15 +60,18 @@ class Network:
                 pipe.setsockopt(zmq.CURVE_PUBLICKEY, public)
                 pipe.setsockopt(zmq.CURVE_SECRETKEY, own)
 
+    def withdraw(self, pipe: "zmq.Socket[bytes]") -> None:
+        """What `apply` opened is closed: the socket came to nothing."""
+        if pipe.type in _MONITORED:
+            pipe.get_monitor_socket(_EVENTS).close(linger=0)
+            pipe.disable_monitor()
+
 
 class Connections:
     """What becomes of the connections of one pipe. For one thread, which may be another than the pipe's."""
 
-    def __init__(self, end: Sender | Receiver[FollowerToLeader] | Receiver[LeaderToFollower]) -> None:
-        """Hears of all that ends or fails from now on."""
-        self._socket = end._socket.get_monitor_socket(
-            zmq.EVENT_DISCONNECTED | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL | zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL
-        )
+    def __init__(self, end: Receiver[FollowerToLeader] | Receiver[LeaderToFollower]) -> None:
+        self._socket = end._socket.get_monitor_socket(_EVENTS)  # the one that there is
         self.refused = 0  # that ended before a handshake: by who let nobody in, or by who was not let in
         self.wrong_token = False  # somebody came with another token, or with none, or without a need for one
 
@@ -81,6 +90,10 @@ class Connections:
                     self.refused += 1
         return numbers
 
+    def close(self) -> None:
+        """Hears no more."""
+        self._socket.close(linger=0)
+
 
 class LeaderPipes:
     """Those of the first host. Raises ConfigError, or AddressError when somebody listens there."""
@@ -90,8 +103,12 @@ class LeaderPipes:
         network = Network(peers, config.hosts_secret, config.pulse_timeout)
         reports, orders = _addresses(peers[0], config.hosts_port)
         try:
-            self.reports = Receiver(reports, FROM_FOLLOWER, bind=True, network=network)
             self.orders = Sender(orders, bind=True, own_context=True, network=network, to_all=True)
+            try:
+                self.reports = Receiver(reports, FROM_FOLLOWER, bind=True, network=network)
+            except AddressError:
+                self.orders.close(deliver=False)
+                raise
         except AddressError as error:
             where = f"{peers[0]}:{config.hosts_port} and the two ports behind it"
             raise AddressError(
@@ -100,13 +117,14 @@ class LeaderPipes:
         self.connections = Connections(self.reports)
 
     def close(self) -> None:
-        """Closes, when what was said is delivered, or after a second."""
-        self.orders.close()
+        """Closes at once, for others or for good. Not while another thread reads."""
+        self.orders.close(deliver=False)
         self.reports.close()
+        self.connections.close()
 
 
 class FollowerPipes:
-    """Those of another host. They wait for the first one."""
+    """Those of another host. They wait for the first one. When a token was wrong they are of no use any more."""
 
     def __init__(self, config: EngineConfig, leader: str) -> None:
         """`leader`: address of the first host."""
@@ -117,9 +135,10 @@ class FollowerPipes:
         self.reports = Sender(reports, bind=False, own_context=True, network=network)
 
     def close(self) -> None:
-        """Closes, when what was said is delivered, or after a second."""
-        self.reports.close()
+        """Closes at once, for others or for good. Not while another thread reads."""
+        self.reports.close(deliver=False)
         self.orders.close()
+        self.connections.close()
 
 
 def coordinator_address(config: EngineConfig, leader: str) -> str:

@@ -192,7 +192,7 @@ def test_a_token_that_is_not_the_same_is_said_on_both_sides(tmp_path: Path, mode
 
 def test_a_rank_that_does_not_come_is_named(tmp_path: Path, model: str) -> None:
     flags = (*_FLAGS, "--model", model, "--boot-timeout", str(_BOOT))
-    with following(tmp_path / "rank1", *flags, "--hosts-port", str(three_ports())) as follower:
+    with following(tmp_path / "rank1", *flags, "--hosts-port", "1") as follower:  # where nobody listens
         code, said = refuse_first(tmp_path / "rank0", *flags, "--hosts-port", str(three_ports()))
         assert code == ExitCode.DEVICE_UNAVAILABLE, said
         assert f"worker 0: --hosts: rank 1 (127.0.0.1) did not come within {_BOOT} s" in said

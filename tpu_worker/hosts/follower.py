@@ -45,6 +45,7 @@ _LOG = logging.getLogger(__name__)
 _REPEAT = 0.2  # seconds between two hellos
 _LOOK_UP = 2.0  # seconds between two looks at the address of rank 0
 _REFUSALS = 8  # connections that rank 0 ends at once, before a token counts as wrong: one may end because rank 0 does
+_GRACE = 3.0  # seconds in which a wrong token is tried again, so that rank 0 notices too: of a failed handshake, one end may not
 _SETTLE = 1.5  # seconds between a failed program and the end of the connection that says why
 _LAST_ORDER = 0.5  # seconds for the main thread to read why rank 0 is gone, if it said so
 
@@ -69,6 +70,7 @@ class Follower:
         self._handles: queue.SimpleQueue[object] = queue.SimpleQueue()
         self._open: object = None  # the last step, which may yet be sampled
         self._calls = 0
+        self._barred_at: float | None = None  # since when rank 0 is known to have another token
 
     def run(self) -> None:
         """Serves until told to end. Raises EngineError when it cannot go on."""
@@ -90,8 +92,9 @@ class Follower:
             self._give_notice(code, describe(error))
             raise
         finally:
-            if self._pipes is not None:
-                self._pipes.close()
+            with self._lock:
+                if self._pipes is not None:
+                    self._pipes.reports.close()
 
     # the meeting
 
@@ -141,7 +144,11 @@ class Follower:
         pipes.connections.ended()
         where = f"{self._config.hosts[0]} ({leader}:{self._config.hosts_port})"
         if pipes.connections.wrong_token:
-            raise ConfigError(f"--hosts-token-file: {where} has another token, or one of the two has none")
+            self._barred_at = self._barred_at or now()
+            if now() - self._barred_at > _GRACE:
+                raise ConfigError(f"--hosts-token-file: {where} has another token, or one of the two has none")
+            pipes.close()  # ZeroMQ does not try again
+            self._pipes = FollowerPipes(self._config, leader)
         if self._config.hosts_secret and pipes.connections.refused > _REFUSALS:
             raise ConfigError(f"--hosts-token-file: {where} does not let this host in: its token, or its --hosts, is another")
 

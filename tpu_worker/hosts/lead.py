@@ -123,7 +123,7 @@ class Lead:
             self._gone.wait(_FAREWELL)
         else:
             self._say_farewell(self._pipes, message)
-        self._pipes.close()
+        self._pipes.orders.close()
 
     # the meeting
 
