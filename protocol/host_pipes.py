@@ -63,15 +63,17 @@ class Network:
     def withdraw(self, pipe: "zmq.Socket[bytes]") -> None:
         """What `apply` opened is closed: the socket came to nothing."""
         if pipe.type in _MONITORED:
-            pipe.get_monitor_socket(_EVENTS).close(linger=0)
+            monitor = pipe.get_monitor_socket(_EVENTS)
             pipe.disable_monitor()
+            monitor.close(linger=0)
 
 
 class Connections:
     """What becomes of the connections of one pipe. For one thread, which may be another than the pipe's."""
 
     def __init__(self, end: Receiver[FollowerToLeader] | Receiver[LeaderToFollower]) -> None:
-        self._socket = end._socket.get_monitor_socket(_EVENTS)  # the one that there is
+        self._end = end._socket
+        self._socket = self._end.get_monitor_socket(_EVENTS)  # the one that there is
         self.refused = 0  # that ended before a handshake: by who let nobody in, or by who was not let in
         self.wrong_token = False  # somebody came with another token, or with none, or without a need for one
 
@@ -91,7 +93,8 @@ class Connections:
         return numbers
 
     def close(self) -> None:
-        """Hears no more."""
+        """Hears no more. Before the pipe is closed: ZeroMQ's own thread waits for whoever has to hear of a connection."""
+        self._end.disable_monitor()
         self._socket.close(linger=0)
 
 
@@ -118,9 +121,9 @@ class LeaderPipes:
 
     def close(self) -> None:
         """Closes at once, for others or for good. Not while another thread reads."""
+        self.connections.close()
         self.orders.close(deliver=False)
         self.reports.close()
-        self.connections.close()
 
 
 class FollowerPipes:
@@ -136,9 +139,9 @@ class FollowerPipes:
 
     def close(self) -> None:
         """Closes at once, for others or for good. Not while another thread reads."""
+        self.connections.close()
         self.reports.close(deliver=False)
         self.orders.close()
-        self.connections.close()
 
 
 def coordinator_address(config: EngineConfig, leader: str) -> str:
