@@ -4,18 +4,20 @@ import asyncio
 import json
 import socket
 import subprocess
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+import httpx
 import psutil
 import pytest
 
 from frontend.client import AsyncClient, Client, SamplingParams
 from protocol.clock import now
 from protocol.errors import ExitCode
-from tests.integration.launching import STOP_LIMIT, Engine, launch, refuse, start
+from tests.integration.launching import STOP_LIMIT, Engine, launch, refuse, start, wait_for
 from tests.model_writer import SERVED_TOKENIZER
 from tests.tpu_worker.tiny_models import CONFIG, make_tensors, write_model
 
@@ -30,6 +32,7 @@ _BLOCK_BYTES = 2 * 2 * 16 * 1 * 32 * 4  # on a device: keys and values, layers, 
 _FLAGS = (
     "--device", "cpu", "--tensor-parallel-size", "4", "--max-num-seqs", "4", "--max-num-batched-tokens", "64",
     "--max-model-len", "96", "--kv-cache-memory", str(_BLOCKS * _BLOCK_BYTES), "--restart-delay", "0.05",
+    "--served-model-name", "demo",
 )  # fmt: skip
 _PARAMS = [
     SamplingParams(max_tokens=_LENGTH, temperature=0.0, ignore_eos=True, detokenize=False),
@@ -39,7 +42,7 @@ _PARAMS = [
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> str:
-    path = write_model(tmp_path_factory.mktemp("hosts") / "model", CONFIG, make_tensors(CONFIG))
+    path = write_model(tmp_path_factory.mktemp("hosts") / "model", CONFIG | {"eos_token_id": 9}, make_tensors(CONFIG))
     (path / "tokenizer.json").write_text(json.dumps(SERVED_TOKENIZER))
     return str(path)
 
@@ -121,17 +124,43 @@ async def _generate(engine: Engine, strike: Callable[[], object] | None = None) 
     return outputs
 
 
+def _constrained(engine: Engine) -> object:
+    """A request whose rows wait for masks."""
+    return engine.complete([5, 6, 7], max_tokens=8, seed=3, structured_outputs={"regex": "[a-f]{3,5}"})["choices"]
+
+
+def _embedding(engine: Engine) -> list[float]:
+    """What needs a program that is compiled when the first asks for it."""
+    answer = httpx.post(engine.address + "/v1/embeddings", json={"model": "demo", "input": [5, 6, 7]}, timeout=60)
+    embedding: list[float] = answer.raise_for_status().json()["data"][0]["embedding"]
+    return embedding
+
+
+def _freeze(engine: Engine, follower: Follower) -> None:
+    """Nothing on the host of rank 1 answers, until rank 0 has noticed."""
+    frozen = [psutil.Process(follower.process.pid), follower.child()]
+    gone = engine.said().count("rank 1 (127.0.0.1) is gone")
+    for process in frozen:
+        process.suspend()
+    wait_for(lambda: engine.said().count("rank 1 (127.0.0.1) is gone") > gone, "the end of the connection")
+    for process in frozen:
+        process.resume()
+
+
 @pytest.mark.timeout(400)  # six starts, of which none finds all that it compiles in the cache
 def test_two_hosts_give_the_tokens_of_one_and_what_ends_on_one_begins_again_on_both(tmp_path: Path, model: str, cache: str) -> None:
     flags = ("--model", model, "--compilation-cache", cache, "--pulse-timeout", "1.5")
     with launch(tmp_path / "alone", *_FLAGS, *flags) as engine:
-        expected = asyncio.run(_generate(engine))
+        expected, constrained, embedding = asyncio.run(_generate(engine)), _constrained(engine), _embedding(engine)
     with both(tmp_path, *flags) as (engine, follower):
         assert "device cpu x4 on 2 hosts (XLA kernels)" in engine.ready_line
         assert follower.process.stdout is not None
         line = follower.process.stdout.readline()
         assert line == "ready: rank 1 of 2  follows 127.0.0.1  device cpu x4 on 2 hosts (XLA kernels)\n"
         assert asyncio.run(_generate(engine)) == expected
+        assert _constrained(engine) == constrained
+        # Sums over four shards in another order: some roundings of float32, of numbers below one.
+        assert _embedding(engine) == pytest.approx(embedding, abs=1e-4)
         with Client(engine.socket) as client:
             assert client.stats().counters["preemptions"] > 0
 
@@ -143,8 +172,9 @@ def test_two_hosts_give_the_tokens_of_one_and_what_ends_on_one_begins_again_on_b
         assert "worker 0 was killed by SIGKILL" in engine.said()
         assert "follower 1: rank 0 (127.0.0.1) is gone" in follower.said()
 
-        assert asyncio.run(_generate(engine, lambda: follower.child().suspend())) == expected
+        assert asyncio.run(_generate(engine, lambda: threading.Thread(target=_freeze, args=(engine, follower)).start())) == expected
         assert "worker 0 is back (epoch 3)" in engine.said()
+        assert _constrained(engine) == constrained
 
         assert engine.stop() == ExitCode.OK
         assert follower.process.wait(STOP_LIMIT) == ExitCode.OK
