@@ -136,11 +136,11 @@ def _place_on_host(config: EngineConfig, environ: Mapping[str, str], host: Host)
     # The hosts talk with each other, and with no proxy.
     variables = {"no_grpc_proxy": ",".join(filter(None, (environ.get("no_grpc_proxy"), names)))}
     if config.device == "tpu":
-        present = len(host.tpu.chips) * host.tpu.devices_per_chip
-        if present and present != share.tensor_parallel_size:
+        present, wanted = len(host.tpu.chips) * host.tpu.devices_per_chip, share.tensor_parallel_size
+        if present and present != wanted:
             raise ConfigError(
-                f"--tensor-parallel-size {config.tensor_parallel_size} over {len(config.hosts)} hosts is {share.tensor_parallel_size} "
-                f"of each, here are {present}: a slice is used as a whole, so {present * len(config.hosts)} is wanted"
+                f"--tensor-parallel-size {config.tensor_parallel_size} over {len(config.hosts)} hosts is {wanted} of each, here are "
+                f"{present}: a slice is used as a whole, so {present * len(config.hosts)} is wanted"
             )
         variables |= {"TPU_WORKER_HOSTNAMES": names, "TPU_WORKER_ID": str(config.host_rank)}
     (placed,) = place_workers(share, environ, host)
