@@ -139,8 +139,8 @@ def _place_on_host(config: EngineConfig, environ: Mapping[str, str], host: Host)
         present, wanted = len(host.tpu.chips) * host.tpu.devices_per_chip, share.tensor_parallel_size
         if present and present != wanted:
             raise ConfigError(
-                f"--tensor-parallel-size {config.tensor_parallel_size} over {len(config.hosts)} hosts is {wanted} of each, here are "
-                f"{present}: a slice is used as a whole, so {present * len(config.hosts)} is wanted"
+                f"--tensor-parallel-size {config.tensor_parallel_size} over {len(config.hosts)} hosts is {wanted} of each, here "
+                f"are {present}: a slice is used as a whole, so {present * len(config.hosts)} is wanted"
             )
         variables |= {"TPU_WORKER_HOSTNAMES": names, "TPU_WORKER_ID": str(config.host_rank)}
     (placed,) = place_workers(share, environ, host)
