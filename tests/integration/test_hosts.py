@@ -2,7 +2,6 @@
 
 import asyncio
 import json
-import socket
 import subprocess
 import threading
 from collections.abc import Callable, Iterator
@@ -19,6 +18,7 @@ from protocol.clock import now
 from protocol.errors import ExitCode
 from tests.integration.launching import STOP_LIMIT, Engine, launch, refuse, start, wait_for
 from tests.model_writer import SERVED_TOKENIZER
+from tests.ports import ports_in_a_row
 from tests.tpu_worker.tiny_models import CONFIG, make_tensors, write_model
 
 pytestmark = pytest.mark.slow
@@ -52,22 +52,6 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> str:
     return str(tmp_path_factory.mktemp("cache"))
 
 
-def three_ports() -> int:
-    """The first of three ports in a row that nobody has now."""
-    for port in range(20000 + psutil.Process().pid % 10000, 32000, 3):
-        taken = []
-        try:
-            for number in range(port, port + 3):
-                taken.append(socket.create_server(("127.0.0.1", number)))
-            return port
-        except OSError:
-            continue
-        finally:
-            for one in taken:
-                one.close()
-    raise AssertionError("no three ports are free")
-
-
 @dataclass
 class Follower:
     """The launcher of rank 1."""
@@ -97,7 +81,7 @@ def following(directory: Path, *flags: str) -> Iterator[Follower]:
 @contextmanager
 def both(directory: Path, *flags: str) -> Iterator[tuple[Engine, Follower]]:
     """Rank 0, ready, and rank 1."""
-    flags = (*_FLAGS, "--hosts-port", str(three_ports()), *flags)
+    flags = (*_FLAGS, "--hosts-port", str(ports_in_a_row(3)), *flags)
     with (
         following(directory / "rank1", *flags) as follower,
         launch(directory / "rank0", *flags, "--hosts", "127.0.0.1,127.0.0.1", "--host-rank", "0") as engine,
@@ -191,7 +175,7 @@ def refuse_first(directory: Path, *flags: str) -> tuple[int, str]:
 
 def _refuse_both(tmp_path: Path, first: tuple[str, ...], second: tuple[str, ...]) -> tuple[str, str]:
     """Two ranks that must not start, with these flags of their own: what they said. Both end with the code for wrong flags."""
-    ports = ("--hosts-port", str(three_ports()))
+    ports = ("--hosts-port", str(ports_in_a_row(3)))
     with following(tmp_path / "rank1", *_FLAGS, *ports, *second) as follower:
         begun = now()
         code, said = refuse_first(tmp_path / "rank0", *_FLAGS, *ports, *first)
@@ -223,7 +207,7 @@ def test_a_token_that_is_not_the_same_is_said_on_both_sides(tmp_path: Path, mode
 def test_a_rank_that_does_not_come_is_named(tmp_path: Path, model: str) -> None:
     flags = (*_FLAGS, "--model", model, "--boot-timeout", str(_BOOT))
     with following(tmp_path / "rank1", *flags, "--hosts-port", "1") as follower:  # where nobody listens
-        code, said = refuse_first(tmp_path / "rank0", *flags, "--hosts-port", str(three_ports()))
+        code, said = refuse_first(tmp_path / "rank0", *flags, "--hosts-port", str(ports_in_a_row(3)))
         assert code == ExitCode.DEVICE_UNAVAILABLE, said
         assert f"worker 0: --hosts: rank 1 (127.0.0.1) did not come within {_BOOT} s" in said
         assert follower.process.wait(STOP_LIMIT) == ExitCode.DEVICE_UNAVAILABLE, follower.said()

@@ -11,6 +11,7 @@ from protocol.config import EngineConfig
 from protocol.errors import AddressError, ConfigError
 from protocol.host_messages import HostHello, HostsEnd
 from protocol.host_pipes import FollowerPipes, LeaderPipes, coordinator_address, resolve, resolve_all
+from tests.ports import ports_in_a_row
 
 _LOCAL = ("127.0.0.1", "127.0.0.1")
 _LIMIT = 20.0  # seconds
@@ -23,17 +24,6 @@ def config(port: int, secret: str = "") -> EngineConfig:
     )
 
 
-def two_ports() -> int:
-    """The first of two in a row that nobody has now."""
-    for port in range(21000, 32000, 2):
-        try:
-            with socket.create_server(("127.0.0.1", port)), socket.create_server(("127.0.0.1", port + 1)):
-                return port
-        except OSError:
-            continue
-    raise AssertionError("no two ports are free")
-
-
 def until(condition: Callable[[], bool], what: str) -> None:
     deadline = now() + _LIMIT
     while not condition():
@@ -42,7 +32,7 @@ def until(condition: Callable[[], bool], what: str) -> None:
 
 @pytest.mark.parametrize("secret", ["", _TOKEN])
 def test_what_is_said_arrives_and_an_end_is_heard_of(secret: str) -> None:
-    port = two_ports()
+    port = ports_in_a_row(2)
     follower = FollowerPipes(config(port, secret), "127.0.0.1")  # before there is a leader
     leader = LeaderPipes(config(port, secret), _LOCAL)
     follower.reports.send(HostHello(1, 7, {"--x": "1"}))
@@ -76,7 +66,7 @@ def test_what_is_said_arrives_and_an_end_is_heard_of(secret: str) -> None:
 
 @pytest.mark.parametrize(("ours", "theirs"), [(_TOKEN, "another token, as long as that"), (_TOKEN, ""), ("", _TOKEN)])
 def test_who_has_another_token_is_not_let_in(ours: str, theirs: str) -> None:
-    port = two_ports()
+    port = ports_in_a_row(2)
     leader, barred = LeaderPipes(config(port, ours), _LOCAL), 0
     while barred < 3 or not leader.connections.wrong_token:
         follower = FollowerPipes(config(port, theirs), "127.0.0.1")
@@ -95,7 +85,7 @@ def test_who_has_another_token_is_not_let_in(ours: str, theirs: str) -> None:
 
 
 def test_only_the_hosts_get_in() -> None:
-    port = two_ports()
+    port = ports_in_a_row(2)
     leader, stranger = LeaderPipes(config(port), ("127.0.0.1", "192.0.2.1")), FollowerPipes(config(port), "127.0.0.1")
     assert leader.reports.receive() is None
     stranger.close()
@@ -115,7 +105,7 @@ def test_only_the_hosts_get_in() -> None:
 
 
 def test_addresses_that_cannot_be_had() -> None:
-    port = two_ports()
+    port = ports_in_a_row(2)
     with socket.create_server(("127.0.0.1", port)), pytest.raises(AddressError, match=rf"rank 0 cannot have 127.0.0.1:{port} and"):
         LeaderPipes(config(port), _LOCAL)
     with pytest.raises(AddressError, match=r"is 127.0.0.1 this host, and does no other"):
