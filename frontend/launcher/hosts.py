@@ -44,7 +44,8 @@ def settle_hosts(values: dict[str, object], environ: Mapping[str, str], device: 
         )
     for key in ("compiled", "save_compiled"):
         if values.get(key):
-            raise ConfigError(f"--{key.replace('_', '-')} with --hosts: programs of several hosts are neither saved nor loaded: leave it out")
+            flag = key.replace("_", "-")
+            raise ConfigError(f"--{flag} with --hosts: programs of several hosts are neither saved nor loaded: leave it out")
     size = cast(int, values.get("tensor_parallel_size", 1))
     if size % len(hosts):
         raise ConfigError(

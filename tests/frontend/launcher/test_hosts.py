@@ -29,6 +29,7 @@ def test_hosts_are_names_with_commas_between_them_or_a_list() -> None:
     ("values", "text"),
     [
         ({"hosts": ("a,b",)}, r"--hosts a,b: --host-rank is wanted too: which of them this one is, from 0"),
+        ({"hosts": ("a,b",), "host_rank": 0, "compiled": "/d"}, r"--compiled with --hosts: programs of several hosts are neither"),
         ({"host_rank": 1}, r"--host-rank 1: --hosts is wanted too"),
         ({"hosts": ("a,b",), "host_rank": 2}, r"--host-rank 2: with 2 hosts, 0 to 1 are possible"),
         ({"hosts": ("a",), "host_rank": 1}, r"--host-rank 1: with 1 hosts, 0 to 0 are possible"),
