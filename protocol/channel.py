@@ -1,21 +1,24 @@
-"""One-way pipes between processes: ZeroMQ PUSH and PULL over Unix sockets.
+"""One-way pipes between processes: ZeroMQ PUSH and PULL over Unix sockets, and between hosts over TCP.
 
 Each direction is a socket of its own, so that one thread may send while another receives. A pipe never blocks its sender: what
 may be in flight is bounded above it, by credits or by the number of requests.
 
 The reading end binds and the writing end connects: a connecting socket queues for a peer that is not there yet, or not there again,
-where a binding one refuses to send.
+where a binding one refuses to send. Between hosts one of them binds all ends (`protocol.host_pipes`).
 """
 
 import asyncio
 from collections.abc import Callable
 from itertools import islice
-from typing import Generic, TypeVar
+from typing import TYPE_CHECKING, Generic, TypeVar
 
 import zmq
 
 from protocol.codec import Decoder, encode
 from protocol.errors import AddressError, ProtocolError
+
+if TYPE_CHECKING:
+    from protocol.host_pipes import Connections, Network
 
 Message = TypeVar("Message")
 
@@ -34,10 +37,18 @@ class ChannelFullError(ProtocolError):
 class Sender:
     """The writing end. Not safe for use by two threads."""
 
-    def __init__(self, address: str, *, bind: bool, own_context: bool = False) -> None:
-        """`own_context`: at the cost of two threads, `close` returns when everything is delivered, so that the process may end."""
+    def __init__(
+        self, address: str, *, bind: bool, own_context: bool = False, network: "Network | None" = None, to_all: bool = False
+    ) -> None:
+        """`own_context`: at the cost of two threads, `close` returns when everything is delivered, so that the process may end.
+        `network`: over which the pipe leads. `to_all`: every reader that is connected gets every message, and no other does."""
         self._own = zmq.Context() if own_context else None
-        self._socket = _open(zmq.PUSH, address, bind=bind, context=self._own)
+        try:
+            self._socket = _open(zmq.PUB if to_all else zmq.PUSH, address, bind=bind, context=self._own, network=network)
+        except AddressError:
+            if self._own is not None:
+                self._own.term()
+            raise
 
     def send(self, message: object) -> int:
         """Queues one message and returns its size in bytes. Raises ChannelFullError instead of waiting."""
@@ -58,8 +69,11 @@ class Sender:
 class Receiver(Generic[Message]):
     """The reading end of a pipe that carries `Message`. Frames that do not decode are dropped and counted in `malformed`."""
 
-    def __init__(self, address: str, decoder: Decoder[Message], *, bind: bool) -> None:
-        self._socket = _open(zmq.PULL, address, bind=bind)
+    def __init__(
+        self, address: str, decoder: Decoder[Message], *, bind: bool, network: "Network | None" = None, to_all: bool = False
+    ) -> None:
+        """`network` and `to_all`: as the sender's."""
+        self._socket = _open(zmq.SUB if to_all else zmq.PULL, address, bind=bind, network=network)
         self._decoder = decoder
         self._drain: asyncio.Handle | None = None  # the turn that is still to come, while the loop watches
         self.malformed = 0
@@ -70,6 +84,16 @@ class Receiver(Generic[Message]):
             if (message := self._decode(frame)) is not None:
                 return message
         return None
+
+    def receive_with_connection(self) -> tuple[Message, int] | None:
+        """The same, with the number that `protocol.host_pipes.Connections` gives to the connection that it came over."""
+        while True:
+            try:
+                frame = self._socket.recv(zmq.NOBLOCK, copy=False)
+            except zmq.Again:
+                return None
+            if (message := self._decode(frame.bytes)) is not None:
+                return message, int(frame.get(zmq.SRCFD))
 
     def receive_some(self, most: int = _MOST_PER_TURN) -> list[Message]:
         """Messages that are here, as many as are handled at a turn. Those that are left make the receiver ready at the next."""
@@ -138,8 +162,8 @@ class Poller:
         self._poller = zmq.Poller()
         self._sources: dict[object, object] = {}  # what ZeroMQ watches -> what was asked to be watched
 
-    def watch(self, source: "Receiver[Message] | int") -> None:
-        """Adds a receiver or a file descriptor."""
+    def watch(self, source: "Receiver[Message] | Connections | int") -> None:
+        """Adds a receiver, the connections of a pipe, or a file descriptor."""
         watched = source if isinstance(source, int) else source._socket
         self._sources[watched] = source
         self._poller.register(watched, zmq.POLLIN)
@@ -155,18 +179,33 @@ class Poller:
         return [self._sources[watched] for watched, _ in ready]
 
 
-def _open(kind: int, address: str, *, bind: bool, context: "zmq.Context[zmq.Socket[bytes]] | None" = None) -> "zmq.Socket[bytes]":
+def _open(
+    kind: int,
+    address: str,
+    *,
+    bind: bool,
+    context: "zmq.Context[zmq.Socket[bytes]] | None" = None,
+    network: "Network | None" = None,
+) -> "zmq.Socket[bytes]":
     socket: zmq.Socket[bytes] = (context or zmq.Context.instance()).socket(kind)
     socket.set_hwm(_HIGH_WATER_MARK)
     socket.setsockopt(zmq.MAXMSGSIZE, _MAX_FRAME)
     socket.setsockopt(zmq.RECONNECT_IVL, _RECONNECT_MS)
     socket.setsockopt(zmq.LINGER, _LINGER_MS)
+    if kind == zmq.PUB:
+        socket.setsockopt(zmq.XPUB_NODROP, 1)  # a full pipe is an error here too
+    elif kind == zmq.SUB:
+        socket.setsockopt(zmq.SUBSCRIBE, b"")
+    if network is not None:
+        network.apply(socket, bind=bind)
     try:
         if bind:
             socket.bind(address)
         else:
             socket.connect(address)
     except zmq.ZMQError as error:
+        if network is not None:
+            network.withdraw(socket)
         socket.close(linger=0)
         raise AddressError(f"cannot {'bind' if bind else 'connect to'} {address}: {error}") from error
     return socket

@@ -59,6 +59,10 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
     device: Device = "auto"
     workers: int = 1
     tensor_parallel_size: int = 1
+    hosts: tuple[str, ...] = ()  # over which the one worker extends, in the order of their ranks; empty: it is on this host alone
+    host_rank: int = 0  # which of them this one is
+    hosts_port: int = 8476  # first of three ports of the first of them, where the others meet it
+    hosts_secret: str = ""  # what all of them know and nobody else; empty: their network is trusted
     queue_depth: int = 2
     max_model_len: int | None = None  # tokens of prompt and output together; None: the model's own limit
     max_num_seqs: int = 256
@@ -113,8 +117,8 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
 class ChildSpec(msgspec.Struct, frozen=True, kw_only=True):
     """What the launcher tells one child at birth, as the first frame of its supervision link."""
 
-    role: Literal["frontend", "scheduler", "worker", "grammar"]
-    index: int  # which worker or frontend; 0 for the others
+    role: Literal["frontend", "scheduler", "worker", "grammar", "follower"]
+    index: int  # which worker or frontend, or the rank of this host; 0 for the others
     epoch: int  # rises with each replacement of this child
     run_dir: str  # private directory (mode 0700) that holds the sockets
     cpus: tuple[int, ...]  # processors that this child may run on; empty: all

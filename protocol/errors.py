@@ -16,6 +16,7 @@ class ExitCode:
     OUT_OF_MEMORY = 71
     DOES_NOT_FIT = 72
     ADDRESS_IN_USE = 73
+    RANK_LOST = 75
     PROTOCOL = 76
 
 
@@ -47,6 +48,12 @@ class CapacityError(EngineError):
     """The memory that is there does not hold the weights and a usable KV cache."""
 
     exit_code = ExitCode.OUT_OF_MEMORY
+
+
+class RankLostError(EngineError):
+    """Another rank of a worker over several hosts is gone: the worker begins anew on all of them."""
+
+    exit_code = ExitCode.RANK_LOST
 
 
 class AddressError(EngineError):

@@ -15,6 +15,8 @@ from collections import deque
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 
+from protocol.errors import ExitCode
+
 _OWN_SIGNALS = frozenset(
     {signal.SIGSEGV, signal.SIGBUS, signal.SIGILL, signal.SIGFPE, signal.SIGABRT, signal.SIGTRAP, signal.SIGSYS}
 )
@@ -33,7 +35,7 @@ _ANY = 2**31  # company that is not limited
 
 def by_own_fault(returncode: int) -> bool:
     """Whether a process that ended like this (negative: by that signal) did so by itself, and not because somebody killed it."""
-    return returncode > 0 or -returncode in _OWN_SIGNALS
+    return (returncode > 0 and returncode != ExitCode.RANK_LOST) or -returncode in _OWN_SIGNALS
 
 
 @dataclass(frozen=True, slots=True)

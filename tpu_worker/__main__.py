@@ -12,7 +12,17 @@ from tpu_worker.loop import WorkerLoop
 def main() -> int:
     """Serves until told to end; returns the exit code."""
     spec, launcher = enter_child(int(sys.argv[1]), "tpu_worker", die_with_launcher=True)
-    return run_child(launcher, lambda: WorkerLoop(spec, launcher, _make_device(spec.config)).run())
+
+    def serve() -> None:
+        if not spec.config.hosts:
+            WorkerLoop(spec, launcher, _make_device(spec.config)).run()
+            return
+        from tpu_worker.hosts.leading_device import LeadingDevice  # brings JAX, as the other one
+
+        with LeadingDevice(spec, launcher) as device:
+            WorkerLoop(spec, launcher, device).run()
+
+    return run_child(launcher, serve)
 
 
 def _make_device(config: EngineConfig) -> Device:

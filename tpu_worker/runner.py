@@ -18,7 +18,7 @@ from tpu_worker.buckets import Bucket
 from tpu_worker.device import Capacity, ReportProgress, StepPlan, StepResult
 from tpu_worker.inputs import pack_admission, pack_extensions, pack_growth, pack_masked, pack_step
 from tpu_worker.kv_cache import count_blocks
-from tpu_worker.mesh.devices import describe, open_devices
+from tpu_worker.mesh.devices import describe, of_this_host, open_devices
 from tpu_worker.mesh.layout import make_layout
 from tpu_worker.platforms.platform import Platform
 from tpu_worker.pooling import Embeddings, due_embeddings, pack_pooled, unpack_pooled
@@ -59,9 +59,12 @@ class StepHandle:
 class JaxDevice:
     """Implements `tpu_worker.device.Device`."""
 
-    def __init__(self, config: EngineConfig, platform: Platform | None = None) -> None:
-        """`platform`: the fastest for the device unless given."""
+    def __init__(
+        self, config: EngineConfig, platform: Platform | None = None, least: Callable[[int], int] = lambda value: value
+    ) -> None:
+        """`platform`: the fastest for the device unless given. `least`: of what each host of this worker says, the same on all."""
         self._config = config
+        self._least = least
         self._given = platform
         self._finished_ns = 0  # when the last step was collected
         self._open_ns = 0  # that the device worked on a step whose masked rows are not sampled: the time between does not count
@@ -107,8 +110,11 @@ class JaxDevice:
         # What the cache is to leave: the weights that are not there yet, and the largest step's working memory.
         pending = loader.pending_bytes(weights) + blueprint.working_memory
         attention, memory = platform.attention, platform.memory
-        num_blocks = count_blocks(
-            config, spec, blueprint.block_size, blueprint.groups, blueprint.max_model_len, attention, memory, devices, pending
+        here = of_this_host(devices)
+        num_blocks = self._least(
+            count_blocks(
+                config, spec, blueprint.block_size, blueprint.groups, blueprint.max_model_len, attention, memory, here, pending
+            )
         )
         files = self.program_files
         num_blocks = files.choose_blocks(blueprint, shapes, num_blocks)
@@ -116,7 +122,8 @@ class JaxDevice:
         with ThreadPoolExecutor(1, thread_name_prefix="loading") as pool:
             loaded = pool.submit(loader.load_rest, weights)
             num_rows = {size for bucket in blueprint.buckets for size in (bucket.tokens, bucket.rows)}
-            stable = platform.products.rows_are_stable(loader.matrix_sizes(), num_rows)
+            # Hosts run the same programs in the same order, so none may depend on how far the compiler of one of them has come.
+            stable = not config.hosts and platform.products.rows_are_stable(loader.matrix_sizes(), num_rows)
             head_cost = _size(shapes.get("head", shapes["embedding"])) / _size(shapes["layers"])
             self.programs = Programs(
                 compiler, blueprint.buckets, head_cost, wait_for_all=not stable, decodes_apart=attention.decodes_apart

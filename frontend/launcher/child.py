@@ -21,6 +21,7 @@ PROGRAMS: Programs = {
     "frontend": (sys.executable, "-P", "-m", "frontend.server"),
     "scheduler": (sys.executable, "-P", "-m", "scheduler_proc"),
     "worker": (sys.executable, "-P", "-m", "tpu_worker"),
+    "follower": (sys.executable, "-P", "-m", "tpu_worker.hosts"),
     "grammar": (sys.executable, "-P", "-m", "scheduler_proc.grammar"),
 }
 

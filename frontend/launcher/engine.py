@@ -33,6 +33,7 @@ from frontend.launcher.events import (
     StopRequested,
     Tick,
 )
+from frontend.launcher.follower import FollowerSupervisor
 from frontend.launcher.liveness import Limits
 from frontend.launcher.notify import EXTENSION, Notifier
 from frontend.launcher.output import Voice, announce
@@ -74,14 +75,19 @@ class Engine:
         self._signals = signals
         self._programs = programs
         self._placements = place_workers(config, environ)
-        self._supervisor = Supervisor(
-            workers=config.workers,
-            drain_timeout=config.drain_timeout,
-            restart_delay=config.restart_delay,
-            max_restarts=config.max_restarts,
-            frontends=config.frontends,
-            limits=Limits(config.pulse_timeout, config.step_timeout, config.boot_timeout),
-        )
+        limits = Limits(config.pulse_timeout, config.step_timeout, config.boot_timeout)
+        self._supervisor: Supervisor | FollowerSupervisor
+        if config.host_rank > 0:
+            self._supervisor = FollowerSupervisor(config.host_rank, config.restart_delay, config.max_restarts, limits)
+        else:
+            self._supervisor = Supervisor(
+                workers=config.workers,
+                drain_timeout=config.drain_timeout,
+                restart_delay=config.restart_delay,
+                max_restarts=config.max_restarts,
+                frontends=config.frontends,
+                limits=limits,
+            )
         self._reread = reread
         self._listener = listener
         self._voice = Voice(config.log_format)
@@ -110,7 +116,7 @@ class Engine:
                 return ExitCode.OK
             if self._config.device == "tpu":
                 raise_locked_memory_limit()
-            if self._listener is None:  # held here, so that nobody takes it when a frontend dies; also to know which 0 means
+            if self._listener is None and self._config.host_rank == 0:  # held here, so that nobody takes it when a frontend dies
                 self._port = bind_http(self._config.host, self._config.port, shared=self._config.frontends > 1)
                 self._config = msgspec.structs.replace(self._config, port=self._port.getsockname()[1])
             self._selector.register(self._signals, selectors.EVENT_READ, self._signals)
@@ -256,9 +262,9 @@ class Engine:
                     self._display.finish(child)
             case Announce(facts):
                 self._close_display()
-                self._notifier.ready(f"serving {facts.get('model', '')}")
+                self._notifier.ready(f"serving {facts.get('model', '')}" if "model" in facts else "following rank 0")
                 self._next_ping = now()
-                announce(ready_line(facts))
+                announce(ready_line(facts) if "model" in facts else following_line(facts, self._config))
             case Say(text):
                 self._voice.say(text)
             case Status(text):
@@ -278,7 +284,9 @@ class Engine:
             Path(session_dir(self._run_dir.path, session)).mkdir(mode=0o700, exist_ok=True)
             if session > 2:  # nobody looks there any more
                 shutil.rmtree(session_dir(self._run_dir.path, session - 2), ignore_errors=True)
-        placed = self._placements[child.index] if child.role == "worker" else None
+        placed = None
+        if child.role in ("worker", "follower"):
+            placed = self._placements[child.index if child.role == "worker" else 0]
         listener = self._listener or (self._port if self._config.frontends == 1 else None)
         spec = ChildSpec(
             role=child.role,
@@ -316,6 +324,11 @@ def ready_line(facts: Mapping[str, str | int]) -> str:
         f"{frontends}  device {facts.get('device')}{weights}  depth {facts.get('queue_depth')}  "
         f"KV cache {facts.get('kv_cache_tokens'):,} tokens in blocks of {facts.get('kv_block_size')}"
     )
+
+
+def following_line(facts: Mapping[str, str | int], config: EngineConfig) -> str:
+    """The same on a host of another rank, where nobody is served."""
+    return f"ready: rank {config.host_rank} of {len(config.hosts)}  follows {config.hosts[0]}  device {facts.get('device')}"
 
 
 def _remove_stale_socket(path: str) -> None:

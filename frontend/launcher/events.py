@@ -6,7 +6,7 @@ from typing import Literal, TypeAlias
 
 from protocol.messages import ChildToLauncher, LauncherToChild, Progress
 
-Role: TypeAlias = Literal["frontend", "scheduler", "worker", "grammar"]
+Role: TypeAlias = Literal["frontend", "scheduler", "worker", "grammar", "follower"]
 
 
 @dataclass(frozen=True, slots=True, order=True)

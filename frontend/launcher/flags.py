@@ -12,7 +12,20 @@ from typing import NoReturn
 import msgspec
 
 from frontend.launcher.habits import explain_unknown
-from frontend.launcher.values import Parser, api_key, choice, host, integer, number, origin, power_of_two, shown, size, text
+from frontend.launcher.values import (
+    Parser,
+    api_key,
+    choice,
+    host,
+    host_names,
+    integer,
+    number,
+    origin,
+    power_of_two,
+    shown,
+    size,
+    text,
+)
 from frontend.tools import REASONING_PARSERS, TOOL_PARSERS
 from protocol.config import EngineConfig, SimulatedTimes
 from protocol.errors import ConfigError
@@ -87,6 +100,19 @@ FLAGS = (
     Flag("seed", "model", "draws the seeds of requests without one, so that a run can be repeated", integer(0, 2**63 - 1), "N"),
     Flag("workers", "devices", "data-parallel replicas", integer(1, 1024), "N"),
     Flag("tensor-parallel-size", "devices", "chips in each worker", integer(1, 256), "T"),
+    Flag(
+        "hosts",
+        "devices",
+        "hosts over which the one worker extends, with commas between them; as on all of them",
+        host_names,
+        "HOSTS",
+        many=True,
+    ),
+    Flag("host-rank", "devices", "which of the hosts this one is; 0, the first, serves", integer(0, 255), "R"),
+    Flag(
+        "hosts-port", "devices", "first of three TCP ports of the first host, where the others meet it", integer(1, 65533), "PORT"
+    ),
+    Flag("hosts-token-file", "devices", "file with a secret that all hosts have and nobody else", text, "FILE"),
     Flag("device", "devices", "what the workers run on", choice("auto", "cpu", "tpu", "cuda", "sim"), "auto|cpu|tpu|cuda|sim"),
     Flag("compilation-cache", "devices", "where compiled programs are kept; --no-compilation-cache: nowhere", text, "DIR"),
     Flag("compiled", "devices", "directory of programs that engine-aot --save or --save-compiled wrote, to load", text, "DIR"),

@@ -14,6 +14,7 @@ from frontend.launcher.embeddings import embedding_settings
 from frontend.launcher.flags import flag_names, read_flags
 from frontend.launcher.generation_config import sampling_defaults
 from frontend.launcher.habits import accept
+from frontend.launcher.hosts import settle_hosts
 from frontend.launcher.memory import check_memory
 from frontend.launcher.models import ModelFiles, examine_model, resolve_model
 from frontend.launcher.placement import check_accelerators, look_at_host, remarks_on, resolve_device
@@ -63,7 +64,7 @@ def read_options(
     matryoshka = cast("bool | None", values.pop("matryoshka", None))
     draft, remarks = _without_model(values, environ, places)
     remarks = passed_over + remarks
-    if own_port:
+    if own_port and draft.host_rank == 0:
         check_port(draft.host, draft.port)
     files = resolve_model(
         model, download, revision=revision, download_dir=download_dir, environ=environ, weights=load_format != "dummy"
@@ -121,7 +122,9 @@ def _without_model(values: dict[str, object], environ: Mapping[str, str], places
     if "gpu_memory_utilization" in values and (device == "sim" or "kv_cache_memory" in values):
         reason = "with --device sim" if device == "sim" else "beside --kv-cache-memory"
         remarks.append(f"--gpu-memory-utilization has no effect {reason}")
-    values["ipc_path"] = check_socket(cast("str | None", values.pop("ipc", None)), environ)
+    settle_hosts(values, environ, device, remarks)
+    ipc = cast("str | None", values.pop("ipc", None))
+    values["ipc_path"] = check_socket(ipc, environ) if not values.get("host_rank") else ""  # where nobody is served
     if "compilation_cache" not in values:
         values["compilation_cache"] = str(default_cache(environ)) if device != "sim" else ""
     if values["compilation_cache"]:

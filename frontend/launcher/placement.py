@@ -9,12 +9,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+import msgspec
+
 from frontend.launcher.accelerators.cuda import CudaHost, look_for_gpus, obstacles_to_gpus, share_out_gpus
 from frontend.launcher.accelerators.host import HERE, Places, Process, wait_for_end
 from frontend.launcher.accelerators.tpu import TpuHost, look_for_tpus, obstacles_to_tpus, remarks_on_tpus, share_out, tpu_environ
 from frontend.launcher.accelerators.versions import Versions, obstacles_of_versions, read_versions
 from protocol.config import Device, EngineConfig
-from protocol.errors import EngineError
+from protocol.errors import ConfigError, EngineError
 
 ResolvedDevice = Literal["cpu", "tpu", "cuda", "sim"]
 
@@ -87,7 +89,8 @@ def obstacles(config: EngineConfig, host: Host, environ: Mapping[str, str]) -> l
 
 def remarks_on(config: EngineConfig, host: Host) -> list[str]:
     """What an operator should know of the chips, though it stops nothing."""
-    return remarks_on_tpus(host.tpu, config.tensor_parallel_size) if config.device == "tpu" else []
+    here = config.tensor_parallel_size // max(1, len(config.hosts))
+    return remarks_on_tpus(host.tpu, here) if config.device == "tpu" else []
 
 
 def check_accelerators(config: EngineConfig, host: Host, environ: Mapping[str, str], *, places: Places | None = None) -> None:
@@ -107,6 +110,8 @@ def place_workers(config: EngineConfig, environ: Mapping[str, str], host: Host |
     host: looked at unless given. Raises ConfigError when its visible chips do not suffice, DeviceError when it has no GPU.
     """
     host = look_at_host(config.device, environ) if host is None else host
+    if config.hosts:
+        return [_place_on_host(config, environ, host)]
     match config.device:
         case "tpu":
             shares = share_out(host.tpu, config.workers, config.tensor_parallel_size)
@@ -122,6 +127,24 @@ def place_workers(config: EngineConfig, environ: Mapping[str, str], host: Host |
         case _:
             variables = _cpu_environ(config, environ)
             return [Placement(cpus, variables) for cpus in split_processors(_processors(), config.workers)]
+
+
+def _place_on_host(config: EngineConfig, environ: Mapping[str, str], host: Host) -> Placement:
+    """What this host's part of a worker over several hosts gets: an even share of its chips, and all processors."""
+    share = msgspec.structs.replace(config, tensor_parallel_size=config.tensor_parallel_size // len(config.hosts), hosts=())
+    names = ",".join(config.hosts)
+    # The hosts talk with each other, and with no proxy.
+    variables = {"no_grpc_proxy": ",".join(filter(None, (environ.get("no_grpc_proxy"), names)))}
+    if config.device == "tpu":
+        present, wanted = len(host.tpu.chips) * host.tpu.devices_per_chip, share.tensor_parallel_size
+        if present and present != wanted:
+            raise ConfigError(
+                f"--tensor-parallel-size {config.tensor_parallel_size} over {len(config.hosts)} hosts is {wanted} of each, here "
+                f"are {present}: a slice is used as a whole, so {present * len(config.hosts)} is wanted"
+            )
+        variables |= {"TPU_WORKER_HOSTNAMES": names, "TPU_WORKER_ID": str(config.host_rank)}
+    (placed,) = place_workers(share, environ, host)
+    return Placement(placed.cpus, placed.environ | variables, placed.chips)
 
 
 def split_processors(processors: list[int], workers: int) -> list[tuple[int, ...]]:

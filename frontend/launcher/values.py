@@ -16,6 +16,7 @@ _LONGEST_SHOWN = 200  # characters of a bad value that are repeated
 _LONGEST_NAME = 300  # characters of an origin or host: a domain has at most 253
 _KEY = re.compile(r"[!-~]{1,4096}")
 _ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://[^/\s?#@]+")
+_HOST_NAME = re.compile(r"[A-Za-z0-9_.:-]+")
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT]I?)?B?", re.IGNORECASE)
 
 
@@ -102,6 +103,14 @@ def host(text: str) -> str:
     if value != "*" and (parse_host(value.removeprefix("*.")) is None or len(value) > _LONGEST_NAME):
         raise ValueError("a host is wanted, such as engine.example.com, 10.0.0.5:8000, [::1] or *.example.com, or * for all")
     return value
+
+
+def host_names(text: str) -> str:
+    """Names or addresses of hosts, with commas between them."""
+    for name in text.split(","):
+        if not _HOST_NAME.fullmatch(name.strip()) or len(name) > _LONGEST_NAME:
+            raise ValueError("names or addresses of hosts are wanted, with commas between them, such as host1,host2")
+    return text
 
 
 def text(value: str) -> str:

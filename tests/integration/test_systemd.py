@@ -75,7 +75,17 @@ def test_wrong_installations_are_refused(tmp_path: Path, arguments: tuple[str, .
 def test_codes_that_no_restart_mends_are_those_of_the_unit() -> None:
     (line,) = re.findall(r"^RestartPreventExitStatus=(.*)$", (_SCRIPTS / "systemd/engine@.service").read_text(), re.MULTILINE)
     codes = {value for name, value in vars(ExitCode).items() if name.isupper()}
-    assert set(map(int, line.split())) == codes - {ExitCode.OK, ExitCode.CRASHED}
+    assert set(map(int, line.split())) == codes - {ExitCode.OK, ExitCode.CRASHED, ExitCode.RANK_LOST}
+
+
+def test_a_follower_waits_for_rank_0_again_and_again_and_has_no_socket(tmp_path: Path) -> None:
+    done = install(tmp_path, "--follower", "demo")
+    assert done.returncode == 0 and "enable --now engine@demo.service" in done.stdout
+    text = (tmp_path / "etc/systemd/system/engine@demo.service.d/follower.conf").read_text()
+    assert "Restart=always" in text
+    (codes,) = re.findall(r"^RestartPreventExitStatus=(\d.*)$", text, re.MULTILINE)
+    (all_codes,) = re.findall(r"^RestartPreventExitStatus=(.*)$", (_SCRIPTS / "systemd/engine@.service").read_text(), re.MULTILINE)
+    assert set(all_codes.split()) - set(codes.split()) == {str(ExitCode.DEVICE_UNAVAILABLE)}
 
 
 def user_unit(text: str) -> str:

@@ -5,6 +5,7 @@ import signal
 import numpy as np
 import pytest
 
+from protocol.errors import ExitCode
 from protocol.messages import GetStory, Story
 from scheduler_proc.events import ToFrontend
 from tests.scheduler_proc.world import World, random_requests
@@ -57,7 +58,7 @@ def test_one_that_gets_its_worker_killed_among_64_is_failed_after_a_few_deaths(p
     assert world.deaths <= (4 if workers == 1 else 3 + 3 + (workers - 1))  # log4(64), three times alone, and where others were
 
 
-@pytest.mark.parametrize(("returncode", "deaths"), [(CRASH, 2), (1, 2), (KILL, 3)])
+@pytest.mark.parametrize(("returncode", "deaths"), [(CRASH, 2), (1, 2), (KILL, 3), (ExitCode.RANK_LOST, 3)])
 def test_one_that_runs_by_itself_is_failed_after_a_second_crash_or_a_third_kill(returncode: int, deaths: int) -> None:
     world = World(workers=2)
     world.poison[0], world.poison_returncode = 1, returncode

@@ -45,6 +45,12 @@ class Layout:
         size: int = self.mesh.shape[AXIS]
         return size
 
+    @property
+    def shards_here(self) -> list[int]:
+        """Those whose chips this process drives: all, but where the worker spans several hosts."""
+        here = jax.process_index()
+        return [shard for shard, device in enumerate(self.mesh.devices.flat) if device.process_index == here]
+
     def check(self, spec: ModelSpec, source: str) -> None:
         """Raises ConfigError when the model cannot be cut so. `source`: where its sizes are said."""
         sizes = {
@@ -110,18 +116,27 @@ class Layout:
         return part.expert is not None and layer is not None and layer.experts is not None and self._deals_out(layer.experts.count)
 
     def place(self, shards: Sequence[Tree], sharded: bool, place: Place) -> Tree:
-        """On the chips: what each shard has of a parameter, pytrees of arrays alike in shape. `place` puts it on a single chip."""
+        """On the chips: what each of `shards_here` has of a parameter, pytrees of arrays alike in shape; one, where it is not cut.
+        `place` puts it on a single chip."""
         if self.num_shards == 1:
             return jax.tree.map(place, shards[0])
         if not sharded:
-            return jax.device_put(shards[0], NamedSharding(self.mesh, REPLICATED))
+            return jax.tree.map(self._spread, shards[0])
         return jax.tree.map(self._join, *shards)
 
+    def _spread(self, values: HostArray) -> jax.Array:
+        """All of it on every chip. `jax.device_put` would have the hosts compare what they have."""
+        return self._assemble(values.shape, REPLICATED, [values] * len(self.shards_here))
+
     def _join(self, *parts: HostArray) -> jax.Array:
-        shape = (self.num_shards * parts[0].shape[0], *parts[0].shape[1:])
-        arrays = [jax.device_put(part, device) for part, device in zip(parts, self.mesh.devices.flat, strict=True)]
-        joined: jax.Array = jax.make_array_from_single_device_arrays(shape, NamedSharding(self.mesh, SHARDED), arrays)
-        return joined
+        return self._assemble((self.num_shards * parts[0].shape[0], *parts[0].shape[1:]), SHARDED, parts)
+
+    def _assemble(self, shape: tuple[int, ...], spec: PartitionSpec, parts: Sequence[HostArray]) -> jax.Array:
+        """One array of all hosts, of what each puts on its own chips."""
+        devices = [self.mesh.devices.flat[shard] for shard in self.shards_here]
+        arrays = [jax.device_put(part, device) for part, device in zip(parts, devices, strict=True)]
+        whole: jax.Array = jax.make_array_from_single_device_arrays(shape, NamedSharding(self.mesh, spec), arrays)
+        return whole
 
     def size_of_shard(self, parameter: ParameterSpec) -> tuple[int, int]:
         """About what a shard has of a matrix (out, in)."""

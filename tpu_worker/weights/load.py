@@ -153,7 +153,7 @@ class WeightLoader:
         return {name: self._layout.place(shards, cut[name], self._products.place) for name, shards in loaded.items()}
 
     def _load(self, parameters: Parameters, layer: LayerSpec | None, allocate: Allocate) -> dict[str, list[Any]]:
-        """Of each parameter what the shards have of it; one entry, where every shard has all of it."""
+        """Of each parameter what the shards of this host have of it; one entry, where every shard has all of it."""
         read: dict[Part, HostArray] = {}  # a tied embedding is dequantised once
         in_blocks = _kinds_kept(self._source, parameters, self._products)
         weights: dict[str, list[Any]] = {}
@@ -170,7 +170,7 @@ class WeightLoader:
                 if part not in read:
                     read[part] = self._source.read(part)
             weights[name] = []
-            for shard in range(1 if dimension is None else self._layout.num_shards):
+            for shard in [0] if dimension is None else self._layout.shards_here:
                 parts = [self._layout.part_of_shard(read[part], part, layer, shard) for part in parameter.parts]
                 packed = self._pack(parameter, parts[0] if len(parts) == 1 else np.concatenate(parts), allocate)
                 partial = dimension == 1 and parameter.kind == "matrix"
@@ -178,7 +178,7 @@ class WeightLoader:
         return weights
 
     def _load_experts(self, parameter: ParameterSpec, layer: LayerSpec | None, allocate: Allocate, in_blocks: bool) -> list[Any]:
-        """Of the matrices of experts what the shards have of them. They are read and packed one by one."""
+        """Of the matrices of experts what the shards of this host have of them. They are read and packed one by one."""
         dimension = self._layout.cuts(parameter)
 
         def read(shard: int, expert: int) -> HostArray | BlockMatrix:
@@ -190,7 +190,7 @@ class WeightLoader:
             return values[0] if len(values) == 1 else np.concatenate(values)
 
         shards: list[Any] = []
-        for shard in range(1 if dimension is None else self._layout.num_shards):
+        for shard in [0] if dimension is None else self._layout.shards_here:
             experts = self._layout.experts_of_shard(parameter.num_experts, shard)
             read_one = functools.partial(lambda shard, first, index: read(shard, first + index), shard, experts.start)
             packed = self._products.pack_experts(read_one, len(experts), allocate, gated=parameter.kind == "gated")

@@ -124,6 +124,10 @@ def _check_chips(draft: EngineConfig, host: Host, environ: Mapping[str, str], re
         report.stop(str(error), error.exit_code)
     if found or draft.device == "sim":
         return
+    if draft.hosts and draft.device == "tpu":
+        report.remarks.append("libtpu is not asked about the chips: it would wait for the other hosts")
+        return
+    wanted = draft.tensor_parallel_size // max(1, len(draft.hosts))
     placements = place_workers(draft, environ, host)
     # Workers on the CPU have nothing of their own that could be wrong.
     report.workers = list(ask_chips(draft.device, placements[:1] if draft.device == "cpu" else placements, environ))
@@ -131,8 +135,9 @@ def _check_chips(draft: EngineConfig, host: Host, environ: Mapping[str, str], re
         if answer.error:
             error = DeviceError(f"--device {draft.device}: worker {answer.worker}: {answer.error}")
             report.stop(str(error), error.exit_code)
-        elif len(answer.devices) < draft.tensor_parallel_size and draft.device != "cpu":
-            short = f"sees {len(answer.devices)} devices, and --tensor-parallel-size is {draft.tensor_parallel_size}"
+        elif len(answer.devices) < wanted and draft.device != "cpu":
+            of = f" over {len(draft.hosts)} hosts" if draft.hosts else ""
+            short = f"sees {len(answer.devices)} devices, and --tensor-parallel-size is {draft.tensor_parallel_size}{of}"
             error = DeviceError(f"--device {draft.device}: worker {answer.worker} {short}")
             report.stop(str(error), error.exit_code)
 
@@ -151,6 +156,8 @@ def _gpus(host: Host) -> Iterator[CheckedChip]:
 def _check_addresses(
     values: Mapping[str, object], draft: EngineConfig, environ: Mapping[str, str], own_port: bool, report: Report
 ) -> None:
+    if draft.host_rank > 0:  # where nobody is served
+        return
     if own_port:
         with _noted(report):
             check_port(draft.host, draft.port)

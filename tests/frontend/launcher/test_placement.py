@@ -1,10 +1,16 @@
 """The device of all workers, and the processors of each."""
 
+from pathlib import Path
+
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from frontend.launcher.placement import look_at_host, place_workers, resolve_device, split_processors
 from protocol.config import Device, EngineConfig
+from protocol.errors import ConfigError
+from tests.frontend.launcher.hosts import FakeHost
 
 
 def config(device: Device, workers: int, tensor_parallel_size: int = 1) -> EngineConfig:
@@ -49,3 +55,33 @@ def test_processors_are_as_many_devices_as_a_worker_wants() -> None:
 def test_auto_resolves_and_anything_else_stays() -> None:
     assert resolve_device("auto", look_at_host("auto", {}))[0] in ("cpu", "tpu", "cuda")
     assert resolve_device("sim", look_at_host("sim", {})) == ("sim", "")
+
+
+_SECOND = {"hosts": ("a", "b"), "host_rank": 1}
+
+
+def test_a_host_of_several_gets_its_share_and_talks_with_the_others() -> None:
+    (placed,) = place_workers(replace(config("cpu", 1, 4), **_SECOND), {"XLA_FLAGS": "--x", "no_grpc_proxy": "c"})
+    assert placed.cpus
+    assert placed.environ == {
+        "JAX_PLATFORMS": "cpu",
+        "XLA_FLAGS": "--x --xla_force_host_platform_device_count=2",
+        "no_grpc_proxy": "c,a,b",
+    }
+
+
+def test_accelerators_of_a_host_of_several(tmp_path: Path) -> None:
+    environ = {"CUDA_VISIBLE_DEVICES": "2,3"}
+    gpus = look_at_host("cuda", environ, FakeHost(tmp_path / "gpus").gpus(4).places)
+    (placed,) = place_workers(replace(config("cuda", 1, 4), **_SECOND), environ, gpus)
+    assert placed.environ["CUDA_VISIBLE_DEVICES"] == "2,3"
+    for kind, devices in (("v6e", 4), ("v7x", 8)):
+        host = look_at_host("tpu", {}, FakeHost(tmp_path / kind).tpu(kind, 4).places)
+        (placed,) = place_workers(replace(config("tpu", 1, 2 * devices), **_SECOND), {}, host)
+        assert (placed.environ["TPU_WORKER_HOSTNAMES"], placed.environ["TPU_WORKER_ID"]) == ("a,b", "1")
+        assert "TPU_VISIBLE_CHIPS" not in placed.environ and "TPU_PROCESS_BOUNDS" not in placed.environ
+        assert placed.chips == ("0", "1", "2", "3")
+        with pytest.raises(
+            ConfigError, match=rf"--tensor-parallel-size 4 over 2 hosts is 2 of each, here are {devices}.* so {2 * devices}"
+        ):
+            place_workers(replace(config("tpu", 1, 4), **_SECOND), {}, host)

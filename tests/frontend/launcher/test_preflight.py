@@ -101,6 +101,13 @@ def test_all_that_would_stop_it_is_told_at_once(fake: FakeHost) -> None:
     assert "held by process 4711 (python3)" in as_text(found)
 
 
+def test_on_another_host_of_a_worker_libtpu_would_wait(fake: FakeHost) -> None:
+    found = report(fake.tpu("v6e", 1), "--tensor-parallel-size", "2", "--hosts", "a,b", "--host-rank", "1")
+    assert (found.exit_code, found.obstacles, found.workers) == (0, [], [])
+    assert found.remarks == ["libtpu is not asked about the chips: it would wait for the other hosts"]
+    assert not found.port and not found.socket  # nobody is served there
+
+
 def test_json_says_the_same(fake: FakeHost) -> None:
     found = report(fake.tpu("v7x", 4), "--tensor-parallel-size", "1")
     told = json.loads(as_json(found))
