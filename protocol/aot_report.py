@@ -77,6 +77,7 @@ class AotReport(msgspec.Struct, frozen=True, kw_only=True):
     context: int  # tokens of each row that the estimates are for
     programs: tuple[ProgramReport, ...]
     decodes_apart: bool = True  # steps that are not for decoding have buckets of their own, as the platform's `Attention` has it
+    padding_costs: bool = False  # which buckets there are follows from it; as the platform has it
 
 
 class _Version(msgspec.Struct):

@@ -104,5 +104,5 @@ def draw_blueprint(
         max_model_len=max_model_len,
         max_num_seqs=config.max_num_seqs,
         groups=choose_groups(spec, max_model_len, block_size, config.max_num_batched_tokens),
-        buckets=make_buckets(config.max_num_seqs, config.max_num_batched_tokens),
+        buckets=make_buckets(config.max_num_seqs, config.max_num_batched_tokens, padding_costs=platform.padding_costs),
     )

@@ -29,6 +29,7 @@ def make_report(
         context=context,
         programs=tuple(sorted(programs, key=_place)),
         decodes_apart=drawn.decodes_apart,
+        padding_costs=drawn.padding_costs,
         tensor_parallel_size=config.tensor_parallel_size,
         max_num_seqs=config.max_num_seqs,
         max_num_batched_tokens=config.max_num_batched_tokens,

@@ -98,6 +98,7 @@ class Workshop:
             num_blocks=self._num_blocks,
             decodes_apart=blueprint.platform.attention.decodes_apart,
             windows=blueprint.groups.windows,
+            padding_costs=blueprint.platform.padding_costs,
             needs=tuple(self._needs()),
         )
 

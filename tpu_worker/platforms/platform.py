@@ -306,6 +306,7 @@ class Platform:
     memory: Memory
     block_size: int = 16  # tokens of a KV block, that it prefers
     saturating_tokens: int = 0  # of a step: from so many on its time grows in proportion; 0: not known
+    padding_costs: bool = False  # its products take as long for rows that are padding as for others
     is_remote: bool = False  # results lie on a device, and the copy of them to the host is worth an early start
 
     def fetch(self, array: jax.Array) -> None:

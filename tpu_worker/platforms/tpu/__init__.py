@@ -43,6 +43,7 @@ def make_platform(
         products=PRODUCTS,
         memory=AcceleratorMemory(),
         block_size=preferred_block_size(head_dims, num_kv_heads),
+        padding_costs=True,
         is_remote=True,
     )
 
