@@ -12,6 +12,7 @@ import numpy as np
 from protocol.codec import Int32Array, UInt32Array
 from protocol.params import MAX_LOGPROBS
 from tpu_worker.buckets import EXTENSION_WIDTH, GROWTH_WIDTH, Bucket, name_of
+from tpu_worker.contexts import Contexts
 from tpu_worker.inputs import (
     RowInputs,
     SlotState,
@@ -27,19 +28,19 @@ from tpu_worker.inputs import (
     unpack_rows,
 )
 from tpu_worker.layer_groups import LayerGroups
-from tpu_worker.mesh.layout import REPLICATED, SHARDED, Layout, spec_of
+from tpu_worker.mesh.layout import COLUMNS, REPLICATED, SHARDED, Layout, spec_of
 from tpu_worker.mesh.shards import shard_platform
+from tpu_worker.mesh.vocabulary import Vocabulary
 from tpu_worker.models.family import Model, Weights
 from tpu_worker.platforms.metadata import AttentionMetadata
-from tpu_worker.platforms.platform import Platform
+from tpu_worker.platforms.platform import Platform, Sampling
 from tpu_worker.pooling import Embeddings, count_embeddings, make_sums, pool
 from tpu_worker.rules import SlotRules, make_rules, set_rules
-from tpu_worker.sampler import Sampled, sample
+from tpu_worker.sampler import Sampled, sample, unpack_params
 from tpu_worker.scoring import Scores, score
 from tpu_worker.stacking import Layers
 
 Shapes: TypeAlias = Any  # a pytree of jax.ShapeDtypeStruct
-_ROWS_AT_ONCE = 4  # in the sampler: what it costs goes with the rows that are there, not with the bucket
 
 
 class DeviceState(NamedTuple):
@@ -127,7 +128,9 @@ class Compiler:
 
     def step(self, bucket: Bucket) -> StepProgram:
         """One step with greedy sampling, which is all that most need: (weights, state, `pack_step`'s array) ->
-        (state, logits [R, V] float32, token ids [R] int32, -1 where the logits were not finite)."""
+        (state, logits [R, V] float32, token ids [R] int32, -1 where the logits were not finite).
+
+        Of several shards each keeps the logits of its part of the vocabulary, which is filled up with -inf."""
 
         def step(weights: Weights, state: DeviceState, packed: jax.Array) -> tuple[DeviceState, jax.Array, jax.Array]:
             computed = self._forward(bucket, weights, state, packed, everything=False)
@@ -135,7 +138,7 @@ class Compiler:
 
         shapes = (self.weights, self.state, self._packed_step(bucket.rows))
         results = (self.state, *_leaves(2))
-        program: StepProgram = self._compile(name_of("step", bucket), step, 1, shapes, (STATE, REPLICATED, REPLICATED), results)
+        program: StepProgram = self._compile(name_of("step", bucket), step, 1, shapes, (STATE, COLUMNS, REPLICATED), results)
         return program
 
     def scorer(self, bucket: Bucket) -> PromptProgram:
@@ -149,7 +152,9 @@ class Compiler:
             last = jnp.maximum(computed.meta.offsets[1:] - 1, 0)
             after, logits, sampled = self._greedy(weights, computed, computed.x[last])
             logits_of = functools.partial(self._logits, weights)
-            scores = score(logits_of, computed.x, computed.rows, computed.meta, state.device.slots.history, scored)
+            scores = score(
+                logits_of, computed.x, computed.rows, computed.meta, state.device.slots.history, scored, self._vocabulary
+            )
             sums: jax.Array = state.sums
             embeddings: Embeddings = ()
             if self.model.family.states is not None:
@@ -160,7 +165,7 @@ class Compiler:
         per_row = self.layout.shapes(jax.ShapeDtypeStruct((bucket.rows,), jnp.int32))
         state = PromptState(self.state, self.layout.shapes(jax.eval_shape(self._make_sums)))
         shapes = (self.weights, state, self._packed_step(bucket.rows), per_row, per_row)
-        outputs = (PromptState(STATE, cast(Any, REPLICATED)), REPLICATED, REPLICATED, REPLICATED, REPLICATED)
+        outputs = (PromptState(STATE, cast(Any, REPLICATED)), COLUMNS, REPLICATED, REPLICATED, REPLICATED)
         embeddings = _leaves(count_embeddings(bucket.rows) if self.model.family.states is not None else 0)
         results = (state, *_leaves(2), Scores(*_leaves(2)), embeddings)
         program: PromptProgram = self._compile(name_of("scorer", bucket), step, 1, shapes, outputs, results)
@@ -190,37 +195,44 @@ class Compiler:
         return _Computed(rows, slots, meta, x, caches)
 
     def _logits(self, weights: Weights, x: jax.Array, num_rows: jax.Array) -> jax.Array:
-        """Within a program: those of x [R, hidden] over the whole vocabulary."""
+        """Within a program: those of x [R, hidden], over a shard's part of the vocabulary."""
         spec = self.layout.spec_of_shard(self.model.spec)
         logits = self.model.family.logits(spec, self._platform_of_shard, weights, x, num_rows)
-        return self.layout.gather_logits(logits, spec.vocab_size)
+        return self._vocabulary.fill(logits, -jnp.inf)
 
     def _greedy(self, weights: Weights, computed: _Computed, x: jax.Array) -> tuple[DeviceState, jax.Array, jax.Array]:
         """Within a program: the end of a step whose rows' last tokens are x [R, hidden] behind the last layer."""
         rows = computed.rows
         logits = self._logits(weights, x, rows.num_rows)
-        sampled = self.platform.products.greedy(logits, rows.num_rows)
+        sampled = self._platform_of_shard.products.greedy(logits, rows.num_rows)
         return DeviceState(computed.caches, record_tokens(computed.slots, rows, sampled)), logits, sampled
 
     @property
     def _platform_of_shard(self) -> Platform:
-        return shard_platform(self.platform) if self.layout.num_shards > 1 else self.platform
+        return shard_platform(self.platform, self._vocabulary) if self.layout.num_shards > 1 else self.platform
+
+    @property
+    def _vocabulary(self) -> Vocabulary:
+        return Vocabulary(self.model.spec.vocab_size, self.layout.num_shards)
+
+    def _logits_shape(self, num_rows: int) -> Shapes:
+        width = self._vocabulary.num_shards * self._vocabulary.width
+        return self.layout.shapes(jax.ShapeDtypeStruct((num_rows, width), jnp.float32), COLUMNS)
 
     def sampler(self, num_rows: int) -> SampleProgram:
         """`resample` for steps of this many rows. It is a program of its own, since it takes several times longer to compile than a
         step."""
-        logits = jax.ShapeDtypeStruct((num_rows, self.model.spec.vocab_size), jnp.float32)
-        token_ids = jax.ShapeDtypeStruct((num_rows,), jnp.int32)
-        shapes = (self.state.slots, self._rules(), *self.layout.shapes((logits, token_ids)), self._packed_step(num_rows))
-        program: SampleProgram = self._compile(
-            name_of("sampler", num_rows), resample, 0, shapes, REPLICATED, (self.state.slots, Sampled(*_leaves(3)))
-        )
+        again = functools.partial(resample, vocabulary=self._vocabulary, sampling=self.platform.products.sampling)
+        token_ids = self.layout.shapes(jax.ShapeDtypeStruct((num_rows,), jnp.int32))
+        shapes = (self.state.slots, self._rules(), self._logits_shape(num_rows), token_ids, self._packed_step(num_rows))
+        results = (self.state.slots, Sampled(*_leaves(3)))
+        program: SampleProgram = self._compile(name_of("sampler", num_rows), again, 0, shapes, REPLICATED, results)
         return program
 
     def pick(self, num_rows: int) -> PickProgram:
         """Samples masked rows that want the most likely token and no more, of steps of this many rows: (slots, logits and token ids
         of the step, `pack_masked`'s array, masks [R, ceil(V / 32)] uint32) -> (slots, token ids with those of these rows)."""
-        choose = self.platform.products.pick
+        choose = self._platform_of_shard.products.pick
 
         def pick(
             slots: SlotState, logits: jax.Array, token_ids: jax.Array, packed: jax.Array, bits: jax.Array
@@ -237,13 +249,14 @@ class Compiler:
     def mask(self, num_rows: int) -> MaskProgram:
         """Prepares masked rows for the sampler: `pick`'s operands after the slots -> (logits, token ids), as if the model allowed
         nothing else."""
-        products = self.platform.products
+        products = self._platform_of_shard.products
 
         def mask(logits: jax.Array, token_ids: jax.Array, packed: jax.Array, bits: jax.Array) -> tuple[jax.Array, jax.Array]:
             likeliest = products.pick(logits, packed[0], bits)
             return products.mask(logits, packed[0], bits), _put_likeliest(token_ids, packed, likeliest)
 
-        program: MaskProgram = self._compile(name_of("mask", num_rows), mask, 0, self._masked(num_rows), REPLICATED, _leaves(2))
+        outputs = (COLUMNS, REPLICATED)
+        program: MaskProgram = self._compile(name_of("mask", num_rows), mask, 0, self._masked(num_rows), outputs, _leaves(2))
         return program
 
     def admit(self) -> AdmitProgram:
@@ -280,11 +293,9 @@ class Compiler:
         return program
 
     def _masked(self, num_rows: int) -> tuple[Shapes, ...]:
-        vocab_size = self.model.spec.vocab_size
-        logits = jax.ShapeDtypeStruct((num_rows, vocab_size), jnp.float32)
         token_ids, packed = jax.ShapeDtypeStruct((num_rows,), jnp.int32), jax.ShapeDtypeStruct((3, num_rows), jnp.int32)
-        bits = jax.ShapeDtypeStruct((num_rows, -(-vocab_size // 32)), jnp.uint32)
-        return self.layout.shapes((logits, token_ids, packed, bits))  # type: ignore[no-any-return]
+        bits = jax.ShapeDtypeStruct((num_rows, -(-self.model.spec.vocab_size // 32)), jnp.uint32)
+        return self._logits_shape(num_rows), *self.layout.shapes((token_ids, packed, bits))
 
     def _packed_step(self, num_rows: int) -> Shapes:
         return self.layout.shapes(jax.ShapeDtypeStruct((step_width(num_rows, len(self.groups.windows)),), jnp.int32))
@@ -314,26 +325,37 @@ def _put_likeliest(token_ids: jax.Array, packed: jax.Array, likeliest: jax.Array
 
 
 def resample(
-    slots: SlotState, rules: jax.Array, logits: jax.Array, token_ids: jax.Array, packed: jax.Array
+    slots: SlotState,
+    rules: jax.Array,
+    logits: jax.Array,
+    token_ids: jax.Array,
+    packed: jax.Array,
+    *,
+    vocabulary: Vocabulary | None = None,
+    sampling: Sampling | None = None,
 ) -> tuple[SlotState, Sampled]:
-    """Samples the rows of a step again, as their requests want it: slots, `make_rules`'s array, logits [R, V] and token_ids [R]
-    int32 of the step, and `pack_step`'s array -> (slots, what was sampled)."""
+    """Samples the rows of a step again, as their requests want it: slots, `make_rules`'s array, logits [R, width] and token_ids [R]
+    int32 of the step, and `pack_step`'s array -> (slots, what was sampled).
+
+    vocabulary: of which logits are; None: all of them. sampling: how the platform does it; None: as the CPU does."""
+    vocabulary, sampling = vocabulary or Vocabulary(logits.shape[1]), sampling or Sampling()
     rows = unpack_rows(slots, packed)
-    asking = (rows.samples != 0)[:, None]
+    params = slots.params.at[rows.slots].get(mode="clip")
+    wanted = unpack_params(jnp.where((rows.samples != 0)[:, None], params, 0))
+    at_once = min(sampling.rows_at_once(vocabulary.width), len(token_ids))
 
     def sample_some(index: jax.Array, sampled: Sampled) -> Sampled:
         def some(array: jax.Array) -> jax.Array:
-            return jax.lax.dynamic_slice_in_dim(array, index * _ROWS_AT_ONCE, _ROWS_AT_ONCE)
+            return jax.lax.dynamic_slice_in_dim(array, index * at_once, at_once)
 
         slot = some(rows.slots)
-        params, history = slots.params.at[slot].get(mode="clip"), slots.history.at[slot].get(mode="clip")
-        wanted, where = jnp.where(some(asking), params, 0), SlotRules(rules, slot)
-        part = sample(some(logits), some(token_ids), wanted, history, some(rows.ends), where)
-        put = functools.partial(jax.lax.dynamic_update_slice_in_dim, start_index=index * _ROWS_AT_ONCE, axis=0)
+        contexts, where = Contexts(slots.history, slot, some(rows.ends)), SlotRules(rules, slot)
+        part = sample(some(logits), some(token_ids), jax.tree.map(some, wanted), contexts, where, vocabulary, sampling)
+        put = functools.partial(jax.lax.dynamic_update_slice_in_dim, start_index=index * at_once, axis=0)
         return Sampled(*(put(whole, some_rows) for whole, some_rows in zip(sampled, part, strict=True)))
 
     width = (len(token_ids), 1 + MAX_LOGPROBS)
     empty = Sampled(jnp.zeros_like(token_ids), jnp.zeros(width, jnp.float32), jnp.zeros(width, jnp.int32))
-    chunks = (rows.num_rows + _ROWS_AT_ONCE - 1) // _ROWS_AT_ONCE
+    chunks = (rows.num_rows + at_once - 1) // at_once
     sampled = jax.lax.fori_loop(0, chunks, sample_some, empty)
     return record_tokens(slots, rows, sampled.token_ids), sampled

@@ -12,6 +12,9 @@ import numpy as np
 
 from protocol.codec import Int32Array
 from protocol.params import BANNED, MAX_BAD_WORD_TOKENS, MAX_BAD_WORDS, MAX_LOGIT_BIAS, EngineParams
+from tpu_worker.contexts import Contexts
+from tpu_worker.mesh.vocabulary import Vocabulary
+from tpu_worker.token_bits import allowed_tokens
 
 _NUM_WORDS = 2 * MAX_BAD_WORDS  # each with and without a space before it
 _NOTHING = -1  # no token
@@ -28,7 +31,7 @@ class SlotRules(NamedTuple):
 class _Rules(NamedTuple):
     """What `pack_rules` packed of R rows."""
 
-    allowed: jax.Array  # [R, ceil(V / 32)] int32: a bit for each token
+    allowed: jax.Array  # [R, ceil(V / 32)] uint32: a bit for each token
     bias_ids: jax.Array  # [R, MAX_LOGIT_BIAS] int32, padded with _NOTHING
     biases: jax.Array  # [R, MAX_LOGIT_BIAS] float32
     bad_words: jax.Array  # [R, _NUM_WORDS, MAX_BAD_WORD_TOKENS] int32, padded with _NOTHING at the left
@@ -63,30 +66,26 @@ def set_rules(rules: jax.Array, slot: jax.Array, packed: jax.Array) -> jax.Array
     return rules.at[slot].set(packed)
 
 
-def apply_rules(logits: jax.Array, rules: SlotRules, num_prompt: jax.Array, history: jax.Array, lengths: jax.Array) -> jax.Array:
-    """logits [R, V] float32 with -inf for what is ruled out, and the biases added.
+def apply_rules(
+    logits: jax.Array, rules: SlotRules, num_prompt: jax.Array, contexts: Contexts, vocabulary: Vocabulary
+) -> jax.Array:
+    """logits [R, width] float32 with -inf for what is ruled out, and the biases added.
 
-    num_prompt [R] int32, tokens of each prompt: bad words are looked for behind it, as in vLLM;
-    history [R, L] int32, of which the first lengths[r] tokens are row r's context; lengths [R] int32.
+    num_prompt [R] int32, tokens of each prompt: bad words are looked for behind it, as in vLLM.
     """
-    vocab_size, row = logits.shape[1], jnp.arange(logits.shape[0])[:, None]
-    mine = _unpack(rules.rules.at[rules.slots].get(mode="clip"), vocab_size)
-    bits = (mine.allowed[:, :, None] >> jnp.arange(32)) & 1
-    logits = jnp.where(bits.reshape(len(logits), -1)[:, :vocab_size] != 0, logits, -jnp.inf)
+    row = jnp.arange(len(logits))[:, None]
+    mine = _unpack(rules.rules.at[rules.slots].get(mode="clip"), vocabulary.size)
+    logits = jnp.where(allowed_tokens(vocabulary.words(mine.allowed), vocabulary.width), logits, -jnp.inf)
 
-    positions = lengths[:, None] - jnp.arange(MAX_BAD_WORD_TOKENS - 1, 0, -1)
-    before = jnp.take_along_axis(history, jnp.maximum(positions, 0), axis=1)
+    positions = contexts.lengths[:, None] - jnp.arange(MAX_BAD_WORD_TOKENS - 1, 0, -1)
+    before = contexts.at(positions)
     before = jnp.where(positions >= num_prompt[:, None], before, _PROMPT)[:, None, :]
     begun = mine.bad_words[:, :, :-1]
     ends = jnp.all((begun == _NOTHING) | (begun == before), axis=-1)
     forbidden = jnp.where(ends, mine.bad_words[:, :, -1], _NOTHING)
-    logits = logits.at[row, _outside(forbidden, vocab_size)].set(-jnp.inf, mode="drop")
-    return logits.at[row, _outside(mine.bias_ids, vocab_size)].add(mine.biases, mode="drop")
-
-
-def _outside(token_ids: jax.Array, vocab_size: int) -> jax.Array:
-    """The same with what is no token behind the vocabulary, where a scatter drops it."""
-    return jnp.where(token_ids == _NOTHING, vocab_size, token_ids)
+    # What is no token, or another shard's, is outside, where a scatter drops it.
+    logits = logits.at[row, vocabulary.places(forbidden)].set(-jnp.inf, mode="drop")
+    return logits.at[row, vocabulary.places(mine.bias_ids)].add(mine.biases, mode="drop")
 
 
 def _ends(vocab_size: int) -> tuple[int, int, int]:
@@ -97,7 +96,7 @@ def _ends(vocab_size: int) -> tuple[int, int, int]:
 def _unpack(packed: jax.Array, vocab_size: int) -> _Rules:
     allowed, bias_ids, biases, bad_words = jnp.split(packed, _ends(vocab_size), axis=1)
     return _Rules(
-        allowed,
+        jax.lax.bitcast_convert_type(allowed, jnp.uint32),
         bias_ids,
         jax.lax.bitcast_convert_type(biases, jnp.float32),
         bad_words.reshape(len(packed), _NUM_WORDS, MAX_BAD_WORD_TOKENS),

@@ -14,8 +14,9 @@ from protocol.messages import PromptScores
 from protocol.params import MAX_LOGPROBS
 from tpu_worker.device import StepPlan
 from tpu_worker.inputs import RowInputs
+from tpu_worker.logprobs import logprobs_of
+from tpu_worker.mesh.vocabulary import Vocabulary
 from tpu_worker.platforms.metadata import AttentionMetadata
-from tpu_worker.sampler import logprobs_of
 
 _MOST_AT_ONCE = 64  # rows of logits: enough for a matrix product to be efficient, 40 MB at a vocabulary of 150,000
 _FEWEST_AT_ONCE = 16  # where steps have fewer rows
@@ -43,11 +44,12 @@ def score(
     meta: AttentionMetadata,
     history: jax.Array,
     counts: jax.Array,
+    vocabulary: Vocabulary,
 ) -> Scores:
     """Scores the tokens that `pack_scored`'s counts [R] name.
 
-    logits_of (x [C, hidden], num_rows []) -> [C, V] float32; x [T, hidden], what the step's tokens are behind the last layer;
-    history [S, L] int32, which holds the tokens that are predicted.
+    logits_of (x [C, hidden], num_rows []) -> [C, width] float32, those of the vocabulary's part; x [T, hidden], what the step's
+    tokens are behind the last layer; history [S, L] int32, which holds the tokens that are predicted.
     """
     num_tokens, at_once = len(x), max(_FEWEST_AT_ONCE, min(_MOST_AT_ONCE, len(counts)))
     offsets = jnp.concatenate([jnp.zeros(1, jnp.int32), jnp.cumsum(counts, dtype=jnp.int32)])
@@ -63,7 +65,8 @@ def score(
 
         logits = logits_of(x[some(places)], jnp.minimum(offsets[-1] - index * at_once, at_once))
         put = functools.partial(jax.lax.dynamic_update_slice_in_dim, start_index=index * at_once, axis=0)
-        return Scores(*(put(whole, part) for whole, part in zip(scores, logprobs_of(logits, some(targets)), strict=True)))
+        found = logprobs_of(logits, some(targets), vocabulary)
+        return Scores(*(put(whole, part) for whole, part in zip(scores, found, strict=True)))
 
     width = (len(places), 1 + MAX_LOGPROBS)
     empty = Scores(jnp.zeros(width, jnp.float32), jnp.zeros(width, jnp.int32))

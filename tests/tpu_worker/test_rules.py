@@ -10,13 +10,20 @@ from hypothesis import strategies as st
 
 from protocol.codec import pack_bits
 from protocol.params import MAX_BAD_WORD_TOKENS, MAX_BAD_WORDS, MAX_LOGIT_BIAS, EngineParams
+from tpu_worker.contexts import Contexts
+from tpu_worker.mesh.vocabulary import Vocabulary
 from tpu_worker.needs import RULES, needs
 from tpu_worker.rules import SlotRules, apply_rules, make_rules, pack_rules, set_rules
 
 VOCAB, LENGTH, ROWS = 67, 40, 3
 Floats = npt.NDArray[np.float32]
 TOKENS = st.integers(0, 5)  # few, so that words are found
-run = jax.jit(apply_rules)
+
+
+@jax.jit
+def run(logits: jax.Array, rules: SlotRules, num_prompt: jax.Array, history: jax.Array, lengths: jax.Array) -> jax.Array:
+    contexts = Contexts(history, jnp.arange(len(logits)), lengths)
+    return apply_rules(logits, rules, num_prompt, contexts, Vocabulary(logits.shape[1]))
 
 
 def bits(*token_ids: int) -> bytes:

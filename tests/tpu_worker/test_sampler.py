@@ -8,14 +8,19 @@ import pytest
 
 from protocol.params import MAX_LOGPROBS, EngineParams
 from tests.margins import ROUNDOFF, TYPICAL, Margins
+from tpu_worker.contexts import Contexts
 from tpu_worker.needs import needs
 from tpu_worker.rules import SlotRules, pack_rules
-from tpu_worker.sampler import ROW_WIDTH, Sampled, greedy, pack_params, sample
+from tpu_worker.sampler import ROW_WIDTH, Sampled, greedy, pack_params, sample, unpack_params
 
 VOCAB, HISTORY = 211, 300
 Floats = npt.NDArray[np.float32]
 
-run = jax.jit(lambda logits, *rest: sample(logits, greedy(logits), *rest))
+
+@jax.jit
+def run(logits: jax.Array, packed: jax.Array, history: jax.Array, lengths: jax.Array, rules: SlotRules) -> Sampled:
+    contexts = Contexts(history, jnp.arange(len(logits)), lengths)
+    return sample(logits, greedy(logits), unpack_params(packed), contexts, rules)
 
 
 def draw(

@@ -29,6 +29,7 @@ RULES: Mapping[LogicalAxis, str] = MappingProxyType({"vocab": AXIS, "heads": AXI
 
 REPLICATED = PartitionSpec()
 SHARDED = PartitionSpec(AXIS)  # the shards' arrays, one after the other along the first axis
+COLUMNS = PartitionSpec(None, AXIS)  # … along the second
 
 
 @dataclass(frozen=True)
@@ -149,13 +150,6 @@ class Layout:
             return function
         wrapped: Callable[..., Any] = jax.shard_map(function, mesh=self.mesh, in_specs=inputs, out_specs=outputs, check_vma=False)
         return wrapped
-
-    def gather_logits(self, logits: jax.Array, vocab_size: int) -> jax.Array:
-        """Within a program: all logits [R, V] of a shard's, which are of its part of the vocabulary, filled up."""
-        if self.num_shards == 1:
-            return logits
-        gathered: jax.Array = jax.lax.all_gather(logits, AXIS, axis=1, tiled=True)
-        return gathered[:, :vocab_size]
 
 
 def make_layout(devices: Sequence[jax.Device]) -> Layout:

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from tpu_worker.mesh.layout import AXIS
+from tpu_worker.mesh.vocabulary import Vocabulary
 from tpu_worker.models.layers import Activation
 from tpu_worker.platforms.platform import Packed, Platform, Products
 from tpu_worker.stacking import Operand, value
@@ -29,14 +30,20 @@ class SomeExperts:
     count: int = field(metadata={"static": True})
 
 
-def shard_platform(platform: Platform) -> Platform:
-    """The same kernels, within a program of several shards. A model's forward pass sees no difference."""
+def shard_platform(platform: Platform, vocabulary: Vocabulary) -> Platform:
+    """The same kernels, within a program of several shards. A model's forward pass sees no difference.
+
+    Logits are those of a shard's part of the vocabulary.
+    """
     products = platform.products
     sharded = replace(
         products,
         linear=functools.partial(_linear, products),
         experts=functools.partial(_experts, products),
         lookup=functools.partial(_lookup, products),
+        greedy=functools.partial(_greedy, products, vocabulary),
+        pick=functools.partial(_pick, products, vocabulary),
+        mask=functools.partial(_mask, products, vocabulary),
         mean_of_shards=lambda x: jax.lax.pmean(x, AXIS),
     )
     return replace(platform, products=sharded)
@@ -108,3 +115,20 @@ def _lookup(products: Products, table: jax.Array, token_ids: jax.Array) -> jax.A
     rows = products.lookup(table, jnp.where(mine, here, 0))
     found: jax.Array = jax.lax.psum(jnp.where(mine[:, None], rows, 0.0), AXIS)
     return found
+
+
+def _greedy(products: Products, vocabulary: Vocabulary, logits: jax.Array, num_rows: jax.Array) -> jax.Array:  # noqa: ARG001
+    """`platform.Greedy`."""
+    top, token_ids = vocabulary.largest(*products.sampling.largest(logits))
+    return jnp.where(jnp.isfinite(top), token_ids, -1)
+
+
+def _pick(products: Products, vocabulary: Vocabulary, logits: jax.Array, rows: jax.Array, bits: jax.Array) -> jax.Array:
+    """`platform.Pick`."""
+    token_ids = _greedy(products, vocabulary, _mask(products, vocabulary, logits, rows, bits), jnp.int32(len(logits)))
+    return token_ids.at[rows].get(mode="fill", fill_value=-1)
+
+
+def _mask(products: Products, vocabulary: Vocabulary, logits: jax.Array, rows: jax.Array, bits: jax.Array) -> jax.Array:
+    """`platform.Mask`, with bits of all tokens."""
+    return products.mask(logits, rows, vocabulary.words(bits))

@@ -8,6 +8,7 @@ import jax
 import numpy.typing as npt
 
 from protocol.config import FloatType
+from tpu_worker.largest import largest
 from tpu_worker.models.layers import Activation
 from tpu_worker.platforms.metadata import AttentionMetadata, AttentionSpec
 from tpu_worker.stacking import Operand
@@ -190,6 +191,17 @@ class Greedy(Protocol):
         ...
 
 
+class Largest(Protocol):
+    """The largest value of each row."""
+
+    def __call__(self, values: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """values [R, N] float32 -> (the largest [R] float32, its index [R] int32, the first of equals).
+
+        NaN where a row has NaN or +inf; of such a row the index is any within the row.
+        """
+        ...
+
+
 class Pick(Protocol):
     """The most likely token that a mask allows, of some rows."""
 
@@ -219,6 +231,19 @@ class RowsAreStable(Protocol):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Sampling:
+    """How the sampler does its work. What comes of it is the same everywhere; these defaults are for the CPU."""
+
+    largest: Largest = largest
+    values_at_once: int = 0  # logits that are sampled at once, of 8 rows at least; 0: those of 4 rows
+    bits_at_once: int = 1  # of a threshold that is searched for (`filters.kth_largest`)
+
+    def rows_at_once(self, width: int) -> int:
+        """Rows of so many logits that are sampled together: what sampling costs goes with the rows that are there."""
+        return max(8, self.values_at_once // width // 8 * 8) if self.values_at_once else 4
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Products:
     """Matrix products, and the layout of the weights that they alone can read."""
 
@@ -237,6 +262,7 @@ class Products:
     pick: Pick
     mask: Mask
     rows_are_stable: RowsAreStable
+    sampling: Sampling = Sampling()
     lanes: int = 1  # rotary tables are filled up to a multiple of so many columns, so that rows can be taken out as they lie
     # The table of embeddings as the matrix that `pack` would make of it, so that tied ones are in memory once; None: it packs them
     # otherwise.

@@ -11,7 +11,7 @@ from tpu_worker.platforms.tpu.layout import GROUP, LANES, RowLayout
 from tpu_worker.platforms.tpu.pages import Interpret
 from tpu_worker.platforms.xla.memory import AcceleratorMemory
 
-PRODUCTS: Products = replace(xla.PRODUCTS, greedy=products.greedy, lanes=LANES)
+PRODUCTS: Products = replace(xla.PRODUCTS, greedy=products.greedy, pick=products.pick, sampling=products.SAMPLING, lanes=LANES)
 
 _BLOCK_SIZES = (64, 128, 256)  # tokens: smaller ones are shared between more prompts, and moved more slowly
 _BYTES_AT_ONCE = 64 << 10  # of a block and layer: what comes in one piece, and from so many on is moved at nearly full speed

@@ -139,7 +139,7 @@ class Heads:
             sizes = tuple(block if dimension == axis else size for dimension, size in enumerate(shape))
             return pl.BlockSpec(sizes, lambda i: tuple(i if dimension == axis else 0 for dimension in range(len(shape))))
 
-        tokens = operands[0].shape[in_axis]
+        tokens = min(operands[0].shape[in_axis], results[0].shape[out_axes[0]])  # the one may be filled up, or the other
         found: tuple[Any, ...] = pl.pallas_call(
             functools.partial(kernel, self),
             grid=(-(-tokens // block),),

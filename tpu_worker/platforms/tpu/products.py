@@ -4,21 +4,39 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from tpu_worker.platforms.platform import Sampling
+from tpu_worker.platforms.xla.products import mask
+
 _Pair = tuple[jax.Array, jax.Array]  # a logit, and its token
 
 
 def greedy(logits: jax.Array, num_rows: jax.Array) -> jax.Array:  # noqa: ARG001 padding is searched like the rest
-    """`platform.Greedy`, in one pass over the logits [R, V].
+    """`platform.Greedy`, in one pass over the logits [R, V]."""
+    top, best = largest(logits)
+    return jnp.where(jnp.isfinite(top), best, -1)
+
+
+def pick(logits: jax.Array, rows: jax.Array, bits: jax.Array) -> jax.Array:
+    """`platform.Pick`, likewise."""
+    return greedy(mask(logits, rows, bits), jnp.int32(len(logits))).at[rows].get(mode="fill", fill_value=-1)
+
+
+def largest(values: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """`platform.Largest`, in one pass.
 
     NaN counts for more than anything, so the largest tells whether all are finite. It is this reduction's own and not looked up
     behind an argmax: of one whose largest nobody asks for, XLA keeps it in bfloat16.
     """
-    start = (jnp.float32(-jnp.inf), jnp.int32(logits.shape[-1]))
-    top, best = lax.reduce((logits, lax.broadcasted_iota(jnp.int32, logits.shape, 1)), start, _larger, (1,))
-    return jnp.where(jnp.isfinite(top), best, -1)
+    start = (jnp.float32(-jnp.inf), jnp.int32(values.shape[-1]))
+    top, best = lax.reduce((values, lax.broadcasted_iota(jnp.int32, values.shape, 1)), start, _larger, (1,))
+    return jnp.where(top < jnp.inf, top, jnp.nan), best
 
 
 def _larger(one: _Pair, other: _Pair) -> _Pair:
     (x, i), (y, j) = one, other
     is_first = (x > y) | (x != x) | ((x == y) & (i < j))  # x != x: it is NaN
     return jnp.where(is_first, x, y), jnp.where(is_first, i, j)
+
+
+# 8 MB each of the few arrays that the sampler works in. Four bits at a time: passes over these cost more than what they compute.
+SAMPLING = Sampling(largest=largest, values_at_once=1 << 21, bits_at_once=2)

@@ -14,6 +14,7 @@ from tpu_worker import sampler
 from tpu_worker.models.layers import Activation, gated, rms_norm
 from tpu_worker.platforms.platform import Allocate
 from tpu_worker.stacking import Operand, value
+from tpu_worker.token_bits import allowed_tokens
 from tpu_worker.weights.blocks import BlockMatrix
 
 _FEWEST_ROWS = 4  # XLA's CPU leaves its fast path for bfloat16 below this (about 10 times slower)
@@ -99,43 +100,16 @@ def greedy(logits: jax.Array, num_rows: jax.Array) -> jax.Array:  # noqa: ARG001
 
 
 def pick(logits: jax.Array, rows: jax.Array, bits: jax.Array) -> jax.Array:
-    """`platform.Pick`."""
-    allowed = allowed_tokens(bits, logits.shape[1])
-    masked = jnp.where(allowed, logits.at[rows].get(mode="clip"), -jnp.inf)
-    return jnp.where(rows < logits.shape[0], sampler.greedy(masked), -1)
+    """`platform.Pick`: of all rows, since to take some out of so large an array costs more."""
+    return sampler.greedy(mask(logits, rows, bits)).at[rows].get(mode="fill", fill_value=-1)
 
 
 def mask(logits: jax.Array, rows: jax.Array, bits: jax.Array) -> jax.Array:
-    """`platform.Mask`: row by row, so that the logits are changed where they lie."""
-    vocab_size = logits.shape[1]
-
-    def mask_row(index: jax.Array, logits: jax.Array) -> jax.Array:
-        allowed = allowed_tokens(jax.lax.dynamic_slice_in_dim(bits, index, 1), vocab_size)
-        masked = jnp.where(allowed, jax.lax.dynamic_slice_in_dim(logits, rows[index], 1), -jnp.inf)
-        return jax.lax.dynamic_update_slice_in_dim(logits, masked, rows[index], 0)
-
-    masked: jax.Array = jax.lax.fori_loop(0, jnp.sum(rows < logits.shape[0]), mask_row, logits)
-    return masked
+    """`platform.Mask`."""
+    return jnp.where(allowed_in_rows(logits, rows, bits), logits, -jnp.inf)
 
 
-def allowed_tokens(bits: jax.Array, vocab_size: int) -> jax.Array:
-    """Masks [M, W] uint32 as booleans [M, V].
-
-    Bits that lie side by side in a word would have to be spread over neighbouring lanes, which costs accelerators several times the
-    search itself. So squares of 32 x 32 bits are transposed first (Warren, Hacker's Delight, 7-3): then bit b of word w is token
-    b W' + w, W' = W rounded up to whole squares, and a word's bits go to places that are far apart.
-    """
-    num_rows = len(bits)
-    words = jnp.pad(bits, ((0, 0), (0, -bits.shape[1] % 32)))
-    square = words.reshape(num_rows, 32, -1)  # one in each column: bit i of word b is token b W' + 32 column + i
-    distance, keep = 16, 0x0000FFFF
-    while distance:
-        pairs = square.reshape(num_rows, 16 // distance, 2, distance, -1)
-        upper, lower = pairs[:, :, 0], pairs[:, :, 1]
-        swapped = ((upper >> distance) ^ lower) & jnp.uint32(keep)
-        square = jnp.stack([upper ^ (swapped << distance), lower ^ swapped], axis=2).reshape(square.shape)
-        distance >>= 1
-        keep ^= keep << distance & 0xFFFFFFFF
-    strided = square.swapaxes(1, 2).reshape(num_rows, 1, -1)
-    flags = (strided >> jnp.arange(32, dtype=jnp.uint32)[:, None] & 1).reshape(num_rows, -1)
-    return flags[:, :vocab_size].astype(bool)
+def allowed_in_rows(logits: jax.Array, rows: jax.Array, bits: jax.Array) -> jax.Array:
+    """`Mask`'s operands -> what each row of a step allows, as booleans [R, V]: those without a mask everything."""
+    words = jnp.full((len(logits), bits.shape[1]), 0xFFFFFFFF, jnp.uint32).at[rows].set(bits, mode="drop")
+    return allowed_tokens(words, logits.shape[1])
