@@ -89,6 +89,8 @@ def read_options(
     for flag, path in (("--plot", plot), ("--json", json)):
         if path and not Path(path).absolute().parent.is_dir():
             raise ConfigError(f"{flag} {path}: there is no directory {Path(path).absolute().parent}")
+        if path and not os.access(Path(path).absolute().parent, os.W_OK):
+            raise ConfigError(f"{flag} {path}: nothing may be written into {Path(path).absolute().parent}")
         if path and Path(path).is_dir():
             raise ConfigError(f"{flag} {path}: is a directory, a file is wanted")
     if plot:

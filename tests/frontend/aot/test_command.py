@@ -56,6 +56,15 @@ def test_a_problem_has_a_line_and_an_exit_code(tmp_path: Path, kind: str, line: 
     assert {one.name for one in read_report(str(tmp_path / "r.json"), "--json").programs} == set(NAMES)
 
 
+def test_what_takes_no_more_is_told(tmp_path: Path) -> None:
+    with open("/dev/full", "w") as full:
+        command = [sys.executable, "-m", "tests.frontend.aot.command", "--", *ENGINE, "--json", str(tmp_path / "r.json")]
+        done = subprocess.run(command, cwd=ROOT, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    assert done.returncode == ExitCode.CRASHED and "Traceback" not in done.stderr
+    assert done.stderr.endswith("engine-aot: standard output takes nothing: No space left on device\n")
+    assert read_report(str(tmp_path / "r.json"), "--json"), "what is to be kept was written before"
+
+
 def test_a_model_that_does_not_fit() -> None:
     code, said, _ = run("--kv-cache-memory", "16M", told=("misfit=nothing",))
     assert code == ExitCode.DOES_NOT_FIT
@@ -88,7 +97,7 @@ def hanging() -> Iterator[subprocess.Popen[str]]:
         process.kill()
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_ends_it_and_all_that_compile(hanging: subprocess.Popen[str], number: signal.Signals) -> None:
     children = psutil.Process(hanging.pid).children(recursive=True)
     assert len(children) == 2
