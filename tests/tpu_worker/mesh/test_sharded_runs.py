@@ -50,7 +50,8 @@ def test_shards_change_no_token(family: str, dtype: str, budget: int, sizes: tup
         if "scored" in one["outputs"]:
             for scores, expected in zip(several["outputs"]["scored"]["scores"], one["outputs"]["scored"]["scores"], strict=True):
                 assert np.abs(np.array(scores) - np.array(expected)).max() < bound
-        # One for the embedding, and in each layer one behind attention and one behind the MLP; of each row each shard's largest logit is gathered.
+        # One for the embedding, and in each layer one behind attention and one behind the MLP; of each row each shard's largest
+        # logit is gathered.
         assert several["collectives"] == {"all-reduce": 1 + 2 * LAYERS, "all-gather": 1, "all-to-all": 0, "collective-permute": 0}
 
 
