@@ -13,7 +13,11 @@ import pytest
 from tests.clients.environments import Environment
 from tests.tpu_worker.platforms.tpu.test_compile import LAYERS, LLAMA_1B, LLAMA_8B
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]  # a program takes three seconds alone, and many where others compile too
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif("COMPILE_FOR_GPUS" not in os.environ, reason="COMPILE_FOR_GPUS=1 has JAX's CUDA plugin downloaded for it"),
+    pytest.mark.timeout(900),  # a program takes three seconds alone, and many where others compile too
+]
 
 DECODE, MIXED = "64x64", "512x16"  # tokens x rows
 NUM_BLOCKS = 8192  # of `compile_steps`
