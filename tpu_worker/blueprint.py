@@ -91,6 +91,7 @@ def draw_blueprint(
             layout.num_shards,
             choose_float_type(config.dtype, config.quantization, source),
             min(layer.num_kv_heads for layer in spec.layers),
+            config.kv_cache_dtype,
         )
     block_size = config.block_size or platform.block_size
     max_model_len = check_length(config.max_model_len, spec.context_length, f"context of {config.model_path}")

@@ -13,7 +13,7 @@ from frontend.launcher.download import Download
 from frontend.launcher.flags import FLAGS, Command, Flag, flag_names, read_flags
 from frontend.launcher.habits import accept
 from frontend.launcher.models import resolve_model
-from frontend.launcher.options import check_batch, check_method, read_dtype
+from frontend.launcher.options import check_batch, read_dtype, settle_quantization
 from frontend.launcher.values import integer, text
 from protocol.chips import CHIPS, Topology, check_fits, parse_topology
 from protocol.config import EngineConfig
@@ -150,8 +150,7 @@ def _config(
         served_model_names=files.names,
         load_format="dummy" if is_dummy else "auto",
     )
-    if method in METHODS:
-        remarks.append(check_method(method, files))
+    config = settle_quantization(method, files, config, remarks)
     facts = read_model_facts(config.model_path, config.model_format, config.load_format)
     check_length(config.max_model_len, facts.context_length, facts.context_field)
     if facts.layers is not None:

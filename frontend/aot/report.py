@@ -22,6 +22,7 @@ def make_report(
         block_size=drawn.block_size,
         dtype=drawn.dtype,
         quantization=drawn.quantization,
+        kv_cache_dtype=config.kv_cache_dtype,
         hbm=drawn.hbm,
         weights=drawn.weights,
         bytes_per_block=drawn.bytes_per_block,
