@@ -52,6 +52,7 @@ class ProgramReport(msgspec.Struct, frozen=True, kw_only=True):
     parts: dict[Part, float] = {}  # of that time at the report's context with all rows in use, microseconds
     roofline: float = 0.0  # the least that the chip's memory and matrix units allow there, microseconds
     error: str = ""  # why it does not compile
+    unknown: str = ""  # why there is no time
 
 
 class AotReport(msgspec.Struct, frozen=True, kw_only=True):

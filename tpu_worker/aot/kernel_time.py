@@ -33,9 +33,9 @@ class Geometry:
 
 
 def singles_time(loop: Loop, of: Geometry, chip: Chip, context: int) -> StepTime:
-    """One layer's decoding rows. context: tokens of each, which a window cuts off."""
-    (token,) = _with_loops(loop.loops)
-    start, run = token.loops[0], _with_loops(token.loops)[0]
+    """One layer's decoding rows. context: tokens of each, which a window cuts off. Raises ValueError, as the next three."""
+    token = _outer(loop)
+    start, run = token.loops[0], _outer(token, inner=4)
     page_cycles = start.bundles + run.loops[2].bundles
     positions = of.run * of.page
     seen = min(context, of.window) if of.window else context
@@ -51,8 +51,8 @@ def singles_time(loop: Loop, of: Geometry, chip: Chip, context: int) -> StepTime
 
 def chunks_time(loop: Loop, of: Geometry, chip: Chip, tokens: int) -> StepTime:
     """One layer's prompts, of a step of so many tokens that is full of them."""
-    (item,) = _with_loops(loop.loops)
-    run = _with_loops(item.loops)[0]
+    item = _outer(loop)
+    run = _outer(item, inner=5)
     heads = run.loops[-1].bundles * of.num_kv_heads
     positions = of.run * of.page
     of_run = heads + run.bundles + of.run * (item.loops[0].bundles + run.loops[2].bundles)
@@ -63,11 +63,13 @@ def chunks_time(loop: Loop, of: Geometry, chip: Chip, tokens: int) -> StepTime:
     return StepTime(fixed=fixed, per_pair=of_run / pairs / chip.clock * _MICROSECONDS)
 
 
-def writes_time(loop: Loop, of: Geometry, chip: Chip, tokens: int, rows: int) -> StepTime:
-    """One layer's new keys and values, of a step of so many tokens of so many rows."""
-    (item,) = _with_loops(loop.loops) or loop.loops
+def writes_time(loop: Loop, of: Geometry, chip: Chip, tokens: int) -> StepTime:
+    """One layer's new keys and values, of a step that one prompt fills, which begins and ends within a page."""
+    if len(loop.loops) != 1:
+        raise ValueError(_OTHERWISE)
+    item = loop.loops[0]
     heads = item.loops[0].bundles * of.num_kv_heads if item.loops else 0
-    pages = tokens // of.page + 2 * rows
+    pages = tokens // of.page + 2
     return StepTime(fixed=pages * max((item.bundles + heads) / chip.clock, 2 * of.page_bytes / chip.bandwidth) * _MICROSECONDS)
 
 
@@ -103,12 +105,19 @@ def attention_time(
         if CHUNKS in loops:
             own.append(chunks_time(loops[CHUNKS], geometry, chip, tokens))
         if WRITES in loops:
-            own.append(writes_time(loops[WRITES], geometry, chip, tokens, rows))
+            own.append(writes_time(loops[WRITES], geometry, chip, tokens))
         own += [heads_time(loops[name], rows, min(ROWS_AT_ONCE, rows), chip) for name in ROWS_OF_HEADS if name in loops]
         own += [heads_time(loops[name], tokens, min(TOKENS_AT_ONCE, tokens), chip) for name in COLUMNS_OF_HEADS if name in loops]
         times += count * [add(own)]
     return add(times)
 
 
-def _with_loops(loops: Sequence[Loop]) -> list[Loop]:
-    return [loop for loop in loops if loop.loops]
+_OTHERWISE = "libtpu's schedule of a kernel has other loops than its source: how long it takes is not known"
+
+
+def _outer(loop: Loop, inner: int = 0) -> Loop:
+    """The one loop within this one that has loops itself, so many where `inner` says it. Raises ValueError where there is none."""
+    found = [one for one in loop.loops if one.loops]
+    if len(found) != 1 or (inner and len(found[0].loops) != inner) or any(one.loops for one in found[0].loops if inner):
+        raise ValueError(_OTHERWISE)
+    return found[0]

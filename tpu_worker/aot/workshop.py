@@ -131,11 +131,20 @@ class Workshop:
             copies=tuple(find_copies(text, large)),
             collectives=count_collectives(text),
         )
+        try:
+            return self._with_times(report, bucket, text)
+        except ValueError as error:  # it compiles all the same
+            return msgspec.structs.replace(report, unknown=str(error))
+
+    def _with_times(self, report: ProgramReport, bucket: Bucket | None, text: str) -> ProgramReport:
+        """Raises ValueError saying why nobody knows them."""
         found = costs(text)
         if bucket is None:
             cycles = cycles_by_part(found, steps=False)
             parts: dict[Part, float] = {part: round(count / self._chip.clock * 1e6, 2) for part, count in cycles.items()}
             return msgspec.structs.replace(report, time=StepTime(fixed=sum(parts.values())), parts=parts)
+        if (name := self.blueprint.platform.name) != "Pallas":
+            raise ValueError(f"how long attention takes that has kernels of {name} is not known")
         loops = self._schedules(text)
         attention = attention_time(loops, self._geometries(bucket), self._chip, bucket.tokens, bucket.rows, self._job.context)
         time, parts = step_parts(

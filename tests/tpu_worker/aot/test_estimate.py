@@ -48,7 +48,18 @@ def test_prompts_pay_for_pairs_and_pages() -> None:
     of_run = 50 + 2 * 200 + 8 * (3 + 1)
     assert found.per_pair * 128 * 512 == pytest.approx(of_run)
     assert found.fixed == pytest.approx(4 * (20 + of_run / 2))
-    assert writes_time(WRITES, LAYER, CHIP, 512, 4).fixed == pytest.approx(16 * (30 + 2 * 7))
+    assert writes_time(WRITES, LAYER, CHIP, 512).fixed == pytest.approx(10 * (30 + 2 * 7))
+
+
+@pytest.mark.parametrize(
+    "loop", [Loop(1), Loop(1, [Loop(10, [Loop(3)])]), Loop(1, [Loop(10, [Loop(3), Loop(9, [Loop(8), Loop(1)])])])]
+)
+def test_a_schedule_of_another_form_is_refused(loop: Loop) -> None:
+    """As of a cache so small that the compiler keeps it in vector memory."""
+    with pytest.raises(ValueError, match="other loops than its source"):
+        singles_time(loop, LAYER, CHIP, 500)
+    with pytest.raises(ValueError, match="other loops than its source"):
+        chunks_time(loop, LAYER, CHIP, 512)
 
 
 def test_layers_add_up() -> None:
