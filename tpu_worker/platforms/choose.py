@@ -35,4 +35,9 @@ def choose_platform(
         from tpu_worker.platforms import tpu  # brings Pallas, which the others need not wait for
 
         return tpu.make_platform(block_size, head_dims, num_kv_heads)
+    if name == "gpu" and dtype == "bfloat16":
+        from tpu_worker.platforms import gpu  # likewise
+
+        if gpu.knows_bfloat16():
+            return gpu.make_platform()
     return xla.make_platform(dtype)

@@ -4,14 +4,14 @@ from collections.abc import Collection
 from dataclasses import replace
 
 from protocol.errors import ConfigError
-from tpu_worker.platforms import xla
+from tpu_worker.platforms import greedy, xla
 from tpu_worker.platforms.platform import Attention, Platform, Products
-from tpu_worker.platforms.tpu import attention, products
+from tpu_worker.platforms.tpu import attention
 from tpu_worker.platforms.tpu.layout import GROUP, LANES, RowLayout
 from tpu_worker.platforms.tpu.pages import Interpret
 from tpu_worker.platforms.xla.memory import AcceleratorMemory
 
-PRODUCTS: Products = replace(xla.PRODUCTS, greedy=products.greedy, pick=products.pick, sampling=products.SAMPLING, lanes=LANES)
+PRODUCTS: Products = replace(xla.PRODUCTS, greedy=greedy.greedy, pick=greedy.pick, sampling=greedy.SAMPLING, lanes=LANES)
 
 _BLOCK_SIZES = (64, 128, 256)  # tokens: smaller ones are shared between more prompts, and moved more slowly
 _BYTES_AT_ONCE = 64 << 10  # of a block and layer: what comes in one piece, and from so many on is moved at nearly full speed

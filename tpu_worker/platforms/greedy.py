@@ -1,4 +1,4 @@
-"""What the TPU does otherwise than XLA would anywhere."""
+"""The search for the likeliest token as accelerators do it, for which reading the logits is what takes time."""
 
 import jax
 import jax.numpy as jnp

@@ -1,0 +1,152 @@
+"""Compiles steps of a model for GPUs that are not there: `… compile_steps CONFIG_JSON GPU CHIPS TOKENSxROWS …`.
+
+GPU: a name of `GPUS`. JAX's CUDA plugin must be there, no GPU and no driver. A process of its own, since the plugin must be told so
+before JAX starts. Writes what there is to say of each program as JSON.
+"""
+
+import json
+import math
+import os
+import re
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+os.environ |= {"CUDA_VISIBLE_DEVICES": "-1"}
+
+from tests.tpu_worker.platforms.tpu.compile_steps import AbsentLayout, Zeros, entry_of  # first: JAX is told to be on the CPU
+
+import jax  # isort: skip
+import numpy as np
+from jax.experimental import topologies
+from jax.sharding import Mesh
+
+from tpu_worker.buckets import Bucket
+from tpu_worker.inputs import make_slots
+from tpu_worker.kv_cache import make_caches
+from tpu_worker.layer_groups import one_group
+from tpu_worker.mesh.layout import AXIS, RULES, Tree
+from tpu_worker.platforms.choose import choose_platform
+from tpu_worker.program import STATE, Compiler, DeviceState
+from tpu_worker.weights.load import WeightLoader
+
+NUM_BLOCKS, MAX_MODEL_LEN, MAX_NUM_SEQS = 8192, 131072, 256
+SMALL = 1 << 16  # values: what is smaller may be copied
+KERNELS = ("attend_splits", "merge_splits", "attend_chunks")
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """What the compiler asks about a GPU. Bytes, and bytes per second."""
+
+    name: str
+    capability: tuple[int, int]
+    processors: int
+    clock_ghz: float
+    shared_memory: int  # of a processor
+    threads: int  # of a processor
+    cache: int
+    bandwidth: int
+    memory: int
+
+    def describe(self) -> str:
+        """As a GpuTargetConfigProto in text."""
+        major, minor = self.capability
+        return f"""
+gpu_device_info {{
+  name: "{self.name}" device_vendor: "NVIDIA Corporation" device_address_bits: 64 ecc_enabled: true
+  cuda_compute_capability {{ major: {major} minor: {minor} }}
+  core_count: {self.processors} clock_rate_ghz: {self.clock_ghz} fpus_per_core: 128
+  threads_per_block_limit: 1024 threads_per_warp: 32 threads_per_core_limit: {self.threads}
+  shared_memory_per_block: 49152 shared_memory_per_block_optin: {self.shared_memory - 1024}
+  shared_memory_per_core: {self.shared_memory}
+  registers_per_core_limit: 65536 registers_per_block_limit: 65536
+  block_dim_limit_x: 2147483647 block_dim_limit_y: 65535 block_dim_limit_z: 65535
+  thread_dim_limit_x: 1024 thread_dim_limit_y: 1024 thread_dim_limit_z: 64
+  memory_bandwidth: {self.bandwidth} l2_cache_size: {self.cache} device_memory_size: {self.memory}
+  driver_version: "13.0.0" runtime_version: "13.0.0" compile_time_toolkit_version: "13.0.0" dnn_version: "9.10.0"
+}}
+platform_name: "CUDA"
+dnn_version_info {{ major: 9 minor: 10 patch: 0 }}
+device_description_str: "{self.name}"
+"""
+
+
+# NVIDIA's data sheets and the table of compute capabilities in its CUDA programming guide.
+GPUS = {
+    "h100": Gpu("NVIDIA H100 80GB HBM3", (9, 0), 132, 1.98, 228 << 10, 2048, 50 << 20, 3350 * 10**9, 80 << 30),
+    "a100": Gpu("NVIDIA A100-SXM4-80GB", (8, 0), 108, 1.41, 164 << 10, 2048, 40 << 20, 2039 * 10**9, 80 << 30),
+    "l4": Gpu("NVIDIA L4", (8, 9), 58, 2.04, 100 << 10, 1536, 48 << 20, 300 * 10**9, 24 << 30),
+}
+
+
+def open_gpus(name: str, number: int) -> Mesh:
+    """The mesh of some GPUs."""
+    topology = topologies.get_topology_desc(
+        platform="cuda", topology_name="", target_config=GPUS[name].describe(), topology=f"1x1x{number}"
+    )
+    return Mesh(np.array(topology.devices), (AXIS,))
+
+
+def find_copies(text: str, shapes: set[tuple[int, ...]]) -> list[str]:
+    """The instructions of a program that make another array of as many values as one of these shapes has.
+
+    A fusion that ends in a scatter is how the cache is written; whether it is in place, the size of temporaries tells.
+    """
+    sizes = {math.prod(shape) for shape in shapes}
+    found: list[str] = []
+    for line in text.splitlines():
+        made = re.match(r"\s*(?:ROOT )?%\S+ = \w+\[([\d,]+)\]\S* ([\w-]+)\(", line)
+        if made and made[2] in ("copy", "copy-start", "transpose", "convert", "scatter", "dynamic-update-slice", "fusion"):
+            is_writing = re.search(r"calls=%\S*scatter", line) or made[2] == "scatter"
+            if math.prod(map(int, made[1].split(","))) in sizes and not is_writing:
+                found.append(line.strip()[:200])
+    return found
+
+
+def describe(compiled: Any, weights: Tree, caches: Tree) -> dict[str, Any]:
+    """What of a program its text and the compiler's figures tell."""
+    text, memory = compiled.as_text(), compiled.memory_analysis()
+    of_shard = {array.sharding.shard_shape(array.shape) for array in jax.tree.leaves((weights, caches))}
+    return {
+        "copies": find_copies(text, {shape for shape in of_shard if math.prod(shape) >= SMALL}),
+        "temporaries": memory.temp_size_in_bytes,
+        "arguments": memory.argument_size_in_bytes,
+        "collectives": {kind: len(re.findall(rf" {kind}(?:-start)?\(", text)) for kind in ("all-reduce", "all-gather")},
+        "kernels": {name: len(re.findall(rf"custom-call\(.*/{name}/", entry_of(text))) for name in KERNELS},
+        "products": len(re.findall(r'custom_call_target="__cublas', text))
+        + len(re.findall(r"__triton_nested_gemm|__triton_gemm", text)),
+    }
+
+
+def main(config: str, gpu: str, chips: str, *buckets: str) -> dict[str, Any]:
+    source = Zeros(Path(config))
+    mesh = open_gpus(gpu, int(chips))
+    layout = AbsentLayout(mesh, RULES)
+    spec = layout.spec_of_shard(source.model.spec)
+    head_dims, kv_heads = {layer.head_dim for layer in spec.layers}, min(layer.num_kv_heads for layer in spec.layers)
+    platform = choose_platform("gpu", "auto", (), None, head_dims, layout.num_shards, num_kv_heads=kv_heads)
+    groups = one_group(spec)
+    loader = WeightLoader(source, platform.products, layout, MAX_MODEL_LEN, lambda *_: None)
+    weights = loader.shapes(loader.load_first())
+
+    def make_empty() -> DeviceState:
+        caches = make_caches(spec, platform.attention, NUM_BLOCKS, platform.block_size, groups)
+        return DeviceState(caches, make_slots(MAX_NUM_SEQS, MAX_MODEL_LEN, platform.block_size, len(groups.windows)))
+
+    caches, slots = jax.eval_shape(layout.program(make_empty, (), STATE))
+    state = DeviceState(layout.shapes(caches, STATE.caches), layout.shapes(slots, STATE.slots))
+    compiler = Compiler(source.model, platform, layout, platform.block_size, groups, weights, state)
+    found: dict[str, Any] = {"block_size": platform.block_size}
+    with jax.set_mesh(mesh):
+        for name in buckets:
+            compiled = compiler.step(Bucket(*map(int, name.split("x"))))
+            if directory := os.environ.get("TEXT_OF_PROGRAMS"):
+                (Path(directory) / f"{gpu}-{name}.txt").write_text(compiled.as_text())  # type: ignore[attr-defined]
+            found[name] = describe(compiled, weights, state.caches)
+    return found
+
+
+if __name__ == "__main__":
+    json.dump(main(*sys.argv[1:]), sys.stdout)
