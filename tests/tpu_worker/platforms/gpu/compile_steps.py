@@ -1,7 +1,8 @@
-"""Compiles steps of a model for GPUs that are not there: `… compile_steps CONFIG_JSON GPU CHIPS TOKENSxROWS …`.
+"""Compiles steps of a model for GPUs that are not there: `… compile_steps CONFIG_JSON GPU CHIPS KERNELS TOKENSxROWS …`.
 
-GPU: a name of `GPUS`. JAX's CUDA plugin must be there, no GPU and no driver. A process of its own, since the plugin must be told so
-before JAX starts. Writes what there is to say of each program as JSON.
+GPU: a name of `GPUS`. KERNELS: "Triton", or "swapped" for these with a cache that lies otherwise. JAX's CUDA plugin must
+be there, no GPU and no driver. A process of its own, since the plugin must be told so before JAX starts. Writes what there is to
+say of each program as JSON.
 """
 
 import json
@@ -9,7 +10,7 @@ import math
 import os
 import re
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,8 @@ from tpu_worker.kv_cache import make_caches
 from tpu_worker.layer_groups import one_group
 from tpu_worker.mesh.layout import AXIS, RULES, Tree
 from tpu_worker.platforms.choose import choose_platform
+from tpu_worker.platforms.metadata import AttentionSpec
+from tpu_worker.platforms.platform import Attention, Cache, Prepared
 from tpu_worker.program import STATE, Compiler, DeviceState
 from tpu_worker.weights.load import WeightLoader
 
@@ -90,18 +93,19 @@ def open_gpus(name: str, number: int) -> Mesh:
 
 
 def find_copies(text: str, shapes: set[tuple[int, ...]]) -> list[str]:
-    """The instructions of a program that make another array of as many values as one of these shapes has.
+    """The instructions of a program that make another array of one of these shapes, in any order of its dimensions.
 
-    A fusion that ends in a scatter is how the cache is written; whether it is in place, the size of temporaries tells.
+    A scatter and what it is fused with is how the cache is written. Whether that is in place, the size of temporaries tells.
     """
-    sizes = {math.prod(shape) for shape in shapes}
+    wanted = {tuple(sorted(shape)) for shape in shapes} | {tuple(sorted((math.prod(s[:-1]), s[-1]))) for s in shapes}
+    made = re.compile(r"\s*(?:ROOT )?%\S+ = \w+\[([\d,]+)\]\S* ([\w-]+)\(")
     found: list[str] = []
-    for line in text.splitlines():
-        made = re.match(r"\s*(?:ROOT )?%\S+ = \w+\[([\d,]+)\]\S* ([\w-]+)\(", line)
-        if made and made[2] in ("copy", "copy-start", "transpose", "convert", "scatter", "dynamic-update-slice", "fusion"):
-            is_writing = re.search(r"calls=%\S*scatter", line) or made[2] == "scatter"
-            if math.prod(map(int, made[1].split(","))) in sizes and not is_writing:
-                found.append(line.strip()[:200])
+    for line in entry_of(text).splitlines():
+        match = made.match(line)
+        if match is None or match[2] in ("parameter", "bitcast", "get-tuple-element") or "calls=%fused_scatter" in line:
+            continue
+        if tuple(sorted(map(int, match[1].split(",")))) in wanted:
+            found.append(line.strip()[:200])
     return found
 
 
@@ -115,18 +119,39 @@ def describe(compiled: Any, weights: Tree, caches: Tree) -> dict[str, Any]:
         "arguments": memory.argument_size_in_bytes,
         "collectives": {kind: len(re.findall(rf" {kind}(?:-start)?\(", text)) for kind in ("all-reduce", "all-gather")},
         "kernels": {name: len(re.findall(rf"custom-call\(.*/{name}/", entry_of(text))) for name in KERNELS},
-        "products": len(re.findall(r'custom_call_target="__cublas', text))
-        + len(re.findall(r"__triton_nested_gemm|__triton_gemm", text)),
     }
 
 
-def main(config: str, gpu: str, chips: str, *buckets: str) -> dict[str, Any]:
+def swap_caches(attention: Attention) -> Attention:
+    """With caches [blocks, page, 2, KV heads, D], which must be copied there and back."""
+
+    def make_caches(num_layers: int, num_blocks: int, block_size: int, num_kv_heads: int, head_dim: int) -> Any:
+        caches = attention.make_caches(num_layers, num_blocks, block_size, num_kv_heads, head_dim)
+        return [cache.swapaxes(1, 3) for cache in caches]
+
+    def attend(
+        qkv: jax.Array,
+        cache: Cache,
+        prepared: Prepared,
+        rope: jax.Array | None,
+        spec: AttentionSpec,
+        sinks: jax.Array | None = None,
+    ) -> tuple[jax.Array, Cache]:
+        out, cache = attention.attend(qkv, cache.swapaxes(1, 3), prepared, rope, spec, sinks)
+        return out, cache.swapaxes(1, 3)
+
+    return replace(attention, make_caches=make_caches, attend=attend)
+
+
+def main(config: str, gpu: str, chips: str, kernels: str, *buckets: str) -> dict[str, Any]:
     source = Zeros(Path(config))
     mesh = open_gpus(gpu, int(chips))
     layout = AbsentLayout(mesh, RULES)
     spec = layout.spec_of_shard(source.model.spec)
     head_dims, kv_heads = {layer.head_dim for layer in spec.layers}, min(layer.num_kv_heads for layer in spec.layers)
     platform = choose_platform("gpu", "auto", (), None, head_dims, layout.num_shards, num_kv_heads=kv_heads)
+    if kernels == "swapped":
+        platform = replace(platform, attention=swap_caches(platform.attention))
     groups = one_group(spec)
     loader = WeightLoader(source, platform.products, layout, MAX_MODEL_LEN, lambda *_: None)
     weights = loader.shapes(loader.load_first())
@@ -141,10 +166,7 @@ def main(config: str, gpu: str, chips: str, *buckets: str) -> dict[str, Any]:
     found: dict[str, Any] = {"block_size": platform.block_size}
     with jax.set_mesh(mesh):
         for name in buckets:
-            compiled = compiler.step(Bucket(*map(int, name.split("x"))))
-            if directory := os.environ.get("TEXT_OF_PROGRAMS"):
-                (Path(directory) / f"{gpu}-{name}.txt").write_text(compiled.as_text())  # type: ignore[attr-defined]
-            found[name] = describe(compiled, weights, state.caches)
+            found[name] = describe(compiler.step(Bucket(*map(int, name.split("x")))), weights, state.caches)
     return found
 
 
