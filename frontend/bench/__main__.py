@@ -4,12 +4,13 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from frontend.bench import attack, chaos, control_plane, overlap, restart, serve
+from frontend.bench import attack, chaos, control_plane, device, overlap, restart, serve
 from frontend.bench.http_client import HttpError
 from protocol.errors import EngineError, ExitCode
 
 _COMMANDS = {
     "serve": serve,
+    "device": device,
     "overlap": overlap,
     "control-plane": control_plane,
     "attack": attack,

@@ -25,6 +25,7 @@ class RunningEngine:
     base_url: str
     socket: str
     pid: int
+    ready_line: str = ""  # what it said of itself
 
     def client(self) -> Client:
         """A new connection of the Python client."""
@@ -58,7 +59,8 @@ def running_engine(*flags: str, listener: socket.socket | None = None) -> Iterat
         ):
             assert process.stdout is not None
             try:
-                yield RunningEngine(_wait_until_ready(process.stdout, log), api, process.pid)
+                base_url, ready_line = _wait_until_ready(process.stdout, log)
+                yield RunningEngine(base_url, api, process.pid, ready_line)
             finally:
                 process.send_signal(signal.SIGTERM)
                 try:
@@ -67,8 +69,8 @@ def running_engine(*flags: str, listener: socket.socket | None = None) -> Iterat
                     process.kill()
 
 
-def _wait_until_ready(lines: Iterator[str], log: Path) -> str:
+def _wait_until_ready(lines: Iterator[str], log: Path) -> tuple[str, str]:
     for line in lines:
         if match := re.search(r"ready: (http://\S+)", line):
-            return match[1]
+            return match[1], line.strip()
     raise EngineError(f"the engine did not get ready: {log.read_text()[-2000:]}")

@@ -124,7 +124,10 @@ def run(options: argparse.Namespace) -> int:
             for concurrency in loads:
                 for depth in options.depths:
                     for share in options.structured:
-                        run = _measure(options, flags, concurrency, depth, share)
+                        count = max(options.num_prompts, 4 * concurrency)  # enough waves for a steady state
+                        spec = LoadSpec(count, options.random_input_len, options.random_output_len)
+                        engine = ["--device", "sim", "--workers", str(options.workers), *flags]
+                        run = measure(engine, spec, concurrency, depth, share, options.watchers)
                         runs.append(msgspec.structs.replace(run, chip=chip))
     _print_table(runs)
     figures = {"overlap": runs, "ratios": _ratios(runs), "structured_ratios": _structured_ratios(runs)}
@@ -164,21 +167,20 @@ def _stand_in(directory: Path, path: str, report: AotReport) -> Path:
     return write_stand_in(directory, sizes, report.max_model_len)
 
 
-def _measure(options: argparse.Namespace, device: list[str], concurrency: int, depth: int, share: float) -> Run:
-    flags = [
-        "--device", "sim", "--workers", str(options.workers), "--queue-depth", str(depth), "--no-enable-prefix-caching", *device,
-    ]  # fmt: skip
-    count = max(options.num_prompts, 4 * concurrency)  # enough waves for a steady state
-    spec = LoadSpec(count, options.random_input_len, options.random_output_len)
-    with running_engine(*flags) as engine:
+def measure(device: list[str], spec: LoadSpec, concurrency: int, depth: int, share: float = 0.0, watchers: int = 0) -> Run:
+    """One load at one depth, on an engine of its own with the flags `device`. share: of structured requests.
+
+    Raises EngineError when a request fails.
+    """
+    with running_engine("--queue-depth", str(depth), "--no-enable-prefix-caching", *device) as engine:
         began_ns = now_ns()
         with ThreadPoolExecutor(1, thread_name_prefix="clients") as clients:
-            results, seconds = clients.submit(_run_load, engine, spec, concurrency, share, options.watchers).result()
+            results, seconds = clients.submit(_run_load, engine, spec, concurrency, share, watchers).result()
         with engine.client() as client:
             steps = client.trace()
     if failed := [result.error for result in results if result.error]:
-        raise EngineError(f"{len(failed)} of {count} requests failed, the first with: {failed[0]}")
-    return _figures(steps.where(steps["scheduled_ns"] > began_ns), (concurrency, depth, share), count / seconds)
+        raise EngineError(f"{len(failed)} of {spec.num_prompts} requests failed, the first with: {failed[0]}")
+    return _figures(steps.where(steps["scheduled_ns"] > began_ns), (concurrency, depth, share), spec.num_prompts / seconds)
 
 
 def _run_load(

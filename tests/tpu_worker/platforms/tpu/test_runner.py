@@ -37,10 +37,16 @@ def run(config: EngineConfig, platform: Platform, chunk: int) -> tuple[Capacity,
         device.close()
 
 
-def check_same(margins: Margins, path: Path, model: Mapping[str, Any], tensors: Tensors) -> Capacity:
-    """The same tokens as XLA's attention, up to where its two likeliest candidates are as good as tied."""
+def check_same(
+    margins: Margins, path: Path, model: Mapping[str, Any], tensors: Tensors, platform: Platform | None = None, name: str = "TPU"
+) -> Capacity:
+    """The same tokens as XLA's attention, up to where its two likeliest candidates are as good as tied.
+
+    platform: None is the TPU's. name: for what the errors are reported as.
+    """
     config = tiny_config(write_model(path, model, tensors), **SIZES, kv_cache_memory=8 << 20)
-    platform = tpu.make_platform(None, {model["head_dim"]}, model["num_key_value_heads"], interpret=True)
+    if platform is None:
+        platform = tpu.make_platform(None, {model["head_dim"]}, model["num_key_value_heads"], interpret=True)
     capacity, found = run(config, platform, chunk=11)
     _, expected = run(config, make_xla_platform(), chunk=11)
     rounding = 2 * rounding_of_logits(model["num_hidden_layers"], spread=1.6)
@@ -50,8 +56,8 @@ def check_same(margins: Margins, path: Path, model: Mapping[str, Any], tensors: 
         errors += [a - b for a, b in zip(ours.logprobs[:same], theirs.logprobs[:same], strict=True)]
         if same is not None:
             first, second = unpack_float32(theirs.candidates[same].logprobs_f32)
-            margins.check("TPU platform: ties", first - second, 10 * rounding)
-    margins.check_logprobs("TPU platform", errors, rounding)
+            margins.check(f"{name} platform: ties", first - second, 10 * rounding)
+    margins.check_logprobs(f"{name} platform", errors, rounding)
     assert len(errors) >= len(PROMPTS) * PARAMS.max_tokens * 3 / 4
     return capacity
 
