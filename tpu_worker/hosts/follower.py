@@ -93,8 +93,10 @@ class Follower:
             raise
         finally:
             with self._lock:
-                if self._pipes is not None:
+                if self._pipes is not None and self._epoch >= 0:  # the other thread still reads
                     self._pipes.reports.close()
+                elif self._pipes is not None:
+                    self._pipes.close()
 
     # the meeting
 

@@ -123,7 +123,10 @@ class Lead:
             self._gone.wait(_FAREWELL)
         else:
             self._say_farewell(self._pipes, message)
-        self._pipes.orders.close()
+        if self._gone.is_set() or not self._watches:
+            self._pipes.close()
+        else:  # the other thread still reads
+            self._pipes.orders.close()
 
     # the meeting
 
@@ -179,6 +182,8 @@ class Lead:
                     roll.came(hello, received[1])
                 case HostJoined(epoch, rank) if epoch == self.epoch:
                     joined.append(rank)
+                case message:  # who has joined goes on, while others have not
+                    self._take_in(message)
         for connection in self._pipes.connections.ended():
             roll.left(connection)
         self._ranks = roll.connections
