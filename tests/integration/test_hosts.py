@@ -130,7 +130,7 @@ def _freeze(engine: Engine, follower: Follower) -> None:
         process.resume()
 
 
-@pytest.mark.timeout(400)  # six starts, of which none finds all that it compiles in the cache
+@pytest.mark.timeout(900)  # six starts, of which none finds all that it compiles in the cache
 def test_two_hosts_give_the_tokens_of_one_and_what_ends_on_one_begins_again_on_both(tmp_path: Path, model: str, cache: str) -> None:
     flags = ("--model", model, "--compilation-cache", cache, "--pulse-timeout", "1.5")
     with launch(tmp_path / "alone", *_FLAGS, *flags) as engine:

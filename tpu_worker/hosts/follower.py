@@ -1,5 +1,6 @@
 """The loop of a rank behind the first: meets rank 0, loads, and does with its chips whatever rank 0 does."""
 
+import contextlib
 import logging
 import os
 import queue
@@ -8,7 +9,7 @@ import threading
 
 import numpy as np
 
-from protocol.channel import Poller
+from protocol.channel import ChannelFullError, Poller
 from protocol.clock import now, now_ns
 from protocol.config import ChildSpec
 from protocol.errors import ConfigError, DeviceError, EngineError, ExitCode, ProtocolError, describe
@@ -113,7 +114,8 @@ class Follower:
             if now() - looked > _LOOK_UP:
                 leader, looked = self._look_up(leader), now()
             if self._pipes is not None:
-                self._say(hello)
+                with contextlib.suppress(ChannelFullError):  # a pipe whose token was wrong takes nothing
+                    self._say(hello)
                 for message in self._wait(self._pipes, _REPEAT):
                     match message:
                         case HostsMet(epoch, incarnations) if incarnations[self._rank - 1 : self._rank] == (hello.incarnation,):
