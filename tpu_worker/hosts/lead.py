@@ -114,11 +114,11 @@ class Lead:
     def end(self, exit_code: int, text: str) -> None:
         """Tells all ranks to end, and waits a moment until they have: JAX is less kind to a process whose coordinator is gone."""
         message = HostsEnd(self.epoch, exit_code, text)
-        self.tell(message)
         with self._lock:
             if self._pipes is None or self._ended:
                 return
-            self._ended = True
+            self._ended = True  # before anybody leaves because of it: that is no loss
+            self._pipes.orders.send(message)
         if self._watches:
             self._gone.wait(_FAREWELL)
         else:
