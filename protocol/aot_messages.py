@@ -54,6 +54,7 @@ class Drawn(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     needs: tuple[Need, ...]  # on as many chips as are possible
     decodes_apart: bool = True  # as the report has it
     windows: tuple[int, ...] = (0,)  # of each KV cache group, as `CacheGroups` has them
+    padding_costs: bool = False  # as the report has it
 
 
 class Compiled(msgspec.Struct, frozen=True, kw_only=True, tag=True):

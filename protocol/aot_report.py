@@ -4,7 +4,7 @@ from typing import Literal
 
 import msgspec
 
-from protocol.config import FloatType, Quantization
+from protocol.config import FloatType, KvCacheDtype, Quantization
 from protocol.errors import ConfigError
 from protocol.model_sizes import ModelSizes
 
@@ -77,6 +77,8 @@ class AotReport(msgspec.Struct, frozen=True, kw_only=True):
     context: int  # tokens of each row that the estimates are for
     programs: tuple[ProgramReport, ...]
     decodes_apart: bool = True  # steps that are not for decoding have buckets of their own, as the platform's `Attention` has it
+    padding_costs: bool = False  # which buckets there are follows from it; as the platform has it
+    kv_cache_dtype: KvCacheDtype = "auto"  # as the flag had it
 
 
 class _Version(msgspec.Struct):

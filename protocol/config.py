@@ -15,12 +15,15 @@ ModelFormat = Literal["gguf", "huggingface"]
 # Whether HTTP clients may set the priority of their requests: "fcfs" is first come, first served.
 SchedulingPolicy = Literal["fcfs", "priority"]
 # How weights are kept. "auto": in the blocks of few bits that the file holds, where there are kernels for them, else as floats;
-# "int8": in blocks of at most eight bits, whatever the file holds; "none": as floats.
-Quantization = Literal["auto", "none", "int8"]
+# "int8": in at most eight bits, whatever the file holds: in blocks on a CPU, elsewhere with a scale for each output; "fp8": so, as
+# FP8 (e4m3); "none": as floats.
+Quantization = Literal["auto", "none", "int8", "fp8"]
 # What floats are kept in and computed with: weights, keys and values, and what products make of their inputs. "auto": float32 for
 # small models (`tpu_worker.weights.precision`), else bfloat16. Sums, norms and what flows from layer to layer are always float32.
 FloatType = Literal["bfloat16", "float32"]
 Dtype = Literal["auto", "bfloat16", "float32"]
+# What keys and values are kept as; "auto": as other floats are. Those of "int8" have a scale each.
+KvCacheDtype = Literal["auto", "bfloat16", "fp8_e4m3", "fp8_e5m2", "int8"]
 # Where weights come from. "dummy": they are random, and there need be none.
 LoadFormat = Literal["auto", "dummy"]
 
@@ -74,6 +77,7 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
     enable_prefix_caching: bool = True
     quantization: Quantization = "auto"
     dtype: Dtype = "auto"
+    kv_cache_dtype: KvCacheDtype = "auto"
     load_format: LoadFormat = "auto"
     host: str = "127.0.0.1"
     port: int = 8000

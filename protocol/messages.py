@@ -107,6 +107,7 @@ class EngineReady(Message, frozen=True, tag="ready"):
     weights: str = ""  # how each of them keeps these, for people
     embedding_size: int = 0  # numbers of an embedding; 0: the model's family gives none
     kv_cache_tokens: int = 0  # of sequences as long as they may be, for which there are blocks; summed over the workers
+    kv_cache_dtype: str = ""  # what keys and values are kept as, for people
 
 
 class TopLogprobs(Message, frozen=True):
@@ -315,6 +316,7 @@ class WorkerReady(Message, frozen=True, tag="ready"):
     weights: str = ""  # how they are kept, for people
     embedding_size: int = 0  # numbers of an embedding; 0: the model's family gives none
     windows: tuple[int, ...] = (0,)  # of each KV cache group: how many tokens a token sees, itself included; 0: all before it
+    kv_cache_dtype: str = ""  # what keys and values are kept as, for people
 
 
 class RowLogprobs(Message, frozen=True):

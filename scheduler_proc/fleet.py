@@ -87,6 +87,7 @@ class Fleet:
                 weights=lanes[0].weights,
                 embedding_size=lanes[0].embedding_size,
                 kv_cache_tokens=sum(lane.kv_cache_tokens for lane in lanes),
+                kv_cache_dtype=lanes[0].kv_cache_dtype,
             )
         elif self._capacity is not None:  # requests that come now wait for a successor, and are checked against its limits
             self._capacity = msgspec.structs.replace(self._capacity, workers=0)

@@ -58,6 +58,7 @@ class Lane:
         self.worker = ready.worker
         self.device = ready.device
         self.weights = ready.weights
+        self.kv_cache_dtype = ready.kv_cache_dtype
         self.embedding_size = ready.embedding_size
         self.block_size = ready.block_size
         self.max_model_len = ready.max_model_len

@@ -91,6 +91,7 @@ def draw_blueprint(
             layout.num_shards,
             choose_float_type(config.dtype, config.quantization, source),
             min(layer.num_kv_heads for layer in spec.layers),
+            config.kv_cache_dtype,
         )
     block_size = config.block_size or platform.block_size
     max_model_len = check_length(config.max_model_len, spec.context_length, f"context of {config.model_path}")
@@ -104,5 +105,5 @@ def draw_blueprint(
         max_model_len=max_model_len,
         max_num_seqs=config.max_num_seqs,
         groups=choose_groups(spec, max_model_len, block_size, config.max_num_batched_tokens),
-        buckets=make_buckets(config.max_num_seqs, config.max_num_batched_tokens),
+        buckets=make_buckets(config.max_num_seqs, config.max_num_batched_tokens, padding_costs=platform.padding_costs),
     )

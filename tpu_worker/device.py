@@ -128,6 +128,7 @@ class Capacity:
     weights: str = ""  # how they are kept, for people: "Q4_K 112 MB, Q6_K 34 MB"
     embedding_size: int = 0  # numbers of an embedding; 0: the model's family gives none
     windows: tuple[int, ...] = (0,)  # of each KV cache group, in tokens; 0: none
+    kv_cache_dtype: str = ""  # what keys and values are kept as, for people
 
 
 class Device(Protocol):

@@ -15,9 +15,11 @@ from tpu_worker.stacking import Layers, group_alike, group_sizes
 
 
 def bytes_per_block(spec: ModelSpec, attention: Attention, block_size: int, groups: LayerGroups) -> int:
-    """Keys and values of one block in all layers of a group, and what pads them."""
-    features = sum(layer.num_kv_heads * attention.pad_head(layer.head_dim) for layer in groups.places(spec))
-    return 2 * block_size * attention.bytes_per_value * features
+    """Keys and values of one block in all layers of a group, with their scales and what pads them."""
+    places = groups.places(spec)
+    features = sum(layer.num_kv_heads * attention.pad_head(layer.head_dim) for layer in places)
+    beside = sum(attention.bytes_beside(block_size, layer.num_kv_heads) for layer in places)
+    return 2 * block_size * attention.bytes_per_value * features + beside
 
 
 def working_memory(spec: ModelSpec, bucket: Bucket) -> int:

@@ -104,4 +104,5 @@ class WorkerLoop:
             weights=capacity.weights,
             embedding_size=capacity.embedding_size,
             windows=capacity.windows,
+            kv_cache_dtype=capacity.kv_cache_dtype,
         )

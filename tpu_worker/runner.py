@@ -152,6 +152,7 @@ class JaxDevice:
             weights=kept,
             embedding_size=spec.hidden_size if model.family.states is not None else 0,
             windows=blueprint.groups.windows,
+            kv_cache_dtype=attention.kept,
         )
 
     def forward(self, plan: StepPlan) -> StepHandle:

@@ -75,7 +75,7 @@ class ReportedTimes:
         Raises ConfigError, naming --sim-report and what is possible, when the report is not of such an engine.
         """
         check_model(report, path, sizes)
-        buckets = make_buckets(max_num_seqs, max_num_batched_tokens)
+        buckets = make_buckets(max_num_seqs, max_num_batched_tokens, padding_costs=report.padding_costs)
         programs = {program.name: program for program in report.programs}
         required = required_programs(buckets)
         if missing := [name for name in required if name not in programs]:

@@ -34,11 +34,13 @@ class _Stopped(Exception):
 def main(command: Sequence[str] = COMMAND) -> int:
     """Entry point; command: what starts a compiling process. Returns 0 where everything compiles, fits and copies nothing."""
     open_standard_descriptors()
+    is_detached = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN  # as nohup does it
+    stops = STOP_SIGNALS if is_detached else (*STOP_SIGNALS, signal.SIGHUP)
     try:
         options, remarks = _read_options()
         for remark in remarks:
             _say(remark)
-        drawn, programs = asyncio.run(_compile(options, command))
+        drawn, programs = asyncio.run(_compile(options, command, stops))
         report = make_report(options.model, options.config, options.topology, options.context, drawn, programs)
         return _tell(options, drawn, report)
     except StopAsked:
@@ -48,6 +50,9 @@ def main(command: Sequence[str] = COMMAND) -> int:
     except EngineError as error:
         _say(str(error))
         return error.exit_code
+    except OSError as error:
+        _say(f"standard output takes nothing: {error.strerror}")
+        return ExitCode.CRASHED
     finally:
         finish()
 
@@ -60,7 +65,7 @@ def _read_options() -> tuple[Options, list[str]]:
         signals.end()
 
 
-async def _compile(options: Options, command: Sequence[str]) -> tuple[Drawn, list[ProgramReport]]:
+async def _compile(options: Options, command: Sequence[str], stops: Sequence[int]) -> tuple[Drawn, list[ProgramReport]]:
     """Raises EngineError, or _Stopped, and no process is left."""
     loop, task = asyncio.get_running_loop(), asyncio.current_task()
     assert task is not None
@@ -70,7 +75,7 @@ async def _compile(options: Options, command: Sequence[str]) -> tuple[Drawn, lis
         came.append(number)
         task.cancel()
 
-    for number in STOP_SIGNALS:
+    for number in stops:
         loop.add_signal_handler(number, stop, number)
     try:
         with CompileProgress() as progress:

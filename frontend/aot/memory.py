@@ -2,6 +2,8 @@
 
 from collections.abc import Iterator
 
+import msgspec
+
 from protocol.aot_messages import Drawn
 from protocol.cache_groups import CacheGroups
 from protocol.chips import Topology, shape_for
@@ -48,14 +50,15 @@ def misfit(drawn: Drawn, config: EngineConfig, topology: Topology) -> list[str]:
 
 
 def _ways_out(drawn: Drawn, config: EngineConfig, topology: Topology, wanted: int) -> Iterator[str]:
-    if config.kv_cache_memory is not None:
-        left = drawn.hbm - drawn.weights - drawn.working_memory
-        if wanted <= left:
-            yield f"--kv-cache-memory from {wanted} to {left}, or none"
-        elif config.kv_cache_memory > left > 0:
-            yield f"--kv-cache-memory {left} or less, which is what weights and steps leave"
+    left = drawn.hbm - drawn.weights - drawn.working_memory
+    if config.kv_cache_memory is not None and wanted <= left:
+        yield f"--kv-cache-memory from {wanted} to {left}, or none"
     if length := longest_context(drawn, config, drawn.max_model_len):
         yield f"--max-model-len {length} or less"
+    if config.kv_cache_memory is not None:
+        if wanted <= left:
+            return  # nothing else is amiss
+        config = msgspec.structs.replace(config, kv_cache_memory=None)
     here = next((need for need in drawn.needs if need.tensor_parallel_size == config.tensor_parallel_size), None)
     if here is None:
         return

@@ -13,9 +13,8 @@ from frontend.launcher.download import Download
 from frontend.launcher.flags import FLAGS, Command, Flag, flag_names, read_flags
 from frontend.launcher.habits import accept
 from frontend.launcher.models import resolve_model
-from frontend.launcher.options import check_batch, check_method, prepare_cache, read_dtype
+from frontend.launcher.options import check_batch, read_dtype, settle_quantization
 from frontend.launcher.values import integer, text
-from protocol.cache_directory import default_cache
 from protocol.chips import CHIPS, Topology, check_fits, parse_topology
 from protocol.config import EngineConfig
 from protocol.errors import ConfigError, ModelError
@@ -30,7 +29,6 @@ _COMPILED = frozenset(  # flags of the engine that say what is compiled, or wher
     (
         "model", "revision", "download_dir", "load_format", "tensor_parallel_size", "max_num_seqs", "max_num_batched_tokens",
         "max_model_len", "block_size", "dtype", "quantization", "kv_cache_dtype", "kv_cache_memory", "gpu_memory_utilization",
-        "compilation_cache",
     )
 )  # fmt: skip
 _DEFAULT_MODEL, _DEFAULT_TOPOLOGY, _DEFAULT_CONTEXT = "llama-3.2-1b", "v6e:1x1", 500
@@ -80,8 +78,11 @@ def read_options(
     """
     own, remarks = accept(arguments, flag_names(COMMAND))
     values = read_flags(own, COMMAND)
+    # JAX's cache would never be hit: its keys hold where the compiler writes its schedules. And it does not keep these.
+    if values.get("compilation_cache") == "":
+        del values["compilation_cache"]
     if useless := [f"--{key.replace('_', '-')}" for key in values if key in COMMAND.hidden]:
-        remarks.append(f"{', '.join(useless)}: left out, since no program depends on it")
+        remarks.append(f"{', '.join(useless)}: left out, since nothing of the report depends on it")
     values = {key: value for key, value in values.items() if key not in COMMAND.hidden}
     topology = parse_topology(cast(str, values.pop("topology", _DEFAULT_TOPOLOGY)))
     context, jobs = (cast("int | None", values.pop(key, None)) for key in ("context", "jobs"))
@@ -89,6 +90,8 @@ def read_options(
     for flag, path in (("--plot", plot), ("--json", json)):
         if path and not Path(path).absolute().parent.is_dir():
             raise ConfigError(f"{flag} {path}: there is no directory {Path(path).absolute().parent}")
+        if path and not os.access(Path(path).absolute().parent, os.W_OK):
+            raise ConfigError(f"{flag} {path}: nothing may be written into {Path(path).absolute().parent}")
         if path and Path(path).is_dir():
             raise ConfigError(f"{flag} {path}: is a directory, a file is wanted")
     if plot:
@@ -122,9 +125,6 @@ def _config(
 ) -> EngineConfig:
     """The engine's, with all that changes a program."""
     read_dtype(values, remarks)
-    values.setdefault("compilation_cache", str(default_cache(environ)))
-    if values["compilation_cache"]:
-        values["compilation_cache"] = prepare_cache(cast(str, values["compilation_cache"]), remarks)
     if "gpu_memory_utilization" in values and "kv_cache_memory" in values:
         remarks.append("--gpu-memory-utilization has no effect beside --kv-cache-memory")
     method = cast(str, values.get("quantization", "auto"))
@@ -150,8 +150,7 @@ def _config(
         served_model_names=files.names,
         load_format="dummy" if is_dummy else "auto",
     )
-    if method in METHODS:
-        remarks.append(check_method(method, files))
+    config = settle_quantization(method, files, config, remarks)
     facts = read_model_facts(config.model_path, config.model_format, config.load_format)
     check_length(config.max_model_len, facts.context_length, facts.context_field)
     if facts.layers is not None:

@@ -9,8 +9,8 @@ from protocol.aot_report import AotReport, Part, ProgramReport
 from protocol.config import EngineConfig
 
 _PARTS: tuple[Part, ...] = ("attention", "products", "head", "sampler", "collectives", "other")
-_COLUMNS = ("program", "compiled s", "arguments", "temporaries", "code", "copies", "time µs", "roofline µs", "share", *_PARTS)
-_WIDE = 200  # columns, where the output is no terminal: no row is folded
+_COLUMNS = ("program", "compiled, s", "arguments", "temporaries", "code", "copies", "time, µs", "roofline", "share", *_PARTS)
+_WIDE = 160  # columns at least, so that no row is folded
 LEFT_OUT = (
     "All times are estimates, and nothing ran: cycles by the compiler's model of the chip, schedules of the kernels, and never "
     "less than memory takes for weights and cache. Left out: the host and waiting for it, how far the chip slows down, and what "
@@ -20,24 +20,24 @@ LEFT_OUT = (
 
 def print_report(report: AotReport, drawn: Drawn, config: EngineConfig, problems: Sequence[str]) -> None:
     """On standard output."""
-    from rich import box
     from rich.console import Console
     from rich.table import Table
 
     console = Console(highlight=False, markup=False)
-    if not console.is_terminal:
-        console = Console(highlight=False, markup=False, width=_WIDE)
+    console.width = max(console.width, _WIDE)
+    rows = [row(program) for program in report.programs]
+    used = [index for index in range(len(_COLUMNS)) if any(cells[index] for cells in rows)]
     chips = f"{report.topology} ({report.chip}), tensor parallel {report.tensor_parallel_size}"
     table = Table(
         title=f"{report.model} on {chips}, {report.dtype}, times in microseconds with {report.context} tokens in each row",
         title_justify="left",
-        box=box.SIMPLE_HEAD if console.is_terminal else None,
+        box=None,
         pad_edge=False,
     )
-    for name in _COLUMNS:
-        table.add_column(name, justify="left" if name == "program" else "right")
-    for program in report.programs:
-        table.add_row(*row(program), style="red" if program.error or program.copies else None)
+    for index in used:
+        table.add_column(_COLUMNS[index], justify="right" if index else "left", no_wrap=True)
+    for program, cells in zip(report.programs, rows, strict=True):
+        table.add_row(*(cells[index] for index in used), style="red" if program.error or program.copies else None)
     console.print(table)
     console.print()
     for line in summary(report, drawn, config):

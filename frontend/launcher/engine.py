@@ -319,10 +319,11 @@ def ready_line(facts: Mapping[str, str | int]) -> str:
     """What the operator waits for, in one line."""
     frontends = f"  frontends {facts['frontends']}" if facts.get("frontends", 1) != 1 else ""
     weights = f"  weights {facts['weights']}" if facts.get("weights") else ""
+    kept = f" of {facts['kv_cache_dtype']}" if facts.get("kv_cache_dtype") else ""
     return (
         f"ready: {facts.get('address')}  ipc {facts.get('socket')}  model {facts.get('model')}  workers {facts.get('workers')}"
         f"{frontends}  device {facts.get('device')}{weights}  depth {facts.get('queue_depth')}  "
-        f"KV cache {facts.get('kv_cache_tokens'):,} tokens in blocks of {facts.get('kv_block_size')}"
+        f"KV cache {facts.get('kv_cache_tokens'):,} tokens{kept} in blocks of {facts.get('kv_block_size')}"
     )
 
 

@@ -78,9 +78,11 @@ FLAGS = (
     Flag(
         "quantization",
         "model",
-        "auto: weights as the file has them; none: in bfloat16; int8: in 8 bits",
-        choice("auto", "none", "int8", *METHODS),  # the latter, which say what the files hold, for command lines of vLLM
-        "auto|none|int8",
+        "auto: weights as the file has them; none: in bfloat16; int8: in 8 bits, on a CPU in blocks, elsewhere with a scale for "
+        "each output; fp8: likewise, as FP8 (e4m3), not on a CPU",
+        # The last, which say what the files hold, are for command lines of vLLM.
+        choice("auto", "none", "int8", "fp8", *sorted({*METHODS} - {"fp8"})),
+        "auto|none|int8|fp8",
     ),
     Flag(
         "dtype",
@@ -129,6 +131,14 @@ FLAGS = (
     Flag("async-scheduling", "scheduling", "depth 2; --no-async-scheduling: depth 1"),
     Flag("max-num-seqs", "scheduling", "requests that run at once in a worker", integer(1, 65536), "N"),
     Flag("max-num-batched-tokens", "scheduling", "tokens in one step", integer(1, _MILLION), "N"),
+    Flag(
+        "kv-cache-dtype",
+        "scheduling",
+        "what keys and values are kept as; auto: as --dtype says; fp8 (e4m3), fp8_e5m2, and int8 with a scale for each let twice "
+        "as many tokens fit, not on a CPU",
+        choice("auto", "bfloat16", "fp8", "fp8_e4m3", "fp8_e5m2", "int8"),
+        "auto|bfloat16|fp8|fp8_e5m2|int8",
+    ),
     Flag("block-size", "scheduling", "tokens in a KV block", power_of_two(1, 1024), "N"),
     Flag("enable-prefix-caching", "scheduling", "keep the KV blocks of shared prefixes (on)"),
     Flag(

@@ -63,7 +63,6 @@ _MISSING = {
     "root-path": "paths are fixed: a proxy in front can cut a prefix off",
     "uds": "HTTP is served on a port; Python clients have a socket, --ipc",
     "num-gpu-blocks-override": "--kv-cache-memory says how large the cache is, in bytes",
-    "kv-cache-dtype": "keys and values are kept as --dtype says, in bfloat16 or float32",
     "kv-transfer-config": "caches are not handed between engines",
     "cpu-offload-gb": "weights are not kept off the device",
     "middleware": "no code of others is loaded",

@@ -22,7 +22,8 @@ from frontend.launcher.sim_report import fit_report, take_report
 from frontend.launcher.traces import traces_endpoint
 from frontend.launcher.values import api_key
 from protocol.cache_directory import default_cache, existing_private_directory, private_directory, temporary_cache
-from protocol.config import DEFAULT_LOG_LEVEL, Device, EngineConfig, LoadFormat, LogLevel
+from protocol.config import DEFAULT_LOG_LEVEL, Device, EngineConfig, LoadFormat, LogLevel, Quantization
+from protocol.eight_bits import check_on_cpu
 from protocol.errors import ConfigError
 from protocol.messages import Reload
 from protocol.model_files import check_length, method_of
@@ -70,8 +71,7 @@ def read_options(
         model, download, revision=revision, download_dir=download_dir, environ=environ, weights=load_format != "dummy"
     )
     facts = examine_model(files, load_format)
-    if method in METHODS:
-        remarks.append(check_method(method, files))
+    draft = settle_quantization(method, files, draft, remarks)
     if is_shape(Path(files.path)):
         remarks.append(
             f"--model {model}: only its sizes are known: one that makes a word of each token stands in for its tokenizer"
@@ -139,6 +139,8 @@ def _without_model(values: dict[str, object], environ: Mapping[str, str], places
     }
     config = msgspec.convert(values, EngineConfig)
     check_batch(config)
+    if _has_kernels_of_cpu(config):
+        check_on_cpu(config.quantization, config.kv_cache_dtype)
     check_accelerators(config, host, environ, places=places)
     remarks += remarks_on(config, host)
     check_memory(config)
@@ -152,6 +154,33 @@ def check_batch(config: EngineConfig) -> None:
             f"--max-num-batched-tokens {config.max_num_batched_tokens}: at least --max-num-seqs ({config.max_num_seqs}) is wanted, "
             "since a step decodes one token of every running request"
         )
+
+
+def _has_kernels_of_cpu(config: EngineConfig) -> bool:
+    return config.device == "cpu" and config.tensor_parallel_size == 1
+
+
+def settle_quantization(method: str, files: ModelFiles, config: EngineConfig, remarks: list[str]) -> EngineConfig:
+    """The configuration once the files are known, where --quantization gave a method that they may say themselves. Raises
+    ConfigError."""
+    if method == "fp8" and _method_of(files) != method:
+        return _quantise_to_fp8(config)
+    if method in METHODS:
+        remarks.append(_check_method(method, files))
+    return config
+
+
+def _quantise_to_fp8(config: EngineConfig) -> EngineConfig:
+    """With weights rounded as they are loaded, which the files do not hold so. Raises ConfigError where nothing is."""
+    if _has_kernels_of_cpu(config):
+        check_on_cpu("fp8", config.kv_cache_dtype)
+    if config.dtype == "float32":
+        raise _contradiction("fp8")
+    return msgspec.structs.replace(config, quantization="fp8")
+
+
+def _contradiction(quantization: Quantization) -> ConfigError:
+    return ConfigError(f"--dtype float32 rounds nothing, --quantization {quantization} rounds all weights: leave one of them out")
 
 
 def _keys(values: dict[str, object], environ: Mapping[str, str], remarks: list[str]) -> tuple[str, ...]:
@@ -172,13 +201,18 @@ def _keys(values: dict[str, object], environ: Mapping[str, str], remarks: list[s
     return keys
 
 
-def check_method(method: str, files: ModelFiles) -> str:
+def _method_of(files: ModelFiles) -> str | None:
+    """How the files say that weights are quantised; None: they are floats."""
+    return method_of(Path(files.path) / "config.json") if files.format == "huggingface" else "a GGUF file's"
+
+
+def _check_method(method: str, files: ModelFiles) -> str:
     """A remark that the files say themselves how they are quantised. Raises ConfigError when they are not in this way."""
-    found = method_of(Path(files.path) / "config.json") if files.format == "huggingface" else "a GGUF file's"
+    found = _method_of(files)
     if found != method:
         raise ConfigError(
             f"--quantization {method}: the weights of {files.path} are {'in floats' if found is None else found}, and nothing is "
-            "quantised so as it is loaded: leave the flag out, or give --quantization int8"
+            "quantised so as it is loaded: leave the flag out, or give --quantization int8 or fp8"
         )
     return f"--quantization {method} is left out: config.json says that"
 
@@ -194,12 +228,14 @@ def _load_format(given: str, remarks: list[str]) -> LoadFormat:
 
 def read_dtype(values: dict[str, object], remarks: list[str]) -> None:
     """Puts what --dtype means in the place of what was given. Raises ConfigError when --quantization contradicts it."""
+    if values.get("kv_cache_dtype") == "fp8":
+        values["kv_cache_dtype"] = "fp8_e4m3"
     given = values.get("dtype", "auto")
     if given in ("half", "float16"):
         remarks.append(f"--dtype {given}: computed in bfloat16, which rounds more, and overflows less")
     values["dtype"] = {"half": "bfloat16", "float16": "bfloat16", "float": "float32"}.get(cast(str, given), given)
     if values["dtype"] == "float32" and values.get("quantization") == "int8":
-        raise ConfigError("--dtype float32 rounds nothing, --quantization int8 rounds all weights: leave one of them out")
+        raise _contradiction("int8")
 
 
 def _credential(environ: Mapping[str, str]) -> str | None:

@@ -5,13 +5,13 @@ from typing import cast
 
 import msgspec
 
-from protocol.aot_report import check_model, read_report
+from protocol.aot_report import AotReport, check_model, read_report
 from protocol.config import EngineConfig
 from protocol.errors import ConfigError
 from protocol.model_files import ModelFacts
 
 FLAG = "--sim-report"
-_FIXED = ("tensor_parallel_size", "quantization", "dtype")  # the programs that were compiled are for these alone
+_FIXED = ("tensor_parallel_size", "quantization", "dtype", "kv_cache_dtype")  # the programs that were compiled are for these alone
 _NUMBERS = ("sim_prefill_us_per_token", "sim_decode_us", "sim_decode_us_per_seq")
 
 
@@ -25,10 +25,7 @@ def take_report(values: dict[str, object], device: str, remarks: list[str]) -> N
     if report.num_blocks < 1:
         raise ConfigError(f"{FLAG} {path}: {report.model} does not fit on {report.topology}: make one where it does")
     for name in _FIXED:
-        given, reported = values.get(name, "auto"), getattr(report, name)
-        if given not in ("auto", reported):
-            flag = f"--{name.replace('_', '-')}"
-            raise ConfigError(f"{flag} {given}: {FLAG} {path} is of {flag} {reported}: leave the flag out, or make another report")
+        _check_fixed(name, values.get(name, "auto"), report, path)
     for name in ("max_num_seqs", "max_num_batched_tokens", "tensor_parallel_size"):
         values.setdefault(name, getattr(report, name))
     for name in _NUMBERS:
@@ -43,5 +40,14 @@ def fit_report(config: EngineConfig, facts: ModelFacts) -> EngineConfig:
         return config
     report = read_report(config.simulated.report, FLAG)
     check_model(report, config.simulated.report, facts.sizes)
+    _check_fixed("quantization", config.quantization, report, config.simulated.report)  # whose "fp8" the files may explain
     length = config.max_model_len or min(report.max_model_len, facts.context_length)
     return msgspec.structs.replace(config, max_model_len=length)
+
+
+def _check_fixed(name: str, given: object, report: AotReport, path: object) -> None:
+    if given not in ("auto", getattr(report, name)):
+        flag = f"--{name.replace('_', '-')}"
+        raise ConfigError(
+            f"{flag} {given}: {FLAG} {path} is of {flag} {getattr(report, name)}: leave the flag out, or make another report"
+        )

@@ -181,4 +181,5 @@ class FrontendProcess:
             "queue_depth": self._config.queue_depth,
             "kv_cache_tokens": capacity.kv_cache_tokens,
             "kv_block_size": capacity.block_size,
+            "kv_cache_dtype": capacity.kv_cache_dtype,
         }

@@ -42,6 +42,7 @@ def test_two_shards_give_the_tokens_of_one(tmp_path: Path) -> None:
     ]
     with launch(tmp_path, *flags, "--tensor-parallel-size", "2") as engine, Client(engine.socket) as client:
         assert "device cpu x2 (XLA kernels)" in engine.ready_line
+        assert "tokens of float32 in blocks of 16" in engine.ready_line
         outputs = client.generate(_PROMPTS * 2, [one for one in params for _ in _PROMPTS], progress=False)
         assert client.stats().counters["preemptions"] > 0
     assert [output.token_ids for output in outputs] == expected

@@ -21,6 +21,7 @@ from tpu_worker.layer_groups import one_group
 from tpu_worker.models.rope import Rope
 from tpu_worker.models.spec import LayerSpec, ModelSpec
 from tpu_worker.platforms import xla
+from tpu_worker.platforms.cache_types import CacheType
 from tpu_worker.platforms.cpu import make_xla_platform
 from tpu_worker.platforms.cpu.memory import HostMemory
 from tpu_worker.platforms.xla.memory import AcceleratorMemory
@@ -36,6 +37,15 @@ CPU = jax.devices("cpu")[0]
 
 def test_bytes_of_a_block() -> None:
     assert bytes_per_block(SPEC, xla.ATTENTION, 16, GROUPS) == BLOCK
+
+
+@pytest.mark.parametrize(("kept", "share"), [("float32", 2.0), ("fp8_e4m3", 0.5), ("fp8_e5m2", 0.5), ("int8", 0.5 + 1 / 32)])
+def test_bytes_of_a_block_of_other_types(kept: CacheType, share: float) -> None:
+    """int8 has two bytes of scale for each head's 32 numbers."""
+    attention = xla.make_attention(kept)
+    assert bytes_per_block(SPEC, attention, 16, GROUPS) == share * BLOCK
+    caches = make_caches(SPEC, attention, 5, 16, GROUPS)
+    assert sum(array.nbytes for index in (0, 1) for array in jax.tree.leaves(caches.take(index))) == 5 * share * BLOCK
 
 
 def test_layers_may_differ_in_their_heads() -> None:

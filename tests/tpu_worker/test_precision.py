@@ -20,7 +20,9 @@ def test_parameters_are_counted_once(tmp_path: Path) -> None:
         assert num_parameters(source) == sum(tensor.size for tensor in tensors.values())
 
 
-@pytest.mark.parametrize(("quantization", "expected"), [("auto", "float32"), ("none", "float32"), ("int8", "bfloat16")])
+@pytest.mark.parametrize(
+    ("quantization", "expected"), [("auto", "float32"), ("none", "float32"), ("int8", "bfloat16"), ("fp8", "bfloat16")]
+)
 def test_small_models_of_floats(tmp_path: Path, quantization: Quantization, expected: str) -> None:
     tensors = make_tensors(CONFIG)
     source = SafetensorsSource(write_model(tmp_path, CONFIG, tensors))

@@ -14,6 +14,7 @@ from tpu_worker.models.rope import Rope
 from tpu_worker.models.spec import Part
 from tpu_worker.platforms.platform import Place
 from tpu_worker.weights.blocks import BlockMatrix
+from tpu_worker.weights.scaled_rows import NarrowType, ScaledRows
 
 
 class AbsentLayout(Layout):
@@ -53,6 +54,14 @@ class AbsentWeights:
     def read_blocks(self, part: Part) -> BlockMatrix:
         """Never called, since nothing is in blocks."""
         raise AssertionError(f"{part.name}: asked for in blocks, and stored_kind says that there are none")
+
+    def narrow_type(self, part: Part) -> NarrowType | None:
+        """None: not in eight bits."""
+        return None
+
+    def read_narrow(self, part: Part) -> ScaledRows:
+        """Never called, since nothing is in eight bits."""
+        raise AssertionError(f"{part.name}: asked for in eight bits, and narrow_type says that it has none")
 
     def inverse_frequencies(self, rope: Rope, num_positions: int = 0) -> npt.NDArray[np.float32]:
         """As the protocol says."""

@@ -37,7 +37,7 @@ class Header(msgspec.Struct, frozen=True, kw_only=True):
     kernels: str  # the platform's name
     dtype: str  # that weights and cache are kept in, unless in fewer bits
     quantization: str
-    cache: tuple[str, ...]  # types of the KV cache's arrays
+    cache: str  # what keys and values are kept as: its arrays may hold bits
     max_num_seqs: int
     max_num_batched_tokens: int
     max_model_len: int  # tokens
@@ -86,7 +86,7 @@ def make_header(config: EngineConfig, blueprint: Blueprint, compiler: Compiler, 
         kernels=blueprint.platform.name,
         dtype=blueprint.platform.products.dtype,
         quantization=config.quantization,
-        cache=tuple(sorted({str(array.dtype) for array in jax.tree.leaves(compiler.state.caches)})),
+        cache=blueprint.platform.attention.kept,
         max_num_seqs=blueprint.max_num_seqs,
         max_num_batched_tokens=config.max_num_batched_tokens,
         max_model_len=blueprint.max_model_len,

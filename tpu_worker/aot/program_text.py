@@ -12,6 +12,8 @@ _CYCLES = re.compile(r'"estimated_cycles":"(\d+)"')
 _OP_NAME = re.compile(r'op_name="([^"]*)"')
 _WHILE = re.compile(r"body=%([\w.-]+)")
 _TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"')
+_CONDITION = re.compile(r"condition=%([\w.-]+)")
+_LIMIT = re.compile(r"= s32\[\]\S* constant\((\d+)\)")
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,10 +81,18 @@ def _costs_of(computations: dict[str, list[str]], name: str, times: int) -> Iter
             continue
         source = found[1] if (found := _OP_NAME.search(line)) else ""
         if instruction[3] == "while" and (body := _WHILE.search(line)):
-            trips = int(found[1]) if (found := _TRIPS.search(line)) else 1
-            yield from _costs_of(computations, body[1], times * trips)
+            yield from _costs_of(computations, body[1], times * _trips(computations, line))
         elif (found := _CYCLES.search(line)) and (cycles := int(found[1])) < _UNKNOWN:
             yield Cost(instruction[1], instruction[3], times * cycles, source)
+
+
+def _trips(computations: dict[str, list[str]], loop: str) -> int:
+    """How often a loop runs. Where that is not said: to what its condition counts, which is from 0 where JAX made it; else once."""
+    if (found := _TRIPS.search(loop)) is not None:
+        return int(found[1])
+    condition = computations.get(found[1], []) if (found := _CONDITION.search(loop)) else []
+    limits = [int(found[1]) for line in condition if (found := _LIMIT.search(line))]
+    return limits[0] if len(limits) == 1 and any("direction=LT" in line for line in condition) else 1
 
 
 def _computations(text: str) -> dict[str, list[str]]:

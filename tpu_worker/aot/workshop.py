@@ -98,6 +98,7 @@ class Workshop:
             num_blocks=self._num_blocks,
             decodes_apart=blueprint.platform.attention.decodes_apart,
             windows=blueprint.groups.windows,
+            padding_costs=blueprint.platform.padding_costs,
             needs=tuple(self._needs()),
         )
 
@@ -175,12 +176,13 @@ class Workshop:
         counts: dict[Geometry, int] = {}
         caches = self._compiler.state.caches
         for index, layer in enumerate(self.blueprint.spec.layers):
-            (cache,) = jax.tree.leaves(caches.take(index))[:1]
-            shape = cache.sharding.shard_shape(cache.shape)
+            arrays = jax.tree.leaves(caches.take(index))  # the second holds scales
+            shape = arrays[0].sharding.shard_shape(arrays[0].shape)
+            sizes = (math.prod(one.sharding.shard_shape(one.shape)[1:]) * one.dtype.itemsize for one in arrays)
             geometry = Geometry(
                 page=self.blueprint.block_size,
-                run=pages_at_once(jax.ShapeDtypeStruct(shape, cache.dtype)),
-                page_bytes=math.prod(shape[1:]) * cache.dtype.itemsize,
+                run=pages_at_once(jax.ShapeDtypeStruct(shape, arrays[0].dtype)),
+                page_bytes=sum(sizes),
                 window=layer.sliding_window or 0,
                 chunk=tokens_of_block(bucket.tokens, layer.num_kv_heads, layer.num_heads // layer.num_kv_heads),
                 num_kv_heads=layer.num_kv_heads,

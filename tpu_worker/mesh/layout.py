@@ -18,6 +18,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from protocol.sharding import LayerSizes, check_shards
 from tpu_worker.models.spec import LayerSpec, LogicalAxis, ModelSpec, ParameterSpec, Part
 from tpu_worker.platforms.platform import Place
+from tpu_worker.weights.scaled_rows import ScaledRows
 
 Tree: TypeAlias = Any
 HostArray: TypeAlias = npt.NDArray[Any]
@@ -101,7 +102,9 @@ class Layout:
                 return dimension
         return None
 
-    def part_of_shard(self, values: HostArray, part: Part, layer: LayerSpec | None, shard: int) -> HostArray:
+    def part_of_shard(
+        self, values: HostArray | ScaledRows, part: Part, layer: LayerSpec | None, shard: int
+    ) -> HostArray | ScaledRows:
         """What a shard has of a tensor [part.shape]. `layer`: that of the tensor, if it is in one.
 
         Parts that make one parameter are cut before they are put together: q, k and v of a shard lie side by side.
@@ -109,7 +112,11 @@ class Layout:
         dimension = self._dimension(part)
         if self.num_shards == 1 or dimension is None or self._is_of_whole_expert(part, layer):
             return values
-        return _part(values, dimension, _units(part.axes[dimension], layer), shard, self.num_shards)
+        units = _units(part.axes[dimension], layer)
+        if isinstance(values, ScaledRows):  # scales go with the outputs
+            scales = _part(values.scales, 0, units, shard, self.num_shards) if dimension == 0 else values.scales
+            return ScaledRows(_part(values.numbers, dimension, units, shard, self.num_shards), scales)
+        return _part(values, dimension, units, shard, self.num_shards)
 
     def _is_of_whole_expert(self, part: Part, layer: LayerSpec | None) -> bool:
         """Whether it belongs to one of the experts that are dealt out as they are."""

@@ -108,7 +108,7 @@ def _experts(
     return total if residual is None else total + residual
 
 
-def _lookup(products: Products, table: jax.Array, token_ids: jax.Array) -> jax.Array:
+def _lookup(products: Products, table: Packed, token_ids: jax.Array) -> jax.Array:
     """`platform.Lookup`: each shard has some of the rows."""
     here = token_ids - jax.lax.axis_index(AXIS) * table.shape[0]
     mine = (here >= 0) & (here < table.shape[0])

@@ -10,9 +10,11 @@ import numpy.typing as npt
 from protocol.config import FloatType
 from tpu_worker.largest import largest
 from tpu_worker.models.layers import Activation
+from tpu_worker.platforms.cache_types import DTYPES, CacheType
 from tpu_worker.platforms.metadata import AttentionMetadata, AttentionSpec
 from tpu_worker.stacking import Operand
 from tpu_worker.weights.blocks import BlockMatrix
+from tpu_worker.weights.scaled_rows import NarrowType, ScaledRows
 
 Packed: TypeAlias = Any  # a pytree of arrays in the layout of the products that made it
 Cache: TypeAlias = Any  # one layer's keys and values, likewise
@@ -65,9 +67,15 @@ class Attention:
     make_caches: MakeCaches
     prepare: Prepare
     attend: Attend
-    bytes_per_value: int = 2  # of a key or a value in the cache
+    kept: CacheType = "bfloat16"  # what keys and values are in the cache
+    bytes_beside: Callable[[int, int], int] = lambda block_size, num_kv_heads: 0  # noqa: ARG005 of a block in a layer: scales
     pad_head: Callable[[int], int] = lambda head_dim: head_dim  # features that the cache has room for in a head of so many
     decodes_apart: bool = False  # steps with as many tokens as rows are for decoding: others are slow in them, but right
+
+    @property
+    def bytes_per_value(self) -> int:
+        """Of a key or a value in the cache."""
+        return DTYPES[self.kept].itemsize
 
 
 class Allocate(Protocol):
@@ -90,9 +98,10 @@ class Pack(Protocol):
     """Lays a weight out for `Linear`, at load."""
 
     def __call__(
-        self, weight: HostArray | BlockMatrix | Sequence[BlockMatrix], allocate: Allocate, *, gated: bool = False
+        self, weight: HostArray | ScaledRows | BlockMatrix | Sequence[BlockMatrix], allocate: Allocate, *, gated: bool = False
     ) -> Packed:
-        """weight [out, in] of any float type, or, if `keeps_blocks`, in blocks, of rows of several kinds one after the other.
+        """weight [out, in] of any float type, if `keeps_scaled` of eight bits, or, if `keeps_blocks`, in blocks, of rows of several
+        kinds one after the other.
 
         gated: its first half of rows gates the second half.
 
@@ -128,7 +137,12 @@ class PackExperts(Protocol):
     """`Pack`, of the weights of a layer's experts: one expert after the other, so that they are never there twice."""
 
     def __call__(
-        self, read: Callable[[int], HostArray | BlockMatrix], num_experts: int, allocate: Allocate, *, gated: bool = False
+        self,
+        read: Callable[[int], HostArray | ScaledRows | BlockMatrix],
+        num_experts: int,
+        allocate: Allocate,
+        *,
+        gated: bool = False,
     ) -> Packed:
         """read(expert): its weight as `Pack` takes it, all of one shape and kind."""
         ...
@@ -178,8 +192,8 @@ class Scores(Protocol):
 class Lookup(Protocol):
     """Rows of a table."""
 
-    def __call__(self, table: jax.Array, token_ids: jax.Array) -> jax.Array:
-        """table [V, D], token_ids [T] int32 -> [T, D] float32."""
+    def __call__(self, table: Packed, token_ids: jax.Array) -> jax.Array:
+        """table [V, D] of floats, or what `Pack` made of eight bits, token_ids [T] int32 -> [T, D] float32."""
         ...
 
 
@@ -250,6 +264,8 @@ class Products:
     dtype: FloatType  # what floats are kept as: matrices that are not in blocks, and the table of embeddings
     stacks_layers: bool  # they take layers out of stacks, as `tpu_worker.stacking` has it
     keeps_blocks: Collection[str]  # of `weights.blocks.KINDS`, those whose weights are not dequantised first
+    keeps_scaled: Collection[NarrowType] = ()  # likewise, of those of eight bits with a scale for each output
+    narrows_to: NarrowType | None = None  # all matrices, and the table of embeddings, which are not kept so or in blocks
     allocate: Allocate
     place: Place
     pack: Pack
@@ -266,7 +282,7 @@ class Products:
     lanes: int = 1  # rotary tables are filled up to a multiple of so many columns, so that rows can be taken out as they lie
     # The table of embeddings as the matrix that `pack` would make of it, so that tied ones are in memory once; None: it packs them
     # otherwise.
-    as_matrix: Callable[[jax.Array], Packed] | None = None
+    as_matrix: Callable[[Packed], Packed] | None = None
     mean_of_shards: Callable[[jax.Array], jax.Array] = lambda x: (
         x
     )  # over the parts that shards have of a row, as large as each other
@@ -306,6 +322,7 @@ class Platform:
     memory: Memory
     block_size: int = 16  # tokens of a KV block, that it prefers
     saturating_tokens: int = 0  # of a step: from so many on its time grows in proportion; 0: not known
+    padding_costs: bool = False  # its products take as long for rows that are padding as for others
     is_remote: bool = False  # results lie on a device, and the copy of them to the host is worth an early start
 
     def fetch(self, array: jax.Array) -> None:

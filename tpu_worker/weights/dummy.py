@@ -21,9 +21,10 @@ from tpu_worker.models.rope import Rope
 from tpu_worker.models.spec import Part
 from tpu_worker.weights.blocks import BlockMatrix
 from tpu_worker.weights.mxfp4 import MXFP4
-from tpu_worker.weights.quantised.matrix import kept_kind
+from tpu_worker.weights.quantised.matrix import kept_kind, narrow_type_of
 from tpu_worker.weights.quantised.weights import places_of
 from tpu_worker.weights.scaled_blocks import SPANS, label, rows_of
+from tpu_worker.weights.scaled_rows import NarrowType, ScaledRows, quantise_rows
 
 _POOL = 1_000_003  # numbers
 _BLOCKS = 32_771  # in blocks of one kind
@@ -72,6 +73,22 @@ class DummySource:
         pool = self._pool(kind, width**-0.5, lambda: _random_blocks(kind, width**-0.5, self._seed))
         blocks = self._cut(part, pool, (out, width // SPANS.get(kind, 32), pool.shape[1]))
         return BlockMatrix(kind, blocks.reshape(out, -1))
+
+    def narrow_type(self, part: Part) -> NarrowType | None:
+        """As the protocol says: as `stored_kind` does."""
+        config = self.model.quantization
+        if config is None:
+            return None
+        forms = (config.format_of(name) for name, _, _ in places_of(part))
+        return next((narrow_type_of(form) for form in forms if form is not None), None)
+
+    def read_narrow(self, part: Part) -> ScaledRows:
+        """As the protocol says."""
+        kind, spread = self.narrow_type(part), part.shape[1] ** -0.5
+        assert kind is not None
+        rows = quantise_rows(self._normal[None], kind)
+        numbers = self._cut(part, self._pool(f"numbers {kind}", 1.0, lambda: rows.numbers[0]), part.shape)
+        return ScaledRows(numbers, np.full(part.shape[0], rows.scales[0] * spread, np.float32))
 
     def inverse_frequencies(self, rope: Rope, num_positions: int = 0) -> Float32Array:
         """As the protocol says."""

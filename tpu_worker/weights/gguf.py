@@ -16,6 +16,7 @@ from tpu_worker.models.registry import model_from_gguf
 from tpu_worker.models.rope import Rope
 from tpu_worker.models.spec import Part, Within
 from tpu_worker.weights.blocks import KINDS, BlockMatrix
+from tpu_worker.weights.scaled_rows import NarrowType, ScaledRows
 from tpu_worker.weights.source import check_all_used, check_shape, is_finite, missing_tensor, not_finite
 
 _KIND_OF = {number: kind for kind, number in KINDS.items()}
@@ -55,6 +56,14 @@ class GgufSource:
             raise not_finite(self._path, self._name(part))
         order = self._row_order(part)
         return blocks if order is None else blocks.take(order)
+
+    def narrow_type(self, part: Part) -> NarrowType | None:
+        """As the protocol says."""
+        return None
+
+    def read_narrow(self, part: Part) -> ScaledRows:
+        """As the protocol says."""
+        raise ModelError(f"{self._path}: tensor {part.name} has no scale for each output")
 
     def inverse_frequencies(self, rope: Rope, num_positions: int = 0) -> Float32Array:
         """As the protocol says. Llama 3's scaling comes as a tensor of divisors, Phi-3's as two."""

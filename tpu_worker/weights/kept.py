@@ -8,9 +8,11 @@ import jax
 from tpu_worker.models.family import Weights
 from tpu_worker.weights.blocks import INT8, KINDS
 from tpu_worker.weights.scaled_blocks import label
+from tpu_worker.weights.scaled_rows import DTYPES
 
 _WORTH_SAYING = 0.01  # of all bytes: less are norms and biases
-_FLOATS = {"float32": "f32", "float16": "f16"}  # what else there is holds bf16, alone or in pairs
+# Of arrays that are not in blocks; what else there is holds bf16, alone or in pairs.
+_TYPES = {"float32": "f32", "float16": "f16", "int8": "int8", "float8_e4m3fn": "fp8"}
 
 
 def bytes_by_kind(weights: Weights) -> Counter[str]:
@@ -19,7 +21,7 @@ def bytes_by_kind(weights: Weights) -> Counter[str]:
     for leaf in jax.tree.leaves(weights, is_leaf=lambda node: hasattr(node, "panels")):
         kind = getattr(leaf, "kind", None)
         for array in jax.tree.leaves(leaf):
-            sizes[label(kind) if kind else _FLOATS.get(str(array.dtype), "bf16")] += array.nbytes
+            sizes[label(kind) if kind else _TYPES.get(str(array.dtype), "bf16")] += array.nbytes
     return sizes
 
 
@@ -29,7 +31,8 @@ def describe_weights(weights: Weights, held: Collection[str]) -> str:
     worth: list[tuple[str, int]] = [item for item in sizes.most_common() if item[1] >= _WORTH_SAYING * sizes.total()]
     names: dict[str, str] = {} if INT8 in held else {INT8: "int8"}
     kept = ", ".join(f"{names.get(kind, kind)} {_megabytes(size)}" for kind, size in worth)
-    dequantised = sorted({label(kind) for kind in held} - set(sizes), key=lambda kind: (KINDS.get(kind, len(KINDS)), kind))
+    there = {size.upper() if size in DTYPES else size for size in sizes}
+    dequantised = sorted({label(kind) for kind in held} - there, key=lambda kind: (KINDS.get(kind, len(KINDS)), kind))
     return kept + (f" ({', '.join(dequantised)} dequantised)" if dequantised else "")
 
 

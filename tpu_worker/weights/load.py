@@ -20,6 +20,7 @@ from tpu_worker.platforms.platform import Allocate, HostArray, Products
 from tpu_worker.program import Shapes
 from tpu_worker.stacking import Layers, group_alike, group_sizes
 from tpu_worker.weights.blocks import BlockMatrix, concatenate
+from tpu_worker.weights.scaled_rows import NarrowType, ScaledRows, concatenate_rows, quantise_rows
 from tpu_worker.weights.source import WeightSource
 from tpu_worker.weights.stacks import Stacks
 
@@ -75,7 +76,8 @@ class WeightLoader:
         keys = []
         for parameters in self._layers:
             kinds = _kinds_kept(source, parameters, products)
-            keys.append(tuple((name, one.kind, one.shape, kinds.get(name)) for name, one in parameters.items()))
+            narrow = {name: _narrow_type(source, one, products) for name, one in parameters.items()}
+            keys.append(tuple((name, one.kind, one.shape, kinds.get(name, narrow[name])) for name, one in parameters.items()))
         self._where = group_alike(keys)
         self._stacks = [Stacks(size, products.allocate) for size in group_sizes(self._where)]
 
@@ -154,7 +156,7 @@ class WeightLoader:
 
     def _load(self, parameters: Parameters, layer: LayerSpec | None, allocate: Allocate) -> dict[str, list[Any]]:
         """Of each parameter what the shards of this host have of it; one entry, where every shard has all of it."""
-        read: dict[Part, HostArray] = {}  # a tied embedding is dequantised once
+        read: dict[Part, HostArray | ScaledRows] = {}  # a tied embedding is dequantised once
         in_blocks = _kinds_kept(self._source, parameters, self._products)
         weights: dict[str, list[Any]] = {}
         for name, parameter in parameters.items():
@@ -166,13 +168,14 @@ class WeightLoader:
                 blocks = concatenate([self._source.read_blocks(part) for part in parameter.parts])
                 weights[name] = [self._products.pack(blocks, allocate, gated=parameter.kind == "gated")]
                 continue
+            narrow = _narrow_type(self._source, parameter, self._products)
             for part in parameter.parts:
                 if part not in read:
-                    read[part] = self._source.read(part)
+                    read[part] = self._read(part, narrow)
             weights[name] = []
             for shard in [0] if dimension is None else self._layout.shards_here:
                 parts = [self._layout.part_of_shard(read[part], part, layer, shard) for part in parameter.parts]
-                packed = self._pack(parameter, parts[0] if len(parts) == 1 else np.concatenate(parts), allocate)
+                packed = self._pack(parameter, _concatenate(parts), allocate)
                 partial = dimension == 1 and parameter.kind == "matrix"
                 weights[name].append(PartialWeight(packed) if partial else packed)
         return weights
@@ -181,13 +184,16 @@ class WeightLoader:
         """Of the matrices of experts what the shards of this host have of them. They are read and packed one by one."""
         dimension = self._layout.cuts(parameter)
 
-        def read(shard: int, expert: int) -> HostArray | BlockMatrix:
+        narrow = _narrow_type(self._source, parameter, self._products)
+
+        def read(shard: int, expert: int) -> HostArray | ScaledRows | BlockMatrix:
             parts = parameter.of_expert(expert).parts
             if in_blocks:
                 (blocks,) = concatenate([self._source.read_blocks(part) for part in parts])
                 return blocks
-            values = [self._layout.part_of_shard(self._source.read(part), part, layer, shard) for part in parts]
-            return values[0] if len(values) == 1 else np.concatenate(values)
+            values = [self._layout.part_of_shard(self._read(part, narrow), part, layer, shard) for part in parts]
+            whole: HostArray | ScaledRows = _concatenate(values)
+            return whole
 
         shards: list[Any] = []
         for shard in [0] if dimension is None else self._layout.shards_here:
@@ -200,8 +206,16 @@ class WeightLoader:
                 shards.append(PartialWeight(packed) if dimension == 1 else packed)
         return shards
 
-    def _pack(self, parameter: ParameterSpec, values: HostArray, allocate: Allocate) -> Any:
-        if parameter.kind in ("matrix", "gated"):
+    def _read(self, part: Part, narrow: NarrowType | None) -> HostArray | ScaledRows:
+        """Rounded before it is cut, so that weights are the same on however many chips."""
+        if narrow is None:
+            return self._source.read(part)
+        if self._source.narrow_type(part) == narrow:
+            return self._source.read_narrow(part)
+        return quantise_rows(self._source.read(part), narrow)
+
+    def _pack(self, parameter: ParameterSpec, values: HostArray | ScaledRows, allocate: Allocate) -> Any:
+        if parameter.kind in ("matrix", "gated") or isinstance(values, ScaledRows):
             return self._products.pack(values, allocate, gated=parameter.kind == "gated")
         if parameter.kind == "table":
             return values.astype(jnp.dtype(self._products.dtype), copy=False)
@@ -216,6 +230,21 @@ class WeightLoader:
         vector = allocate(values.shape, np.float32)
         vector[...] = values
         return vector
+
+
+def _concatenate(parts: list[Any]) -> Any:
+    """Arrays, or `ScaledRows`."""
+    if len(parts) == 1:
+        return parts[0]
+    return concatenate_rows(parts) if isinstance(parts[0], ScaledRows) else np.concatenate(parts)
+
+
+def _narrow_type(source: WeightSource, parameter: ParameterSpec, products: Products) -> NarrowType | None:
+    """What a parameter of eight bits is kept as, with a scale for each output."""
+    if parameter.kind == "vector":
+        return None
+    (kind, *others) = {source.narrow_type(part) for part in parameter.parts}
+    return kind if not others and kind in products.keeps_scaled else products.narrows_to
 
 
 def _kinds_kept(source: WeightSource, parameters: Parameters, products: Products) -> dict[str, tuple[str, ...]]:

@@ -15,7 +15,7 @@ def choose_float_type(dtype: Dtype, quantization: Quantization, source: WeightSo
     """float32 if told so, or, if nothing is told, for small models. Weights may stay in blocks of few bits either way."""
     if dtype != "auto":
         return dtype
-    return "float32" if quantization != "int8" and num_parameters(source) <= MOST_PARAMETERS else "bfloat16"
+    return "float32" if quantization not in ("int8", "fp8") and num_parameters(source) <= MOST_PARAMETERS else "bfloat16"
 
 
 def num_parameters(source: WeightSource) -> int:

@@ -19,6 +19,7 @@ from tpu_worker.weights.blocks import BlockMatrix
 from tpu_worker.weights.mxfp4 import MXFP4, NO_NUMBER, mxfp4_values, rows_of_mxfp4, scales_of
 from tpu_worker.weights.quantised.schemes import TENSORS
 from tpu_worker.weights.quantised.weights import QuantisedWeights
+from tpu_worker.weights.scaled_rows import NarrowType, ScaledRows
 from tpu_worker.weights.source import check_all_used, is_finite, missing_tensor, not_finite
 from tpu_worker.weights.tensor_files import TensorFiles
 
@@ -129,6 +130,16 @@ class SafetensorsSource:
         if within is None or not within.mxfp4:
             raise ModelError(f"{self._directory}: tensor {part.name} is not held in blocks")
         return BlockMatrix(MXFP4, self._read_mxfp4(within))
+
+    def narrow_type(self, part: Part) -> NarrowType | None:
+        """As the protocol says."""
+        return self._quantised.narrow_type(part) if self._quantised is not None and self._quantised.holds(part) else None
+
+    def read_narrow(self, part: Part) -> ScaledRows:
+        """As the protocol says."""
+        if self._quantised is None or not self._quantised.holds(part):
+            raise ModelError(f"{self._directory}: tensor {part.name} has no scale for each output")
+        return self._quantised.read_narrow(part)
 
     def inverse_frequencies(self, rope: Rope, num_positions: int = 0) -> Float32Array:
         """As the protocol says."""

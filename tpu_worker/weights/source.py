@@ -12,6 +12,7 @@ from tpu_worker.models.family import Model
 from tpu_worker.models.rope import Rope
 from tpu_worker.models.spec import Part, Within
 from tpu_worker.weights.blocks import BlockMatrix
+from tpu_worker.weights.scaled_rows import NarrowType, ScaledRows
 
 
 class WeightSource(Protocol):
@@ -32,6 +33,14 @@ class WeightSource(Protocol):
 
     def read_blocks(self, part: Part) -> BlockMatrix:
         """`read`, but without dequantising, of a tensor that `stored_kind` is known of. Raises ModelError, as `read` does."""
+        ...
+
+    def narrow_type(self, part: Part) -> NarrowType | None:
+        """Which eight bits the tensor is held in with a scale for each output, or one for all, which `read_narrow` reads."""
+        ...
+
+    def read_narrow(self, part: Part) -> ScaledRows:
+        """`read`, but without dequantising, of a tensor that `narrow_type` is known of. Raises ModelError, as `read` does."""
         ...
 
     def inverse_frequencies(self, rope: Rope, num_positions: int = 0) -> Float32Array:

@@ -64,20 +64,21 @@ def test_several_processes_share_the_programs(options: Options) -> None:
     assert programs == [program(name) for name in NAMES] and sorted(heard) == sorted(NAMES)
 
 
+@pytest.mark.slow
 def test_more_processes_than_programs(options: Options) -> None:
     _, programs = run(replace(options, jobs=20))
     assert programs == [program(name) for name in NAMES]
 
 
-@pytest.mark.parametrize("jobs", [1, 2])
+@pytest.mark.parametrize("jobs", [1, pytest.param(2, marks=pytest.mark.slow)])
 @pytest.mark.parametrize(
     ("kind", "why"),
     [
         ("crash", "ended by signal 6: INTERNAL: Mosaic failed: bad tile"),
-        ("killed", "ended by signal 9, as is done when memory runs out"),
-        ("leave", "ended with code 3"),
+        pytest.param("killed", "ended by signal 9, as is done when memory runs out", marks=pytest.mark.slow),
+        pytest.param("leave", "ended with code 3", marks=pytest.mark.slow),
         ("garbage", "wrote what is no answer"),
-        ("half", "ended with code 0"),
+        pytest.param("half", "ended with code 0", marks=pytest.mark.slow),
         ("another", "answered something else"),
     ],
 )
@@ -88,6 +89,7 @@ def test_what_dies_takes_one_program_with_it(options: Options, kind: str, why: s
     assert [one for one in programs if not one.error] == [program(name) for name in NAMES if name != "step 16x16"]
 
 
+@pytest.mark.slow
 def test_every_program_kills(options: Options) -> None:
     _, programs = run(options, *(f"leave={name}" for name in NAMES))
     assert list(errors(programs)) == list(NAMES)
@@ -131,5 +133,4 @@ def test_a_stop_leaves_no_process(options: Options) -> None:
             await task
         assert psutil.Process().children() == []
 
-    asyncio.run(stop_at(1))
-    asyncio.run(stop_at(4))
+    asyncio.run(stop_at(2))

@@ -119,7 +119,7 @@ def test_what_is_in_8_bits_already_is_not_advised() -> None:
 
 def test_a_cache_that_was_given_too_little() -> None:
     config = config_of(kv_cache_memory=GIB // 8)
-    problem, way, shorter, *_ = misfit(drawn_for(config), config, ONE)
+    problem, way, shorter = misfit(drawn_for(config), config, ONE)
     assert "takes 0.25 GiB of KV cache, and there is room for 128.0 MiB" in problem
     assert way == f"would help: --kv-cache-memory from {GIB // 4} to {29 * GIB}, or none"
     assert shorter == "would help: --max-model-len 4096 or less"
@@ -127,8 +127,11 @@ def test_a_cache_that_was_given_too_little() -> None:
 
 def test_a_cache_that_was_given_too_much() -> None:
     config = config_of(kv_cache_memory=31 * GIB)
-    _, way, *_ = misfit(drawn_for(config), config, ONE)
-    assert way == f"would help: --kv-cache-memory from {GIB // 4} to {29 * GIB}, or none"
+    assert misfit(drawn_for(config), config, ONE)[1:] == [f"would help: --kv-cache-memory from {GIB // 4} to {29 * GIB}, or none"]
+    # Where the weights leave too little for any, other ways are told as if none had been given.
+    problem, *ways = misfit(drawn_for(config, weights=31 * GIB), config, ONE)
+    assert "room for 0.0 MiB" in problem and not any("--kv-cache-memory" in way for way in ways)
+    assert any("--tensor-parallel-size 2" in way for way in ways) and any("int8" in way and way.endswith("fits") for way in ways)
 
 
 @pytest.mark.parametrize(("size", "shown"), [(0, "0.0 MiB"), (1 << 20, "1.0 MiB"), (1 << 28, "0.25 GiB"), (3 << 30, "3.00 GiB")])

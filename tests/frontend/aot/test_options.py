@@ -49,9 +49,25 @@ def test_everything_given(tmp_path: Path) -> None:
 
 
 def test_a_command_line_of_the_launcher_is_taken() -> None:
-    options, remarks = read("--port", "0", "--workers", "4", "--device", "tpu", "-tp", "2", "--topology", "v6e:1x2", "--no-ui")
+    options, remarks = read(
+        "--port",
+        "0",
+        "--workers",
+        "4",
+        "--device",
+        "tpu",
+        "-tp",
+        "2",
+        "--topology",
+        "v6e:1x2",
+        "--no-ui",
+        "--compilation-cache",
+        "/c",
+    )
     assert options.config.tensor_parallel_size == 2 and options.config.workers == 1
-    assert remarks == ["--port, --workers, --device, --ui: left out, since no program depends on it"]
+    assert remarks == [
+        "--compilation-cache, --port, --workers, --device, --ui: left out, since nothing of the report depends on it"
+    ]
 
 
 def test_flags_of_a_file(tmp_path: Path) -> None:
@@ -117,6 +133,6 @@ def test_the_help_names_what_matters_and_nothing_else(capsys: pytest.CaptureFixt
         read("--help")
     said = capsys.readouterr().out
     assert left.value.code == 0
-    for flag in ("--topology", "--context", "--jobs", "--plot", "--json", "--save", "--max-num-seqs", "--compilation-cache"):
+    for flag in ("--topology", "--context", "--jobs", "--plot", "--json", "--save", "--max-num-seqs", "--block-size"):
         assert flag in said
     assert "--port" not in said and "--check" not in said and "gemma-3-270m" in said

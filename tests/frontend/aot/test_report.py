@@ -81,6 +81,7 @@ def test_what_is_read_through_a_pipe_is_plain(capsys: pytest.CaptureFixture[str]
     assert line.split()[:2] == ["step", "16x16"] and line.split()[-3:] == ["40", "800", "200"]
 
 
+@pytest.mark.slow
 def test_a_picture(tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
     from frontend.aot.plot import write_plot

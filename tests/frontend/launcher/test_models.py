@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from frontend.launcher.models import ModelFiles, examine_model, resolve_model
 from protocol.errors import ModelError
+from protocol.model_shapes import shape_directory
 from tests.model_writer import METADATA, POINTER, write_gguf, write_huggingface
 
 
@@ -51,6 +52,23 @@ def test_a_repository_is_found_in_the_cache(tmp_path: Path, monkeypatch: pytest.
     (tmp_path / "models--Org--Tiny-1B" / "refs" / "main").write_text("ab" * 20 + "\n")
     model = resolve_model("Org/Tiny-1B")
     assert (model.path, model.names) == (str(snapshot), ("Org/Tiny-1B",))
+
+
+def test_sizes_that_come_with_the_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    model = resolve_model("Qwen3-0.6B", weights=False)
+    assert (model.path, model.format, model.names) == (
+        str(shape_directory("qwen3-0.6b")),
+        "huggingface",
+        ("qwen3-0.6b", "Qwen3-0.6B"),
+    )
+    assert examine_model(model, "dummy").vocab_size == 151936
+    with pytest.raises(
+        ModelError, match="--model qwen3-0.6b: .* not its weights: --load-format dummy takes random ones, else give its"
+    ):
+        resolve_model("qwen3-0.6b")
+    mine = write_huggingface(tmp_path / "qwen3-0.6b")
+    assert resolve_model("qwen3-0.6b").path == str(mine), "a directory of the name is what is meant"
 
 
 def test_what_is_no_model_is_named_with_the_reason(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -73,10 +73,40 @@ def test_how_weights_are_quantised_is_said_by_the_files(gguf: str, tmp_path: Pat
     assert options(directory, "--quantization", "none")[0].quantization == "none"
     with pytest.raises(ConfigError, match=r"--quantization gptq: the weights of .*Tiny are awq, and nothing is quantised so as"):
         options(directory, "--quantization", "gptq")
-    with pytest.raises(ConfigError, match="--quantization fp8: the weights of .*Plain are in floats"):
-        options(str(write_huggingface(tmp_path / "Plain")), "--quantization", "fp8")
-    with pytest.raises(ConfigError, match="--quantization fp8: the weights of .* are a GGUF file's"):
-        options(gguf, "--quantization", "fp8")
+    plain = str(write_huggingface(tmp_path / "Plain"))
+    assert options(plain, "--quantization", "fp8")[0].quantization == "fp8"
+    assert options(directory, "--quantization", "fp8")[0].quantization == "fp8"
+    fp8 = str(write_huggingface(tmp_path / "Fp8", quantization_config={"quant_method": "fp8"}))
+    config, (remark,) = options(fp8, "--quantization", "fp8")
+    assert (config.quantization, remark) == ("auto", "--quantization fp8 is left out: config.json says that")
+    for quantization in ("int8", "fp8"):
+        with pytest.raises(ConfigError, match=f"--dtype float32 rounds nothing, --quantization {quantization} rounds all"):
+            options(plain, "--quantization", quantization, "--dtype", "float32")
+    with pytest.raises(ConfigError, match="--quantization mxfp4: the weights of .* are a GGUF file's"):
+        options(gguf, "--quantization", "mxfp4")
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ("--quantization fp8", "--quantization fp8: a CPU keeps weights in 8 bits as --quantization int8 has it: give that"),
+        ("--kv-cache-dtype fp8", "--kv-cache-dtype fp8_e4m3: a CPU keeps keys and values as --dtype says, or as bfloat16"),
+        ("--kv-cache-dtype int8", "--kv-cache-dtype int8: a CPU keeps keys and values as --dtype says, or as bfloat16"),
+    ],
+)
+def test_what_the_kernels_of_a_cpu_do_not_know(gguf: str, flags: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        options(gguf, "--device", "cpu", *flags.split())
+    with pytest.raises(ConfigError, match="--tensor-parallel-size 2 does not divide 1 heads"):  # several chips go without these
+        options(gguf, "--device", "cpu", "--tensor-parallel-size", "2", "--kv-cache-dtype", "int8")
+
+
+def test_types_of_the_kv_cache(gguf: str) -> None:
+    assert options(gguf)[0].kv_cache_dtype == "auto"
+    for value, meant in {"fp8": "fp8_e4m3", "fp8_e5m2": "fp8_e5m2", "int8": "int8", "bfloat16": "bfloat16"}.items():
+        assert options(gguf, "--kv-cache-dtype", value)[0].kv_cache_dtype == meant
+    with pytest.raises(ConfigError, match="--kv-cache-dtype int4: .*auto, bfloat16, fp8, fp8_e4m3, fp8_e5m2, int8"):
+        options(gguf, "--kv-cache-dtype", "int4")
 
 
 def test_where_weights_come_from(gguf: str, tmp_path: Path) -> None:

@@ -224,6 +224,7 @@ def rename_field(whole: dict[str, Any]) -> None:
         (lambda whole: whole["header"]["versions"].update(libtpu="0.1"), "version of libtpu is 0.1 there and nothing here"),
         (lambda whole: whole["header"]["versions"].pop("jaxlib"), "version of jaxlib is nothing there and "),
         (lambda whole: whole["header"].update(max_num_seqs=64), "max_num_seqs is 64 there and 4 here"),
+        (lambda whole: whole["header"].update(cache="fp8_e4m3"), "cache is fp8_e4m3 there and bfloat16 here"),
         (lambda whole: whole["header"].update(weights="0"), "weights is 0 there and "),
         (lambda whole: whole["header"].update(more=1), "more is 1 there and nothing here"),
         (rename_field, "device_ids is nothing there and 0 here"),

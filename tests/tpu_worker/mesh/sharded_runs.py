@@ -1,5 +1,6 @@
 """Runs a tiny model on some of four devices that are forced out of this host: `… sharded_runs DIR DTYPE TOKENS_PER_STEP SHARDS …`.
 
+SHARDS: behind colons what weights and KV cache are kept as, if in eight bits: "2:int8:fp8_e4m3".
 Prompts are pooled too, and scored where steps are small.
 
 A process of its own, since JAX must be told of the devices before it starts. Writes what came of it as JSON.
@@ -9,17 +10,19 @@ import json
 import os
 import sys
 import threading
-from typing import get_args
+from typing import cast, get_args
 
 os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=4"
 
 import msgspec
 
-from protocol.config import Dtype, EngineConfig
+from protocol.config import Dtype, EngineConfig, FloatType, KvCacheDtype, Quantization
 from protocol.params import EngineParams, Grammar, Pooling
 from tests.tpu_worker.device_driver import Driver
+from tpu_worker.platforms.cache_types import resolve
 from tpu_worker.platforms.cpu import make_xla_platform
 from tpu_worker.runner import JaxDevice
+from tpu_worker.weights.scaled_rows import NarrowType
 
 PROMPTS = [list(range(1, 24)), [5, 6], list(range(90, 40, -1)), [3, 1, 4, 1, 5, 9, 2, 6, 5]]
 PARAMS = {
@@ -34,9 +37,13 @@ POOLED = {f"pooled, {pooling}": EngineParams(1, pooling=pooling) for pooling in 
 SCORED = {"scored": EngineParams(1, prompt_logprobs=2)}
 
 
-def run(model: str, dtype: Dtype, budget: int, num_shards: int) -> dict[str, object]:
+def run(model: str, dtype: Dtype, budget: int, shards: str) -> dict[str, object]:
     """Tokens and log-probabilities by parameters, what the device calls itself, and the collectives of a step."""
+    size, quantization, kv_cache_dtype = (*shards.split(":"), "auto", "auto")[:3]
+    num_shards = int(size)
     config = EngineConfig(
+        quantization=msgspec.convert(quantization, Quantization),
+        kv_cache_dtype=msgspec.convert(kv_cache_dtype, KvCacheDtype),
         model_path=model,
         model_format="huggingface",
         served_model_names=("tiny",),
@@ -47,7 +54,10 @@ def run(model: str, dtype: Dtype, budget: int, num_shards: int) -> dict[str, obj
         max_num_batched_tokens=budget,
         max_model_len=96,
     )
-    device = JaxDevice(config, make_xla_platform("bfloat16" if dtype == "bfloat16" else "float32") if num_shards == 1 else None)
+    floats: FloatType = "bfloat16" if dtype == "bfloat16" else "float32"
+    kept, narrows_to = resolve(config.kv_cache_dtype, floats), None if quantization == "auto" else config.quantization
+    alone = make_xla_platform(floats, kept, cast("NarrowType | None", narrows_to))
+    device = JaxDevice(config, alone if num_shards == 1 else None)
     capacity = device.load(lambda *_: None)
     outputs: dict[str, dict[str, object]] = {}
     wanted, ready = PARAMS | POOLED | (SCORED if budget <= 4 else {}), threading.Event()
@@ -67,6 +77,8 @@ def run(model: str, dtype: Dtype, budget: int, num_shards: int) -> dict[str, obj
     return {
         "outputs": outputs,
         "description": capacity.description,
+        "weights": capacity.weights,
+        "kv_cache_dtype": capacity.kv_cache_dtype,
         "num_blocks": capacity.num_blocks,
         "collectives": {kind: text.count(f" {kind}(") for kind in ("all-reduce", "all-gather", "all-to-all", "collective-permute")},
     }
@@ -74,4 +86,4 @@ def run(model: str, dtype: Dtype, budget: int, num_shards: int) -> dict[str, obj
 
 if __name__ == "__main__":
     model, dtype, budget, *sizes = sys.argv[1:]
-    json.dump({size: run(model, msgspec.convert(dtype, Dtype), int(budget), int(size)) for size in sizes}, sys.stdout)
+    json.dump({size: run(model, msgspec.convert(dtype, Dtype), int(budget), size) for size in sizes}, sys.stdout)

@@ -4,10 +4,12 @@ import functools
 from collections.abc import Collection
 from dataclasses import replace
 
-from protocol.config import FloatType, Quantization
+from protocol.config import FloatType, KvCacheDtype, Quantization
+from protocol.eight_bits import check_on_cpu
 from protocol.errors import ConfigError
 from tpu_worker.models.layers import lookup
 from tpu_worker.platforms import xla
+from tpu_worker.platforms.cache_types import CacheType
 from tpu_worker.platforms.cpu import attention, experts, products
 from tpu_worker.platforms.cpu.memory import HostMemory
 from tpu_worker.platforms.cpu.native import build
@@ -16,6 +18,7 @@ from tpu_worker.platforms.cpu.stability import measure_rows
 from tpu_worker.platforms.platform import Attention, Platform, Products
 from tpu_worker.platforms.xla import experts as xla_experts
 from tpu_worker.weights.blocks import INT8
+from tpu_worker.weights.scaled_rows import NarrowType
 
 _SATURATING_TOKENS = 128  # products of so many rows run at the speed of arithmetic on every CPU measured
 _BLOCK_SIZE = 16  # tokens: a panel of the C++ kernel, and small blocks are shared between more prompts
@@ -27,14 +30,14 @@ def make_attention(dtype: FloatType = "bfloat16") -> Attention:
         make_caches=functools.partial(attention.make_caches, dtype=dtype),
         prepare=attention.prepare,
         attend=attention.attend,
-        bytes_per_value=2 if dtype == "bfloat16" else 4,
+        kept=dtype,
     )
 
 
-def make_xla_products(dtype: FloatType = "bfloat16") -> Products:
-    """XLA's products as they are fastest on a CPU."""
+def make_xla_products(dtype: FloatType = "bfloat16", narrows_to: NarrowType | None = None) -> Products:
+    """XLA's products as they are fastest on a CPU, which widens weights of eight bits slowly: only who asks for them has them."""
     return replace(
-        xla.make_products(dtype),
+        xla.make_products(dtype, narrows_to, keeps_narrow=narrows_to is not None),
         experts=xla_experts.experts_in_tiles,
         scores=xla_experts.scores_in_tiles,
         rows_are_stable=functools.partial(measure_rows, dtype=dtype),
@@ -68,13 +71,17 @@ def make_platform(
     block_size: int | None,
     head_dims: Collection[int],
     dtype: FloatType = "bfloat16",
+    kv_cache_dtype: KvCacheDtype = "auto",
 ) -> Platform:
-    """The fastest kernels for these sizes. Raises ConfigError when none serves the quantization."""
+    """The fastest kernels for these sizes. Raises ConfigError when none serves the quantization, or a KV cache of this type."""
+    check_on_cpu(quantization, kv_cache_dtype)
+    cached: FloatType = "bfloat16" if kv_cache_dtype == "bfloat16" else dtype
     kept = [kind for kind in build.KINDS if kind in kinds or (quantization == "int8" and kind == INT8)]
     exact = dtype == "float32"
     keeps_blocks = bool(kept) and (quantization == "int8" or (quantization == "auto" and prefers_blocks()))
     suffix = build.FLOAT32 if exact else ""
-    names = ("matmul", *((f"matmul{suffix}",) if exact else ()), f"attention{suffix}")
+    attending = f"attention{build.FLOAT32 if cached == 'float32' else ''}"
+    names = ("matmul", *((f"matmul{suffix}",) if exact else ()), attending)
     native = build.available(*names, *(f"{name}{suffix}" for name in (("blocks", *kept) if keeps_blocks else ())))
     if quantization == "int8" and not native:
         raise ConfigError("--quantization int8 needs the C++ kernels of the CPU, on one chip: leave the flag out")
@@ -87,7 +94,7 @@ def make_platform(
         name={(True, True): "C++", (True, False): "C++ and XLA", (False, True): "C++ and XLA", (False, False): "XLA"}[
             attends, multiplies
         ],
-        attention=make_attention(dtype) if attends else xla.make_attention(dtype),
+        attention=make_attention(cached) if attends else xla.make_attention(cached),
         products=ours if multiplies else make_xla_products(dtype),
         memory=HostMemory(),
         block_size=_BLOCK_SIZE,
@@ -103,12 +110,14 @@ def _register(names: Collection[str], kinds: Collection[str], suffix: str) -> No
         products.kind_number(kind, suffix)
 
 
-def make_xla_platform(dtype: FloatType = "bfloat16") -> Platform:
-    """XLA's kernels alone."""
+def make_xla_platform(
+    dtype: FloatType = "bfloat16", kept: CacheType | None = None, narrows_to: NarrowType | None = None
+) -> Platform:
+    """XLA's kernels alone. kept: keys and values; None: as other floats. narrows_to: all weights; None: they are floats."""
     return Platform(
         name="XLA",
-        attention=xla.make_attention(dtype),
-        products=make_xla_products(dtype),
+        attention=xla.make_attention(kept or dtype),
+        products=make_xla_products(dtype, narrows_to),
         memory=HostMemory(),
         saturating_tokens=_SATURATING_TOKENS,
     )

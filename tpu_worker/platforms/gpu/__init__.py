@@ -1,15 +1,11 @@
 """NVIDIA GPUs: attention in Pallas on Triton, products by XLA, which has cuBLAS for them."""
 
-from dataclasses import replace
-
 import jax
 
-from tpu_worker.platforms import greedy, xla
+from tpu_worker.platforms import xla
 from tpu_worker.platforms.gpu import attention
-from tpu_worker.platforms.platform import Attention, Platform, Products
+from tpu_worker.platforms.platform import Attention, Platform
 from tpu_worker.platforms.xla.memory import AcceleratorMemory
-
-PRODUCTS: Products = replace(xla.PRODUCTS, greedy=greedy.greedy, pick=greedy.pick, sampling=greedy.SAMPLING)
 
 _AMPERE = 8  # compute capability
 
@@ -29,7 +25,7 @@ def make_platform(*, interpret: bool = False) -> Platform:
     return Platform(
         name="Triton",
         attention=make_attention(interpret=interpret),
-        products=PRODUCTS,
+        products=xla.PRODUCTS,
         memory=AcceleratorMemory(),
         is_remote=True,
     )

@@ -12,11 +12,12 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from tpu_worker.platforms.cache_types import CacheType
 from tpu_worker.platforms.metadata import AttentionMetadata, AttentionSpec
 from tpu_worker.platforms.tpu import chunks, singles, writes
 from tpu_worker.platforms.tpu.chunks import Chunks
 from tpu_worker.platforms.tpu.heads import Heads, Turns
-from tpu_worker.platforms.tpu.layout import LANES, RowLayout
+from tpu_worker.platforms.tpu.layout import LANES, Cache, RowLayout, ScaledCache, lanes_of
 from tpu_worker.platforms.tpu.pages import Interpret
 from tpu_worker.platforms.tpu.singles import Singles
 from tpu_worker.platforms.tpu.writes import Writes
@@ -45,10 +46,12 @@ class Several(NamedTuple):
     is_single: jax.Array  # [R] bool
 
 
-def make_caches(num_layers: int, num_blocks: int, block_size: int, num_kv_heads: int, head_dim: int) -> list[jax.Array]:
-    """For each layer [num_blocks, num_kv_heads, block_size, width] bfloat16."""
-    shape = (num_blocks, num_kv_heads, block_size, RowLayout(head_dim).width)
-    return [jnp.zeros(shape, jnp.bfloat16) for _ in range(num_layers)]
+def make_caches(
+    num_layers: int, num_blocks: int, block_size: int, num_kv_heads: int, head_dim: int, *, kept: CacheType = "bfloat16"
+) -> list[Cache]:
+    """For each layer [num_blocks, num_kv_heads, block_size, width] of this type, and the scales of integers."""
+    layout = RowLayout(head_dim, kept)
+    return [layout.make(num_blocks, block_size, num_kv_heads) for _ in range(num_layers)]
 
 
 def prepare(meta: AttentionMetadata, num_tokens: int, block_size: int) -> Prepared:
@@ -90,20 +93,23 @@ class Attend:
     """`platform.Attend`."""
 
     interpret: Interpret  # the kernels are run step by step on whatever is there, to see what they compute
+    kept: CacheType = "bfloat16"  # keys and values
 
     def __call__(
         self,
         qkv: jax.Array,
-        cache: jax.Array,
+        cache: Cache,
         prepared: Prepared,
         rope: jax.Array | None,
         spec: AttentionSpec,
         sinks: jax.Array | None = None,
-    ) -> tuple[jax.Array, jax.Array]:
-        """Queries, keys and values are rounded to bfloat16, and so is the output. Donate the cache, or it is copied."""
-        num_kv_heads = cache.shape[1]
+    ) -> tuple[jax.Array, Cache]:
+        """Queries are rounded to bfloat16, unless the cache is float32, and so is the output; keys and values to what the cache is
+        of. Donate it, or it is copied."""
+        num_kv_heads = _rows_of(cache).shape[1]
         num_heads = qkv.shape[1] // spec.head_dim - 2 * num_kv_heads
-        heads = Heads(num_heads, num_kv_heads, spec, jnp.bfloat16, cache.dtype, self.interpret)
+        layout = RowLayout(spec.head_dim, self.kept)
+        heads = Heads(num_heads, num_kv_heads, spec, layout.operand_dtype, layout.new_dtype, self.interpret)
         qkv = heads.spread(spec.scale_queries(qkv, prepared.positions, num_heads))
         turns = heads.turns(rope, prepared.positions)
         scores = None if sinks is None else sinks.reshape(num_kv_heads, heads.group)
@@ -114,12 +120,16 @@ class Attend:
         return jnp.where(prepared.real[:, None], out, 0.0), cache
 
     def _singles(
-        self, heads: Heads, qkv: jax.Array, turns: Turns | None, cache: jax.Array, prepared: Prepared, sinks: jax.Array | None
-    ) -> tuple[jax.Array, jax.Array]:
+        self, heads: Heads, qkv: jax.Array, turns: Turns | None, cache: Cache, prepared: Prepared, sinks: jax.Array | None
+    ) -> tuple[jax.Array, Cache]:
         """qkv [N, W], sinks [KH, G] -> (out [N, H * D] float32, cache)."""
         q, new = heads.split_rows(qkv, turns)
+        rows, scales = RowLayout(heads.spec.head_dim, self.kept).keep(new)
+        ours: Cache = rows
+        if scales is not None and isinstance(cache, ScaledCache):
+            ours = ScaledCache(rows, jnp.broadcast_to(scales[..., None], (*scales.shape, cache.scales.shape[-1])))
         scores = None if sinks is None else _over_lanes(jnp.pad(sinks, ((0, 0), (0, heads.queries - heads.group))))
-        out, cache = singles.attend(q, new, cache, prepared.singles, prepared.tables, scores, heads.spec, interpret=self.interpret)
+        out, cache = singles.attend(q, ours, cache, prepared.singles, prepared.tables, scores, heads.spec, interpret=self.interpret)
         return heads.join_rows(out), cache
 
     def _mixed(
@@ -127,17 +137,20 @@ class Attend:
         heads: Heads,
         qkv: jax.Array,
         turns: Turns | None,
-        cache: jax.Array,
+        cache: Cache,
         prepared: Prepared,
         several: Several,
         sinks: jax.Array | None,
-    ) -> tuple[jax.Array, jax.Array]:
+    ) -> tuple[jax.Array, Cache]:
         """qkv [T, W], sinks [KH, G] -> (out [T, H * D] float32, cache)."""
         num_tokens = qkv.shape[0]
         tokens = tokens_of_block(num_tokens, heads.num_kv_heads, heads.group)
-        room = math.lcm(tokens, cache.shape[2])
+        page = _rows_of(cache).shape[2]
+        room = math.lcm(tokens, page)
         q, new = heads.split_columns(qkv, turns, -(-num_tokens // room) * room)
-        cache = writes.write(new, cache, several.writes, interpret=self.interpret)
+        cache = writes.write(
+            _by_page(RowLayout(heads.spec.head_dim, self.kept).keep(new), page), cache, several.writes, interpret=self.interpret
+        )
         first = several.offsets[:-1]
         of_rows = None if turns is None else (turns[0].at[first].get(mode="clip"), turns[1].at[first].get(mode="clip"))
         alone, cache = self._singles(heads, qkv.at[first].get(mode="clip"), of_rows, cache, prepared, sinks)
@@ -153,6 +166,19 @@ class Attend:
         )
         where = jnp.where(several.is_single, first, num_tokens)  # outside: dropped
         return heads.join_columns(out, num_tokens).at[where].set(alone, mode="drop"), cache
+
+
+def _rows_of(cache: Cache) -> jax.Array:
+    return cache.rows if isinstance(cache, ScaledCache) else cache
+
+
+def _by_page(new: tuple[jax.Array, jax.Array | None], page: int) -> Cache:
+    """What a step writes, whole pages [KH, T, width], and scales [KH, T], as `writes.write` takes it."""
+    rows, scales = new
+    if scales is None:
+        return rows
+    pages = scales.reshape(len(scales), -1, page).swapaxes(0, 1)
+    return ScaledCache(rows, jnp.pad(pages, ((0, 0), (0, 0), (0, lanes_of(page) - page)))[:, :, None])
 
 
 def tokens_of_block(num_tokens: int, num_kv_heads: int, group: int) -> int:

@@ -5,7 +5,7 @@ be done is therefore a list of pairs of a block and a row; whatever of the block
 """
 
 import functools
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -14,12 +14,13 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
 from tpu_worker.platforms.metadata import AttentionSpec
-from tpu_worker.platforms.tpu.layout import LANES
+from tpu_worker.platforms.tpu.layout import LANES, Cache, ScaledCache
 from tpu_worker.platforms.tpu.pages import (
     Interpret,
     Pages,
     Ref,
     Scalar,
+    Scales,
     Softmax,
     Span,
     advance,
@@ -27,6 +28,7 @@ from tpu_worker.platforms.tpu.pages import (
     each_item,
     finish,
     grid_of,
+    in_main_memory,
     is_seen,
     pages_at_once,
     table_specs,
@@ -45,7 +47,7 @@ class Chunks(NamedTuple):
 
 def attend(
     q: jax.Array,
-    cache: jax.Array,
+    cache: Cache,
     chunks: Chunks,
     tables: jax.Array,
     sinks: jax.Array | None,
@@ -54,7 +56,7 @@ def attend(
     tokens: int,
     interpret: Interpret,
 ) -> jax.Array:
-    """The output [KH, G, T, operand] bfloat16 of queries that were scaled, likewise, [KH, G, T, operand].
+    """The output of queries that were scaled, both [KH, G, T, operand] of the type that rows are multiplied as.
 
     T is whole blocks of `tokens`; of a block the G queries of each head of keys come one after the other, M = G * tokens. cache
     [NB, KH, page, width] holds the keys and values of the step already; tables [R, MB] int32; sinks [KH, M, LANES] float32. Only
@@ -62,29 +64,35 @@ def attend(
     """
     num_kv_heads, group, _, operand = q.shape
     num_queries = group * tokens
-    page, width = cache.shape[2:]
-    run = pages_at_once(cache)
-    operands: list[jax.Array] = [tables[:, None], tables[:, None], q, cache] + ([] if sinks is None else [sinks])
+    rows, scales = cache if isinstance(cache, ScaledCache) else (cache, None)
+    page, width = rows.shape[2:]
+    run = pages_at_once(rows)
+    kept = in_main_memory([rows] if scales is None else [rows, scales], interpret)
+    operands: list[jax.Array] = [tables[:, None], tables[:, None], q, *kept] + ([] if sinks is None else [sinks])
     block = pl.BlockSpec((num_kv_heads, group, tokens, operand), lambda i, _, blocks, *__: (0, 0, blocks[i], 0))
     in_specs = table_specs(lambda item, total, blocks, rows, *_: rows[item], tables.shape[1])  # noqa: ARG005
-    in_specs += [block, pl.BlockSpec(memory_space=pl.ANY)]
+    in_specs += [block, *(pl.BlockSpec(memory_space=pl.ANY) for _ in kept)]
     if sinks is not None:
         in_specs.append(pl.BlockSpec(sinks.shape, lambda *_: (0, 0, 0)))
+    scratch: list[Any] = [
+        pltpu.VMEM((2, num_kv_heads, run * page, width), rows.dtype),
+        pltpu.VMEM((num_kv_heads, num_queries, LANES), jnp.float32),
+        pltpu.VMEM((num_kv_heads, num_queries, LANES), jnp.float32),
+        pltpu.VMEM((num_kv_heads, num_queries, operand), jnp.float32),
+        pltpu.SemaphoreType.DMA((2,)),
+        pltpu.SMEM((1,), jnp.int32),
+    ]
+    if scales is not None:
+        scratch.append(pltpu.VMEM((2, run, *scales.shape[1:]), jnp.int32))
+        scratch += [pltpu.VMEM((num_kv_heads, 1, run * page), jnp.float32) for _ in range(2)]
     out: jax.Array = pl.pallas_call(
-        each_item(functools.partial(_kernel, spec, run, tokens, sinks is not None)),
+        each_item(functools.partial(_kernel, spec, run, tokens, sinks is not None, scales is not None)),
         grid_spec=pltpu.PrefetchScalarGridSpec(
             num_scalar_prefetch=len(chunks),
             grid=(grid_of(chunks.total),),
             in_specs=in_specs,
             out_specs=block,
-            scratch_shapes=(
-                pltpu.VMEM((2, num_kv_heads, run * page, width), cache.dtype),
-                pltpu.VMEM((num_kv_heads, num_queries, LANES), jnp.float32),
-                pltpu.VMEM((num_kv_heads, num_queries, LANES), jnp.float32),
-                pltpu.VMEM((num_kv_heads, num_queries, operand), jnp.float32),
-                pltpu.SemaphoreType.DMA((2,)),
-                pltpu.SMEM((1,), jnp.int32),
-            ),
+            scratch_shapes=scratch,
         ),
         out_shape=jax.ShapeDtypeStruct(q.shape, q.dtype),
         compiler_params=pltpu.CompilerParams(dimension_semantics=("arbitrary",)),
@@ -94,12 +102,14 @@ def attend(
     return out
 
 
-def _kernel(spec: AttentionSpec, run: int, tokens: int, has_sinks: bool, item: Scalar, *refs: Ref) -> None:
+def _kernel(spec: AttentionSpec, run: int, tokens: int, has_sinks: bool, has_scales: bool, item: Scalar, *refs: Ref) -> None:
     """tokens: of a block."""
     total, blocks, rows, starts, offsets, table, following_table, q, cache, *rest = refs
+    scales = rest.pop(0) if has_scales else None
     sinks = rest.pop(0) if has_sinks else None
-    out, buffer, tops, totals, outs, arrived, memory = rest
-    pages = Pages(cache, buffer, arrived, run)
+    out, buffer, tops, totals, outs, arrived, memory, *rest = rest
+    scale_buffer, key_scales, value_scales = rest if has_scales else (None, None, None)
+    pages = Pages(cache, buffer, arrived, run, scales, scale_buffer)
     num_kv_heads, num_queries, operand = outs.shape
     block, row = blocks[item], rows[item]
 
@@ -150,10 +160,15 @@ def _kernel(spec: AttentionSpec, run: int, tokens: int, has_sinks: bool, item: S
 
         at = first + lax.broadcasted_iota(jnp.int32, (1, pages.positions), 1)
         seen = is_seen(at, queries, spec)
+        if (of_run := pages.scales_of(half)) is not None and key_scales is not None and value_scales is not None:
+            key_scales[...], value_scales[...] = of_run
 
         def one_head(head: Scalar, _: None) -> None:
             softmax = Softmax(tops[head, :, :1], totals[head, :, :1], outs[head])
-            softmax = advance(softmax, q[head].reshape(num_queries, operand), buffer[half, head], seen, spec.soft_cap)
+            of_head = None
+            if key_scales is not None and value_scales is not None:
+                of_head = Scales(key_scales[head], value_scales[head])
+            softmax = advance(softmax, q[head].reshape(num_queries, operand), buffer[half, head], of_head, seen, spec.soft_cap)
             tops[head] = jnp.broadcast_to(softmax.top, (num_queries, LANES))
             totals[head] = jnp.broadcast_to(softmax.total, (num_queries, LANES))
             outs[head] = softmax.out

@@ -1,12 +1,50 @@
 """How the cache lies in the chip's memory."""
 
 from dataclasses import dataclass
+from typing import NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
 
+from tpu_worker.platforms.cache_types import DTYPES, CacheType, quantise, round_to
+
 LANES = 128  # of a vector register: what a row in memory is made of
-GROUP = 16  # rows of bfloat16 in a tile: no fewer can be written at once
+_TILE = 32  # bytes of a lane in a tile
+
+
+class ScaledCache(NamedTuple):
+    """A cache of integers, or what goes into it."""
+
+    rows: jax.Array  # [NB, KH, page, width] int8
+    # [NB, KH, 1, lanes] int32: by position, the bits of two bfloat16, the scale of its key and, in the upper half, that of its
+    # value. Positions lie along lanes, as those of scores do; there are as many lanes as fill whole registers.
+    scales: jax.Array
+
+
+Cache: TypeAlias = jax.Array | ScaledCache  # of one layer
+
+
+def group_of(dtype: jax.typing.DTypeLike) -> int:
+    """Rows of this type in a tile: no fewer can be written at once."""
+    return _TILE // jnp.dtype(dtype).itemsize
+
+
+def lanes_of(page: int) -> int:
+    """Lanes that the scales of a page take."""
+    return -(-page // LANES) * LANES
+
+
+def split_scales(pairs: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Those of keys and of values, float32, of pairs as `ScaledCache` has them."""
+    k, v = pairs << 16, pairs & jnp.int32(-65536)
+    return jax.lax.bitcast_convert_type(k, jnp.float32), jax.lax.bitcast_convert_type(v, jnp.float32)
+
+
+def join_scales(k: jax.Array, v: jax.Array) -> jax.Array:
+    """The reverse, of float32 that bfloat16 can hold."""
+    k_bits, v_bits = (jax.lax.bitcast_convert_type(x, jnp.int32) for x in (k, v))
+    pairs: jax.Array = jax.lax.shift_right_logical(k_bits, 16) | (v_bits & jnp.int32(-65536))
+    return pairs
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,6 +57,7 @@ class RowLayout:
     """
 
     head_dim: int
+    kept: CacheType = "bfloat16"
 
     @property
     def is_shared(self) -> bool:
@@ -35,15 +74,34 @@ class RowLayout:
         """Lanes of a query, and of an output."""
         return -(-self.head_dim // LANES) * LANES
 
-    def pair(self, k: jax.Array, v: jax.Array) -> jax.Array:
-        """Keys and values [..., head_dim] as rows [..., width] bfloat16."""
-        half = self.width // 2
-        k, v = (jnp.pad(x, [(0, 0)] * (x.ndim - 1) + [(0, half - self.head_dim)]) for x in (k, v))
-        return jnp.concatenate([k, v], axis=-1).astype(jnp.bfloat16)
+    @property
+    def operand_dtype(self) -> jnp.dtype:
+        """What queries and weights are rounded to: bfloat16 holds all that 8 bits do."""
+        return DTYPES["float32" if self.kept == "float32" else "bfloat16"]
+
+    def make(self, num_blocks: int, page: int, num_kv_heads: int) -> Cache:
+        """An empty cache."""
+        rows = jnp.zeros((num_blocks, num_kv_heads, page, self.width), DTYPES[self.kept])
+        if self.kept != "int8":
+            return rows
+        return ScaledCache(rows, jnp.zeros((num_blocks, num_kv_heads, 1, lanes_of(page)), jnp.int32))
+
+    @property
+    def new_dtype(self) -> jnp.dtype:
+        """What new rows come as, before `keep`: what is rounded further, or has scales, in float32."""
+        return DTYPES["bfloat16" if self.kept == "bfloat16" else "float32"]
+
+    def keep(self, rows: jax.Array) -> tuple[jax.Array, jax.Array | None]:
+        """Rows [..., width] of `new_dtype`, as the cache has them, and the scales of integers, [...] int32 pairs."""
+        if self.kept != "int8":
+            return (rows if self.kept == "bfloat16" else round_to(rows, self.kept)), None
+        numbers, scales = quantise(rows.reshape(*rows.shape[:-1], 2, self.width // 2))  # zeros behind a head are not its largest
+        k, v = scales[..., 0].astype(jnp.float32), scales[..., 1].astype(jnp.float32)
+        return numbers.reshape(rows.shape), join_scales(k, v)
 
     def widen(self, q: jax.Array) -> jax.Array:
-        """Queries [..., head_dim] as [..., operand] bfloat16."""
-        return jnp.pad(q.astype(jnp.bfloat16), [(0, 0)] * (q.ndim - 1) + [(0, self.operand - self.head_dim)])
+        """Queries [..., head_dim] as [..., operand] of the operands' type."""
+        return jnp.pad(q.astype(self.operand_dtype), [(0, 0)] * (q.ndim - 1) + [(0, self.operand - self.head_dim)])
 
     def narrow(self, out: jax.Array) -> jax.Array:
         """What the kernels make of values, [..., operand], as [..., head_dim]."""

@@ -1,6 +1,6 @@
 """What the attention kernels share: pages on their way into vector memory, and the softmax over what has come so far."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeAlias
 
@@ -11,16 +11,23 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
 from tpu_worker.platforms.metadata import AttentionSpec
-from tpu_worker.platforms.tpu.layout import GROUP, LANES
+from tpu_worker.platforms.tpu.layout import LANES, group_of, split_scales
 
 Ref: TypeAlias = Any  # of Pallas: a place in some memory
 Scalar: TypeAlias = Any  # [] int32, traced or not
 Interpret: TypeAlias = bool | pltpu.InterpretParams  # by which of Pallas' interpreters, if by any
 
 _MOST_POSITIONS = 512  # of a run: enough that a page is on its way while others are computed with
-_MOST_BYTES = 2 << 20  # of one, as long as a page has fewer: vector memory is 16 MiB, where nothing more is asked for
+_MOST_BYTES = 2 << 20  # of one as operands, as long as a page has fewer: vector memory is 16 MiB, where nothing more is asked for
 _MASKED = -0.7 * 3.4e38  # less than any score, and finite, so that no difference of two is NaN
 _LEAST = -1e30  # no more than any score, and so much more than a masked one that this weighs nothing beside it
+
+
+class Scales(NamedTuple):
+    """Of the integers that the positions of a run are kept as, float32 [..., 1, S]."""
+
+    keys: jax.Array
+    values: jax.Array
 
 
 class Span(NamedTuple):
@@ -39,6 +46,8 @@ class Pages:
     buffer: Ref  # [2, KH, run * page, width]
     arrived: Ref  # [2] semaphores
     run: int
+    scales: Ref | None = None  # of integers [NB, KH, 1, lanes] …
+    scale_buffer: Ref | None = None  # … and [2, run, KH, 1, lanes]
 
     @property
     def page(self) -> int:
@@ -72,27 +81,53 @@ class Pages:
 
         def one(i: Scalar, _: None) -> None:
             where = pl.ds(pl.multiple_of(i * self.page, self.page), self.page)
-            source = self.cache.at[span.table[0, 0, first + i]]
-            do(pltpu.make_async_copy(source, self.buffer.at[half, :, where, :], self.arrived.at[half]))
+            block = span.table[0, 0, first + i]
+            do(pltpu.make_async_copy(self.cache.at[block], self.buffer.at[half, :, where, :], self.arrived.at[half]))
+            if self.scales is not None and self.scale_buffer is not None:
+                do(pltpu.make_async_copy(self.scales.at[block], self.scale_buffer.at[half, i], self.arrived.at[half]))
 
         lax.fori_loop(0, count, one, None)
 
     def clear_after(self, half: Scalar, last: Scalar) -> None:
-        """Zeros behind a position of a run, counted within it: what lies there may be NaN, and 0 × NaN is NaN."""
-        group = last // GROUP
+        """Zeros behind a position of a run, counted within it: what lies there may be NaN, and 0 × NaN is NaN. Integers are not."""
+        if self.scales is not None:
+            return
+        size = group_of(self.buffer.dtype)
+        group = last // size
         where = self.group(half, group)
-        rows = lax.broadcasted_iota(jnp.int32, where.shape, 1)
-        where[...] = jnp.where(rows <= last % GROUP, where[...], jnp.zeros((), where.dtype))
+        kept = lax.broadcasted_iota(jnp.int32, where.shape, 1) <= last % size
+        where[...] = choose_rows(kept, where[...], jnp.zeros((), where.dtype))
 
         def clear(i: Scalar, _: None) -> None:
             where = self.group(half, i)
             where[...] = jnp.zeros(where.shape, where.dtype)
 
-        lax.fori_loop(group + 1, self.positions // GROUP, clear, None)
+        lax.fori_loop(group + 1, self.positions // size, clear, None)
 
     def group(self, half: Scalar, group: Scalar) -> Ref:
-        """A tile's rows of a run, [KH, GROUP, width]."""
-        return self.buffer.at[half, :, pl.ds(pl.multiple_of(group * GROUP, GROUP), GROUP), :]
+        """A tile's rows of a run, [KH, rows, width]."""
+        size = group_of(self.buffer.dtype)
+        return self.buffer.at[half, :, pl.ds(pl.multiple_of(group * size, size), size), :]
+
+    def scales_of(self, half: Scalar) -> Scales | None:
+        """Those of a run, [KH, 1, S]; what lies behind the span's end may be anything."""
+        if self.scale_buffer is None:
+            return None
+        parts = [self.scale_buffer[half, i][..., : self.page] for i in range(self.run)]
+        return Scales(*split_scales(jnp.concatenate(parts, axis=-1) if self.run > 1 else parts[0]))
+
+
+def choose_rows(chosen: jax.Array, some: jax.Array, others: jax.Array) -> jax.Array:
+    """`jnp.where`, of rows of the cache's type: in 32 bits where they are of 8, in which older chips compute nothing."""
+    if some.dtype.itemsize > 1:
+        return jnp.where(chosen, some, others)
+    wide = jnp.int32 if some.dtype == jnp.int8 else jnp.float32
+    return jnp.where(chosen, some.astype(wide), others.astype(wide)).astype(some.dtype)
+
+
+def in_main_memory(arrays: Iterable[jax.Array], interpret: Interpret) -> list[jax.Array]:
+    """Operands of a kernel that stay there: XLA would bring small ones to vector memory as a whole, and write them back."""
+    return [array if interpret else pltpu.with_memory_space_constraint(array, pltpu.HBM) for array in arrays]
 
 
 def grid_of(total: jax.Array) -> Scalar:
@@ -128,7 +163,7 @@ def table_specs(row_of: Callable[..., Scalar], width: int) -> list[pl.BlockSpec]
 def pages_at_once(cache: jax.Array | jax.ShapeDtypeStruct) -> int:
     """Pages of a run of a cache [NB, KH, page, width]."""
     _, num_kv_heads, page, width = cache.shape
-    positions = min(_MOST_POSITIONS, _MOST_BYTES // (num_kv_heads * width * cache.dtype.itemsize))
+    positions = min(_MOST_POSITIONS, _MOST_BYTES // (num_kv_heads * width * max(2, cache.dtype.itemsize)))
     return max(1, positions // page)
 
 
@@ -148,17 +183,25 @@ def begin(sinks: jax.Array | None, shape: tuple[int, ...]) -> Softmax:
     return Softmax(sinks[..., :1], jnp.ones(rows, jnp.float32), jnp.zeros(shape, jnp.float32))
 
 
-def advance(softmax: Softmax, q: jax.Array, rows: jax.Array, seen: jax.Array, soft_cap: float | None) -> Softmax:
+def advance(
+    softmax: Softmax, q: jax.Array, rows: jax.Array, scales: Scales | None, seen: jax.Array, soft_cap: float | None
+) -> Softmax:
     """With some positions more: queries [..., M, operand], rows of the cache [..., S, width], seen [..., M, S] bool.
 
-    Leading dimensions, the same in all, are heads.
+    Leading dimensions, the same in all, are heads. Rows of 8 bits are multiplied as bfloat16, which changes none, and scales are
+    put to scores and weights.
     """
     operand = q.shape[-1]
+    rows = rows.astype(q.dtype)
+    precision = lax.Precision.HIGHEST if q.dtype == jnp.float32 else None
     is_shared = rows.shape[-1] == LANES
     keys, values = (rows, rows) if is_shared else (rows[..., :operand], rows[..., operand:])
     heads = tuple(range(q.ndim - 2))
     last = q.ndim - 1
-    scores = lax.dot_general(q, keys, (((last,), (last,)), (heads, heads)), preferred_element_type=jnp.float32)
+    sides = (((last,), (last,)), (heads, heads))
+    scores = lax.dot_general(q, keys, sides, precision=precision, preferred_element_type=jnp.float32)
+    if scales is not None:
+        scores *= scales.keys
     if soft_cap is not None:
         scores = soft_cap * jnp.tanh(scores * (1.0 / soft_cap))
     scores = jnp.where(seen, scores, _MASKED)
@@ -167,8 +210,10 @@ def advance(softmax: Softmax, q: jax.Array, rows: jax.Array, seen: jax.Array, so
     weights = jnp.exp(scores - jnp.maximum(top, _LEAST))
     shrink = jnp.exp(softmax.top - top)
     total = softmax.total * shrink + jnp.sum(weights, axis=-1, keepdims=True)
+    if scales is not None:
+        weights = jnp.where(seen, weights * scales.values, 0.0)
     sides = (((last,), (last - 1,)), (heads, heads))
-    partial = lax.dot_general(weights.astype(rows.dtype), values, sides, preferred_element_type=jnp.float32)
+    partial = lax.dot_general(weights.astype(rows.dtype), values, sides, precision=precision, preferred_element_type=jnp.float32)
     return Softmax(top, total, softmax.out * shrink + partial)
 
 

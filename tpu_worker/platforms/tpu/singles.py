@@ -1,7 +1,7 @@
 """Attention of single tokens, which decoding is: each reads its row's pages once, and its own key and value go in with them."""
 
 import functools
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +10,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
 from tpu_worker.platforms.metadata import AttentionSpec
-from tpu_worker.platforms.tpu.layout import GROUP
+from tpu_worker.platforms.tpu.layout import Cache, ScaledCache, group_of
 from tpu_worker.platforms.tpu.pages import (
     Interpret,
     Pages,
@@ -20,9 +20,11 @@ from tpu_worker.platforms.tpu.pages import (
     Span,
     advance,
     begin,
+    choose_rows,
     each_item,
     finish,
     grid_of,
+    in_main_memory,
     is_seen,
     pages_at_once,
     table_specs,
@@ -40,67 +42,80 @@ class Singles(NamedTuple):
 
 def attend(
     q: jax.Array,
-    new: jax.Array,
-    cache: jax.Array,
+    new: Cache,
+    cache: Cache,
     singles: Singles,
     tables: jax.Array,
     sinks: jax.Array | None,
     spec: AttentionSpec,
     *,
     interpret: Interpret,
-) -> tuple[jax.Array, jax.Array]:
+) -> tuple[jax.Array, Cache]:
     """Writes the rows of `singles` to the cache, which is changed in place, and attends.
 
-    q [N, KH, M, operand] bfloat16, scaled: the M queries of each token that read the same head of keys; new [N, KH, 1, width], of
-    the cache's type; cache [NB, KH, page, width]; tables [R, MB] int32; sinks [KH, M, LANES] float32. Returns the
-    output [N, KH, M, operand] bfloat16, of which only the places that `singles` names mean anything, and the cache.
+    q [N, KH, M, operand], scaled, of the type that rows are multiplied as: the M queries of each token that read the same head of
+    keys; new [N, KH, 1, width], of the cache's type; cache [NB, KH, page, width]; both with the scales of integers, of `new`
+    [N, KH, 1, lanes], all lanes alike; tables [R, MB] int32; sinks [KH, M, LANES] float32. Returns the output, like q, of which
+    only the places that `singles` names mean anything, and the cache.
     """
-    num_kv_heads, page, width = cache.shape[1:]
-    run = pages_at_once(cache)
+    rows, scales = cache if isinstance(cache, ScaledCache) else (cache, None)
+    num_kv_heads, page, width = rows.shape[1:]
+    run = pages_at_once(rows)
     num_prefetched = len(singles)
-    operands: list[jax.Array] = [tables[:, None], tables[:, None], q, new, cache] + ([] if sinks is None else [sinks])
+    coming = [new.rows, new.scales] if isinstance(new, ScaledCache) else [new]
+    kept = in_main_memory([rows] if scales is None else [rows, scales], interpret)
+    operands: list[jax.Array] = [tables[:, None], tables[:, None], q, *coming, *kept] + ([] if sinks is None else [sinks])
+    anywhere = [pl.BlockSpec(memory_space=pl.ANY) for _ in kept]
 
     def at_place(shape: tuple[int, ...]) -> pl.BlockSpec:
         return pl.BlockSpec((1, *shape[1:]), lambda i, _, places, *__: (places[i], 0, 0, 0))
 
     in_specs = table_specs(lambda item, total, places, rows, positions: rows[item], tables.shape[1])  # noqa: ARG005
-    in_specs += [at_place(q.shape), at_place(new.shape), pl.BlockSpec(memory_space=pl.ANY)]
+    in_specs += [at_place(q.shape), *(at_place(array.shape) for array in coming), *anywhere]
     if sinks is not None:
         in_specs.append(pl.BlockSpec(sinks.shape, lambda *_: (0, 0, 0)))
-    out: jax.Array
-    out, cache = pl.pallas_call(
-        each_item(functools.partial(_kernel, spec, run, sinks is not None)),
+    scratch: list[Any] = [
+        pltpu.VMEM((2, num_kv_heads, run * page, width), rows.dtype),
+        pltpu.VMEM((2, num_kv_heads, group_of(rows.dtype), width), rows.dtype),
+        pltpu.SemaphoreType.DMA((2,)),
+        pltpu.SemaphoreType.DMA((2,)),
+        pltpu.SMEM((3,), jnp.int32),
+    ]
+    if scales is not None:
+        scratch += [pltpu.VMEM((*size, *scales.shape[1:]), jnp.int32) for size in ((2, run), (2,))]
+    out, *written = pl.pallas_call(
+        each_item(functools.partial(_kernel, spec, run, sinks is not None, scales is not None)),
         grid_spec=pltpu.PrefetchScalarGridSpec(
             num_scalar_prefetch=num_prefetched,
             grid=(grid_of(singles.total),),
             in_specs=in_specs,
-            out_specs=(at_place(q.shape), pl.BlockSpec(memory_space=pl.ANY)),
-            scratch_shapes=(
-                pltpu.VMEM((2, num_kv_heads, run * page, width), cache.dtype),
-                pltpu.VMEM((2, num_kv_heads, GROUP, width), cache.dtype),
-                pltpu.SemaphoreType.DMA((2,)),
-                pltpu.SemaphoreType.DMA((2,)),
-                pltpu.SMEM((3,), jnp.int32),
-            ),
+            out_specs=(at_place(q.shape), *anywhere),
+            scratch_shapes=scratch,
         ),
-        out_shape=(jax.ShapeDtypeStruct(q.shape, q.dtype), jax.ShapeDtypeStruct(cache.shape, cache.dtype)),
-        input_output_aliases={num_prefetched + 4: 1},
+        out_shape=tuple(jax.ShapeDtypeStruct(array.shape, array.dtype) for array in (q, *kept)),
+        input_output_aliases={num_prefetched + 3 + len(kept) + i: 1 + i for i in range(len(kept))},
         compiler_params=pltpu.CompilerParams(dimension_semantics=("arbitrary",)),
         interpret=interpret,
         name="attend_singles",
     )(*singles, *operands)
-    return out, cache
+    return out, written[0] if scales is None else ScaledCache(*written)
 
 
 # What is remembered from token to token: the half that comes next; of each slab, whether it is on its way to the cache.
 _HALF, _PENDING = 0, 1
 
 
-def _kernel(spec: AttentionSpec, run: int, has_sinks: bool, token: Scalar, *refs: Ref) -> None:
-    total, _, rows, positions, table, following_table, q, new, _, *rest = refs
+def _kernel(spec: AttentionSpec, run: int, has_sinks: bool, has_scales: bool, token: Scalar, *refs: Ref) -> None:
+    total, _, rows, positions, table, following_table, q, new, *rest = refs
+    new_scales = rest.pop(0) if has_scales else None
+    del rest[: 2 if has_scales else 1]  # the cache, which is an output too
     sinks = rest.pop(0) if has_sinks else None
-    out, cache, buffer, slabs, arrived, written, memory = rest
-    pages = Pages(cache, buffer, arrived, run)
+    out, cache = rest.pop(0), rest.pop(0)
+    scales = rest.pop(0) if has_scales else None
+    buffer, slabs, arrived, written, memory, *rest = rest
+    scale_buffer, scale_slabs = rest if has_scales else (None, None)
+    pages = Pages(cache, buffer, arrived, run, scales, scale_buffer)
+    size = group_of(buffer.dtype)
     span = _span(table, positions[token], spec)
     num_runs = pages.num_runs(span)
     slab = token % 2
@@ -110,15 +125,19 @@ def _kernel(spec: AttentionSpec, run: int, has_sinks: bool, token: Scalar, *refs
         for i in range(3):
             memory[i] = 0
 
-    def write(which: Scalar) -> Ref:
+    def writes(which: Scalar) -> list[Ref]:
         block = table[0, 0, span.last // pages.page]
-        group = pl.ds(pl.multiple_of(span.last % pages.page // GROUP * GROUP, GROUP), GROUP)
-        return pltpu.make_async_copy(slabs.at[which], cache.at[block, :, group, :], written.at[which])
+        group = pl.ds(pl.multiple_of(span.last % pages.page // size * size, size), size)
+        found = [pltpu.make_async_copy(slabs.at[which], cache.at[block, :, group, :], written.at[which])]
+        if scales is not None and scale_slabs is not None:
+            found.append(pltpu.make_async_copy(scale_slabs.at[which], scales.at[block], written.at[which]))
+        return found
 
     def finish_write(which: Scalar) -> None:
         @pl.when(memory[_PENDING + which] != 0)
         def wait_for_it() -> None:
-            write(which).wait()  # wherever it goes: all are as large
+            for write in writes(which):  # wherever they go: all are as large
+                write.wait()
             memory[_PENDING + which] = 0
 
     def follows(token: Scalar) -> jax.Array:
@@ -151,18 +170,25 @@ def _kernel(spec: AttentionSpec, run: int, has_sinks: bool, token: Scalar, *refs
         @pl.when(is_last)
         def put_new() -> None:
             last = span.last - first
-            group = pages.group(half, last // GROUP)
+            group = pages.group(half, last // size)
             finish_write(slab)
-            is_new = lax.broadcasted_iota(jnp.int32, group.shape, 1) == last % GROUP
-            slabs[slab] = jnp.where(is_new, jnp.broadcast_to(new[0], group.shape), group[...])
+            is_new = lax.broadcasted_iota(jnp.int32, group.shape, 1) == last % size
+            slabs[slab] = choose_rows(is_new, new[0], group[...])
             group[...] = slabs[slab]
-            write(slab).start()
+            if new_scales is not None and scale_buffer is not None and scale_slabs is not None:
+                of_page = scale_buffer.at[half, last // pages.page]
+                is_here = lax.broadcasted_iota(jnp.int32, of_page.shape, 2) == last % pages.page
+                scale_slabs[slab] = jnp.where(is_here, new_scales[0], of_page[...])
+                of_page[...] = scale_slabs[slab]
+            for write in writes(slab):
+                write.start()
             memory[_PENDING + slab] = 1
             pages.clear_after(half, last)
 
         memory[_HALF] = 1 - half
         at = first + lax.broadcasted_iota(jnp.int32, (1, 1, pages.positions), 2)
-        return advance(softmax, q[0], buffer[half], is_seen(at, span.last, spec), spec.soft_cap)
+        seen = is_seen(at, span.last, spec)
+        return advance(softmax, q[0], buffer[half], pages.scales_of(half), seen, spec.soft_cap)
 
     start = begin(None if sinks is None else sinks[...], q.shape[1:])
     out[0] = finish(lax.fori_loop(0, num_runs, one_run, start)).astype(out.dtype)

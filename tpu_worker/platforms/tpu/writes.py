@@ -13,7 +13,8 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
-from tpu_worker.platforms.tpu.pages import Interpret, Ref, Scalar, grid_of
+from tpu_worker.platforms.tpu.layout import Cache, ScaledCache, join_scales, split_scales
+from tpu_worker.platforms.tpu.pages import Interpret, Ref, Scalar, choose_rows, grid_of, in_main_memory
 
 _MOST_BYTES = 512 << 10  # of a page at once: with what is coming and going there are eight of them
 
@@ -29,47 +30,63 @@ class Writes(NamedTuple):
     offsets: jax.Array  # [R + 1] int32, likewise
 
 
-def write(new: jax.Array, cache: jax.Array, writes: Writes, *, interpret: Interpret) -> jax.Array:
+def write(new: Cache, cache: Cache, writes: Writes, *, interpret: Interpret) -> Cache:
     """The cache [NB, KH, page, width], changed in place, with the rows new [KH, T, width] of the step's tokens.
 
-    T is filled up to whole pages.
+    T is filled up to whole pages. Scales of integers come with both, the new ones as of as many pages, [T / page, KH, 1, lanes].
     """
-    num_kv_heads, page, width = cache.shape[1:]
-    most = new.shape[1] // page - 1
-    heads = _heads_at_once(cache)
+    rows, scales = cache if isinstance(cache, ScaledCache) else (cache, None)
+    new_rows, new_scales = new if isinstance(new, ScaledCache) else (new, None)
+    num_kv_heads, page, width = rows.shape[1:]
+    most = new_rows.shape[1] // page - 1
+    heads = _heads_at_once(rows)
     num_prefetched = len(writes)
 
-    def source(behind: int) -> pl.BlockSpec:
-        def where(item: Scalar, part: Scalar, *scalars: Ref) -> tuple[Scalar, ...]:
-            _, rows, pages, _, starts, offsets = scalars
-            return part, jnp.minimum(_first_block(page, rows[item], pages[item], starts, offsets) + behind, most), 0
+    def block_of(behind: int, item: Scalar, scalars: tuple[Ref, ...]) -> Scalar:
+        _, rows, pages, _, starts, offsets = scalars
+        return jnp.minimum(_first_block(page, rows[item], pages[item], starts, offsets) + behind, most)
 
-        return pl.BlockSpec((heads, page, width), where)
+    def source(behind: int) -> pl.BlockSpec:
+        return pl.BlockSpec((heads, page, width), lambda item, part, *scalars: (part, block_of(behind, item, scalars), 0))
+
+    def scale_source(behind: int) -> pl.BlockSpec:
+        assert new_scales is not None
+        shape = (1, heads, *new_scales.shape[2:])
+        return pl.BlockSpec(shape, lambda item, part, *scalars: (block_of(behind, item, scalars), part, 0, 0))
 
     def target(item: Scalar, part: Scalar, *scalars: Ref) -> tuple[Scalar, ...]:
         return scalars[3][item], part, 0, 0
 
-    written: jax.Array = pl.pallas_call(
-        functools.partial(_kernel, page),
+    operands, in_specs = [new_rows, new_rows], [source(0), source(1)]
+    kept, out_specs = in_main_memory([rows], interpret), [pl.BlockSpec((1, heads, page, width), target)]
+    if scales is not None and new_scales is not None:
+        operands, in_specs = [*operands, new_scales, new_scales], [*in_specs, scale_source(0), scale_source(1)]
+        kept, out_specs = (
+            in_main_memory([rows, scales], interpret),
+            [*out_specs, pl.BlockSpec((1, heads, *scales.shape[2:]), target)],
+        )
+    first = num_prefetched + len(operands)
+    written = pl.pallas_call(
+        functools.partial(_kernel, page, scales is not None),
         grid_spec=pltpu.PrefetchScalarGridSpec(
             num_scalar_prefetch=num_prefetched,
             grid=(grid_of(writes.total), num_kv_heads // heads),
-            in_specs=[source(0), source(1), pl.BlockSpec((1, heads, page, width), target)],
-            out_specs=pl.BlockSpec((1, heads, page, width), target),
+            in_specs=in_specs + out_specs,
+            out_specs=out_specs,
         ),
-        out_shape=jax.ShapeDtypeStruct(cache.shape, cache.dtype),
-        input_output_aliases={num_prefetched + 2: 0},
+        out_shape=[jax.ShapeDtypeStruct(array.shape, array.dtype) for array in kept],
+        input_output_aliases={first + i: i for i in range(len(kept))},
         compiler_params=pltpu.CompilerParams(dimension_semantics=("arbitrary", "arbitrary")),
         interpret=interpret,
         name="write_pages",
-    )(*writes, new, new, cache)
-    return written
+    )(*writes, *operands, *kept)
+    return written[0] if scales is None else ScaledCache(*written)
 
 
 def _heads_at_once(cache: jax.Array) -> int:
     """How many heads' parts of a page, of a cache [NB, KH, page, width], are in vector memory together: a divisor of KH."""
     _, num_kv_heads, page, width = cache.shape
-    most = max(1, _MOST_BYTES // (page * width * cache.dtype.itemsize))
+    most = max(1, _MOST_BYTES // (page * width * max(2, cache.dtype.itemsize)))
     return max(heads for heads in range(1, num_kv_heads + 1) if num_kv_heads % heads == 0 and heads <= most)
 
 
@@ -78,26 +95,59 @@ def _first_block(page: int, row: Scalar, index: Scalar, starts: Ref, offsets: Re
     return (offsets[row] + jnp.maximum(index * page - starts[row], 0)) // page
 
 
-def _kernel(page: int, *refs: Ref) -> None:
-    total, rows, indices, _, starts, offsets, new, following, old, out = refs
+def _kernel(page: int, has_scales: bool, *refs: Ref) -> None:
+    total, rows, indices, _, starts, offsets, new, following, *rest = refs
+    new_scales = (rest.pop(0), rest.pop(0)) if has_scales else None
+    old, *rest = rest
+    old_scales = rest.pop(0) if has_scales else None
+    out, out_scales = (*rest, None)[:2]
     item = pl.program_id(0)
     row, index = rows[item], indices[item]
     first = _first_block(page, row, index, starts, offsets) * page  # token
-    # By position of the page: its token, counted from there.
-    token = index * page + lax.broadcasted_iota(jnp.int32, (page, 1), 0) - starts[row] + offsets[row]
-    is_new = (token >= offsets[row]) & (token < offsets[row + 1]) & (item < total[0])
-    comes_from = jnp.where(is_new, token - first, -1)
+    operand = jnp.float32 if old.dtype == jnp.float32 else jnp.bfloat16
+    precision = lax.Precision.HIGHEST if old.dtype == jnp.float32 else None
+
+    def tokens_of_page(axis: int) -> tuple[jax.Array, jax.Array]:
+        """By position of the page, along an axis: whether it is written to, and which token, counted from the first, it is."""
+        shape = (page, 1) if axis == 0 else (1, page)
+        token = index * page + lax.broadcasted_iota(jnp.int32, shape, axis) - starts[row] + offsets[row]
+        is_new = (token >= offsets[row]) & (token < offsets[row + 1]) & (item < total[0])
+        return is_new, jnp.where(is_new, token - first, -1)
+
+    def is_mine(behind: int, axis: int) -> jax.Array:
+        """Of the tokens of a block, along an axis: of another row's numbers some may be NaN."""
+        at = first + behind + lax.broadcasted_iota(jnp.int32, (page, 1) if axis == 0 else (1, page), axis)
+        here: jax.Array = (at >= offsets[row]) & (at < offsets[row + 1])
+        return here
+
+    is_new, comes_from = tokens_of_page(0)
+
+    def moves(behind: int) -> jax.Array:
+        """Which token of a block goes to which position, [page (to), page (from)]."""
+        return (comes_from == behind + lax.broadcasted_iota(jnp.int32, (1, page), 1)).astype(operand)
 
     def place(part: Ref, behind: int, head: Scalar) -> jax.Array:
         """What comes of one block, [page, width]."""
-        at = behind + lax.broadcasted_iota(jnp.int32, (page, 1), 0)
-        is_mine = (first + at >= offsets[row]) & (first + at < offsets[row + 1])  # of another row it may be NaN
-        rows = jnp.where(is_mine, part[head], jnp.zeros((), part.dtype))
-        moves = (comes_from == behind + lax.broadcasted_iota(jnp.int32, (1, page), 1)).astype(part.dtype)
-        return jnp.dot(moves, rows, preferred_element_type=jnp.float32)
+        rows = jnp.where(is_mine(behind, 0), part[head].astype(operand), jnp.zeros((), operand))
+        placed: jax.Array = jnp.dot(moves(behind), rows, precision=precision, preferred_element_type=jnp.float32)
+        return placed
+
+    def place_scales(part: Ref, behind: int, head: Scalar) -> tuple[jax.Array, jax.Array]:
+        """The same of the scales of keys and of values, [1, page]."""
+        both = split_scales(part[0, head, :, :page])
+        k, v = (jnp.where(is_mine(behind, 1), x, 0.0).astype(operand) for x in both)
+        sides = (((1,), (1,)), ((), ()))
+        to = moves(behind)
+        return tuple(lax.dot_general(x, to, sides, preferred_element_type=jnp.float32) for x in (k, v))  # type: ignore[return-value]
 
     def one_head(head: Scalar, _: None) -> None:
         moved = place(new, 0, head) + place(following, page, head)
-        out[0, head] = jnp.where(is_new, moved.astype(out.dtype), old[0, head])
+        out[0, head] = choose_rows(is_new, moved.astype(out.dtype), old[0, head])
+        if new_scales is not None and old_scales is not None and out_scales is not None:
+            (k, v), (more_k, more_v) = place_scales(new_scales[0], 0, head), place_scales(new_scales[1], page, head)
+            before = old_scales[0, head]
+            out_scales[0, head] = before
+            joined = join_scales(k + more_k, v + more_v)
+            out_scales[0, head, :, :page] = jnp.where(tokens_of_page(1)[0], joined, before[:, :page])
 
     lax.fori_loop(0, out.shape[1], one_head, None)

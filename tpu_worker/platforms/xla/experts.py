@@ -12,13 +12,15 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from protocol.config import FloatType
 from tpu_worker.models.layers import Activation, gated, rms_norm
 from tpu_worker.platforms.platform import Allocate, HostArray
-from tpu_worker.platforms.xla.products import PlainWeight
+from tpu_worker.platforms.xla.products import PlainWeight, ScaledWeight, Weight
 from tpu_worker.stacking import Operand, value
 from tpu_worker.weights.blocks import BlockMatrix
+from tpu_worker.weights.scaled_rows import ScaledRows
 
 _TILE_ROWS = 16  # of a product on the CPU: few enough for decoding, enough to read an expert's weights seldom in prompts
 
@@ -27,21 +29,28 @@ _WITH_ROWS = (((1,), (1,)), ((), ()))
 
 
 def pack_experts(
-    read: Callable[[int], HostArray | BlockMatrix],
+    read: Callable[[int], HostArray | ScaledRows | BlockMatrix],
     num_experts: int,
     allocate: Allocate,
     *,
     gated: bool = False,
     dtype: FloatType = "bfloat16",
-) -> PlainWeight:
+) -> Weight:
     """`platform.PackExperts`: [experts, out, in]."""
-    values = None
+    values: HostArray | None = None
+    scales: HostArray | None = None
     for expert in range(num_experts):
         weight = read(expert)
         if values is None:
-            values = allocate((num_experts, *weight.shape), jnp.dtype(dtype))
-        values[expert] = weight.values() if isinstance(weight, BlockMatrix) else weight
-    return PlainWeight(values, gated)  # type: ignore[arg-type]
+            kept = weight.numbers.dtype if isinstance(weight, ScaledRows) else jnp.dtype(dtype)
+            values = allocate((num_experts, *weight.shape), kept)
+            scales = allocate((num_experts, weight.shape[0]), np.float32) if isinstance(weight, ScaledRows) else None
+        if isinstance(weight, ScaledRows):
+            assert scales is not None
+            values[expert], scales[expert] = weight.numbers, weight.scales
+        else:
+            values[expert] = weight.values() if isinstance(weight, BlockMatrix) else weight
+    return PlainWeight(values, gated) if scales is None else ScaledWeight(values, scales, gated)  # type: ignore[arg-type]
 
 
 class _Sorted(NamedTuple):
@@ -56,8 +65,8 @@ def experts(
     x: jax.Array,
     chosen: jax.Array,
     shares: jax.Array,
-    gate_up: PlainWeight,
-    down: PlainWeight,
+    gate_up: Weight,
+    down: Weight,
     *,
     activation: Activation,
     num_rows: jax.Array,
@@ -75,8 +84,8 @@ def experts(
     if keys.size <= num_experts:
         mine = jnp.minimum(keys, num_experts - 1)
 
-        def of_choices(rows: jax.Array, weight: PlainWeight) -> jax.Array:
-            values = weight.values[mine]
+        def of_choices(rows: jax.Array, weight: Weight) -> jax.Array:
+            values = weight.operand(weight.values[mine])
             precision = weight.precision
             return jnp.einsum("ri,roi->ro", weight.inputs(rows), values, precision=precision, preferred_element_type=jnp.float32)
 
@@ -84,10 +93,10 @@ def experts(
         return _add_up(out, keys < num_experts, shares, residual)
     by_expert = _sort(keys, num_experts)
 
-    def of_groups(rows: jax.Array, weight: PlainWeight) -> jax.Array:
+    def of_groups(rows: jax.Array, weight: Weight) -> jax.Array:
         return jax.lax.ragged_dot_general(
             weight.inputs(rows),
-            weight.values,
+            weight.operand(weight.values),
             by_expert.sizes,
             _BY_EXPERT,
             precision=weight.precision,
@@ -104,8 +113,8 @@ def experts_in_tiles(
     x: jax.Array,
     chosen: jax.Array,
     shares: jax.Array,
-    gate_up: PlainWeight,
-    down: PlainWeight,
+    gate_up: Weight,
+    down: Weight,
     *,
     activation: Activation,
     num_rows: jax.Array,
@@ -114,28 +123,29 @@ def experts_in_tiles(
     gate_up_bias: Operand | None = None,
     down_bias: Operand | None = None,
     residual: jax.Array | None = None,
+    tile_rows: int = _TILE_ROWS,
 ) -> jax.Array:
-    """`platform.Experts`, for the CPU."""
+    """`platform.Experts`, in tiles of so many rows of one expert."""
     num_experts, width = len(gate_up.values), down.values.shape[1]
     keys = _keys(chosen, num_rows, num_experts)
     by_expert = _sort(keys, num_experts)
     rows = _inputs(x, norm, eps)[by_expert.order // chosen.shape[1]]
-    rows = jnp.pad(rows, ((0, _TILE_ROWS), (0, 0)))
+    rows = jnp.pad(rows, ((0, tile_rows), (0, 0)))
     biases = _biases(gate_up_bias, down_bias, num_experts)
-    tiles_of = (by_expert.sizes + _TILE_ROWS - 1) // _TILE_ROWS
+    tiles_of = (by_expert.sizes + tile_rows - 1) // tile_rows
     tile_ends, row_ends = jnp.cumsum(tiles_of), jnp.cumsum(by_expert.sizes)
 
     def one_tile(index: jax.Array, out: jax.Array) -> jax.Array:
         expert = jnp.searchsorted(tile_ends, index, side="right", method="compare_all").astype(jnp.int32)
-        first = row_ends[expert] - by_expert.sizes[expert] + (index - tile_ends[expert] + tiles_of[expert]) * _TILE_ROWS
+        first = row_ends[expert] - by_expert.sizes[expert] + (index - tile_ends[expert] + tiles_of[expert]) * tile_rows
 
-        def of_expert(rows: jax.Array, weight: PlainWeight) -> jax.Array:
-            values = jax.lax.dynamic_index_in_dim(weight.values, expert, keepdims=False)
+        def of_expert(rows: jax.Array, weight: Weight) -> jax.Array:
+            values = weight.operand(weight.of_expert(expert))
             return jax.lax.dot_general(
                 weight.inputs(rows), values, _WITH_ROWS, precision=weight.precision, preferred_element_type=jnp.float32
             )
 
-        tile = jax.lax.dynamic_slice_in_dim(rows, first, _TILE_ROWS)
+        tile = jax.lax.dynamic_slice_in_dim(rows, first, tile_rows)
         made = _apply(of_expert, tile, expert[None], gate_up, down, activation, biases)
         # What a tile has of the rows behind its expert's is wrong, and the tiles after it write over that.
         return jax.lax.dynamic_update_slice_in_dim(out, made, first, axis=0)
@@ -200,20 +210,20 @@ def _biases(gate_up: Operand | None, down: Operand | None, num_experts: int) -> 
 
 
 def _apply(
-    multiply: Callable[[jax.Array, PlainWeight], jax.Array],
+    multiply: Callable[[jax.Array, Weight], jax.Array],
     rows: jax.Array,
     expert: jax.Array,
-    gate_up: PlainWeight,
-    down: PlainWeight,
+    gate_up: Weight,
+    down: Weight,
     activation: Activation,
     biases: tuple[jax.Array | None, jax.Array | None],
 ) -> jax.Array:
     """What experts make of their rows [R, in], with the product that is theirs; expert [R], or [1] where it is that of all."""
-    both = multiply(rows, gate_up)
+    both = gate_up.finish(multiply(rows, gate_up), expert)
     if biases[0] is not None:
         both += biases[0][expert]
     gate, up = jnp.split(both, 2, axis=-1)
-    out = multiply(gated(activation, gate, up), down)
+    out = down.finish(multiply(gated(activation, gate, up), down), expert)
     return out if biases[1] is None else out + biases[1][expert]
 
 

@@ -11,6 +11,7 @@ from protocol.codec import Float32Array
 from protocol.quantization_config import WeightFormat
 from tpu_worker.weights.blocks import BlockMatrix
 from tpu_worker.weights.scaled_blocks import SPANS, kind_of, rows_of
+from tpu_worker.weights.scaled_rows import NarrowType, ScaledRows
 
 FLOAT8 = np.dtype(ml_dtypes.float8_e4m3fn)
 
@@ -54,6 +55,12 @@ class ScaledMatrix:
         values *= self.scales[:, groups]
         return values
 
+    def rows(self) -> ScaledRows:
+        """The same, of a form that `narrow_type_of` knows."""
+        if self.zeros is not None and self.zeros.any():
+            raise ValueError("zero points other than 0 of weights that the config says are symmetric")
+        return ScaledRows(np.ascontiguousarray(self.numbers), np.ascontiguousarray(self.scales[:, 0]))
+
     def blocks(self, kind: str) -> BlockMatrix:
         """The same in blocks of one of `scaled_blocks.SPANS`, which `kept_kind` has found to hold it."""
         span = SPANS[kind]
@@ -68,6 +75,13 @@ def _wide(numbers: npt.NDArray[Any]) -> Float32Array:
         table = np.arange(256, dtype=np.uint8).view(FLOAT8).astype(np.float32)
         return table[numbers.view(np.uint8)]  # type: ignore[no-any-return]
     return np.ascontiguousarray(numbers).astype(np.float32)
+
+
+def narrow_type_of(form: WeightFormat) -> NarrowType | None:
+    """The eight bits that weights of this form are held in, if every output has one scale and no zero point."""
+    if form.inputs is not None or not form.symmetric or form.storage not in ("float8", "int8"):
+        return None
+    return "fp8" if form.storage == "float8" else "int8"
 
 
 def kept_kind(form: WeightFormat, num_inputs: int) -> str:

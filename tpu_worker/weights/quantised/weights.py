@@ -9,9 +9,10 @@ from protocol.errors import ModelError
 from protocol.quantization_config import FIELD, QuantizationConfig, WeightFormat
 from tpu_worker.models.spec import Part, Within
 from tpu_worker.weights.blocks import BlockMatrix
-from tpu_worker.weights.quantised.matrix import ScaledMatrix, kept_kind
+from tpu_worker.weights.quantised.matrix import ScaledMatrix, kept_kind, narrow_type_of
 from tpu_worker.weights.quantised.schemes import LEFT_OUT, NARROW_TYPES, SCHEMES, TENSORS
 from tpu_worker.weights.quantised.tensors import Module
+from tpu_worker.weights.scaled_rows import NarrowType, ScaledRows
 from tpu_worker.weights.tensor_files import TensorFiles
 
 _WEIGHT = ".weight"
@@ -85,6 +86,14 @@ class QuantisedWeights:
     def read_blocks(self, part: Part) -> BlockMatrix:
         """As `WeightSource.read_blocks` does."""
         return self._read(part).blocks(self.kind(part))
+
+    def narrow_type(self, part: Part) -> NarrowType | None:
+        """As `WeightSource.narrow_type` has it, of a part of a quantised weight."""
+        return narrow_type_of(self._found[part][0].form)
+
+    def read_narrow(self, part: Part) -> ScaledRows:
+        """As `WeightSource.read_narrow` does."""
+        return self._read(part).rows()
 
     def _read(self, part: Part) -> ScaledMatrix:
         module, rows = self._found[part]

@@ -1,6 +1,6 @@
 """Compiles steps of a model for chips that are not there: `… compile_steps CONFIG_JSON TOPOLOGY CHIPS KERNELS TOKENSxROWS …`.
 
-KERNELS: "Pallas", or "XLA" for attention without any.
+KERNELS: "Pallas", or "XLA" for attention without any; behind colons what weights and KV cache are kept as: "Pallas:int8:fp8_e4m3".
 
 A process of its own, since libtpu must be told before JAX starts. Writes what there is to say of each program as JSON.
 """
@@ -12,7 +12,7 @@ import re
 import sys
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 # Whatever is said here serves: only the topology counts.
 os.environ |= {"TPU_SKIP_MDS_QUERY": "1", "TPU_WORKER_HOSTNAMES": "localhost", "TPU_ACCELERATOR_TYPE": "v6e-4"}
@@ -25,6 +25,7 @@ import numpy.typing as npt
 from jax.experimental import topologies
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from protocol.config import KvCacheDtype, Quantization
 from tpu_worker.buckets import Bucket
 from tpu_worker.inputs import make_slots
 from tpu_worker.kv_cache import make_caches
@@ -39,6 +40,7 @@ from tpu_worker.platforms.platform import Place
 from tpu_worker.program import STATE, Compiler, DeviceState
 from tpu_worker.weights.blocks import BlockMatrix
 from tpu_worker.weights.load import WeightLoader
+from tpu_worker.weights.scaled_rows import NarrowType, ScaledRows
 
 NUM_BLOCKS, MAX_MODEL_LEN, MAX_NUM_SEQS = 2048, 131072, 256  # a context as Llama 3.2's models have it
 SMALL = 1 << 16  # values: what is smaller may be copied
@@ -78,6 +80,12 @@ class Zeros:
     def read_blocks(self, part: Part) -> BlockMatrix:
         raise AssertionError(f"{part.name}: asked for in blocks, and stored_kind says that there are none")
 
+    def narrow_type(self, part: Part) -> NarrowType | None:
+        return None
+
+    def read_narrow(self, part: Part) -> ScaledRows:
+        raise AssertionError(f"{part.name}: asked for in eight bits, and narrow_type says that it has none")
+
     def inverse_frequencies(self, rope: Rope, num_positions: int = 0) -> npt.NDArray[np.float32]:
         return rope.inverse_frequencies(num_positions)
 
@@ -105,12 +113,15 @@ def describe(compiled: Any, weights: Tree, caches: Tree, logits: tuple[int, int]
 
 
 def find_copies(text: str, shapes: set[tuple[int, ...]]) -> list[str]:
-    """The instructions of a program that make another array of one of these shapes.
+    """The instructions of a program that make another array of one of these shapes, of any type, or of a matrix turned round.
 
-    Copies into vector memory, which is `S(1)`, are how weights are read, where nothing but their place changes.
+    Copies into vector memory, which is `S(1)`, are how weights are read, where nothing but their place changes. What a fusion does
+    within itself makes no array.
     """
-    wanted = "|".join(re.escape(",".join(map(str, shape))) for shape in shapes)
-    made = rf"(?m)^.* = \w+\[(?:{wanted})\][^ ]* (?:fusion|transpose|convert|scatter|dynamic-update-slice)\(.*$"
+    text = without_fused(text)
+    turned = {shape[::-1] for shape in shapes if len(shape) == 2}
+    wanted = "|".join(re.escape(",".join(map(str, shape))) for shape in shapes | turned)
+    made = rf"(?m)^.* = \w+\[(?:{wanted})\][^ ]* (?:fusion|transpose|convert|scatter|dynamic-update-slice|call-done)\(.*$"
     copied = rf"(?m)^.* = \w+\[(?:{wanted})\][^ ]* copy\(.*$"
     moved = rf"(?m)^.* = \(\w+\[(?:{wanted})\](?![^ ]*S\(1\))[^ ]*, .* copy-start\(.*$"
     found = re.findall(made, entry_of(text)) + re.findall(copied, text) + re.findall(moved, text)
@@ -126,6 +137,13 @@ def count_readers(text: str, shape: tuple[int, int]) -> int:
     return sum(1 for operands in readers if arrays & set(operands.split(", ")))
 
 
+def without_fused(text: str) -> str:
+    """A program without the computations that fusions are made of."""
+    fused = {*re.findall(r" fusion\(.*\bcalls=(%[\w.-]+)", text)}
+    computations = text.split("\n}\n")
+    return "\n}\n".join(one for one in computations if one.strip().partition(" ")[0] not in fused)
+
+
 def entry_of(text: str) -> str:
     """The main computation, without those that it calls."""
     return text[text.index("\nENTRY ") :]
@@ -137,7 +155,17 @@ def main(config: str, topology: str, chips: str, kernels: str, *buckets: str) ->
     layout = AbsentLayout(mesh, RULES)
     spec = layout.spec_of_shard(source.model.spec)
     head_dims, kv_heads = {layer.head_dim for layer in spec.layers}, min(layer.num_kv_heads for layer in spec.layers)
-    platform = choose_platform("tpu", "auto", (), None, head_dims, layout.num_shards, num_kv_heads=kv_heads)
+    kernels, quantization, kv_cache_dtype = (*kernels.split(":"), "auto", "auto")[:3]
+    platform = choose_platform(
+        "tpu",
+        cast(Quantization, quantization),
+        (),
+        None,
+        head_dims,
+        layout.num_shards,
+        num_kv_heads=kv_heads,
+        kv_cache_dtype=cast(KvCacheDtype, kv_cache_dtype),
+    )
     if kernels == "XLA":
         platform = replace(platform, attention=xla.ATTENTION)
     groups = one_group(spec)

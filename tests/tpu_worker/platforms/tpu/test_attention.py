@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
-import ml_dtypes
 import numpy as np
+import numpy.typing as npt
 import pytest
 from jax._src.pallas.mosaic.interpret import interpret_pallas_call  # where it says what races it found
 from jax.experimental.pallas import tpu as pltpu
@@ -15,9 +15,10 @@ from jax.experimental.pallas import tpu as pltpu
 from protocol.codec import Float32Array, Int32Array
 from tests.margins import TYPICAL, Margins
 from tpu_worker.platforms import reference
+from tpu_worker.platforms.cache_types import CacheType, quantise, round_to
 from tpu_worker.platforms.metadata import AttentionMetadata, AttentionSpec
 from tpu_worker.platforms.tpu.attention import Attend, prepare
-from tpu_worker.platforms.tpu.layout import RowLayout
+from tpu_worker.platforms.tpu.layout import Cache, RowLayout, ScaledCache, lanes_of, split_scales
 from tpu_worker.platforms.tpu.pages import Interpret
 
 ROUNDOFF = 2.0**-8  # of bfloat16
@@ -33,6 +34,7 @@ class Shape:
     window: int | None = None
     cap: float | None = None
     sinks: bool = False
+    kept: CacheType = "bfloat16"
 
     @property
     def spec(self) -> AttentionSpec:
@@ -53,8 +55,12 @@ DECODE = Step(((0, 1), (15, 1), (16, 1), (130, 1), (30, 3), (63, 1), (0, 2), (0,
 LONG = Step(((700, 1), (511, 1), (512, 1), (480, 200), (0, 90), (1030, 1)), 300)
 
 
-def rounded(values: Float32Array) -> Float32Array:
-    return values.astype(ml_dtypes.bfloat16).astype(np.float32)
+def rounded(values: Float32Array, kept: CacheType = "bfloat16") -> Float32Array:
+    """What becomes of heads [..., D] in a cache of this type."""
+    if kept == "int8":
+        numbers, scales = quantise(jnp.asarray(values))
+        return np.asarray(numbers * scales.astype(jnp.float32)[..., None])
+    return np.asarray(round_to(jnp.asarray(values), kept), np.float32)
 
 
 @dataclass(frozen=True)
@@ -62,9 +68,9 @@ class Problem:
     """A step's operands. Whatever must not be read is NaN, or a block that is not there."""
 
     q: Float32Array  # [T, H, D]
-    k: Float32Array  # [T, KH, D]
+    k: Float32Array  # [T, KH, D], not rounded to what the cache keeps
     v: Float32Array
-    cache: Float32Array  # [2, NB, page, KH, D]
+    cache: Float32Array  # [2, NB, page, KH, D], likewise
     tables: Int32Array
     starts: Int32Array
     counts: Int32Array
@@ -73,6 +79,15 @@ class Problem:
     @property
     def used(self) -> int:
         return int(self.counts.sum())
+
+    def cache_after(self) -> Float32Array:
+        """With what the step writes."""
+        cache, token = self.cache.copy(), 0
+        for table, start, count in zip(self.tables, self.starts, self.counts, strict=True):
+            at, page = start + np.arange(count), cache.shape[2]
+            cache[:, table[at // page], at % page] = self.k[token : token + count], self.v[token : token + count]
+            token += count
+        return cache
 
 
 def draw(shape: Shape, step: Step, seed: int = 0, longest: int | None = None) -> Problem:
@@ -86,34 +101,43 @@ def draw(shape: Shape, step: Step, seed: int = 0, longest: int | None = None) ->
     cache = np.full((2, blocks, shape.page, shape.kv_heads, shape.dim), np.nan, np.float32)
     for row, (start, count) in enumerate(step.rows):
         at = np.arange(start)
-        cache[:, tables[row, at // shape.page], at % shape.page] = rounded(
-            rng.normal(size=(2, start, shape.kv_heads, shape.dim)).astype(np.float32)
-        )
+        before = rng.normal(size=(2, start, shape.kv_heads, shape.dim)).astype(np.float32)
+        cache[:, tables[row, at // shape.page], at % shape.page] = before
         tables[row, -(-(start + count) // shape.page) :] = NOWHERE
         if shape.window:  # what no token from here on sees belongs to others
             tables[row, : max(0, start + 1 - shape.window) // shape.page] = unwritten
     q = rounded(rng.normal(size=(step.tokens, shape.heads, shape.dim)).astype(np.float32) * np.float32(2 * shape.dim**-0.5))
-    k, v = rounded(rng.normal(size=(2, step.tokens, shape.kv_heads, shape.dim)).astype(np.float32))
+    k, v = rng.normal(size=(2, step.tokens, shape.kv_heads, shape.dim)).astype(np.float32)
     for values in (q, k, v):
         values[int(counts.sum()) :] = np.nan
     sinks = np.linspace(-2, 4, shape.heads, dtype=np.float32) if shape.sinks else None
     return Problem(q, k, v, cache, tables, starts, counts, sinks)
 
 
-def pack_cache(shape: Shape, cache: Float32Array) -> jax.Array:
-    """[2, NB, page, KH, D] as the platform keeps it."""
-    return RowLayout(shape.dim).pair(*jnp.asarray(cache)).swapaxes(1, 2)
+def pack_cache(shape: Shape, cache: Float32Array) -> Cache:
+    """[2, NB, page, KH, D] as the platform keeps it. What is NaN are of integers any, and scales of NaN."""
+    layout = RowLayout(shape.dim, shape.kept)
+    halves = jnp.pad(cache, [(0, 0)] * 4 + [(0, layout.width // 2 - shape.dim)])
+    rows, scales = layout.keep(jnp.concatenate([*halves], axis=-1).astype(layout.new_dtype))
+    rows = rows.swapaxes(1, 2)
+    if scales is None:
+        return rows
+    unwritten = jnp.isnan(split_scales(scales)[0])[..., None].swapaxes(1, 2)
+    garbage = np.random.default_rng(1).integers(-128, 128, rows.shape, np.int8)
+    lanes = ((0, 0), (0, 0), (0, 0), (0, lanes_of(shape.page) - shape.page))
+    padded = jnp.pad(scales.swapaxes(1, 2)[:, :, None], lanes, constant_values=-1)  # of NaN
+    return ScaledCache(jnp.where(unwritten, garbage, rows), padded)
 
 
 @functools.cache
-def program(shape: Shape, tokens: int, interpret: Interpret) -> Callable[..., tuple[jax.Array, jax.Array]]:
-    def attend(qkv: jax.Array, cache: jax.Array, meta: AttentionMetadata, sinks: jax.Array | None) -> tuple[jax.Array, jax.Array]:
-        return Attend(interpret)(qkv, cache, prepare(meta, tokens, shape.page), None, shape.spec, sinks)
+def program(shape: Shape, tokens: int, interpret: Interpret) -> Callable[..., tuple[jax.Array, Cache]]:
+    def attend(qkv: jax.Array, cache: Cache, meta: AttentionMetadata, sinks: jax.Array | None) -> tuple[jax.Array, Cache]:
+        return Attend(interpret, shape.kept)(qkv, cache, prepare(meta, tokens, shape.page), None, shape.spec, sinks)
 
     return jax.jit(attend)
 
 
-def run(shape: Shape, problem: Problem, interpret: Interpret = True) -> tuple[Float32Array, jax.Array]:
+def run(shape: Shape, problem: Problem, interpret: Interpret = True) -> tuple[Float32Array, Cache]:
     """(output [T, H, D], cache)."""
     tokens = len(problem.q)
     offsets = np.concatenate([[0], np.cumsum(problem.counts)]).astype(np.int32)
@@ -127,11 +151,11 @@ def check(
     margins: Margins, shape: Shape, step: Step, interpret: Interpret = True, seed: int = 0, longest: int | None = None
 ) -> None:
     problem = draw(shape, step, seed, longest)
-    expected, cache = reference.attend(
+    expected, _ = reference.attend(
         problem.q,
-        problem.k,
-        problem.v,
-        problem.cache,
+        rounded(problem.k, shape.kept),
+        rounded(problem.v, shape.kept),
+        rounded(problem.cache, shape.kept),
         problem.tables,
         problem.starts,
         problem.counts,
@@ -141,21 +165,35 @@ def check(
         sinks=problem.sinks,
     )
     out, written = run(shape, problem, interpret)
-    # Weights are rounded before values of size 1 are weighted, and so is what comes of it.
+    # Weights are rounded before values of size 1 are weighted, and so is what comes of it; that they are multiplied with scales
+    # first changes nothing of that. In float32 it is scores that are wrong, and so weights: sums of as many products as heads have
+    # features, of which each is rounded, and NumPy's are too.
+    typical = TYPICAL * ROUNDOFF * 2**0.5
+    if shape.kept == "float32":
+        typical = 2 * TYPICAL * 2.0**-24 * (2 + shape.dim**0.5)
     if problem.used:
-        margins.check_rounding("TPU attention", out[: problem.used], expected[: problem.used], TYPICAL * ROUNDOFF * 2**0.5)
+        what = f"TPU attention{'' if shape.kept == 'bfloat16' else f', {shape.kept}'}"
+        margins.check_rounding(what, out[: problem.used], expected[: problem.used], typical)
     assert not out[problem.used :].any()
-    np.testing.assert_array_equal(bits(written), bits(pack_cache(shape, cache)))  # nothing else has changed, NaN neither
+    for ours, theirs in zip(jax.tree.leaves(written), jax.tree.leaves(pack_cache(shape, problem.cache_after())), strict=True):
+        np.testing.assert_array_equal(bits(ours), bits(theirs))  # nothing else has changed, NaN neither
 
 
-def bits(cache: jax.Array) -> np.ndarray[tuple[int, ...], np.dtype[np.uint16]]:
-    return np.asarray(jax.lax.bitcast_convert_type(cache, jnp.uint16))
+def bits(cache: jax.Array) -> npt.NDArray[np.uint8]:
+    """Of numbers with a sign 0 as it is without one: sums have none."""
+    exact = np.ascontiguousarray(cache if cache.dtype.kind == "i" else jnp.where(cache == 0, jnp.zeros((), cache.dtype), cache))
+    return exact.view(np.uint8)
 
 
 @pytest.mark.parametrize(
     ("shape", "step"),
-    [(Shape(8, 2, 64, 16, window=37, cap=5.0, sinks=True), MIXED), (Shape(7, 1, 128, 64), DECODE)],
-    ids=["mixed", "decode"],
+    [
+        (Shape(8, 2, 64, 16, window=37, cap=5.0, sinks=True), MIXED),
+        (Shape(7, 1, 128, 64), DECODE),
+        (Shape(4, 2, 64, 64, window=37, kept="int8"), MIXED),
+        (Shape(3, 1, 128, 32, kept="fp8_e4m3"), DECODE),
+    ],
+    ids=["mixed", "decode", "mixed, int8", "decode, fp8"],
 )
 def test_agrees_with_the_reference(margins: Margins, shape: Shape, step: Step) -> None:
     check(margins, shape, step)
@@ -180,6 +218,12 @@ def test_agrees_with_the_reference(margins: Margins, shape: Shape, step: Step) -
         (Shape(4, 2, 64, 16), Step(((20, 9), (0, 11), (0, 0)), 20)),
         (Shape(4, 2, 64, 16), Step(((0, 0), (0, 0)), 32)),
         (Shape(4, 2, 64, 16), Step(((0, 0), (0, 0)), 2)),
+        (Shape(9, 3, 64, 32, cap=3.0, sinks=True, kept="int8"), DECODE),
+        (Shape(4, 1, 256, 256, window=300, sinks=True, kept="int8"), LONG),
+        (Shape(7, 1, 96, 128, cap=5.0, kept="int8"), MIXED),
+        (Shape(8, 2, 64, 64, window=37, cap=5.0, kept="fp8_e4m3"), MIXED),
+        (Shape(6, 3, 80, 64, window=21, sinks=True, kept="fp8_e5m2"), MIXED),
+        (Shape(8, 2, 64, 16, window=37, cap=5.0, sinks=True, kept="float32"), MIXED),
     ],
     ids=str,
 )
@@ -189,7 +233,9 @@ def test_agrees_with_the_reference_in_every_shape(margins: Margins, shape: Shape
 
 @pytest.mark.slow
 @pytest.mark.parametrize("tokens", [8, 75])
-@pytest.mark.parametrize("shape", [Shape(4, 2, 64, 16, window=40), Shape(3, 1, 128, 32)], ids=str)
+@pytest.mark.parametrize(
+    "shape", [Shape(4, 2, 64, 16, window=40), Shape(3, 1, 128, 32), Shape(4, 2, 64, 32, window=40, kept="int8")], ids=str
+)
 def test_any_step(margins: Margins, shape: Shape, tokens: int) -> None:
     """As many tokens as rows, and more: rows of any length that begin anywhere, some of them padding."""
     rng = np.random.default_rng(tokens)
@@ -212,8 +258,9 @@ def test_any_step(margins: Margins, shape: Shape, tokens: int) -> None:
             Step(((0, 1), (15, 1), (16, 1), (40, 3), (63, 1), (0, 2), (0, 0), (0, 0), (0, 0)), 9),
         ),
         (Shape(4, 2, 64, 16), Step(((20, 1), (0, 5), (16, 2), (14, 12), (0, 0)), 40)),
+        (Shape(2, 1, 64, 32, kept="int8"), Step(((20, 1), (0, 5), (32, 1), (30, 12), (0, 0)), 40)),
     ],
-    ids=["decode", "mixed"],
+    ids=["decode", "mixed", "mixed, int8"],
 )
 def test_nothing_is_read_before_it_has_come(margins: Margins, shape: Shape, step: Step) -> None:
     """In the interpreter that knows of semaphores: what is moved comes when it is waited for, no sooner; memory is NaN first."""

@@ -84,6 +84,26 @@ def test_nothing_large_is_copied(model: dict[str, Any], topology: str, chips: in
             assert program["collectives"] == {"all-reduce": 1 + 2 * LAYERS, "all-gather": 1}
 
 
+@pytest.mark.parametrize(
+    ("model", "topology", "chips", "kernels", "bucket"),
+    [(LLAMA_1B, "v6e:1x1", 1, "Pallas:int8:int8", MIXED), (LLAMA_8B, "v6e:2x2", 4, "Pallas:fp8:fp8_e4m3", DECODE)],
+    ids=["int8, 1B", "fp8, 8B on four"],
+)
+def test_eight_bits_are_never_widened_in_memory(
+    model: dict[str, Any], topology: str, chips: int, kernels: str, bucket: str, tmp_path: Path
+) -> None:
+    """Weights go into products, and the cache into attention, as they are: half as many bytes, and no other array of them."""
+    found = compile_steps(tmp_path, model, topology, chips, kernels, bucket)
+    program, arguments = found[bucket], bytes_of(model, chips, found["block_size"]) // 2
+    assert program["copies"] == []
+    assert program["temporaries"] < MOST_TEMPORARIES
+    assert arguments < program["arguments"] < arguments + MOST_BESIDE
+    several = LAYERS if bucket == MIXED else 0
+    assert program["kernels"] == {"attend_singles": LAYERS, "write_pages": several, "attend_chunks": several}
+    if chips > 1:  # as many as of bfloat16
+        assert program["collectives"] == {"all-reduce": 1 + 2 * LAYERS, "all-gather": 1}
+
+
 def test_copies_are_found_where_there_are_some(tmp_path: Path) -> None:
     """XLA's attention wants the cache in another layout than the one that it is kept in."""
     program = compile_steps(tmp_path, {**LLAMA_1B, "num_hidden_layers": 1}, "v6e:1x1", 1, "XLA", "4x4")["4x4"]
@@ -94,5 +114,5 @@ def test_copies_are_found_where_there_are_some(tmp_path: Path) -> None:
 @pytest.mark.parametrize("topology", ["v5e:1x1", "v6e:1x1", "tpu7x:1x1x1"])
 def test_heads_of_every_family_compile(topology: str) -> None:
     found = run("compile_attention", topology)
-    assert len(found) >= 7
+    assert len(found) >= 12
     assert all(copies == [[], []] for copies in found.values())

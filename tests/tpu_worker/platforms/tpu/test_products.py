@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from tpu_worker import sampler
-from tpu_worker.platforms.greedy import greedy
+from tpu_worker.platforms.tpu import products
 
 
 def test_greedy_is_the_samplers() -> None:
@@ -15,6 +15,6 @@ def test_greedy_is_the_samplers() -> None:
     logits[4, 17], logits[5, 999], logits[6, 3] = np.nan, np.inf, -np.inf
     logits[7] = -np.inf
     logits[8, [0, 999]] = np.nan, np.inf
-    found = np.asarray(jax.jit(greedy)(logits, jnp.int32(10)))
+    found = np.asarray(jax.jit(products.greedy)(logits, jnp.int32(10)))
     np.testing.assert_array_equal(found, sampler.greedy(jnp.asarray(logits)))
     assert found[1] == 5 and found.tolist()[4:9] == [-1, -1, int(np.argmax(logits[6])), -1, -1]

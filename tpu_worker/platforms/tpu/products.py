@@ -1,11 +1,32 @@
-"""The search for the likeliest token as accelerators do it, for which reading the logits is what takes time."""
+"""What the TPU does otherwise than XLA would anywhere."""
+
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
+from tpu_worker.models.layers import Activation
 from tpu_worker.platforms.platform import Sampling
-from tpu_worker.platforms.xla.products import mask
+from tpu_worker.platforms.xla.experts import experts_in_tiles
+from tpu_worker.platforms.xla.products import Weight, mask
+
+_FEWEST_TILE_ROWS = 16  # a tile of bfloat16
+_MOST_TILE_ROWS = 128  # of which each brings its expert's weights again: more rows than the matrix units take at once gain nothing
+
+
+def experts(
+    x: jax.Array, chosen: jax.Array, shares: jax.Array, gate_up: Weight, down: Weight, *, activation: Activation, **more: Any
+) -> jax.Array:
+    """`platform.Experts`. XLA's grouped product would copy all weights in each step, into another layout and out of eight bits.
+
+    A tile has about as many rows as an expert gets of a full step.
+    """
+    each, tile_rows = -(-chosen.size // len(gate_up.values)), _FEWEST_TILE_ROWS
+    while tile_rows < min(each, _MOST_TILE_ROWS):
+        tile_rows *= 2
+    return experts_in_tiles(x, chosen, shares, gate_up, down, activation=activation, tile_rows=tile_rows, **more)
+
 
 _Pair = tuple[jax.Array, jax.Array]  # a logit, and its token
 
