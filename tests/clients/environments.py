@@ -34,7 +34,8 @@ class Environment:
 
     def python(self) -> Path:
         """The interpreter; the environment is made when it is not there yet."""
-        directory, python = self._paths()
+        directory = _cache(self.name, (sys.version, repr(self)))
+        python = directory / "bin" / "python"
         with _locked(directory) as complete:
             if not complete:
                 overrides = directory.with_suffix(".overrides")
@@ -47,15 +48,6 @@ class Environment:
                     _rename(directory, *self.known_as)
                 (directory / COMPLETE).touch()
         return python
-
-    def found(self) -> Path | None:
-        """The interpreter, where the environment has been made before."""
-        directory, python = self._paths()
-        return python if (directory / COMPLETE).exists() else None
-
-    def _paths(self) -> tuple[Path, Path]:
-        directory = _cache(self.name, (sys.version, repr(self)))
-        return directory, directory / "bin" / "python"
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,12 +7,17 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import jax
 import pytest
 
-from tests.tpu_worker.platforms.gpu.plugin import COMMAND, packages, site_packages
+from tests.clients.environments import Environment
 from tests.tpu_worker.platforms.tpu.test_compile import LAYERS, LLAMA_1B, LLAMA_8B
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]  # a program takes three seconds alone, and many where others compile too
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif("COMPILE_FOR_GPUS" not in os.environ, reason="COMPILE_FOR_GPUS=1 has JAX's CUDA plugin downloaded for it"),
+    pytest.mark.timeout(900),  # a program takes three seconds alone, and many where others compile too
+]
 
 DECODE, MIXED = "64x64", "512x16"  # tokens x rows
 NUM_BLOCKS = 8192  # of `compile_steps`
@@ -22,10 +27,15 @@ MOST_BESIDE = 256 << 20  # bytes of tokens, rotary tables, block tables: a secon
 
 @pytest.fixture(scope="module")
 def plugin() -> Path:
-    """Where JAX's CUDA plugin is."""
-    if (python := packages().found()) is None:
-        pytest.skip(f"JAX's CUDA plugin is not here, so nothing compiles for GPUs: `{COMMAND}` fetches it")
-    return site_packages(python)
+    """Where JAX's CUDA plugin is, 132 MB of download: XLA for GPUs with its compilers, of the age of the JAX that runs here."""
+    version = jax.__version__
+    packages = Environment("cuda-plugin", (f"jax-cuda13-plugin=={version}", f"jax-cuda13-pjrt=={version}"))
+    try:
+        python = packages.python()
+    except AssertionError as error:
+        pytest.skip(f"JAX's CUDA plugin cannot be had, so nothing compiles for GPUs: {error}")
+    (directory,) = python.parents[1].glob("lib/python*/site-packages")
+    return directory
 
 
 def run(plugin: Path, module: str, *arguments: str) -> dict[str, Any]:
