@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
 from protocol.codec import Float32Array
+from protocol.errors import ModelError
 from tests.margins import Margins
 from tests.tpu_worker import tiny_experts
 from tests.tpu_worker.models.test_families import all_logits, rounding
@@ -106,6 +107,24 @@ def test_what_files_hold_so_stays_as_it_is(tmp_path: Path, name: str, kind: Narr
     loader = WeightLoader(source, products, make_layout(jax.devices()[:1]), 16, lambda *_: None)
     said = describe_weights(loader.load_rest(loader.load_first()), kinds_held(source))
     assert re.search(rf"\b{kind} \d+ KB", said) and "dequantised" not in said
+
+
+def test_zero_points_that_the_config_denies_are_refused(tmp_path: Path) -> None:
+    """A file with 0 for each is fine."""
+    form, module = FORMATS["int-quantized channel"], "model.layers.1.mlp.down_proj"
+    stored, _ = quantise_tensors(form, make_tensors(WIDE))
+    for zero in (0, 3):
+        zeros = np.full(stored[f"{module}.weight_scale"].shape, zero, np.int8)
+        tensors = {**stored, f"{module}.weight_zero_point": zeros}
+        source = SafetensorsSource(write_model(tmp_path / str(zero), {**WIDE, "quantization_config": form.config}, tensors))
+        if zero == 0:
+            dtypes_of(source, None)
+        else:
+            with pytest.raises(
+                ModelError, match=rf"{re.escape(module)} has zero points other than 0, but by quantization_config in"
+            ):
+                dtypes_of(source, None)
+        dtypes_of(source, None, keeps_narrow=False)
 
 
 @pytest.mark.parametrize("kind", KINDS)

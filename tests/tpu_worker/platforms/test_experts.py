@@ -14,10 +14,11 @@ import pytest
 from tests.margins import ROUNDOFF, TYPICAL, Margins
 from tests.tpu_worker.compiler import needs_compiler
 from tpu_worker.models.layers import Activation, gated
-from tpu_worker.platforms import reference, xla
+from tpu_worker.platforms import reference, tpu, xla
 from tpu_worker.platforms.cpu import make_products, make_xla_products
 from tpu_worker.platforms.platform import Products
 from tpu_worker.stacking import take
+from tpu_worker.weights.scaled_rows import quantise_rows
 
 F32 = npt.NDArray[np.float32]
 EXPERTS, EACH, HIDDEN, MLP = 5, 2, 96, 52  # sizes that fill no panel
@@ -30,6 +31,9 @@ KINDS: dict[str, Callable[[], Products]] = {
     "XLA's on the CPU, float32": lambda: make_xla_products("float32"),
     "XLA's on accelerators, float32": lambda: xla.make_products("float32"),
     "XLA's on accelerators": lambda: xla.PRODUCTS,
+    "XLA's on accelerators, eight bits": lambda: xla.make_products(narrows_to="int8"),
+    "in tiles on accelerators": lambda: tpu.PRODUCTS,
+    "in tiles on accelerators, eight bits": lambda: tpu.make_products(narrows_to="fp8"),
 }
 every_kind = pytest.mark.parametrize("kind", [pytest.param(kind, marks=needs_compiler if "C++" in kind else ()) for kind in KINDS])
 
@@ -46,13 +50,18 @@ class Mixture:
         self.products, self.activation = products, activation
         self.gate_up = round_bf16(random.standard_normal((EXPERTS, 2 * mlp, HIDDEN)) / HIDDEN**0.5 * 2)
         self.down = round_bf16(random.standard_normal((EXPERTS, HIDDEN, mlp)) / mlp**0.5)
+        narrow = products.narrows_to
+        gate_ups, downs = [*self.gate_up], [*self.down]
+        if narrow is not None:
+            gate_ups, downs = ([quantise_rows(weight, narrow) for weight in some] for some in (gate_ups, downs))
+            self.gate_up, self.down = (np.stack([rows.values() for rows in some]) for some in (gate_ups, downs))
         self.biases: dict[str, Any] = {}
         if biases:
             self.biases["gate_up_bias"] = random.standard_normal((2 * EXPERTS, mlp)).astype(np.float32)
             self.biases["down_bias"] = random.standard_normal((EXPERTS, HIDDEN)).astype(np.float32)
         packed = {
-            "gate_up": products.pack_experts(lambda e: self.gate_up[e], EXPERTS, np.zeros, gated=True),
-            "down": products.pack_experts(lambda e: self.down[e], EXPERTS, np.zeros),
+            "gate_up": products.pack_experts(gate_ups.__getitem__, EXPERTS, np.zeros, gated=True),
+            "down": products.pack_experts(downs.__getitem__, EXPERTS, np.zeros),
             **self.biases,
         }
         if products.stacks_layers:  # the second of two layers, the first of which must not be read

@@ -93,7 +93,13 @@ class QuantisedWeights:
 
     def read_narrow(self, part: Part) -> ScaledRows:
         """As `WeightSource.read_narrow` does."""
-        return self._read(part).rows()
+        matrix, (module, _) = self._read(part), self._found[part]
+        if matrix.zeros is not None and matrix.zeros.any():
+            raise ModelError(
+                f"{self._tensors.path}: {module.name} has zero points other than 0, but by {FIELD} in {self._config.path} it is "
+                "symmetric: config.json and weights must be of one model; --quantization none takes them as they are"
+            )
+        return matrix.rows()
 
     def _read(self, part: Part) -> ScaledMatrix:
         module, rows = self._found[part]

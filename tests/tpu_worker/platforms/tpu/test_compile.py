@@ -32,6 +32,19 @@ LLAMA_1B: dict[str, Any] = {
     "tie_word_embeddings": True,
 }
 LLAMA_8B = {**LLAMA_1B, "hidden_size": 4096, "intermediate_size": 14336, "head_dim": 128, "tie_word_embeddings": False}
+# Experts as in 30B A3B, a quarter of them.
+QWEN3_MOE: dict[str, Any] = {
+    **LLAMA_8B,
+    "architectures": ["Qwen3MoeForCausalLM"],
+    "hidden_size": 2048,
+    "num_key_value_heads": 4,
+    "num_hidden_layers": 1,
+    "num_experts": 32,
+    "num_experts_per_tok": 8,
+    "moe_intermediate_size": 768,
+    "norm_topk_prob": True,
+    "vocab_size": 32000,
+}
 DECODE, MIXED = "64x64", "512x16"  # tokens x rows
 MOST_TEMPORARIES = 64 << 20  # bytes: a copy of the tokens of all slots would take 134 MB, one of a layer's cache 268 MB
 MOST_BESIDE = 256 << 20  # bytes of tokens, rotary tables, block tables: a second table of embeddings would take 525 MB
@@ -86,8 +99,13 @@ def test_nothing_large_is_copied(model: dict[str, Any], topology: str, chips: in
 
 @pytest.mark.parametrize(
     ("model", "topology", "chips", "kernels", "bucket"),
-    [(LLAMA_1B, "v6e:1x1", 1, "Pallas:int8:int8", MIXED), (LLAMA_8B, "v6e:2x2", 4, "Pallas:fp8:fp8_e4m3", DECODE)],
-    ids=["int8, 1B", "fp8, 8B on four"],
+    [
+        (LLAMA_1B, "v6e:1x1", 1, "Pallas:int8:int8", MIXED),
+        (LLAMA_1B, "v5e:1x1", 1, "Pallas:fp8:int8", DECODE),
+        (LLAMA_1B, "tpu7x:1x1x1", 1, "Pallas:int8:fp8_e4m3", DECODE),
+        (LLAMA_8B, "v6e:2x2", 4, "Pallas:fp8:fp8_e4m3", DECODE),
+    ],
+    ids=["1B on v6e", "1B on v5e", "1B on tpu7x", "8B on four of v6e"],
 )
 def test_eight_bits_are_never_widened_in_memory(
     model: dict[str, Any], topology: str, chips: int, kernels: str, bucket: str, tmp_path: Path
@@ -102,6 +120,14 @@ def test_eight_bits_are_never_widened_in_memory(
     assert program["kernels"] == {"attend_singles": LAYERS, "write_pages": several, "attend_chunks": several}
     if chips > 1:  # as many as of bfloat16
         assert program["collectives"] == {"all-reduce": 1 + 2 * LAYERS, "all-gather": 1}
+
+
+@pytest.mark.parametrize("weights", ["auto", "int8"])
+def test_experts_are_neither_copied_nor_widened(weights: str, tmp_path: Path) -> None:
+    """By TPU 7x, which copies several matrices of bfloat16 in one array, and widens all of eight bits where it may."""
+    program = compile_steps(tmp_path, QWEN3_MOE, "tpu7x:1x1x1", 1, f"Pallas:{weights}", "16x16")["16x16"]
+    assert program["copies"] == []
+    assert program["temporaries"] < MOST_TEMPORARIES
 
 
 def test_copies_are_found_where_there_are_some(tmp_path: Path) -> None:
