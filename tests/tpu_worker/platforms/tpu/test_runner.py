@@ -82,7 +82,7 @@ def test_same_tokens_as_without_its_kernels(margins: Margins, tmp_path: Path) ->
 
 @pytest.mark.slow
 def test_same_tokens_in_eight_bits(margins: Margins, tmp_path: Path) -> None:
-    capacity = check_same(margins, tmp_path, CONFIG, make_tensors(CONFIG), "int8", "fp8")
+    capacity = check_same(margins, tmp_path, CONFIG, make_tensors(CONFIG), kept="int8", narrows_to="fp8")
     assert (capacity.kv_cache_dtype, capacity.block_size) == ("int8", 256)
     assert capacity.weights.startswith("fp8")
 
