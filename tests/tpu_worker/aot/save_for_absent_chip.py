@@ -15,6 +15,7 @@ from tests.tpu_worker.tiny_engine import tiny_config
 from tpu_worker.aot.header import make_header
 from tpu_worker.aot.saved import begin_saving, save_program
 from tpu_worker.blueprint import draw_blueprint
+from tpu_worker.buckets import name_of
 from tpu_worker.mesh.layout import RULES
 from tpu_worker.weights.load import WeightLoader, open_source
 
@@ -31,7 +32,7 @@ def main(model: str, directory: str) -> None:
     header = make_header(config, blueprint, compiler, BLOCKS)
     begin_saving(Path(directory), header)
     with jax.set_mesh(mesh):
-        for name in ("admit", "step 4x4"):
+        for name in ("admit", name_of("step", blueprint.buckets[0])):
             save_program(Path(directory), header, name, compiler.programs(blueprint.buckets)[name]())
 
 
