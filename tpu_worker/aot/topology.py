@@ -1,27 +1,30 @@
 """Chips that are not there."""
 
-from collections.abc import MutableMapping
+from collections.abc import Mapping, MutableMapping
+from types import MappingProxyType
 from typing import Any
 
 from protocol.chips import Topology
 from protocol.errors import DeviceError
 
+# What libtpu must be told before JAX starts, so that it neither looks for chips nor minds others.
+ENVIRONMENT: Mapping[str, str] = MappingProxyType(
+    {
+        "JAX_PLATFORMS": "cpu",
+        "TPU_SKIP_MDS_QUERY": "1",
+        "TPU_WORKER_HOSTNAMES": "localhost",
+        "TPU_ACCELERATOR_TYPE": "v6e-4",  # any one serves: only the topology counts
+        "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
+        "TPU_STDERR_LOG_LEVEL": "3",
+        "TPU_MIN_LOG_LEVEL": "3",
+    }
+)
 
-def prepare_environment(environ: MutableMapping[str, str], flags: str = "") -> None:
-    """What libtpu must be told before JAX starts, so that it neither looks for chips nor minds others. flags: of its own."""
-    environ.update(
-        {
-            "JAX_PLATFORMS": "cpu",
-            "TPU_SKIP_MDS_QUERY": "1",
-            "TPU_WORKER_HOSTNAMES": "localhost",
-            "TPU_ACCELERATOR_TYPE": "v6e-4",  # any one serves: only the topology counts
-            "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
-            "TPU_STDERR_LOG_LEVEL": "3",
-            "TPU_MIN_LOG_LEVEL": "3",
-        }
-    )
-    if flags:
-        environ["LIBTPU_INIT_ARGS"] = " ".join(filter(None, (environ.get("LIBTPU_INIT_ARGS"), flags)))
+
+def prepare_environment(environ: MutableMapping[str, str], flags: str) -> None:
+    """As `ENVIRONMENT` has it, with flags of libtpu's own."""
+    environ.update(ENVIRONMENT)
+    environ["LIBTPU_INIT_ARGS"] = " ".join(filter(None, (environ.get("LIBTPU_INIT_ARGS"), flags)))
 
 
 def open_topology(topology: Topology, num_devices: int) -> Any:

@@ -3,15 +3,19 @@
 A process of its own, since libtpu must be told before JAX starts.
 """
 
+import os
 import sys
 from pathlib import Path
 
-from tests.tpu_worker.platforms.tpu.compile_steps import AbsentLayout, open_topology  # first: it tells libtpu
+from tpu_worker.aot.topology import ENVIRONMENT, open_topology
 
-# isort: split
+os.environ |= ENVIRONMENT
+
 import jax
 
+from protocol.chips import parse_topology
 from tests.tpu_worker.tiny_engine import tiny_config
+from tpu_worker.aot.absent import AbsentLayout
 from tpu_worker.aot.header import make_header
 from tpu_worker.aot.saved import begin_saving, save_program
 from tpu_worker.blueprint import draw_blueprint
@@ -25,7 +29,7 @@ BLOCKS = 64
 def main(model: str, directory: str) -> None:
     config = tiny_config(Path(model), dtype="bfloat16")  # in the kernels for TPUs
     source = open_source(config)
-    mesh = open_topology("v6e:1x1", 1)
+    mesh = open_topology(parse_topology("v6e:1x1"), 1)
     blueprint = draw_blueprint(config, source, AbsentLayout(mesh, RULES), "tpu")
     loader = WeightLoader(source, blueprint.platform.products, blueprint.layout, blueprint.max_model_len, lambda *_: None)
     compiler = blueprint.compiler(loader.shapes(loader.load_first()), BLOCKS)

@@ -47,7 +47,7 @@ def test_loops_count_as_often_as_they_run() -> None:
 
 
 def test_kernels_collectives_and_readers_are_counted() -> None:
-    assert count_kernels(_TEXT) == {"attend_singles": 1}
+    assert count_kernels(_TEXT, ("attend_singles", "write_pages")) == {"attend_singles": 1, "write_pages": 0}
     assert count_collectives(_TEXT) == {"all-reduce": 1}
     assert count_readers(_TEXT, (4, 512)) == 1
 

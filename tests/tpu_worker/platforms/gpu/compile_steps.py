@@ -14,24 +14,22 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-os.environ |= {"CUDA_VISIBLE_DEVICES": "-1"}
+os.environ |= {"CUDA_VISIBLE_DEVICES": "-1", "JAX_PLATFORMS": "cpu"}
 
-from tests.tpu_worker.platforms.tpu.compile_steps import AbsentLayout, Zeros, entry_of  # first: JAX is told to be on the CPU
-
-import jax  # isort: skip
+import jax
 import numpy as np
 from jax.experimental import topologies
 from jax.sharding import Mesh
 
+from protocol.config import EngineConfig
+from tpu_worker.aot.absent import AbsentLayout, AbsentWeights
+from tpu_worker.aot.program_text import count_collectives, entry_of
+from tpu_worker.blueprint import draw_blueprint
 from tpu_worker.buckets import Bucket
-from tpu_worker.inputs import make_slots
-from tpu_worker.kv_cache import make_caches
-from tpu_worker.layer_groups import one_group
 from tpu_worker.mesh.layout import AXIS, RULES, Tree
-from tpu_worker.platforms.choose import choose_platform
+from tpu_worker.models.registry import model_from_config
 from tpu_worker.platforms.metadata import AttentionSpec
 from tpu_worker.platforms.platform import Attention, Cache, Prepared
-from tpu_worker.program import STATE, Compiler, DeviceState
 from tpu_worker.weights.load import WeightLoader
 
 NUM_BLOCKS, MAX_MODEL_LEN, MAX_NUM_SEQS = 8192, 131072, 256
@@ -117,7 +115,7 @@ def describe(compiled: Any, weights: Tree, caches: Tree) -> dict[str, Any]:
         "copies": find_copies(text, {shape for shape in of_shard if math.prod(shape) >= SMALL}),
         "temporaries": memory.temp_size_in_bytes,
         "arguments": memory.argument_size_in_bytes,
-        "collectives": {kind: len(re.findall(rf" {kind}(?:-start)?\(", text)) for kind in ("all-reduce", "all-gather")},
+        "collectives": {kind: count_collectives(text).get(kind, 0) for kind in ("all-reduce", "all-gather")},
         "kernels": {name: len(re.findall(rf"custom-call\(.*/{name}/", entry_of(text))) for name in KERNELS},
     }
 
@@ -144,29 +142,26 @@ def swap_caches(attention: Attention) -> Attention:
 
 
 def main(config: str, gpu: str, chips: str, kernels: str, *buckets: str) -> dict[str, Any]:
-    source = Zeros(Path(config))
+    engine = EngineConfig(
+        model_path=config,
+        model_format="huggingface",
+        served_model_names=(),
+        max_model_len=MAX_MODEL_LEN,
+        max_num_seqs=MAX_NUM_SEQS,
+        dtype="bfloat16",
+    )
+    source = AbsentWeights(model_from_config(Path(config)))
     mesh = open_gpus(gpu, int(chips))
-    layout = AbsentLayout(mesh, RULES)
-    spec = layout.spec_of_shard(source.model.spec)
-    head_dims, kv_heads = {layer.head_dim for layer in spec.layers}, min(layer.num_kv_heads for layer in spec.layers)
-    platform = choose_platform("gpu", "auto", (), None, head_dims, layout.num_shards, num_kv_heads=kv_heads)
+    blueprint = draw_blueprint(engine, source, AbsentLayout(mesh, RULES), "gpu")
     if kernels == "swapped":
-        platform = replace(platform, attention=swap_caches(platform.attention))
-    groups = one_group(spec)
-    loader = WeightLoader(source, platform.products, layout, MAX_MODEL_LEN, lambda *_: None)
+        blueprint = replace(blueprint, platform=replace(blueprint.platform, attention=swap_caches(blueprint.platform.attention)))
+    loader = WeightLoader(source, blueprint.platform.products, blueprint.layout, MAX_MODEL_LEN, lambda *_: None)
     weights = loader.shapes(loader.load_first())
-
-    def make_empty() -> DeviceState:
-        caches = make_caches(spec, platform.attention, NUM_BLOCKS, platform.block_size, groups)
-        return DeviceState(caches, make_slots(MAX_NUM_SEQS, MAX_MODEL_LEN, platform.block_size, len(groups.windows)))
-
-    caches, slots = jax.eval_shape(layout.program(make_empty, (), STATE))
-    state = DeviceState(layout.shapes(caches, STATE.caches), layout.shapes(slots, STATE.slots))
-    compiler = Compiler(source.model, platform, layout, platform.block_size, groups, weights, state)
-    found: dict[str, Any] = {"block_size": platform.block_size}
+    compiler = blueprint.compiler(weights, NUM_BLOCKS)
+    found: dict[str, Any] = {"block_size": blueprint.block_size}
     with jax.set_mesh(mesh):
         for name in buckets:
-            found[name] = describe(compiler.step(Bucket(*map(int, name.split("x")))), weights, state.caches)
+            found[name] = describe(compiler.step(Bucket(*map(int, name.split("x")))), weights, compiler.state.caches)
     return found
 
 

@@ -6,12 +6,14 @@ A process of its own, as `compile_steps`. Writes, by shape, which instructions c
 import json
 import sys
 
-from tests.tpu_worker.platforms.tpu.compile_steps import find_copies, open_topology  # first: it tells libtpu
+from tests.tpu_worker.platforms.tpu.compile_steps import find_copies  # first: it tells libtpu
 
 import jax  # isort: skip
 import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from protocol.chips import parse_topology
+from tpu_worker.aot.topology import open_topology
 from tpu_worker.platforms.cache_types import CacheType
 from tpu_worker.platforms.metadata import AttentionMetadata, AttentionSpec
 from tpu_worker.platforms.tpu.attention import Attend, make_caches, prepare
@@ -61,7 +63,7 @@ def copies_of(
 
 
 if __name__ == "__main__":
-    mesh = open_topology(sys.argv[1], 1)
+    mesh = open_topology(parse_topology(sys.argv[1]), 1)
     with jax.set_mesh(mesh):
         found = {str(shape): [copies_of(mesh, shape, tokens) for tokens in (ROWS, 256)] for shape in SHAPES}
         for kept, shape in OF_OTHER_TYPES:
