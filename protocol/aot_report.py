@@ -35,6 +35,11 @@ class StepTime(msgspec.Struct, frozen=True, kw_only=True):
         return self.fixed + rows * self.per_row + context * self.per_context_token + pairs * self.per_pair
 
 
+def pairs_of_prompt(tokens: int) -> int:
+    """Of a prompt of so many tokens: each sees those before it, and itself."""
+    return tokens * (tokens + 1) // 2
+
+
 class ProgramReport(msgspec.Struct, frozen=True, kw_only=True):
     """One program on one chip. Sizes in bytes."""
 

@@ -21,7 +21,6 @@ class Chip:
     memory: int  # bytes that programs may take
     bandwidth: float  # of that memory, bytes a second
     bfloat16_rate: float  # of the matrix units, operations a second
-    int8_rate: float
     clock: float  # of the compiler's cycles, 1/s
     link_bandwidth: float  # bytes a second to the neighbours along one axis of the mesh, both ways together
     link_latency: float  # seconds to a neighbour
@@ -36,9 +35,9 @@ _CUBES = ("1x1x1", "1x2x1", "2x2x1", "2x2x2", "2x2x4", "2x4x4", "4x4x4")
 # calls available, which is a little less than what is built in. Clocks: the peak rates by the size of the matrix units. Latency of
 # a link: "How to Scale Your Model" (Austin et al. 2025), about a microsecond.
 _ALL = (
-    Chip("v5e", "tpu", "TPU v5e", int(15.75 * GIB), 819e9, 197e12, 394e12, 1.5e9, 90e9, 1e-6, _FLAT),
-    Chip("v6e", "tpu", "TPU v6e", int(31.25 * GIB), 1640e9, 918e12, 1836e12, 1.75e9, 180e9, 1e-6, _FLAT),
-    Chip("tpu7x", "tpu", "TPU v7x, one core", int(94.75 * GIB), 3690e9, 1153e12, 2307e12, 2.2e9, 200e9, 1e-6, _CUBES, 2),
+    Chip("v5e", "tpu", "TPU v5e", int(15.75 * GIB), 819e9, 197e12, 1.5e9, 90e9, 1e-6, _FLAT),
+    Chip("v6e", "tpu", "TPU v6e", int(31.25 * GIB), 1640e9, 918e12, 1.75e9, 180e9, 1e-6, _FLAT),
+    Chip("tpu7x", "tpu", "TPU v7x, one core", int(94.75 * GIB), 3690e9, 1153e12, 2.2e9, 200e9, 1e-6, _CUBES, 2),
 )
 CHIPS: Mapping[str, Chip] = MappingProxyType({chip.name: chip for chip in _ALL})
 _OTHER_NAMES = {"v5litepod": "v5e", "v7x": "tpu7x"}

@@ -132,8 +132,7 @@ class ReportedTimes:
         return micros
 
     def _us(self, name: str, rows: int = 0, context: int = 0, pairs: int = 0) -> float:
-        time = self._times[name]
-        return time.fixed + rows * time.per_row + context * time.per_context_token + pairs * time.per_pair
+        return self._times[name].microseconds(rows, context, pairs)
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from protocol.aot_report import AotReport, ProgramReport, StepTime
+from protocol.aot_report import AotReport, ProgramReport, StepTime, pairs_of_prompt
 from protocol.chips import parse_topology
 from protocol.model_sizes import ModelSizes
 
@@ -62,7 +62,7 @@ def prefill(report: AotReport) -> Prefill | None:
     if (program := _step_for(report, report.max_num_batched_tokens, 1)) is None:
         return None
     tokens = report.max_num_batched_tokens
-    microseconds = _time(program).microseconds(0, 0, _pairs(tokens))
+    microseconds = _time(program).microseconds(0, 0, pairs_of_prompt(tokens))
     if not microseconds:
         return None
     sizes, chip = ModelSizes.parse(report.model_digest), parse_topology(report.topology).chip
@@ -92,7 +92,7 @@ def seed_load(report: AotReport) -> float | None:
         chunk = min(left, report.max_num_batched_tokens - others)
         if chunk < 1 or (mixed := _step_for(report, chunk + others, SEED_AT_A_TIME)) is None:
             return None
-        pairs = chunk * (SEED_PROMPT - left) + _pairs(chunk)
+        pairs = chunk * (SEED_PROMPT - left) + pairs_of_prompt(chunk)
         first += _time(mixed).microseconds(others, others * context, pairs)
         left -= chunk
     whole = SEED_AT_A_TIME * first + (SEED_OUTPUT - SEED_AT_A_TIME) * plain
@@ -137,9 +137,4 @@ def _operations(sizes: ModelSizes, tokens: int) -> float:
     width = sizes.num_heads * sizes.head_dim
     attention = sizes.hidden_size * sizes.head_dim * 2 * (sizes.num_heads + sizes.num_kv_heads)
     layers = sizes.num_layers * (attention + 3 * sizes.hidden_size * sizes.intermediate_size)
-    return 2.0 * (tokens * layers + sizes.hidden_size * sizes.vocab_size) + 4.0 * width * sizes.num_layers * _pairs(tokens)
-
-
-def _pairs(tokens: int) -> int:
-    """Of a prompt of so many tokens: each sees those before it, and itself."""
-    return tokens * (tokens + 1) // 2
+    return 2.0 * (tokens * layers + sizes.hidden_size * sizes.vocab_size) + 4.0 * width * sizes.num_layers * pairs_of_prompt(tokens)

@@ -11,7 +11,7 @@ import msgspec
 from jax.sharding import AbstractMesh
 
 from protocol.aot_messages import Drawn, Job, Need
-from protocol.aot_report import Part, ProgramReport, StepTime
+from protocol.aot_report import Part, ProgramReport, StepTime, pairs_of_prompt
 from protocol.cache_groups import CacheGroups
 from protocol.chips import check_fits, parse_topology
 from protocol.clock import now
@@ -27,13 +27,13 @@ from tpu_worker.aot.schedule import Loop, find_schedules, read_schedule
 from tpu_worker.aot.topology import open_topology
 from tpu_worker.blueprint import draw_blueprint
 from tpu_worker.buckets import Bucket, name_of
-from tpu_worker.mesh.layout import AXIS, RULES, Layout
+from tpu_worker.mesh.layout import AXIS, RULES, Layout, bytes_on_each
 from tpu_worker.platforms.tpu.attention import tokens_of_block
 from tpu_worker.platforms.tpu.pages import pages_at_once
+from tpu_worker.platforms.xla.memory import for_kv_cache
 from tpu_worker.warmup import leave_compilation_cache, use_compilation_cache
 from tpu_worker.weights.load import WeightLoader, open_source
 
-_SHARE = 0.85  # of what weights and steps leave, for the KV cache: as the engine takes it on an accelerator (`xla.memory`)
 _SMALL = 1 << 16  # values: what is smaller may be copied
 _FLOAT_BYTES = {"bfloat16": 2, "float32": 4}
 _MOST_SHARDS = 16  # that are looked at for what would help
@@ -161,7 +161,7 @@ class Workshop:
         if is_decode:
             parts["attention"] += bucket.rows * (time.per_row + time.per_context_token * context)
         else:
-            parts["attention"] += _pairs(bucket.tokens) * time.per_pair
+            parts["attention"] += pairs_of_prompt(bucket.tokens) * time.per_pair
         return msgspec.structs.replace(
             report,
             time=StepTime(**{field: round(getattr(time, field), 6) for field in time.__struct_fields__}),
@@ -208,7 +208,7 @@ class Workshop:
         if is_decode:
             cache, pairs = bucket.rows * context * per_token, bucket.rows * context
         else:
-            cache, pairs = bucket.tokens * per_token, _pairs(bucket.tokens)
+            cache, pairs = bucket.tokens * per_token, pairs_of_prompt(bucket.tokens)
         head = spec.hidden_size * -(-spec.vocab_size // self._layout.num_shards)
         operations = 2.0 * (parameters / self._layout.num_shards * bucket.tokens + head * bucket.rows) + attended * pairs
         return roofline(self._weights_read(), int(cache), operations, self._chip)
@@ -246,10 +246,8 @@ class Workshop:
         left = self._chip.memory - self._weight_bytes - blueprint.working_memory
         if config.kv_cache_memory is not None:
             free = config.kv_cache_memory if config.kv_cache_memory <= left else 0
-        elif config.gpu_memory_utilization is not None:
-            free = left - int(self._chip.memory * (1.0 - config.gpu_memory_utilization))
         else:
-            free = int(left * _SHARE)
+            free = for_kv_cache(left, self._chip.memory, config.gpu_memory_utilization)
         whole = len(blueprint.groups.windows) * -(-blueprint.max_model_len // blueprint.block_size)
         return max(0, min(free // blueprint.bytes_per_block, whole * config.max_num_seqs))
 
@@ -285,10 +283,5 @@ class Workshop:
             )
 
 
-def _pairs(tokens: int) -> int:
-    """Of a prompt of so many tokens: those that each one sees."""
-    return tokens * (tokens + 1) // 2
-
-
 def _bytes_on_each(tree: Any) -> int:
-    return sum(math.prod(one.sharding.shard_shape(one.shape)) * one.dtype.itemsize for one in jax.tree.leaves(tree))
+    return sum(map(bytes_on_each, jax.tree.leaves(tree)))

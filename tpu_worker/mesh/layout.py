@@ -184,7 +184,7 @@ def spec_of(array: jax.Array | jax.ShapeDtypeStruct) -> PartitionSpec:
     return array.sharding.spec if isinstance(array.sharding, NamedSharding) else REPLICATED
 
 
-def bytes_on_each(array: jax.Array) -> int:
+def bytes_on_each(array: jax.Array | jax.ShapeDtypeStruct) -> int:
     """What an array takes on each of its chips."""
     return math.prod(array.sharding.shard_shape(array.shape)) * array.dtype.itemsize
 

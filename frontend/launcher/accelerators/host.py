@@ -4,11 +4,12 @@ import errno
 import os
 import resource
 import select
-import time
 from collections.abc import Collection, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+
+from protocol.clock import now
 
 _CAP_IPC_LOCK = 14  # its bit: who has it may pin as much memory as there is
 
@@ -131,14 +132,14 @@ def why_not(path: Path, *, open_it: bool) -> str:
 
 def wait_for_end(processes: Collection[Process], seconds: float) -> None:
     """Waits until all of them have ended, at most so long: a process that is ending holds its devices until it has."""
-    deadline = time.monotonic() + seconds
+    deadline = now() + seconds
     for process in processes:
         with suppress(OSError):
             pidfd = os.pidfd_open(process.pid)
             try:
                 poll = select.poll()
                 poll.register(pidfd, select.POLLIN)
-                poll.poll(max(0.0, deadline - time.monotonic()) * 1e3)
+                poll.poll(max(0.0, deadline - now()) * 1e3)
             finally:
                 os.close(pidfd)
 

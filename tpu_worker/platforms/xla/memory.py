@@ -9,6 +9,11 @@ from protocol.errors import CapacityError
 _SHARE = 0.85  # of what is left free; the rest is for activations and fragments
 
 
+def for_kv_cache(left: int, limit: int, utilization: float | None) -> int:
+    """Bytes of the `left` ones that the KV cache may have. limit: of the device. utilization: as `platform.Memory` has it."""
+    return int(left * _SHARE) if utilization is None else max(0, left - int(limit * (1.0 - utilization)))
+
+
 class AcceleratorMemory:
     """Implements `platform.Memory`."""
 
@@ -23,10 +28,7 @@ class AcceleratorMemory:
         left = self.left(devices, pending)
         if left is None:
             raise CapacityError(f"{devices[0].device_kind} does not say how much memory it has: set --kv-cache-memory")
-        if utilization is None:
-            return int(left * _SHARE)
-        spared = max(int(device.memory_stats()["bytes_limit"] * (1.0 - utilization)) for device in devices)
-        return max(0, left - spared)
+        return for_kv_cache(left, max(device.memory_stats()["bytes_limit"] for device in devices), utilization)
 
     def left(self, devices: Sequence[jax.Device], pending: int) -> int | None:
         """As the protocol says, of the fullest of the devices."""
