@@ -13,8 +13,21 @@ import pytest
 
 from protocol.codec import Float32Array
 from tests.margins import TYPICAL, Margins
-from tests.tpu_worker.platforms.tpu.test_attention import DECODE, LONG, MIXED, ROUNDOFF, Problem, Shape, Step, bits, draw
-from tpu_worker.platforms import reference
+from tests.tpu_worker.platforms.tpu.test_attention import (
+    DECODE,
+    LONG,
+    LONGEST,
+    MIXED,
+    ROUNDOFF,
+    Problem,
+    Shape,
+    Step,
+    bits,
+    draw,
+    draw_step,
+    operands,
+    refer,
+)
 from tpu_worker.platforms.gpu.attention import Attend, prepare
 from tpu_worker.platforms.gpu.singles import Splits, most_splits
 from tpu_worker.platforms.metadata import AttentionMetadata
@@ -35,29 +48,14 @@ def program(shape: Shape, tokens: int) -> Callable[..., tuple[jax.Array, jax.Arr
 
 def run(shape: Shape, problem: Problem) -> tuple[Float32Array, jax.Array]:
     """(output [T, H, D], cache)."""
-    tokens = len(problem.q)
-    offsets = np.concatenate([[0], np.cumsum(problem.counts)]).astype(np.int32)
-    meta = AttentionMetadata(*map(jnp.asarray, (problem.tables, problem.starts, problem.counts, offsets)))
-    qkv = np.concatenate([problem.q, problem.k, problem.v], axis=1).reshape(tokens, -1)
-    out, cache = program(shape, tokens)(qkv, pack_cache(problem.cache), meta, problem.sinks)
+    qkv, meta = operands(problem)
+    out, cache = program(shape, len(qkv))(qkv, pack_cache(problem.cache), meta, problem.sinks)
     return np.asarray(out).reshape(problem.q.shape), cache
 
 
 def check(margins: Margins, shape: Shape, step: Step, seed: int = 0, longest: int | None = None) -> None:
     problem = draw(shape, step, seed, longest)
-    expected, cache = reference.attend(
-        problem.q,
-        problem.k,
-        problem.v,
-        problem.cache,
-        problem.tables,
-        problem.starts,
-        problem.counts,
-        scale=1.0,
-        sliding_window=shape.window,
-        soft_cap=shape.cap,
-        sinks=problem.sinks,
-    )
+    expected, cache = refer(shape, problem)
     out, written = run(shape, problem)
     # Weights are rounded before values of size 1 are weighted, and so is what comes of it.
     if problem.used:
@@ -114,13 +112,7 @@ def test_any_step(margins: Margins, shape: Shape, tokens: int) -> None:
     """As many tokens as rows, and more: rows of any length that begin anywhere, some of them padding."""
     rng = np.random.default_rng(tokens)
     for seed in range(30):
-        rows: list[tuple[int, int]] = []
-        room, most = tokens, int(rng.choice([1, 3, 20, 75]))
-        for _ in range(rng.integers(0, 9)):
-            count = min(int(rng.integers(1, most + 1)), room)
-            rows += [(int(rng.integers(0, 200 - count)), count)] if count else []
-            room -= count
-        check(margins, shape, Step((*rows, *((0, 0),) * (8 - len(rows))), tokens), seed=seed, longest=200)
+        check(margins, shape, draw_step(rng, tokens), seed=seed, longest=LONGEST)
 
 
 @pytest.mark.slow

@@ -63,6 +63,20 @@ def rounded(values: Float32Array, kept: CacheType = "bfloat16") -> Float32Array:
     return np.asarray(round_to(jnp.asarray(values), kept), np.float32)
 
 
+LONGEST = 200  # tokens of a row
+
+
+def draw_step(rng: np.random.Generator, tokens: int) -> Step:
+    """Rows of any length that begin anywhere, some of them padding."""
+    rows: list[tuple[int, int]] = []
+    room, most = tokens, int(rng.choice([1, 3, 20, 75]))
+    for _ in range(rng.integers(0, 9)):
+        count = min(int(rng.integers(1, most + 1)), room)
+        rows += [(int(rng.integers(0, LONGEST - count)), count)] if count else []
+        room -= count
+    return Step((*rows, *((0, 0),) * (8 - len(rows))), tokens)
+
+
 @dataclass(frozen=True)
 class Problem:
     """A step's operands. Whatever must not be read is NaN, or a block that is not there."""
@@ -137,21 +151,23 @@ def program(shape: Shape, tokens: int, interpret: Interpret) -> Callable[..., tu
     return jax.jit(attend)
 
 
-def run(shape: Shape, problem: Problem, interpret: Interpret = True) -> tuple[Float32Array, Cache]:
-    """(output [T, H, D], cache)."""
-    tokens = len(problem.q)
+def operands(problem: Problem) -> tuple[Float32Array, AttentionMetadata]:
+    """qkv [T, (H + 2 KH) * D], and what attention is told of the step."""
     offsets = np.concatenate([[0], np.cumsum(problem.counts)]).astype(np.int32)
     meta = AttentionMetadata(*map(jnp.asarray, (problem.tables, problem.starts, problem.counts, offsets)))
-    qkv = np.concatenate([problem.q, problem.k, problem.v], axis=1).reshape(tokens, -1)
-    out, cache = program(shape, tokens, interpret)(qkv, pack_cache(shape, problem.cache), meta, problem.sinks)
+    return np.concatenate([problem.q, problem.k, problem.v], axis=1).reshape(len(problem.q), -1), meta
+
+
+def run(shape: Shape, problem: Problem, interpret: Interpret = True) -> tuple[Float32Array, Cache]:
+    """(output [T, H, D], cache)."""
+    qkv, meta = operands(problem)
+    out, cache = program(shape, len(qkv), interpret)(qkv, pack_cache(shape, problem.cache), meta, problem.sinks)
     return np.asarray(out).reshape(problem.q.shape), cache
 
 
-def check(
-    margins: Margins, shape: Shape, step: Step, interpret: Interpret = True, seed: int = 0, longest: int | None = None
-) -> None:
-    problem = draw(shape, step, seed, longest)
-    expected, _ = reference.attend(
+def refer(shape: Shape, problem: Problem) -> tuple[Float32Array, Float32Array]:
+    """What the reference makes of rounded keys and values: (output [T, H, D], cache)."""
+    return reference.attend(
         problem.q,
         rounded(problem.k, shape.kept),
         rounded(problem.v, shape.kept),
@@ -164,6 +180,13 @@ def check(
         soft_cap=shape.cap,
         sinks=problem.sinks,
     )
+
+
+def check(
+    margins: Margins, shape: Shape, step: Step, interpret: Interpret = True, seed: int = 0, longest: int | None = None
+) -> None:
+    problem = draw(shape, step, seed, longest)
+    expected, _ = refer(shape, problem)
     out, written = run(shape, problem, interpret)
     # Weights are rounded before values of size 1 are weighted, and so is what comes of it; that they are multiplied with scales
     # first changes nothing of that. In float32 it is scores that are wrong, and so weights: sums of as many products as heads have
@@ -240,13 +263,7 @@ def test_any_step(margins: Margins, shape: Shape, tokens: int) -> None:
     """As many tokens as rows, and more: rows of any length that begin anywhere, some of them padding."""
     rng = np.random.default_rng(tokens)
     for seed in range(60):
-        rows: list[tuple[int, int]] = []
-        room, most = tokens, int(rng.choice([1, 3, 20, 75]))
-        for _ in range(rng.integers(0, 9)):
-            count = min(int(rng.integers(1, most + 1)), room)
-            rows += [(int(rng.integers(0, 200 - count)), count)] if count else []
-            room -= count
-        check(margins, shape, Step((*rows, *((0, 0),) * (8 - len(rows))), tokens), seed=seed, longest=200)
+        check(margins, shape, draw_step(rng, tokens), seed=seed, longest=LONGEST)
 
 
 @pytest.mark.slow
