@@ -108,8 +108,7 @@ class Attend:
         of. Donate it, or it is copied."""
         num_kv_heads = _rows_of(cache).shape[1]
         num_heads = qkv.shape[1] // spec.head_dim - 2 * num_kv_heads
-        layout = RowLayout(spec.head_dim, self.kept)
-        heads = Heads(num_heads, num_kv_heads, spec, layout.operand_dtype, layout.new_dtype, self.interpret)
+        heads = Heads(num_heads, num_kv_heads, spec, RowLayout(spec.head_dim, self.kept), self.interpret)
         qkv = heads.spread(spec.scale_queries(qkv, prepared.positions, num_heads))
         turns = heads.turns(rope, prepared.positions)
         scores = None if sinks is None else sinks.reshape(num_kv_heads, heads.group)
@@ -124,7 +123,7 @@ class Attend:
     ) -> tuple[jax.Array, Cache]:
         """qkv [N, W], sinks [KH, G] -> (out [N, H * D] float32, cache)."""
         q, new = heads.split_rows(qkv, turns)
-        rows, scales = RowLayout(heads.spec.head_dim, self.kept).keep(new)
+        rows, scales = heads.layout.keep(new)
         ours: Cache = rows
         if scales is not None and isinstance(cache, ScaledCache):
             ours = ScaledCache(rows, jnp.broadcast_to(scales[..., None], (*scales.shape, cache.scales.shape[-1])))
@@ -148,9 +147,7 @@ class Attend:
         page = _rows_of(cache).shape[2]
         room = math.lcm(tokens, page)
         q, new = heads.split_columns(qkv, turns, -(-num_tokens // room) * room)
-        cache = writes.write(
-            _by_page(RowLayout(heads.spec.head_dim, self.kept).keep(new), page), cache, several.writes, interpret=self.interpret
-        )
+        cache = writes.write(_by_page(heads.layout.keep(new), page), cache, several.writes, interpret=self.interpret)
         first = several.offsets[:-1]
         of_rows = None if turns is None else (turns[0].at[first].get(mode="clip"), turns[1].at[first].get(mode="clip"))
         alone, cache = self._singles(heads, qkv.at[first].get(mode="clip"), of_rows, cache, prepared, sinks)

@@ -34,14 +34,8 @@ class Heads:
     num_heads: int
     num_kv_heads: int
     spec: AttentionSpec
-    dtype: jax.typing.DTypeLike  # of queries
-    kept: jax.typing.DTypeLike  # of new keys and values
+    layout: RowLayout  # of a row of the cache
     interpret: Interpret
-
-    @property
-    def layout(self) -> RowLayout:
-        """Of a row of the cache."""
-        return RowLayout(self.spec.head_dim)
 
     @property
     def stride(self) -> int:
@@ -88,8 +82,8 @@ class Heads:
     def split_rows(self, qkv: jax.Array, turns: Turns | None) -> tuple[jax.Array, jax.Array]:
         """qkv [N, W], as `spread` has it, as queries [N, KH, M, operand], rotated and scaled, and new rows [N, KH, 1, width]."""
         rows = len(qkv)
-        q = jax.ShapeDtypeStruct((rows, self.num_kv_heads, self.queries, self.layout.operand), self.dtype)
-        new = jax.ShapeDtypeStruct((rows, self.num_kv_heads, 1, self.layout.width), self.kept)
+        q = jax.ShapeDtypeStruct((rows, self.num_kv_heads, self.queries, self.layout.operand), self.layout.operand_dtype)
+        new = jax.ShapeDtypeStruct((rows, self.num_kv_heads, 1, self.layout.width), self.layout.new_dtype)
         block = min(ROWS_AT_ONCE, rows)
         q, new = self._call("split_rows", _split_rows, block, (qkv, *(turns or ())), 0, (q, new), (0, 0))
         return q, new
@@ -99,8 +93,8 @@ class Heads:
 
         tokens: T or more, of which those from T on may be anything.
         """
-        q = jax.ShapeDtypeStruct((self.num_kv_heads, self.group, tokens, self.layout.operand), self.dtype)
-        new = jax.ShapeDtypeStruct((self.num_kv_heads, tokens, self.layout.width), self.kept)
+        q = jax.ShapeDtypeStruct((self.num_kv_heads, self.group, tokens, self.layout.operand), self.layout.operand_dtype)
+        new = jax.ShapeDtypeStruct((self.num_kv_heads, tokens, self.layout.width), self.layout.new_dtype)
         block = min(TOKENS_AT_ONCE, len(qkv))
         q, new = self._call("split_columns", _split_columns, block, (qkv, *(turns or ())), 0, (q, new), (2, 1))
         return q, new

@@ -98,12 +98,3 @@ class RowLayout:
         numbers, scales = quantise(rows.reshape(*rows.shape[:-1], 2, self.width // 2))  # zeros behind a head are not its largest
         k, v = scales[..., 0].astype(jnp.float32), scales[..., 1].astype(jnp.float32)
         return numbers.reshape(rows.shape), join_scales(k, v)
-
-    def widen(self, q: jax.Array) -> jax.Array:
-        """Queries [..., head_dim] as [..., operand] of the operands' type."""
-        return jnp.pad(q.astype(self.operand_dtype), [(0, 0)] * (q.ndim - 1) + [(0, self.operand - self.head_dim)])
-
-    def narrow(self, out: jax.Array) -> jax.Array:
-        """What the kernels make of values, [..., operand], as [..., head_dim]."""
-        first = LANES // 2 if self.is_shared else 0
-        return out[..., first : first + self.head_dim]

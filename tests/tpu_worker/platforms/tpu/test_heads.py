@@ -7,6 +7,7 @@ import pytest
 
 from tpu_worker.platforms.metadata import AttentionSpec
 from tpu_worker.platforms.tpu.heads import Heads
+from tpu_worker.platforms.tpu.layout import RowLayout
 
 TOKENS, USED, ROWS = 75, 70, 11
 ROUNDOFF = 2.0**-22  # of a sum of two products, in any order: values are below 8
@@ -31,8 +32,9 @@ def test_heads_are_split_rotated_and_joined(shape: tuple[int, int, int, int | No
     num_heads, num_kv_heads, dim, rotary = shape
     random = np.random.default_rng(0)
     spec = AttentionSpec(dim, 0.5, rotary_dim=rotary)
-    heads = Heads(num_heads, num_kv_heads, spec, jnp.float32, jnp.float32, interpret=True)
-    group, layout = heads.group, heads.layout
+    layout = RowLayout(dim, "float32")
+    heads = Heads(num_heads, num_kv_heads, spec, layout, interpret=True)
+    group = heads.group
     values = random.uniform(-2, 2, (TOKENS, (num_heads + 2 * num_kv_heads) * dim)).astype(np.float32)
     values[USED:] = np.nan
     qkv = jnp.asarray(values)
