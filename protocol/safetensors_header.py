@@ -3,6 +3,7 @@
 Format: the README of huggingface/safetensors. The library reads the same, but takes NumPy along and opens whole files.
 """
 
+import os
 import stat
 from pathlib import Path
 from typing import Any
@@ -36,7 +37,7 @@ def weight_files(directory: Path) -> list[Path]:
     for name in names:
         if Path(name).name != name:  # an index may not point outside of its directory
             raise ModelError(f"{directory / INDEX_FILE}: {name!r} is no plain file name")
-        if not (directory / name).exists():
+        if not os.path.exists(directory / name):  # also where no file can have such a name
             raise ModelError(f"{directory / name}: {INDEX_FILE} names this file, but it is not here: download it too")
     return [directory / name for name in names]
 

@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from tests.margins import Margins
 from tests.processors import PROCESSORS, describe, flags_of, read_processor
@@ -23,6 +24,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     processor: str | None = config.getoption("--processor")
     config.stash[_MARGINS] = Margins(processor or "here")
+    # How long an example takes depends on what else the machine does.
+    settings.register_profile("untimed", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+    settings.load_profile("untimed")
     # With libtpu installed JAX would look for TPUs first, in every process of every test.
     os.environ.setdefault("JAX_PLATFORMS", "cpu")
     _keep_programs(config, processor)

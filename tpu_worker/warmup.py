@@ -164,3 +164,4 @@ def leave_compilation_cache() -> None:
     """Compiles everything anew: on the CPU, what comes out of a cache is not whole when it is serialised again (JAX 0.10)."""
     jax.config.update("jax_enable_compilation_cache", False)
     compilation_cache.reset_cache()  # it asks once whether there is one
+    jax.clear_caches()  # of what this process compiled before, some came out of it

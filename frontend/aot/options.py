@@ -15,6 +15,7 @@ from frontend.launcher.habits import accept
 from frontend.launcher.models import resolve_model
 from frontend.launcher.options import check_batch, read_dtype, settle_quantization
 from frontend.launcher.values import integer, text
+from frontend.output_files import check_output_file
 from protocol.chips import CHIPS, Topology, check_fits, parse_topology
 from protocol.config import EngineConfig
 from protocol.errors import ConfigError, ModelError
@@ -88,12 +89,8 @@ def read_options(
     context, jobs = (cast("int | None", values.pop(key, None)) for key in ("context", "jobs"))
     plot, json, save = (os.path.expanduser(cast(str, values.pop(key, ""))) for key in ("plot", "json", "save"))
     for flag, path in (("--plot", plot), ("--json", json)):
-        if path and not Path(path).absolute().parent.is_dir():
-            raise ConfigError(f"{flag} {path}: there is no directory {Path(path).absolute().parent}")
-        if path and not os.access(Path(path).absolute().parent, os.W_OK):
-            raise ConfigError(f"{flag} {path}: nothing may be written into {Path(path).absolute().parent}")
-        if path and Path(path).is_dir():
-            raise ConfigError(f"{flag} {path}: is a directory, a file is wanted")
+        if path:
+            check_output_file(flag, path)
     if plot:
         check_plot(plot)
     model = cast(str, values.pop("model", _DEFAULT_MODEL))

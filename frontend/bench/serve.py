@@ -15,6 +15,7 @@ from frontend.bench.load import LoadSpec, PlannedRequest, plan_load
 from frontend.bench.metrics import RequestResult, summarize
 from frontend.bench.report import ProgressBar, print_table
 from frontend.bench.streams import stream_completion
+from frontend.output_files import check_output_file
 from protocol.clock import now
 from protocol.errors import ConfigError, ExitCode
 
@@ -68,6 +69,8 @@ def run(options: argparse.Namespace) -> int:
         raise ConfigError("--request-rate above 0, --random-range-ratio from 0 to below 1 and --max-concurrency from 0 are wanted")
     if not 0 <= options.token_ids[0] < options.token_ids[1] or not all(0 <= rank <= 100 for rank in options.percentiles):
         raise ConfigError("--token-ids LOW HIGH with 0 <= LOW < HIGH and --percentiles from 0 to 100 are wanted")
+    if options.json not in (None, "-"):
+        check_output_file("--json", options.json)
     results, duration, model = uvloop.run(_measure(options))
     summary = summarize(results, duration, options.percentiles)
     if options.json != "-":

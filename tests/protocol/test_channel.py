@@ -101,7 +101,7 @@ def test_an_event_loop_is_called_for_each_message(tmp_path: Path) -> None:
     assert asyncio.run(scenario()) == [AbortRequest(i) for i in range(500)]
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(bursts=st.lists(st.tuples(st.integers(0, 200), st.booleans()), min_size=1, max_size=6), faulty=st.sets(st.integers(0, 400)))
 def test_whatever_calls_raise_each_message_is_delivered_once_and_in_order(bursts: list[tuple[int, bool]], faulty: set[int]) -> None:
     """Each burst: so many messages, and whether the loop gets a turn before the next burst."""

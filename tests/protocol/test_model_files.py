@@ -148,6 +148,7 @@ def test_files_of_a_directory_that_are_not_what_they_should_be(
         (INDEX, b"{}", rf"{INDEX}: no weight_map to be read"),
         (INDEX, b'{"weight_map": {"a": 3}}', rf"{INDEX}: no weight_map to be read"),
         (INDEX, b'{"weight_map": {}}', rf"{INDEX}: its weight_map names no file"),
+        (INDEX, b'{"weight_map": {"a": "' + b"b" * 300 + b'"}}', rf"b{{300}}: {INDEX} names this file, but it is not here"),
         (INDEX, b'{"weight_map": {"a": "../b.safetensors"}}', r"'\.\./b\.safetensors' is no plain file name"),
         (INDEX, POINTER, rf"{INDEX}: no weight_map to be read: it is a Git LFS pointer"),
     ],

@@ -132,4 +132,4 @@ class SchedulerMachine(RuleBasedStateMachine):
 
 
 TestSchedulerMachine = SchedulerMachine.TestCase
-TestSchedulerMachine.settings = settings(max_examples=100, stateful_step_count=60, deadline=None)
+TestSchedulerMachine.settings = settings(max_examples=100, stateful_step_count=60)

@@ -13,7 +13,7 @@ import ml_dtypes
 import numpy as np
 import numpy.typing as npt
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
@@ -48,7 +48,6 @@ def bound_of(weight: npt.NDArray[Any], kind: NarrowType) -> npt.NDArray[np.float
 
 @pytest.mark.parametrize("kind", KINDS)
 @given(weight=WEIGHTS)
-@settings(deadline=None)
 def test_weights_are_as_near_as_is_said(kind: NarrowType, weight: Float32Array) -> None:
     rows = quantise_rows(weight, kind)
     assert rows.numbers.dtype == (np.int8 if kind == "int8" else ml_dtypes.float8_e4m3fn) and rows.scales.dtype == np.float32

@@ -65,7 +65,7 @@ PARAMS = st.builds(
 )
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.lists(PARAMS, min_size=ROWS, max_size=ROWS), st.lists(TOKENS, min_size=1, max_size=LENGTH), st.data())
 def test_rules_are_those_that_were_written_down(params: list[EngineParams], context: list[int], data: st.DataObject) -> None:
     num_prompt = [data.draw(st.integers(1, len(context))) for _ in params]

@@ -122,7 +122,7 @@ ROWS = st.builds(Row, PARAMS, st.sampled_from(KINDS), st.integers(0, 99), st.int
 PLAIN = Row(EngineParams(1, temperature=1.0, seed=7))
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(st.lists(ROWS, min_size=2, max_size=16), st.data())
 @example([Row(EngineParams(1, temperature=1e-38)), Row(EngineParams(1, temperature=1.0, top_p=0.9))], None)
 @example([Row(EngineParams(1, temperature=1.0, repetition_penalty=1e-40)), Row(EngineParams(1, temperature=1.0, top_p=0.9))], None)
@@ -138,7 +138,7 @@ def test_any_row_in_any_batch_gets_what_it_gets_alone(rows: list[Row], data: st.
         assert together[index] == sample([rows[index]], [0], 4)[0], rows[index]
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(ROWS, st.lists(ROWS, min_size=15, max_size=15))
 def test_the_place_in_a_batch_does_not_matter(row: Row, others: list[Row]) -> None:
     """Rows are sampled a few at a time: neither which of these a row is nor which rows they are may tell."""
@@ -146,7 +146,7 @@ def test_the_place_in_a_batch_does_not_matter(row: Row, others: list[Row]) -> No
 
 
 @needs_compiler
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(st.lists(ROWS, min_size=1, max_size=8))
 def test_greedy_of_all_kernels_is_one(rows: list[Row]) -> None:
     logits = np.stack([row.logits() for row in rows])

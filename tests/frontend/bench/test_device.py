@@ -40,18 +40,24 @@ def test_bytes_are_those_of_weights_and_cache() -> None:
 def test_a_rate_is_that_of_the_longest_run_of_full_steps() -> None:
     short, full, long = (4, 0, 9000), (4, 0, 2000), (4, 0, 77000)
     steps = steps_of((4, 8, 1000), *[short] * 10, (3, 0, 500), long, *[full] * 20, (2, 0, 400))
-    found = decode_rate(steps, LLAMA_1B, 4, 500, 1e15)
+    found = decode_rate([steps], LLAMA_1B, 4, 500, 1e15)
     assert (found.rows, found.steps, found.step_us) == (4, 20, 2.0)
     assert found.tokens_per_second == pytest.approx(2e6)
     assert found.roofline_us == pytest.approx(bytes_of_step(LLAMA_1B, 4, 500) / 1e9)
     assert found.share == pytest.approx(bytes_of_step(LLAMA_1B, 4, 500) / 2e9)
-    unknown = decode_rate(steps, LLAMA_1B, 4, 500, None)
+    unknown = decode_rate([steps], LLAMA_1B, 4, 500, None)
     assert unknown.roofline_us is unknown.share is None
+
+
+def test_of_several_passes_the_fastest_that_is_long_enough_counts() -> None:
+    passes = [steps_of(*[(4, 0, took)] * number) for took, number in ((3000, 20), (2000, 12), (1000, 8))]
+    found = decode_rate(passes, LLAMA_1B, 4, 500, None)
+    assert (found.steps, found.step_us) == (11, 2.0)
 
 
 def test_rows_that_never_decode_together_are_no_rate() -> None:
     with pytest.raises(EngineError, match="8 rows decoded together in 3 steps.*fewer --rows"):
-        decode_rate(steps_of(*[(8, 0, 10)] * 3, *[(7, 0, 10)] * 30), LLAMA_1B, 8, 500, None)
+        decode_rate([steps_of(*[(8, 0, 10)] * 3, *[(7, 0, 10)] * 30)], LLAMA_1B, 8, 500, None)
 
 
 def test_bandwidth_goes_by_the_whole_name() -> None:

@@ -693,7 +693,7 @@ class Lives(RuleBasedStateMachine):
 
 
 TestLives = Lives.TestCase
-TestLives.settings = settings(max_examples=100, stateful_step_count=25, deadline=None)
+TestLives.settings = settings(max_examples=100, stateful_step_count=25)
 
 
 def test_all_get_on_when_each_that_serves_has_said_something() -> None:

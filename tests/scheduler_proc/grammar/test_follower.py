@@ -103,7 +103,7 @@ class Desk:
 
 
 @pytest.mark.parametrize("grammar", GRAMMARS)
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(seed=st.integers(0, 2**32), replays=st.sets(st.integers(0, 30), max_size=3))
 def test_masks_are_those_of_a_fresh_matcher_at_any_point(tokens: Tokens, grammar: Grammar, seed: int, replays: set[int]) -> None:
     """Also behind a replay: whoever follows from the middle says the same."""

@@ -89,6 +89,18 @@ def test_what_is_loaded_computes_the_same_to_the_bit_and_nothing_is_compiled(tmp
     assert found == expected
 
 
+@pytest.mark.slow
+def test_what_was_loaded_from_the_cache_before_is_compiled_anew_to_be_saved(tmp_path: Path) -> None:
+    config = tiny_config(write_model(tmp_path / "model", CONFIG, TENSORS), **SIZES)
+    platform = make_xla_platform()
+    for _ in range(2):  # the second time, all programs come out of JAX's cache, and stay in memory
+        jax.clear_caches()
+        expected, *_ = outputs(config, platform)
+    assert outputs(changed(config, save_compiled=str(tmp_path / "saved"), kv_cache_memory=8 << 14), platform)[1].loaded == []
+    found, loading, _ = outputs(changed(config, compiled=str(tmp_path / "saved")), platform)
+    assert loading.compiled == [] and found == expected
+
+
 def saving_blocks(directory: Path) -> int:
     header: dict[str, Any] = msgspec.json.decode((directory / HEADER).read_bytes())["header"]
     number: int = header["num_blocks"]

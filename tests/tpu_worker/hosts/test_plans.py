@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
@@ -77,7 +77,6 @@ def comparable(value: Any) -> Any:
     return value
 
 
-@settings(deadline=None)
 @given(plans(), st.integers(0, 2**63 - 1), st.integers(0, 2**40))
 def test_a_plan_arrives_as_it_left(plan: StepPlan, epoch: int, call: int) -> None:
     message = FROM_LEADER.decode(encode(pack_plan(epoch, call, plan)))

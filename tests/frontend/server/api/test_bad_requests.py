@@ -268,7 +268,7 @@ _FIELDS = st.sampled_from(
 )  # fmt: skip
 
 
-@settings(max_examples=250, deadline=None)
+@settings(max_examples=250)
 @given(st.sampled_from(_PATHS), st.dictionaries(_FIELDS, _VALUES, max_size=6), st.booleans())
 def test_any_json_gets_an_answer_below_500(http: httpx.Client, path: str, fields: dict[str, Any], valid: bool) -> None:
     if valid:  # let the fuzz reach behind the schema
@@ -282,7 +282,7 @@ def test_any_json_gets_an_answer_below_500(http: httpx.Client, path: str, fields
         assert set(response.json()["error"]) == {"message", "type", "param", "code"}
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(st.sampled_from(_PATHS), st.binary(max_size=60))
 def test_any_bytes_get_an_answer_below_500(http: httpx.Client, path: str, data: bytes) -> None:
     assert http.post(path, content=data).status_code == 400

@@ -204,7 +204,7 @@ _REQUESTS = st.lists(
 )
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(_REQUESTS, st.lists(st.integers(0, 2000), max_size=12))
 def test_answers_do_not_depend_on_how_the_bytes_arrive(requests: list[tuple[bytes, bytes]], cuts: list[int]) -> None:
     async def test(served: Served) -> None:

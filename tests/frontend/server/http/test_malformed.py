@@ -145,7 +145,7 @@ _SPLICE = st.tuples(
 )
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(st.lists(st.tuples(_VALID, st.lists(_SPLICE, max_size=3)), min_size=1, max_size=4), st.binary(max_size=20))
 def test_any_bytes_get_an_answer_below_500_or_none(requests: list[tuple[bytes, list[tuple[int, int, bytes]]]], end: bytes) -> None:
     sent = b""

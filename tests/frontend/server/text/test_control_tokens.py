@@ -15,7 +15,7 @@ from frontend.server.text.fences import FENCES
 from frontend.server.text.tokenizer import SpecialTokens, Tokenizer
 from tests.frontend.server.text.kinds import SENTENCEPIECE, VOCABULARY
 
-_SETTINGS = settings(max_examples=60, deadline=None)
+_SETTINGS = settings(max_examples=60)
 
 
 def _with_flags() -> Tokenizer:

@@ -19,7 +19,7 @@ from tests.frontend.server.text.kinds import FIRST_PIECE, SENTENCEPIECE, VOCABUL
 # The fixtures are read-only, so that examples may share them.
 # The demo model's vocabulary lacks a few bytes: control characters, and the first byte of planes that hold no script.
 _CHARACTERS = st.characters(exclude_characters="\ufffd", categories=["L", "N", "P", "S", "Zs"], max_codepoint=0x1FFFF)
-_SETTINGS = settings(max_examples=150, deadline=None)
+_SETTINGS = settings(max_examples=150)
 
 
 def _fed_singly(tokenizer: Tokenizer, token_ids: list[int], *, skip_special: bool) -> list[str]:

@@ -23,7 +23,7 @@ def _expected(text: str, stops: list[str], include: bool) -> tuple[str, str | No
     return text, None
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(st.data())
 def test_the_bytes_of_all_tokens_are_the_text(demo_tokenizer: Tokenizer, data: st.DataObject) -> None:
     tokenizer = data.draw(st.sampled_from([demo_tokenizer, *SENTENCEPIECE.values()]))
@@ -97,7 +97,7 @@ def test_a_hidden_token_has_a_place_and_no_bytes(demo_tokenizer: Tokenizer) -> N
     assert output.released() == [TokenText(0, b"Hello"), TokenText(5, b"")]
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(
     st.lists(st.sampled_from(["a", "b", "ab", "ba", "aa", "bb", "abb"]), max_size=12),
     st.lists(st.text("ab", min_size=1, max_size=5), min_size=1, max_size=3),

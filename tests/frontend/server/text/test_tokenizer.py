@@ -51,7 +51,7 @@ def test_the_demo_models_ids(demo_tokenizer: Tokenizer) -> None:
     assert demo_tokenizer.vocab_size == 49152
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(st.text(st.characters(categories=["L", "N", "P", "S", "Zs"], max_codepoint=0x1FFFF), max_size=200))
 def test_any_text_survives_the_way_to_ids_and_back(demo_tokenizer: Tokenizer, text: str) -> None:
     ids = demo_tokenizer.encode(text)

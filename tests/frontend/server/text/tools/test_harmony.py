@@ -95,7 +95,7 @@ _FRAGMENTS = [
 _texts = st.lists(st.one_of(st.sampled_from(_FRAGMENTS), st.text(max_size=3)), max_size=20).map("".join)
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=400)
 @given(text=_texts, cuts=st.lists(st.integers(0, 5000), max_size=8), opened=st.booleans(), calls=st.booleans())
 def test_any_cut_gives_what_the_whole_gives(text: str, cuts: list[int], opened: bool, calls: bool) -> None:
     def told(pieces: list[str]) -> object:
@@ -108,7 +108,7 @@ def test_any_cut_gives_what_the_whole_gives(text: str, cuts: list[int], opened: 
     assert told([*text, ""]) == whole
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.text(alphabet="ab <|>to=\n", max_size=40))
 def test_a_text_without_marks_is_content(text: str) -> None:
     expected = "" if text.isspace() else text

@@ -148,7 +148,7 @@ _texts = st.lists(st.one_of(st.sampled_from(_FRAGMENTS), st.text(max_size=3)), m
 
 
 @pytest.mark.parametrize("name", _WITHOUT_CHANNELS)
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(text=_texts, cuts=st.lists(st.integers(0, 1000), max_size=8))
 @example(text=" " * 300 + "[now()]", cuts=[200, 256, 257])
 def test_any_cut_gives_what_the_whole_gives(name: str, text: str, cuts: list[int]) -> None:
@@ -161,7 +161,7 @@ def test_any_cut_gives_what_the_whole_gives(name: str, text: str, cuts: list[int
 
 
 @pytest.mark.parametrize(("name", "text", "content", "calls"), CALLS)
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(data=st.data())
 def test_calls_with_anything_changed_never_fail(name: str, text: str, content: str, calls: Any, data: st.DataObject) -> None:
     place = data.draw(st.integers(0, len(text)))
