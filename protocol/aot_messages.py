@@ -48,6 +48,7 @@ class Drawn(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     weights: int
     state: int  # tokens, tables and parameters of all slots
     bytes_per_block: int
+    cache_of_row: int  # as in the report
     blocks_per_sequence: int  # of max_model_len tokens
     working_memory: int  # that the engine leaves for steps
     num_blocks: int  # that the engine takes; fewer than `blocks_per_sequence`: it does not fit

@@ -35,9 +35,10 @@ class StepTime(msgspec.Struct, frozen=True, kw_only=True):
         return self.fixed + rows * self.per_row + context * self.per_context_token + pairs * self.per_pair
 
 
-def pairs_of_prompt(tokens: int) -> int:
-    """Of a prompt of so many tokens: each sees those before it, and itself."""
-    return tokens * (tokens + 1) // 2
+def pairs_of_prompt(tokens: int, window: int | None = None) -> int:
+    """Of a prompt of so many tokens: each sees those before it, and itself, or the last so many of these."""
+    more = max(0, tokens - window) if window else 0
+    return (tokens - more) * (tokens - more + 1) // 2 + more * (window or 0)
 
 
 class ProgramReport(msgspec.Struct, frozen=True, kw_only=True):
@@ -79,6 +80,7 @@ class AotReport(msgspec.Struct, frozen=True, kw_only=True):
     hbm: int
     weights: int
     bytes_per_block: int
+    cache_of_row: int  # that a row of `context` tokens reads in a step
     num_blocks: int  # that fit beside weights and programs
     context: int  # tokens of each row that the estimates are for
     programs: tuple[ProgramReport, ...]

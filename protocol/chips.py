@@ -21,7 +21,7 @@ class Chip:
     memory: int  # bytes that programs may take
     bandwidth: float  # of that memory, bytes a second
     bfloat16_rate: float  # of the matrix units, operations a second
-    clock: float  # of the compiler's cycles, 1/s
+    clock: float  # of the compiler's cycles, 1/s; 0: it counts none
     link_bandwidth: float  # bytes a second to the neighbours along one axis of the mesh, both ways together
     link_latency: float  # seconds to a neighbour
     shapes: tuple[str, ...]  # that several of them may be put together in
@@ -29,15 +29,20 @@ class Chip:
 
 
 _FLAT = ("1x1", "1x2", "2x1", "2x2", "2x4", "4x4", "4x8", "8x8", "8x16", "16x16")
+_SERVERS = ("1", "2", "4", "8")
 _CUBES = ("1x1x1", "1x2x1", "2x2x1", "2x2x2", "2x2x4", "2x4x4", "4x4x4")
 
 # TPUs. Rates, bandwidths and links: cloud.google.com/tpu/docs (v5e, v6e, v7x), halved for a core of v7x. Memory: what libtpu 0.0.42
 # calls available, which is a little less than what is built in. Clocks: the peak rates by the size of the matrix units. Latency of
 # a link: "How to Scale Your Model" (Austin et al. 2025), about a microsecond.
+# GPUs. NVIDIA's data sheets: rates without sparsity, NVLink where there is one, memory without the driver's share.
 _ALL = (
     Chip("v5e", "tpu", "TPU v5e", int(15.75 * GIB), 819e9, 197e12, 1.5e9, 90e9, 1e-6, _FLAT),
     Chip("v6e", "tpu", "TPU v6e", int(31.25 * GIB), 1640e9, 918e12, 1.75e9, 180e9, 1e-6, _FLAT),
     Chip("tpu7x", "tpu", "TPU v7x, one core", int(94.75 * GIB), 3690e9, 1153e12, 2.2e9, 200e9, 1e-6, _CUBES, 2),
+    Chip("h100", "cuda", "NVIDIA H100 80GB", 79 * GIB, 3350e9, 989e12, 0.0, 900e9, 1e-6, _SERVERS),
+    Chip("a100", "cuda", "NVIDIA A100 80GB", 79 * GIB, 2039e9, 312e12, 0.0, 600e9, 1e-6, _SERVERS),
+    Chip("l4", "cuda", "NVIDIA L4", 22 * GIB, 300e9, 121e12, 0.0, 64e9, 1e-6, _SERVERS),
 )
 CHIPS: Mapping[str, Chip] = MappingProxyType({chip.name: chip for chip in _ALL})
 _OTHER_NAMES = {"v5litepod": "v5e", "v7x": "tpu7x"}

@@ -85,6 +85,7 @@ def roofline_report(
         hbm=here.memory,
         weights=weights,
         bytes_per_block=bytes_per_block,
+        cache_of_row=500 * bytes_per_token,
         num_blocks=min((here.memory - weights) // bytes_per_block, max_num_seqs * -(-max_model_len // block_size)),
         context=500,
         programs=tuple(program(name) for name in required_programs(buckets)),

@@ -106,8 +106,7 @@ def _rate(report: AotReport, rows: int) -> Rate | None:
         return None
     microseconds = _time(program).microseconds(rows, rows * report.context, 0)
     # The bucket's roofline is that of a full one. Decoding, memory is the bound: what is missing is the cache of the missing rows.
-    per_row = report.context * report.bytes_per_block / report.block_size
-    missing = (program.rows - rows) * per_row / parse_topology(report.topology).chip.bandwidth * 1e6
+    missing = (program.rows - rows) * report.cache_of_row / parse_topology(report.topology).chip.bandwidth * 1e6
     return Rate(rows, microseconds, max(0.0, program.roofline - missing)) if microseconds else None
 
 

@@ -26,6 +26,7 @@ def make_report(
         hbm=drawn.hbm,
         weights=drawn.weights,
         bytes_per_block=drawn.bytes_per_block,
+        cache_of_row=drawn.cache_of_row,
         num_blocks=drawn.num_blocks,
         context=context,
         programs=tuple(sorted(programs, key=_place)),

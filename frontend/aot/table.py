@@ -1,5 +1,6 @@
 """The report, to read: a row for each program, then what it comes to."""
 
+from collections import Counter
 from collections.abc import Sequence
 
 from frontend.aot.figures import SEED_AT_A_TIME, SEED_OUTPUT, SEED_PROMPT, prefill, rates, seed_load
@@ -95,6 +96,8 @@ def summary(report: AotReport, drawn: Drawn, config: EngineConfig) -> list[str]:
             f"load       {SEED_PROMPT} tokens in, {SEED_OUTPUT} out, {SEED_AT_A_TIME} at a time: {requests:.2f} requests/s, "
             "where the chip never waits"
         )
+    for reason, number in Counter(program.unknown for program in report.programs if program.unknown).items():
+        lines.append(f"times      of {number} programs are not known: {reason}")
     seconds = sum(program.compile_seconds for program in report.programs)
     lines.append(f"compiling  {len(report.programs)} programs, {seconds:,.0f} s of all compiling processes together")
-    return [*lines, LEFT_OUT]
+    return [*lines, LEFT_OUT] if any(program.time for program in report.programs) else lines

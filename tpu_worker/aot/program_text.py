@@ -1,10 +1,12 @@
 """What the text of a compiled program tells: copies, collectives, and what libtpu thinks that each instruction takes."""
 
+import math
 import re
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 
 _COLLECTIVES = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
+_MAKES = "fusion|transpose|convert|scatter|dynamic-update-slice|call-done"
 _UNKNOWN = 1 << 60  # cycles: what libtpu writes where it has no idea
 _INSTRUCTION = re.compile(r"^\s+(?:ROOT )?%([\w.-]+) = (\(.*?\)|\S+) ([\w-]+)\(")
 _CYCLES = re.compile(r'"estimated_cycles":"(\d+)"')
@@ -12,6 +14,10 @@ _OP_NAME = re.compile(r'op_name="([^"]*)"')
 _WHILE = re.compile(r"body=%([\w.-]+)")
 _TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"')
 _CONDITION = re.compile(r"condition=%([\w.-]+)")
+_ARRAY = re.compile(r"\w+\[([\d,]*)\]")
+_CALLS = re.compile(r"\bcalls=%([\w.-]+)")
+_NAMES = re.compile(r"%([\w.-]+)")
+_PRODUCT = re.compile(r" (?:dot|convolution)\(")
 _LIMIT = re.compile(r"= s32\[\]\S* constant\((\d+)\)")
 
 
@@ -31,18 +37,55 @@ def entry_of(text: str) -> str:
 
 
 def find_copies(text: str, shapes: Collection[tuple[int, ...]]) -> list[str]:
-    """The instructions of a program that make another array of one of these shapes.
+    """The instructions of a program that make another array of a weight or a cache, which have these shapes, of any type, or of a
+    matrix turned round.
 
-    Copies into vector memory, which is `S(1)`, are how weights are read, where nothing but their place changes.
+    Activations may have the shape of a matrix by chance: of two dimensions, what is made of no argument of the program is none, nor
+    is a product. Copies into vector memory, which is `S(1)`, are how weights are read, where nothing but their place changes.
+    What a fusion does within itself makes no array. For GPUs, a scatter and what it is fused with is how the cache is written;
+    whether that is in place, the size of temporaries tells.
     """
     if not shapes:
         return []
-    wanted = "|".join(re.escape(",".join(map(str, shape))) for shape in shapes)
-    made = rf"(?m)^.* = \w+\[(?:{wanted})\][^ ]* (?:fusion|transpose|convert|scatter|dynamic-update-slice)\(.*$"
+    products = {name for name, lines in _computations(text).items() if any(_PRODUCT.search(line) for line in lines)}
+    text = _without_fused(text)
+    every = {*shapes, *(shape[::-1] for shape in shapes if len(shape) == 2)}
+    wanted = "|".join(re.escape(",".join(map(str, shape))) for shape in every)
+    made = rf"(?m)^(?!.*calls=%fused_scatter).* = \w+\[(?:{wanted})\][^ ]* (?:{_MAKES})\(.*$"
     copied = rf"(?m)^.* = \w+\[(?:{wanted})\][^ ]* copy\(.*$"
     moved = rf"(?m)^.* = \(\w+\[(?:{wanted})\](?![^ ]*S\(1\))[^ ]*, .* copy-start\(.*$"
-    found = re.findall(made, entry_of(text)) + re.findall(copied, text) + re.findall(moved, text)
-    return [line.strip()[:200] for line in found]
+    activations = _activations(text, products, every)
+    found = [line for line in re.findall(made, entry_of(text)) + re.findall(copied, text) if line not in activations]
+    return [line.strip()[:200] for line in found + re.findall(moved, text)]
+
+
+def _activations(text: str, products: Collection[str], shapes: Collection[tuple[int, ...]]) -> set[str]:
+    """Lines of the main computation that make a matrix of one of these shapes, but not of an argument of as many values.
+
+    products: computations that fusions are made of, with a product in them.
+    """
+    counts = {math.prod(shape) for shape in shapes}
+    sizes: dict[str, int] = {}  # of what an argument was made into, in values
+    found = set()
+    for line in entry_of(text).splitlines():
+        if (instruction := _INSTRUCTION.match(line)) is None or (array := _ARRAY.search(instruction[2])) is None:
+            continue
+        dimensions = [int(digits) for digits in array[1].split(",") if digits]
+        size, (name, _, opcode) = math.prod(dimensions), instruction.groups()
+        operands = _NAMES.findall(line[instruction.end() :].partition("), ")[0])
+        called = found_call[1] if (found_call := _CALLS.search(line)) else ""
+        if size in counts and (opcode == "parameter" or (called not in products and size in map(sizes.get, operands))):
+            sizes[name] = size
+        elif len(dimensions) <= 2 and opcode != "call-done":
+            found.add(line)
+    return found
+
+
+def _without_fused(text: str) -> str:
+    """A program without the computations that fusions are made of."""
+    fused = {*re.findall(r" fusion\(.*\bcalls=(%[\w.-]+)", text)}
+    computations = text.split("\n}\n")
+    return "\n}\n".join(one for one in computations if one.strip().partition(" ")[0] not in fused)
 
 
 def count_collectives(text: str) -> dict[str, int]:

@@ -1,16 +1,19 @@
 """Chips that are not there."""
 
+import math
 from collections.abc import Mapping, MutableMapping
 from types import MappingProxyType
 from typing import Any
 
 from protocol.chips import Topology
 from protocol.errors import DeviceError
+from tpu_worker.aot.gpus import GPUS
 
-# What libtpu must be told before JAX starts, so that it neither looks for chips nor minds others.
+# What libtpu and CUDA must be told before JAX starts, so that they neither look for chips nor mind others.
 ENVIRONMENT: Mapping[str, str] = MappingProxyType(
     {
         "JAX_PLATFORMS": "cpu",
+        "CUDA_VISIBLE_DEVICES": "-1",
         "TPU_SKIP_MDS_QUERY": "1",
         "TPU_WORKER_HOSTNAMES": "localhost",
         "TPU_ACCELERATOR_TYPE": "v6e-4",  # any one serves: only the topology counts
@@ -39,12 +42,21 @@ def open_topology(topology: Topology, num_devices: int) -> Any:
 
     from tpu_worker.mesh.layout import AXIS
 
-    bounds = (*topology.shape, 1, 1)[:3]
-    # Hosts have 2x2 chips, unless it is said that there are fewer.
-    options: dict[str, Any] = {"chips_per_host_bounds": bounds} if bounds[0] * bounds[1] * bounds[2] < 4 else {}
+    chip = topology.chip
     try:
-        found = topologies.get_topology_desc(platform=topology.chip.platform, topology_name=topology.name, **options).devices
+        if (gpu := GPUS.get(chip.name)) is not None:
+            name, options = "", {"target_config": gpu.describe(), "topology": f"1x1x{topology.num_devices}"}
+        else:
+            name, options = topology.name, _bounds_of_host(topology)
+        found = topologies.get_topology_desc(platform=chip.platform, topology_name=name, **options).devices
     except (RuntimeError, NotImplementedError, ValueError) as error:
-        raise DeviceError(f"--topology {topology.name}: {str(error).splitlines()[0]}: is twodeep[tpu] installed?") from error
+        said, extra = str(error).splitlines()[0], chip.platform
+        raise DeviceError(f"--topology {topology.name}: {said}: is twodeep[{extra}] installed?") from error
     assert isinstance(found[0], jax.Device)
     return Mesh(np.array(found[:num_devices]), (AXIS,))
+
+
+def _bounds_of_host(topology: Topology) -> dict[str, Any]:
+    """Hosts have 2x2 chips, unless it is said that there are fewer."""
+    bounds = (*topology.shape, 1, 1)[:3]
+    return {"chips_per_host_bounds": bounds} if math.prod(bounds) < 4 else {}

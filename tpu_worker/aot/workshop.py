@@ -36,6 +36,7 @@ from tpu_worker.weights.load import WeightLoader, open_source
 
 _SMALL = 1 << 16  # values: what is smaller may be copied
 _FLOAT_BYTES = {"bfloat16": 2, "float32": 4}
+_COMPILERS = {"tpu": ("libtpu",), "cuda": ("jax-cuda13-pjrt",)}  # distributions
 _MOST_SHARDS = 16  # that are looked at for what would help
 
 
@@ -56,7 +57,7 @@ class Workshop:
         mesh = open_topology(self._topology, config.tensor_parallel_size)
         self._source = AbsentWeights(open_source(config).model)
         self._layout = AbsentLayout(mesh, RULES)
-        self.blueprint = draw_blueprint(config, self._source, self._layout, self._chip.platform)
+        self.blueprint = draw_blueprint(config, self._source, self._layout, mesh.devices.flat[0].platform)
         blueprint, products = self.blueprint, self.blueprint.platform.products
         loader = WeightLoader(self._source, products, self._layout, blueprint.max_model_len, lambda *_: None)
         self._weights = loader.shapes(loader.load_first())
@@ -80,7 +81,7 @@ class Workshop:
         config, blueprint = self._job.config, self.blueprint
         facts = read_model_facts(config.model_path, config.model_format, config.load_format)
         return Drawn(
-            versions={name: metadata.version(name) for name in ("twodeep", "jax", "jaxlib", "libtpu")},
+            versions={name: metadata.version(name) for name in ("twodeep", "jax", "jaxlib", *_COMPILERS[self._chip.platform])},
             model_digest=facts.sizes.digest,
             chip=self._chip.description,
             programs=tuple(sorted(self._programs, key=self._weight_of, reverse=True)),
@@ -93,6 +94,7 @@ class Workshop:
             weights=self._weight_bytes,
             state=_bytes_on_each(self._compiler.state.slots),
             bytes_per_block=blueprint.bytes_per_block,
+            cache_of_row=self._cache_of_row(self._job.context),
             blocks_per_sequence=self._blocks_per_sequence,
             working_memory=blueprint.working_memory,
             num_blocks=self._num_blocks,
@@ -130,6 +132,7 @@ class Workshop:
             code=memory.generated_code_size_in_bytes,
             copies=tuple(find_copies(text, large)),
             collectives=count_collectives(text),
+            roofline=0.0 if bucket is None else round(self._roofline(bucket), 2),
         )
         try:
             return self._with_times(report, bucket, text)
@@ -138,6 +141,8 @@ class Workshop:
 
     def _with_times(self, report: ProgramReport, bucket: Bucket | None, text: str) -> ProgramReport:
         """Raises ValueError saying why nobody knows them."""
+        if not self._chip.clock:
+            raise ValueError(f"the compiler for {self._chip.description} estimates no times")
         found = costs(text)
         if bucket is None:
             cycles = cycles_by_part(found, steps=False)
@@ -157,8 +162,7 @@ class Workshop:
             self._layout.num_shards,
         )
         context = self._job.context
-        is_decode = bucket.tokens == bucket.rows
-        if is_decode:
+        if bucket.tokens == bucket.rows:
             parts["attention"] += bucket.rows * (time.per_row + time.per_context_token * context)
         else:
             parts["attention"] += pairs_of_prompt(bucket.tokens) * time.per_pair
@@ -166,7 +170,6 @@ class Workshop:
             report,
             time=StepTime(**{field: round(getattr(time, field), 6) for field in time.__struct_fields__}),
             parts={part: round(value, 2) for part, value in parts.items()},
-            roofline=round(self._roofline(bucket, is_decode), 2),
         )
 
     def _schedules(self, text: str) -> dict[str, Loop]:
@@ -183,15 +186,12 @@ class Workshop:
     def _geometries(self, bucket: Bucket) -> dict[Geometry, int]:
         """Of the layers: how many have which."""
         counts: dict[Geometry, int] = {}
-        caches = self._compiler.state.caches
         for index, layer in enumerate(self.blueprint.spec.layers):
-            arrays = jax.tree.leaves(caches.take(index))  # the second holds scales
-            shape = arrays[0].sharding.shard_shape(arrays[0].shape)
-            sizes = (math.prod(one.sharding.shard_shape(one.shape)[1:]) * one.dtype.itemsize for one in arrays)
+            rows = jax.tree.leaves(self._compiler.state.caches.take(index))[0]
             geometry = Geometry(
                 page=self.blueprint.block_size,
-                run=pages_at_once(jax.ShapeDtypeStruct(shape, arrays[0].dtype)),
-                page_bytes=sum(sizes),
+                run=pages_at_once(jax.ShapeDtypeStruct(rows.sharding.shard_shape(rows.shape), rows.dtype)),
+                page_bytes=self._page_bytes(index),
                 window=layer.sliding_window or 0,
                 chunk=tokens_of_block(bucket.tokens, layer.num_kv_heads, layer.num_heads // layer.num_kv_heads),
                 num_kv_heads=layer.num_kv_heads,
@@ -199,19 +199,34 @@ class Workshop:
             counts[geometry] = counts.get(geometry, 0) + 1
         return counts
 
-    def _roofline(self, bucket: Bucket, is_decode: bool) -> float:
+    def _roofline(self, bucket: Bucket) -> float:
         """Of a step that is full."""
         spec, context = self.blueprint.spec, self._job.context
         parameters = sum(map(self._used, jax.tree.leaves(self._weights["layers"])))
-        per_token = self.blueprint.bytes_per_block / self.blueprint.block_size
-        attended = 4 * sum(layer.num_heads * layer.head_dim for layer in spec.layers)  # operations for a query and a key
-        if is_decode:
-            cache, pairs = bucket.rows * context * per_token, bucket.rows * context
+        if is_decode := bucket.tokens == bucket.rows:
+            cache = bucket.rows * self._cache_of_row(context)
         else:
-            cache, pairs = bucket.tokens * per_token, pairs_of_prompt(bucket.tokens)
+            cache = self._cache_of_row(bucket.tokens)
         head = spec.hidden_size * -(-spec.vocab_size // self._layout.num_shards)
-        operations = 2.0 * (parameters / self._layout.num_shards * bucket.tokens + head * bucket.rows) + attended * pairs
-        return roofline(self._weights_read(), int(cache), operations, self._chip)
+        operations = 2.0 * (parameters / self._layout.num_shards * bucket.tokens + head * bucket.rows)
+        for layer in spec.layers:
+            window = layer.sliding_window
+            pairs = bucket.rows * min(context, window or context) if is_decode else pairs_of_prompt(bucket.tokens, window)
+            operations += 4 * layer.num_heads * layer.head_dim * pairs
+        return roofline(self._weights_read(), cache, operations, self._chip)
+
+    def _cache_of_row(self, context: int) -> int:
+        """Bytes on each chip that a token reads which sees so many, itself included."""
+        sizes = (
+            min(context, layer.sliding_window or context) * self._page_bytes(index)
+            for index, layer in enumerate(self.blueprint.spec.layers)
+        )
+        return sum(sizes) // self.blueprint.block_size
+
+    def _page_bytes(self, index: int) -> int:
+        """Of a block of one layer, on each chip, its scales included."""
+        arrays = jax.tree.leaves(self._compiler.state.caches.take(index))
+        return sum(math.prod(one.sharding.shard_shape(one.shape)[1:]) * one.dtype.itemsize for one in arrays)
 
     def _used(self, array: jax.ShapeDtypeStruct) -> float:
         """Numbers of a matrix that a token is multiplied with: of experts those that it chooses."""

@@ -49,6 +49,7 @@ def drawn(job: Job | None = None, **changes: object) -> Drawn:
         weights=2 * GIB,
         state=1 << 20,
         bytes_per_block=BLOCK_SIZE * PER_TOKEN,
+        cache_of_row=500 * PER_TOKEN,
         blocks_per_sequence=-(-length // BLOCK_SIZE),
         working_memory=GIB,
         num_blocks=2048,

@@ -4,15 +4,20 @@ A process of its own, as `compile_steps`. Writes, by shape, which instructions c
 """
 
 import json
+import os
 import sys
 
-from tests.tpu_worker.platforms.gpu.compile_steps import find_copies, open_gpus  # first: it says where JAX is
+from tpu_worker.aot.topology import ENVIRONMENT, open_topology
 
-import jax  # isort: skip
+os.environ |= ENVIRONMENT
+
+import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from protocol.chips import parse_topology
 from tests.tpu_worker.platforms.tpu.compile_attention import NUM_BLOCKS, ROWS, SHAPES, TABLE
+from tpu_worker.aot.program_text import find_copies
 from tpu_worker.platforms.gpu.attention import Attend, make_caches, prepare
 from tpu_worker.platforms.metadata import AttentionMetadata, AttentionSpec
 
@@ -37,6 +42,6 @@ def copies_of(mesh: Mesh, shape: tuple[int, int, int, int, int | None, float | N
 
 
 if __name__ == "__main__":
-    mesh = open_gpus(sys.argv[1], 1)
+    mesh = open_topology(parse_topology(sys.argv[1]), 1)
     with jax.set_mesh(mesh):
         json.dump({str(shape): [copies_of(mesh, shape, tokens) for tokens in (ROWS, 256)] for shape in SHAPES}, sys.stdout)

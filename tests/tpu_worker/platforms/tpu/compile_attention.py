@@ -4,16 +4,19 @@ A process of its own, as `compile_steps`. Writes, by shape, which instructions c
 """
 
 import json
+import os
 import sys
 
-from tests.tpu_worker.platforms.tpu.compile_steps import find_copies  # first: it tells libtpu
+from tpu_worker.aot.topology import ENVIRONMENT, open_topology
 
-import jax  # isort: skip
+os.environ |= ENVIRONMENT
+
+import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from protocol.chips import parse_topology
-from tpu_worker.aot.topology import open_topology
+from tpu_worker.aot.program_text import find_copies
 from tpu_worker.platforms.cache_types import CacheType
 from tpu_worker.platforms.metadata import AttentionMetadata, AttentionSpec
 from tpu_worker.platforms.tpu.attention import Attend, make_caches, prepare

@@ -8,7 +8,6 @@ A process of its own, since libtpu must be told before JAX starts. Writes what t
 import json
 import math
 import os
-import re
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -23,7 +22,7 @@ import jax
 from protocol.chips import parse_topology
 from protocol.config import EngineConfig, KvCacheDtype, Quantization
 from tpu_worker.aot.absent import AbsentLayout, AbsentWeights
-from tpu_worker.aot.program_text import count_collectives, count_kernels, count_readers, entry_of
+from tpu_worker.aot.program_text import count_collectives, count_kernels, count_readers, find_copies
 from tpu_worker.blueprint import draw_blueprint
 from tpu_worker.buckets import Bucket
 from tpu_worker.mesh.layout import RULES, Tree
@@ -48,29 +47,6 @@ def describe(compiled: Any, weights: Tree, caches: Tree, logits: tuple[int, int]
         "kernels": count_kernels(text, KERNELS),
         "readers of logits": count_readers(text, logits),
     }
-
-
-def find_copies(text: str, shapes: set[tuple[int, ...]]) -> list[str]:
-    """The instructions of a program that make another array of one of these shapes, of any type, or of a matrix turned round.
-
-    Copies into vector memory, which is `S(1)`, are how weights are read, where nothing but their place changes. What a fusion does
-    within itself makes no array.
-    """
-    text = without_fused(text)
-    turned = {shape[::-1] for shape in shapes if len(shape) == 2}
-    wanted = "|".join(re.escape(",".join(map(str, shape))) for shape in shapes | turned)
-    made = rf"(?m)^.* = \w+\[(?:{wanted})\][^ ]* (?:fusion|transpose|convert|scatter|dynamic-update-slice|call-done)\(.*$"
-    copied = rf"(?m)^.* = \w+\[(?:{wanted})\][^ ]* copy\(.*$"
-    moved = rf"(?m)^.* = \(\w+\[(?:{wanted})\](?![^ ]*S\(1\))[^ ]*, .* copy-start\(.*$"
-    found = re.findall(made, entry_of(text)) + re.findall(copied, text) + re.findall(moved, text)
-    return [line.strip()[:200] for line in found]
-
-
-def without_fused(text: str) -> str:
-    """A program without the computations that fusions are made of."""
-    fused = {*re.findall(r" fusion\(.*\bcalls=(%[\w.-]+)", text)}
-    computations = text.split("\n}\n")
-    return "\n}\n".join(one for one in computations if one.strip().partition(" ")[0] not in fused)
 
 
 def main(config: str, topology: str, chips: str, kernels: str, *buckets: str) -> dict[str, Any]:
