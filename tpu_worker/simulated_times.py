@@ -90,7 +90,8 @@ class ReportedTimes:
                 f"{programs[broken[0]].error}"
             )
         if timeless := [name for name in required if programs[name].time is None and name.startswith(("step", "sampler"))]:
-            raise ConfigError(f"--sim-report {path}: no time is known of {_some(timeless)}: make it again with engine-aot --json")
+            way_out = programs[timeless[0]].unknown or "make it again with engine-aot --json"
+            raise ConfigError(f"--sim-report {path}: no time is known of {_some(timeless)}: {way_out}")
         self._buckets = by_cost(buckets, sizes.head_cost)
         self._scorer = buckets[1]
         self._decodes_apart = report.decodes_apart

@@ -92,7 +92,7 @@ def read_options(
         if path:
             check_output_file(flag, path)
     if plot:
-        check_plot(plot)
+        check_plot(plot, topology)
     model = cast(str, values.pop("model", _DEFAULT_MODEL))
     config = _config(model, values, topology, environ, download, remarks)
     wide = max(1, min(len(os.sched_getaffinity(0)), memory_limit() // _MEMORY_OF_A_JOB))
@@ -104,8 +104,10 @@ def read_options(
     return options, remarks
 
 
-def check_plot(path: str) -> None:
+def check_plot(path: str, topology: Topology) -> None:
     """Raises ConfigError when a picture cannot be drawn, which is better known before minutes of compiling."""
+    if not topology.chip.clock:
+        raise ConfigError(f"--plot {path}: the compiler for {topology.chip.description} estimates no times: leave the flag out")
     if importlib.util.find_spec("matplotlib") is None:
         raise ConfigError(f"--plot {path}: matplotlib is not installed: add twodeep[plot], or leave the flag out")
     if Path(path).suffix.lower() not in _PICTURES:

@@ -43,6 +43,7 @@ def test_all_programs_compile_fit_and_copy_nothing(tmp_path: Path) -> None:
         assert program.error == "" and program.copies == () and program.collectives == {}
         assert program.time is not None and all(math.isfinite(part) and part >= 0 for part in program.parts.values())
     cache = found.num_blocks * found.bytes_per_block
+    assert found.cache_of_row == found.context * found.bytes_per_block // found.block_size
     for bucket in buckets:
         step = programs[f"step {bucket.tokens}x{bucket.rows}"]
         assert found.weights + cache < step.arguments < found.weights + cache + (16 << 20)

@@ -6,8 +6,10 @@ from typing import Any
 
 import msgspec
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from protocol.aot_report import check_model, read_report
+from protocol.aot_report import check_model, pairs_of_prompt, read_report
 from protocol.errors import ConfigError
 from protocol.model_sizes import ModelSizes
 from tests.roofline_report import LLAMA_1B, roofline_report
@@ -65,3 +67,9 @@ def test_what_is_refused(tmp_path: Path, data: bytes, message: str) -> None:
 def test_a_file_that_is_not_there(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="--sim-report .*none.json: No such file"):
         read_report(str(tmp_path / "none.json"), "--sim-report")
+
+
+@given(st.integers(0, 300), st.integers(1, 300))
+def test_pairs_are_those_of_each_token_and_what_it_sees(tokens: int, window: int) -> None:
+    assert pairs_of_prompt(tokens) == sum(position + 1 for position in range(tokens))
+    assert pairs_of_prompt(tokens, window) == sum(min(position + 1, window) for position in range(tokens))

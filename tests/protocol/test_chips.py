@@ -14,6 +14,8 @@ from protocol.errors import ConfigError
         ("v5litepod:2x4", "v5e:2x4", 8),
         ("v7x", "tpu7x:1x1x1", 2),
         ("tpu7x:2x2x1", "tpu7x:2x2x1", 8),
+        ("h100", "h100:1", 1),
+        ("L4:4", "l4:4", 4),
     ],
 )
 def test_names(name: str, found: str, devices: int) -> None:
@@ -21,7 +23,7 @@ def test_names(name: str, found: str, devices: int) -> None:
     assert (topology.name, topology.num_devices) == (found, devices)
 
 
-@pytest.mark.parametrize("name", ["", "v6e:", "v6e:1", "h200:1x1", "v6e:1x1x1", "v6e:1x1:2"])
+@pytest.mark.parametrize("name", ["", "v6e:", "v6e:1", "h200:1x1", "h100:3", "v6e:1x1x1", "v6e:1x1:2"])
 def test_what_is_no_topology(name: str) -> None:
     if name == "v6e:":
         assert parse_topology(name).name == "v6e:1x1"

@@ -154,6 +154,7 @@ def with_program(name: str, **changes: Any) -> AotReport:
     [
         (without("step 16x16"), "--sim-report r.json: nothing is said of step 16x16: it is for --max-num-seqs 64 and "),
         (with_program("sampler 4", time=None), "--sim-report r.json: no time is known of sampler 4: make it again with"),
+        (with_program("sampler 4", time=None, unknown="it has none"), "no time is known of sampler 4: it has none"),
         (
             with_program("mask 4", error="no registers"),
             "mask 4 did not compile for TPU v6 lite, .*: no registers",

@@ -114,6 +114,7 @@ def test_models_with_files_and_without_weights(tmp_path: Path) -> None:
             ["--plot", "picture.exe"],
             r"--plot picture.exe: (a name that ends in one of .png, .svg, .pdf|matplotlib is not installed)",
         ),
+        (["--plot", "a.png", "--topology", "h100"], r"--plot a.png: the compiler for NVIDIA H100 80GB estimates no times"),
         (["--check"], "--check: there is no such flag"),
     ],
 )

@@ -10,6 +10,7 @@ from typing import Any
 import jax
 import pytest
 
+from protocol.aot_report import read_report
 from tests.clients.environments import Environment
 from tests.tpu_worker.platforms.tpu.test_compile import LAYERS, LLAMA_1B, LLAMA_8B
 
@@ -38,11 +39,14 @@ def plugin() -> Path:
     return directory
 
 
+def environment(plugin: Path) -> dict[str, str]:
+    return os.environ | {"PYTHONPATH": os.pathsep.join([str(plugin), os.environ.get("PYTHONPATH", "")]).rstrip(os.pathsep)}
+
+
 def run(plugin: Path, module: str, *arguments: str) -> dict[str, Any]:
     """What one of the programs beside this file writes."""
     command = [sys.executable, "-m", f"tests.tpu_worker.platforms.gpu.{module}", *arguments]
-    environ = os.environ | {"PYTHONPATH": os.pathsep.join([str(plugin), os.environ.get("PYTHONPATH", "")]).rstrip(os.pathsep)}
-    done = subprocess.run(command, capture_output=True, text=True, env=environ, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, env=environment(plugin), check=False)
     assert done.returncode == 0, done.stderr[-4000:]
     found: dict[str, Any] = json.loads(done.stdout)
     return found
@@ -98,3 +102,17 @@ def test_heads_of_every_family_compile(gpu: str, plugin: Path) -> None:
     found = run(plugin, "compile_attention", gpu)
     assert len(found) >= 7
     assert all(copies == [[], []] for copies in found.values())
+
+
+def test_engine_aot_compiles_a_whole_engine_and_knows_no_times(plugin: Path, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({**LLAMA_1B, "num_hidden_layers": LAYERS}), encoding="utf-8")
+    flags = ["--model", str(tmp_path), "--topology", "h100", "--max-num-seqs", "4", "--max-num-batched-tokens", "16", "--jobs", "1"]
+    flags += ["--max-model-len", "2048", "--json", str(tmp_path / "report.json")]
+    command = [sys.executable, "-m", "frontend.aot", "--load-format", "dummy", *flags]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment(plugin), check=False)
+    assert done.returncode == 0, done.stderr + done.stdout
+    report = read_report(str(tmp_path / "report.json"), "--json")
+    assert (report.topology, report.chip) == ("h100:1", "NVIDIA H100 80GB") and "jax-cuda13-pjrt" in report.versions
+    steps = [program for program in report.programs if program.tokens]
+    assert len(steps) >= 3 and all(step.roofline > 0 and step.time is None and not step.copies for step in steps)
+    assert "estimates no times" in done.stdout
