@@ -48,7 +48,7 @@ def find_copies(text: str, shapes: Collection[tuple[int, ...]]) -> list[str]:
     if not shapes:
         return []
     products = {name for name, lines in _computations(text).items() if any(_PRODUCT.search(line) for line in lines)}
-    text = _without_fused(text)
+    text = without_fused(text)
     every = {*shapes, *(shape[::-1] for shape in shapes if len(shape) == 2)}
     wanted = "|".join(re.escape(",".join(map(str, shape))) for shape in every)
     made = rf"(?m)^(?!.*calls=%fused_scatter).* = \w+\[(?:{wanted})\][^ ]* (?:{_MAKES})\(.*$"
@@ -81,7 +81,7 @@ def _activations(text: str, products: Collection[str], shapes: Collection[tuple[
     return found
 
 
-def _without_fused(text: str) -> str:
+def without_fused(text: str) -> str:
     """A program without the computations that fusions are made of."""
     fused = {*re.findall(r" fusion\(.*\bcalls=(%[\w.-]+)", text)}
     computations = text.split("\n}\n")

@@ -45,12 +45,13 @@ def pick(logits: jax.Array, rows: jax.Array, bits: jax.Array) -> jax.Array:
 def largest(values: jax.Array) -> tuple[jax.Array, jax.Array]:
     """`platform.Largest`, in one pass.
 
-    NaN counts for more than anything, so the largest tells whether all are finite. It is this reduction's own and not looked up
-    behind an argmax: of one whose largest nobody asks for, XLA keeps it in bfloat16.
+    NaN counts for more than anything, so the largest tells whether all are finite. The index is made to depend on it: where nobody
+    asks for the largest of a reduction, XLA keeps that in bfloat16, and what it compares too.
     """
     start = (jnp.float32(-jnp.inf), jnp.int32(values.shape[-1]))
     top, best = lax.reduce((values, lax.broadcasted_iota(jnp.int32, values.shape, 1)), start, _larger, (1,))
-    return jnp.where(top < jnp.inf, top, jnp.nan), best
+    is_sound = top < jnp.inf
+    return jnp.where(is_sound, top, jnp.nan), jnp.where(is_sound, best, 0)
 
 
 def _larger(one: _Pair, other: _Pair) -> _Pair:

@@ -1,5 +1,7 @@
 """Compiles steps of a model for chips that are not there: `… compile_steps CONFIG_JSON TOPOLOGY CHIPS KERNELS TOKENSxROWS …`.
 
+"samplerxROWS", "pickxROWS" and "maskxROWS" are what runs behind steps of so many rows.
+
 KERNELS: "Pallas", or "XLA" for attention without any; behind colons what weights and KV cache are kept as: "Pallas:int8:fp8_e4m3".
 
 A process of its own, since libtpu must be told before JAX starts. Writes what there is to say of each program as JSON.
@@ -8,6 +10,7 @@ A process of its own, since libtpu must be told before JAX starts. Writes what t
 import json
 import math
 import os
+import re
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -18,11 +21,12 @@ from tpu_worker.aot.topology import ENVIRONMENT, open_topology
 os.environ |= ENVIRONMENT
 
 import jax
+import jax.numpy as jnp
 
 from protocol.chips import parse_topology
 from protocol.config import EngineConfig, KvCacheDtype, Quantization
 from tpu_worker.aot.absent import AbsentLayout, AbsentWeights
-from tpu_worker.aot.program_text import count_collectives, count_kernels, count_readers, find_copies
+from tpu_worker.aot.program_text import count_collectives, count_kernels, count_readers, find_copies, without_fused
 from tpu_worker.blueprint import draw_blueprint
 from tpu_worker.buckets import Bucket
 from tpu_worker.mesh.layout import RULES, Tree
@@ -41,12 +45,39 @@ def describe(compiled: Any, weights: Tree, caches: Tree, logits: tuple[int, int]
     of_shard = {array.sharding.shard_shape(array.shape) for array in jax.tree.leaves((weights, caches))}
     return {
         "copies": find_copies(text, {shape for shape in of_shard if math.prod(shape) >= SMALL}),
+        "copies of slots": find_copied(text, shapes_of_slots(compiled)),
+        "narrowed": find_narrowed(text),
         "temporaries": memory.temp_size_in_bytes,
         "arguments": memory.argument_size_in_bytes,
         "collectives": {kind: count_collectives(text).get(kind, 0) for kind in ("all-reduce", "all-gather")},
         "kernels": count_kernels(text, KERNELS),
         "readers of logits": count_readers(text, logits),
     }
+
+
+def find_copied(text: str, shapes: set[tuple[int, ...]]) -> list[str]:
+    """The instructions of a program that do nothing but make another array of one of these very shapes.
+
+    Copies into vector memory, which is `S(1)`, may be how it is read.
+    """
+    wanted = "|".join(re.escape(",".join(map(str, shape))) for shape in shapes)
+    copied = rf"(?m)^.* = \w+\[(?:{wanted})\][^ ]* copy\(.*$"
+    moved = rf"(?m)^.* = \(\w+\[(?:{wanted})\](?![^ ]*S\(1\))[^ ]*, .* copy-start\(.*$"
+    text = without_fused(text)
+    return [line.strip()[:200] for line in re.findall(copied, text) + re.findall(moved, text)]
+
+
+def shapes_of_slots(compiled: Any) -> set[tuple[int, ...]]:
+    """Of what a program is given of all slots: tokens, block tables, rules."""
+    arguments = jax.tree.leaves(compiled.args_info)
+    return {one.shape for one in arguments if one.dtype == jnp.int32 and math.prod(one.shape) >= SMALL} or {(0,)}
+
+
+def find_narrowed(text: str) -> list[str]:
+    """The searches of a program that keep what they compare in bfloat16: reductions of several results, sorts and the like."""
+    lines = [line for line in text.splitlines() if 'custom_call_target="tpu_custom_call"' not in line]  # Pallas' kernels
+    searches = re.compile(r"^.* = \([^=]*\bbf16\[[^=]*\) (?:reduce|reduce-window|sort|custom-call)\(")
+    return [line.strip()[:200] for line in lines if searches.match(line)]
 
 
 def main(config: str, topology: str, chips: str, kernels: str, *buckets: str) -> dict[str, Any]:
@@ -72,8 +103,11 @@ def main(config: str, topology: str, chips: str, kernels: str, *buckets: str) ->
     found: dict[str, Any] = {"block_size": blueprint.block_size}
     with jax.set_mesh(mesh):
         for name in buckets:
-            bucket = Bucket(*map(int, name.split("x")))
-            found[name] = describe(compiler.step(bucket), weights, compiler.state.caches, (bucket.rows, blueprint.spec.vocab_size))
+            kind, rows = name.split("x")
+            after = {"sampler": compiler.sampler, "pick": compiler.pick, "mask": compiler.mask}.get(kind)
+            program = after(int(rows)) if after else compiler.step(Bucket(int(kind), int(rows)))
+            logits = int(rows), blueprint.spec.vocab_size
+            found[name] = describe(program, weights, compiler.state.caches, logits)
     return found
 
 
