@@ -10,6 +10,7 @@ import numpy as np
 from protocol.codec import Int32Array
 from tpu_worker.buckets import EXTENSION_WIDTH, GROWTH_WIDTH
 from tpu_worker.device import Admission, StepPlan
+from tpu_worker.lanes import fill_lanes
 from tpu_worker.platforms.metadata import AttentionMetadata
 from tpu_worker.sampler import ROW_WIDTH, pack_params
 from tpu_worker.stacking import Layers
@@ -18,7 +19,7 @@ from tpu_worker.stacking import Layers
 class SlotState(NamedTuple):
     """What the device knows of each of S slots."""
 
-    history: jax.Array  # [S, max_model_len + 1] int32: tokens by position
+    history: jax.Array  # [S, L] int32: tokens by position, with room for max_model_len + 1 at least
     tables: jax.Array  # [S, KV cache groups, blocks per sequence] int32
     params: jax.Array  # [S, ROW_WIDTH] int32
 
@@ -55,7 +56,7 @@ class StepInputs(NamedTuple):
 def make_slots(num_slots: int, max_model_len: int, block_size: int, num_groups: int) -> SlotState:
     """All zeros."""
     tables = jnp.zeros((num_slots, num_groups, -(-max_model_len // block_size)), jnp.int32)
-    history = jnp.zeros((num_slots, max_model_len + 1), jnp.int32)
+    history = jnp.zeros((num_slots, fill_lanes(max_model_len + 1)), jnp.int32)
     return SlotState(history, tables, jnp.zeros((num_slots, ROW_WIDTH), jnp.int32))
 
 
@@ -165,7 +166,7 @@ def admission_width(state: SlotState) -> int:
 
 
 def pack_admission(admission: Admission, state: SlotState) -> Int32Array:
-    """[1 + ROW_WIDTH + KV cache groups · blocks per sequence + max_model_len + 1] int32: slot, parameters, tables, history."""
+    """[1 + ROW_WIDTH + KV cache groups · blocks per sequence + width of a history] int32: slot, parameters, tables, history."""
     history_width = state.history.shape[1]
     packed = np.zeros(admission_width(state), np.int32)
     packed[0] = admission.slot

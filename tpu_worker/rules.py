@@ -13,6 +13,7 @@ import numpy as np
 from protocol.codec import Int32Array
 from protocol.params import BANNED, MAX_BAD_WORD_TOKENS, MAX_BAD_WORDS, MAX_LOGIT_BIAS, EngineParams
 from tpu_worker.contexts import Contexts
+from tpu_worker.lanes import fill_lanes
 from tpu_worker.mesh.vocabulary import Vocabulary
 from tpu_worker.token_bits import allowed_tokens
 
@@ -39,13 +40,13 @@ class _Rules(NamedTuple):
 
 def rules_width(vocab_size: int) -> int:
     """int32 words of what one slot holds."""
-    return -(-vocab_size // 32) + 2 * MAX_LOGIT_BIAS + _NUM_WORDS * MAX_BAD_WORD_TOKENS
+    return fill_lanes(_ends(vocab_size)[-1])
 
 
 def pack_rules(params: EngineParams, vocab_size: int) -> Int32Array:
     """What a slot holds for a request, [rules_width(vocab_size)] int32."""
     packed = np.full(rules_width(vocab_size), _NOTHING, np.int32)
-    allowed, bias_ids, biases, bad_words = np.split(packed, _ends(vocab_size))
+    allowed, bias_ids, biases, bad_words, _ = np.split(packed, _ends(vocab_size))
     if params.allowed_bits:
         allowed[:] = np.frombuffer(params.allowed_bits, "<i4")
     bias_ids[: len(params.logit_bias)] = list(params.logit_bias)
@@ -88,13 +89,15 @@ def apply_rules(
     return logits.at[row, vocabulary.places(mine.bias_ids)].add(mine.biases, mode="drop")
 
 
-def _ends(vocab_size: int) -> tuple[int, int, int]:
+def _ends(vocab_size: int) -> tuple[int, int, int, int]:
+    """Where the parts of `_Rules` end, in what is packed."""
     allowed = -(-vocab_size // 32)
-    return allowed, allowed + MAX_LOGIT_BIAS, allowed + 2 * MAX_LOGIT_BIAS
+    biases = allowed + 2 * MAX_LOGIT_BIAS
+    return allowed, allowed + MAX_LOGIT_BIAS, biases, biases + _NUM_WORDS * MAX_BAD_WORD_TOKENS
 
 
 def _unpack(packed: jax.Array, vocab_size: int) -> _Rules:
-    allowed, bias_ids, biases, bad_words = jnp.split(packed, _ends(vocab_size), axis=1)
+    allowed, bias_ids, biases, bad_words, _ = jnp.split(packed, _ends(vocab_size), axis=1)
     return _Rules(
         jax.lax.bitcast_convert_type(allowed, jnp.uint32),
         bias_ids,

@@ -47,6 +47,7 @@ QWEN3_MOE: dict[str, Any] = {
 }
 DECODE, MIXED = "64x64", "512x16"  # tokens x rows
 MOST_TEMPORARIES = 64 << 20  # bytes: a copy of the tokens of all slots would take 134 MB, one of a layer's cache 268 MB
+MOST_OF_A_SAMPLER = 40 << 20  # bytes: five times the logits that it takes at once, 16 rows of one chip or 64 of four
 MOST_BESIDE = 256 << 20  # bytes of tokens, rotary tables, block tables: a second table of embeddings would take 525 MB
 
 
@@ -125,11 +126,13 @@ def test_eight_bits_are_never_widened_in_memory(
 @pytest.mark.parametrize(
     ("topology", "chips"), [("v6e:1x1", 1), ("v6e:2x2", 4), ("tpu7x:1x1x1", 1)], ids=["v6e", "four of v6e", "tpu7x"]
 )
-def test_choices_are_made_in_float32(topology: str, chips: int, tmp_path: Path) -> None:
+def test_choices_are_made_in_float32_and_in_little_memory(topology: str, chips: int, tmp_path: Path) -> None:
     """XLA compares in bfloat16 where nobody asks for the largest value itself, and chooses another token."""
     found = compile_steps(tmp_path, LLAMA_1B, topology, chips, "Pallas", "samplerx64", "pickx64", "maskx64")
     for program in (found["samplerx64"], found["pickx64"], found["maskx64"]):
         assert program["narrowed"] == []
+        assert program["copies of slots"] == []
+        assert program["temporaries"] < MOST_OF_A_SAMPLER
 
 
 @pytest.mark.parametrize("weights", ["auto", "int8"])
