@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from tpu_worker.largest import with_one_zero
 from tpu_worker.mesh.vocabulary import Vocabulary
 from tpu_worker.platforms.platform import Sampling
 
@@ -138,5 +139,5 @@ def _share(total: _Weights, top_p: jax.Array, bits: int) -> _Weights:
 
 def _sortable(values: jax.Array) -> jax.Array:
     """uint32 that compare as the float32 values do, all above 0."""
-    bits = jax.lax.bitcast_convert_type(values, jnp.uint32)
+    bits = jax.lax.bitcast_convert_type(with_one_zero(values), jnp.uint32)
     return jnp.where(bits >> 31 != 0, ~bits, bits | np.uint32(2**31))

@@ -106,6 +106,35 @@ def test_greedy_takes_the_first_of_equals() -> None:
     assert int(tokens[0]) == 7
 
 
+@pytest.mark.parametrize(
+    "params",
+    [
+        EngineParams(1, temperature=1.0, top_k=1),
+        EngineParams(1, temperature=0.7, top_p=0.2),
+        EngineParams(1, temperature=1.5, top_k=3, top_p=0.9, min_p=1.0),
+    ],
+)
+def test_filters_take_zeros_of_either_sign_for_equals(params: EngineParams) -> None:
+    """All of them stay, so that what is drawn is the same as of zeros that have the same bits."""
+    random, rows = np.random.default_rng(4), 64
+    logits = np.where(random.random((rows, VOCAB)) < 0.5, np.float32(0), np.float32(-5))
+    signed = logits * random.choice([1, -1], logits.shape).astype(np.float32)
+    signed[logits < 0] = -5
+    assert {bool(sign) for sign in np.signbit(signed[logits == 0])} == {False, True}
+    expected, found = (np.asarray(draw(one, [params] * rows, list(range(rows))).token_ids) for one in (logits, signed))
+    np.testing.assert_array_equal(found, expected)
+    assert len(set(expected.tolist())) > rows // 2
+
+
+def test_candidates_take_zeros_of_either_sign_for_equals() -> None:
+    logits = np.random.default_rng(5).choice(np.array([0.0, -0.0], np.float32), (2, VOCAB))
+    logits[1] -= 3 * (np.arange(VOCAB) % 5 > 0)
+    ranks = np.asarray(draw(logits, [EngineParams(1, logprobs=MAX_LOGPROBS)] * 2, [1, 1]).ranks)
+    assert ranks[0, 1:].tolist() == list(range(MAX_LOGPROBS))
+    assert ranks[1, 1:].tolist() == list(range(0, 5 * MAX_LOGPROBS, 5))
+    assert ranks[:, 0].tolist() == [VOCAB, -(-VOCAB // 5)]  # all that are as likely count
+
+
 def test_penalties() -> None:
     """vLLM's formulas, over a history whose tail is not yet written."""
     prompt, output = [4, 4, 5], [6, 6, 7]

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import jax
 import jax.numpy as jnp
 
+from tpu_worker.largest import with_one_zero
 from tpu_worker.mesh.layout import AXIS
 
 
@@ -96,7 +97,8 @@ class Vocabulary:
     def most(self, values: jax.Array, count: int) -> tuple[jax.Array, jax.Array]:
         """The largest values [R, count] among values [R, width] of all shards, in falling order, and their token ids; of equals,
         those that come first. There are as many tokens at least."""
-        best, places = jax.lax.top_k(values, min(count, self.width))
+        # top_k compares bits, by which 0.0 is above -0.0.
+        best, places = jax.lax.top_k(with_one_zero(values), min(count, self.width))
         if self.is_whole:
             return best, places
         words = jnp.stack([jax.lax.bitcast_convert_type(best, jnp.int32), self.first + places])
