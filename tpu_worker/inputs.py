@@ -20,7 +20,7 @@ class SlotState(NamedTuple):
     """What the device knows of each of S slots."""
 
     history: jax.Array  # [S, L] int32: tokens by position, with room for max_model_len + 1 at least
-    tables: jax.Array  # [S, KV cache groups, blocks per sequence] int32
+    tables: jax.Array  # [KV cache groups, S, blocks per sequence] int32: slots side by side, as a TPU's vectors have them
     params: jax.Array  # [S, ROW_WIDTH] int32
 
 
@@ -55,7 +55,7 @@ class StepInputs(NamedTuple):
 
 def make_slots(num_slots: int, max_model_len: int, block_size: int, num_groups: int) -> SlotState:
     """All zeros."""
-    tables = jnp.zeros((num_slots, num_groups, -(-max_model_len // block_size)), jnp.int32)
+    tables = jnp.zeros((num_groups, num_slots, -(-max_model_len // block_size)), jnp.int32)
     history = jnp.zeros((num_slots, fill_lanes(max_model_len + 1)), jnp.int32)
     return SlotState(history, tables, jnp.zeros((num_slots, ROW_WIDTH), jnp.int32))
 
@@ -100,23 +100,23 @@ def _appended(plan: StepPlan) -> Int32Array:
 
 def unpack_rows(state: SlotState, packed: jax.Array) -> RowInputs:
     """The rows in what `pack_step` packed."""
-    return RowInputs(*packed.reshape(4 + 4 * state.tables.shape[1], -1)[:4])
+    return RowInputs(*packed.reshape(4 + 4 * state.tables.shape[0], -1)[:4])
 
 
 def grow_tables(state: SlotState, appended: jax.Array) -> SlotState:
     """Appends blocks: of what `pack_step` packed what is behind the rows, or `pack_growth`'s arrays."""
     slots, groups, indices, blocks = appended.reshape(4, -1)
-    return state._replace(tables=state.tables.at[slots, groups, indices].set(blocks, mode="drop"))
+    return state._replace(tables=state.tables.at[groups, slots, indices].set(blocks, mode="drop"))
 
 
 def gather_tokens(state: SlotState, rows: RowInputs, num_tokens: int) -> tuple[jax.Array, tuple[AttentionMetadata, ...]]:
     """The step's token ids [T] int32, out of the history, and where they belong in each KV cache group."""
     offsets = jnp.concatenate([jnp.zeros(1, jnp.int32), jnp.cumsum(rows.counts, dtype=jnp.int32)])
-    tables = state.tables.at[rows.slots].get(mode="clip")
-    meta = AttentionMetadata(tables[:, 0], rows.starts, rows.counts, offsets)
+    tables = state.tables.at[:, rows.slots].get(mode="clip")
+    meta = AttentionMetadata(tables[0], rows.starts, rows.counts, offsets)
     row, positions, real = meta.locate(num_tokens)
     token_ids = jnp.where(real, state.history.at[rows.slots[row], positions].get(mode="clip"), 0)
-    return token_ids, tuple(replace(meta, block_tables=tables[:, group]) for group in range(tables.shape[1]))
+    return token_ids, tuple(replace(meta, block_tables=table) for table in tables)
 
 
 def record_tokens(state: SlotState, rows: RowInputs, token_ids: jax.Array) -> SlotState:
@@ -162,7 +162,7 @@ def extend(state: SlotState, packed: jax.Array) -> SlotState:
 
 def admission_width(state: SlotState) -> int:
     """How many integers `pack_admission` packs."""
-    return 1 + ROW_WIDTH + state.tables.shape[1] * state.tables.shape[2] + state.history.shape[1]
+    return 1 + ROW_WIDTH + state.tables.shape[0] * state.tables.shape[2] + state.history.shape[1]
 
 
 def pack_admission(admission: Admission, state: SlotState) -> Int32Array:
@@ -171,7 +171,7 @@ def pack_admission(admission: Admission, state: SlotState) -> Int32Array:
     packed = np.zeros(admission_width(state), np.int32)
     packed[0] = admission.slot
     packed[1 : 1 + ROW_WIDTH] = pack_params(admission.num_prompt_tokens, admission.params)
-    tables, history = packed[1 + ROW_WIDTH : -history_width].reshape(state.tables.shape[1:]), packed[-history_width:]
+    tables, history = packed[1 + ROW_WIDTH : -history_width].reshape(state.tables.shape[0], -1), packed[-history_width:]
     for table, blocks in zip(tables, admission.block_tables, strict=True):
         table[: len(blocks)] = blocks
     history[: len(admission.token_ids)] = admission.token_ids
@@ -183,6 +183,6 @@ def admit(state: SlotState, packed: jax.Array) -> SlotState:
     slot, history_width = packed[0], state.history.shape[1]
     return SlotState(
         state.history.at[slot].set(packed[-history_width:]),
-        state.tables.at[slot].set(packed[1 + ROW_WIDTH : -history_width].reshape(state.tables.shape[1:])),
+        state.tables.at[:, slot].set(packed[1 + ROW_WIDTH : -history_width].reshape(state.tables.shape[0], -1)),
         state.params.at[slot].set(packed[1 : 1 + ROW_WIDTH]),
     )

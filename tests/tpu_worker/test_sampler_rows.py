@@ -86,7 +86,7 @@ def sample(rows: Sequence[Row], slots: Sequence[int], width: int, silent: Sequen
     samples = ~np.isin(np.arange(len(rows)), silent)
     where = np.array(slots, np.int32)
     plan = StepPlan(0, (), EMPTY, EMPTY, EMPTY, where, lengths - 1, np.ones_like(lengths), samples, len(rows))
-    state = SlotState(jnp.asarray(history), jnp.zeros((SLOTS, 1, 1), jnp.int32), jnp.asarray(params))
+    state = SlotState(jnp.asarray(history), jnp.zeros((1, SLOTS, 1), jnp.int32), jnp.asarray(params))
     after, sampled = run(state, rules, logits, sampler.greedy(jnp.asarray(logits)), pack_step(plan, width, SLOTS))
     read = np.asarray(after.history)[where, lengths]
     arrays = [np.asarray(array)[: len(rows)] for array in sampled]
