@@ -123,9 +123,7 @@ def test_eight_bits_are_never_widened_in_memory(
         assert program["collectives"] == {"all-reduce": 1 + 2 * LAYERS, "all-gather": 1}
 
 
-@pytest.mark.parametrize(
-    ("topology", "chips"), [("v6e:1x1", 1), ("v6e:2x2", 4), ("tpu7x:1x1x1", 1)], ids=["v6e", "four of v6e", "tpu7x"]
-)
+@pytest.mark.parametrize(("topology", "chips"), [("v5e:1x1", 1), ("v6e:1x1", 1), ("tpu7x:1x1x1", 1), ("v6e:2x2", 4)])
 def test_choices_are_made_in_float32_and_in_little_memory(topology: str, chips: int, tmp_path: Path) -> None:
     """XLA compares in bfloat16 where nobody asks for the largest value itself, and chooses another token."""
     found = compile_steps(tmp_path, LLAMA_1B, topology, chips, "Pallas", "samplerx64", "pickx64", "maskx64")
