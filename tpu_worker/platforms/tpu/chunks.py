@@ -18,6 +18,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
 from tpu_worker.platforms.metadata import AttentionSpec
+from tpu_worker.platforms.tpu.heads import LOG2_E
 from tpu_worker.platforms.tpu.layout import LANES, Cache, ScaledCache
 from tpu_worker.platforms.tpu.pages import (
     LEAST,
@@ -63,7 +64,7 @@ def attend(
     tokens: int,
     interpret: Interpret,
 ) -> jax.Array:
-    """The output of queries that were scaled, both [KH, G, T, operand] of the type that rows are multiplied as.
+    """The output of queries that were scaled, by LOG2_E too, both [KH, G, T, operand] of the type that rows are multiplied as.
 
     T is whole blocks of `tokens`; of a block the G queries of each head of keys come one after the other, M = G * tokens. cache
     [NB, KH, page, width] holds the keys and values of the step already; tables [R, MB] int32; sinks [KH, 1, M] float32. Only
@@ -140,7 +141,7 @@ def _kernel(spec: AttentionSpec, run: int, tokens: int, has_sinks: bool, has_sca
 
     @pl.when((item == 0) | (blocks[jnp.maximum(item - 1, 0)] != block))
     def empty_softmax() -> None:
-        tops[...] = jnp.full(tops.shape, MASKED, jnp.float32) if sinks is None else sinks[...]
+        tops[...] = jnp.full(tops.shape, MASKED, jnp.float32) if sinks is None else sinks[...] * LOG2_E
         totals[...] = jnp.full(totals.shape, 0.0 if sinks is None else 1.0, jnp.float32)
         outs[...] = jnp.zeros(outs.shape, jnp.float32)
 
@@ -222,12 +223,13 @@ def _advance(
     if scales is not None:
         scores *= _as_column(scales.keys)
     if soft_cap is not None:
-        scores = soft_cap * jnp.tanh(scores * (1.0 / soft_cap))
+        cap = soft_cap * LOG2_E
+        scores = cap * jnp.tanh(scores * (1.0 / cap))
     scores = jnp.where(seen, scores, MASKED)
     top = jnp.maximum(softmax.top, jnp.max(scores, axis=1, keepdims=True))
     # Of a query that has seen nothing yet, of another row, the largest is a masked one: it must not weigh 1.
-    weights = jnp.exp(scores - jnp.maximum(top, LEAST))
-    shrink = jnp.exp(softmax.top - top)
+    weights = jnp.exp2(scores - jnp.maximum(top, LEAST))
+    shrink = jnp.exp2(softmax.top - top)
     total = softmax.total * shrink + jnp.sum(weights, axis=1, keepdims=True)
     if scales is not None:
         weights *= _as_column(scales.values)

@@ -6,6 +6,7 @@ for prompts the tokens below each other, one head after the other.
 """
 
 import functools
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, TypeAlias
@@ -25,6 +26,7 @@ Turns: TypeAlias = tuple[jax.Array, jax.Array]  # `Heads.turns`
 _SUBLANES = 8  # rows of a register: queries of a head of keys are filled up to as many
 ROWS_AT_ONCE = 8  # tokens: one register of float32
 TOKENS_AT_ONCE = 64
+LOG2_E = math.log2(math.e)
 _PACKED_ROWS = 16  # of two bytes: one register
 
 
@@ -92,6 +94,7 @@ class Heads:
     def split_columns(self, qkv: jax.Array, turns: Turns | None, tokens: int) -> tuple[jax.Array, jax.Array]:
         """qkv [T, W] as queries [KH, G, tokens, operand], rotated and scaled, and new rows [KH, tokens, width].
 
+        Scaled by LOG2_E too: scores are exponents of two then, which the chip raises without another multiplication.
         tokens: T or more, of which those from T on may be anything.
         """
         q = jax.ShapeDtypeStruct((self.num_kv_heads, self.group, tokens, self.layout.operand), self.layout.operand_dtype)
@@ -151,8 +154,9 @@ class Heads:
 class _Projection:
     """A block of tokens of a projection, within a kernel."""
 
-    def __init__(self, heads: Heads, qkv: Ref, turns: tuple[Ref, ...]) -> None:
+    def __init__(self, heads: Heads, qkv: Ref, turns: tuple[Ref, ...], scale: float) -> None:
         self._heads = heads
+        self._scale = scale
         self._qkv = qkv
         self._turns = turns
         self._lanes = max(LANES, heads.stride)
@@ -195,7 +199,7 @@ class _Projection:
         return self._rotated[index]
 
     def _scaled(self, index: int) -> jax.Array:
-        scaled: jax.Array = self._turned(index) * jnp.float32(self._heads.spec.scale)
+        scaled: jax.Array = self._turned(index) * jnp.float32(self._scale)
         return scaled
 
     def _across(self, x: jax.Array) -> jax.Array:
@@ -217,7 +221,7 @@ def _roll(x: jax.Array, by: int) -> jax.Array:
 
 def _split_rows(heads: Heads, qkv: Ref, *refs: Ref) -> None:
     *turns, q, new = refs
-    projection = _Projection(heads, qkv, tuple(turns))
+    projection = _Projection(heads, qkv, tuple(turns), heads.spec.scale)
     rows = lax.broadcasted_iota(jnp.int32, q.shape[2:], 0)
     for kv_head in range(heads.num_kv_heads):
         queries = [projection.query(kv_head * heads.group + index, jnp.float32) for index in range(heads.group)]
@@ -232,7 +236,7 @@ def _split_rows(heads: Heads, qkv: Ref, *refs: Ref) -> None:
 
 def _split_columns(heads: Heads, qkv: Ref, *refs: Ref) -> None:
     *turns, q, new = refs
-    projection = _Projection(heads, qkv, tuple(turns))
+    projection = _Projection(heads, qkv, tuple(turns), heads.spec.scale * LOG2_E)
     for kv_head in range(heads.num_kv_heads):
         for index in range(heads.group):
             q[kv_head, index] = projection.query(kv_head * heads.group + index, q.dtype)
