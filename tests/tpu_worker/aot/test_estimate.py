@@ -56,6 +56,15 @@ def test_prompts_pay_for_pairs_and_pages() -> None:
     assert writes_time(WRITES, LAYER, CHIP, 512).fixed == pytest.approx(10 * (30 + 7))
 
 
+def test_what_runs_once_is_no_loop() -> None:
+    """Of one head of keys none are left but those of pages."""
+    alone = dataclasses.replace(LAYER, heads_at_once=1, num_kv_heads=1)
+    loop = Loop(1, [Loop(20, [Loop(3), Loop(250, [Loop(3), Loop(3), Loop(1), Loop(5)])])])
+    of_run, of_item = 250 + 4 * (3 + 1), 20
+    found = chunks_time(loop, alone, CHIP, 512)
+    assert found.fixed + found.per_pair * 512 * 512 / 2 == pytest.approx(4 * of_item + 6 * of_run)
+
+
 @pytest.mark.parametrize(
     "loop", [Loop(1), Loop(1, [Loop(10, [Loop(3)])]), Loop(1, [Loop(10, [Loop(3), Loop(9, [Loop(8), Loop(1)])])])]
 )

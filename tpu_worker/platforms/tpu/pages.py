@@ -17,7 +17,7 @@ Ref: TypeAlias = Any  # of Pallas: a place in some memory
 Scalar: TypeAlias = Any  # [] int32, traced or not
 Interpret: TypeAlias = bool | pltpu.InterpretParams  # by which of Pallas' interpreters, if by any
 
-MOST_POSITIONS = 512  # of a run: enough that a page is on its way while others are computed with
+_MOST_POSITIONS = 512  # of a run: enough that a page is on its way while others are computed with
 _MOST_BYTES = 2 << 20  # of one as operands, as long as a page has fewer: vector memory is 16 MiB, where nothing more is asked for
 MASKED = -0.7 * 3.4e38  # less than any score, and finite, so that no difference of two is NaN
 LEAST = -1e30  # no more than any score, and so much more than a masked one that this weighs nothing beside it
@@ -160,7 +160,7 @@ def table_specs(row_of: Callable[..., Scalar], width: int) -> list[pl.BlockSpec]
     return [spec(0), spec(1)]
 
 
-def pages_at_once(cache: jax.Array | jax.ShapeDtypeStruct, most: int = MOST_POSITIONS) -> int:
+def pages_at_once(cache: jax.Array | jax.ShapeDtypeStruct, most: int = _MOST_POSITIONS) -> int:
     """Pages of a run of a cache [NB, KH, page, width]. most: positions."""
     _, num_kv_heads, page, width = cache.shape
     positions = min(most, _MOST_BYTES // (num_kv_heads * width * max(2, cache.dtype.itemsize)))
