@@ -4,6 +4,7 @@ A kernel brings the pages of the next run, or of the next item, while it compute
 of the two. The structure of the loops is that of `platforms.tpu`: who changes it there changes it here.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -11,6 +12,7 @@ from protocol.aot_report import StepTime
 from protocol.chips import Chip
 from tpu_worker.aot.schedule import Loop
 from tpu_worker.platforms.tpu.heads import ROWS_AT_ONCE, TOKENS_AT_ONCE
+from tpu_worker.platforms.tpu.writes import HEADS_UNROLLED
 
 SINGLES, CHUNKS, WRITES = "attend_singles", "attend_chunks", "write_pages"
 # What moves heads into their places and back: a kernel, and how many tokens it takes at a time.
@@ -28,7 +30,9 @@ class Geometry:
     run: int  # pages
     page_bytes: int
     window: int  # tokens that a query sees; 0: all
-    chunk: int  # tokens of a block of queries
+    chunk: int  # tokens of a block of queries …
+    chunk_run: int  # … and pages of a run of theirs …
+    heads_at_once: int  # … and heads of keys that are computed with together
     num_kv_heads: int
 
 
@@ -52,15 +56,18 @@ def singles_time(loop: Loop, of: Geometry, chip: Chip, context: int) -> StepTime
 def chunks_time(loop: Loop, of: Geometry, chip: Chip, tokens: int) -> StepTime:
     """One layer's prompts, of a step of so many tokens that is full of them."""
     item = _outer(loop)
-    run = _outer(item, inner=5)
-    heads = run.loops[-1].bundles * of.num_kv_heads
-    positions = of.run * of.page
-    of_run = heads + run.bundles + of.run * (item.loops[0].bundles + run.loops[2].bundles)
-    pairs = of.chunk * positions
+    times = of.num_kv_heads // of.heads_at_once
+    run = _outer(item, inner=5 if times > 1 else 4)  # what runs once is no loop
+    positions = of.chunk_run * of.page
+    heads = times * run.loops[-1].bundles if times > 1 else 0
+    computes = heads + run.bundles + of.chunk_run * (item.loops[0].bundles + run.loops[2].bundles)
+    of_run = max(computes / chip.clock, of.chunk_run * of.page_bytes / chip.bandwidth) * _MICROSECONDS
+    finish = of.num_kv_heads * item.loops[-1].bundles if of.num_kv_heads > 1 else 0
+    # Of the last run half lies behind the queries, or before a window; of a block that is longer, half of all its runs.
+    behind = max(of.chunk, positions) / positions / 2
     items = -(-tokens // of.chunk)
-    # Half a run for each item lies behind its queries, or before a window.
-    fixed = items * (item.bundles + of_run / 2) / chip.clock * _MICROSECONDS
-    return StepTime(fixed=fixed, per_pair=of_run / pairs / chip.clock * _MICROSECONDS)
+    fixed = items * ((item.bundles + finish) / chip.clock * _MICROSECONDS + behind * of_run)
+    return StepTime(fixed=fixed, per_pair=of_run / (of.chunk * positions))
 
 
 def writes_time(loop: Loop, of: Geometry, chip: Chip, tokens: int) -> StepTime:
@@ -68,7 +75,7 @@ def writes_time(loop: Loop, of: Geometry, chip: Chip, tokens: int) -> StepTime:
     if len(loop.loops) != 1:
         raise ValueError(_OTHERWISE)
     item = loop.loops[0]
-    heads = item.loops[0].bundles * of.num_kv_heads if item.loops else 0
+    heads = item.loops[0].bundles * of.num_kv_heads // math.gcd(of.num_kv_heads, HEADS_UNROLLED) if item.loops else 0
     pages = tokens // of.page + 2
     return StepTime(fixed=pages * max((item.bundles + heads) / chip.clock, 2 * of.page_bytes / chip.bandwidth) * _MICROSECONDS)
 

@@ -28,7 +28,9 @@ from tpu_worker.aot.topology import open_topology
 from tpu_worker.blueprint import draw_blueprint
 from tpu_worker.buckets import Bucket, name_of
 from tpu_worker.mesh.layout import AXIS, RULES, Layout, bytes_on_each
+from tpu_worker.platforms.tpu import chunks
 from tpu_worker.platforms.tpu.attention import tokens_of_block
+from tpu_worker.platforms.tpu.layout import RowLayout
 from tpu_worker.platforms.tpu.pages import pages_at_once
 from tpu_worker.platforms.xla.memory import for_kv_cache
 from tpu_worker.warmup import leave_compilation_cache, use_compilation_cache
@@ -187,14 +189,20 @@ class Workshop:
         """Of the layers: how many have which."""
         counts: dict[Geometry, int] = {}
         for index, layer in enumerate(self.blueprint.spec.layers):
-            rows = jax.tree.leaves(self._compiler.state.caches.take(index))[0]
+            whole = jax.tree.leaves(self._compiler.state.caches.take(index))[0]
+            rows = jax.ShapeDtypeStruct(whole.sharding.shard_shape(whole.shape), whole.dtype)
+            num_kv_heads, group = rows.shape[1], layer.num_heads // layer.num_kv_heads
+            row = RowLayout(layer.head_dim, self.blueprint.platform.attention.kept)
+            chunk = tokens_of_block(bucket.tokens, num_kv_heads, group, row)
             geometry = Geometry(
                 page=self.blueprint.block_size,
-                run=pages_at_once(jax.ShapeDtypeStruct(rows.sharding.shard_shape(rows.shape), rows.dtype)),
+                run=pages_at_once(rows),
                 page_bytes=self._page_bytes(index),
                 window=layer.sliding_window or 0,
-                chunk=tokens_of_block(bucket.tokens, layer.num_kv_heads, layer.num_heads // layer.num_kv_heads),
-                num_kv_heads=layer.num_kv_heads,
+                chunk=chunk,
+                chunk_run=pages_at_once(rows, chunks.MOST_POSITIONS),
+                heads_at_once=chunks.heads_at_once(num_kv_heads, group * chunk),
+                num_kv_heads=num_kv_heads,
             )
             counts[geometry] = counts.get(geometry, 0) + 1
         return counts

@@ -13,10 +13,10 @@ from tpu_worker.aot.schedule import Loop
 
 # One that makes the arithmetic short: a cycle is a microsecond, a byte a nanosecond.
 CHIP = dataclasses.replace(CHIPS["v6e"], clock=1e6, bandwidth=1e9, bfloat16_rate=1e9, link_bandwidth=1e9, link_latency=1e-6)
-LAYER = Geometry(page=64, run=8, page_bytes=2000, window=0, chunk=128, num_kv_heads=2)
-# Loops as the kernels have them: of work items, of runs of pages, of pages on their way, waited for, cleared.
+LAYER = Geometry(page=64, run=8, page_bytes=2000, window=0, chunk=128, chunk_run=4, heads_at_once=2, num_kv_heads=4)
+# Loops as the kernels have them: of work items, of runs of pages, of pages on their way, waited for, cleared, of heads.
 SINGLES = Loop(1, [Loop(10, [Loop(3), Loop(100, [Loop(3), Loop(3), Loop(1), Loop(5)])])])
-CHUNKS = Loop(1, [Loop(20, [Loop(3), Loop(50, [Loop(3), Loop(3), Loop(1), Loop(5), Loop(200)])])])
+CHUNKS = Loop(1, [Loop(20, [Loop(3), Loop(50, [Loop(3), Loop(3), Loop(1), Loop(5), Loop(200)]), Loop(9)])])
 WRITES = Loop(1, [Loop(30, [Loop(7)])])
 
 
@@ -45,10 +45,24 @@ def test_a_window_bounds_what_a_row_costs() -> None:
 
 def test_prompts_pay_for_pairs_and_pages() -> None:
     found = chunks_time(CHUNKS, LAYER, CHIP, 512)
-    of_run = 50 + 2 * 200 + 8 * (3 + 1)
-    assert found.per_pair * 128 * 512 == pytest.approx(of_run)
-    assert found.fixed == pytest.approx(4 * (20 + of_run / 2))
-    assert writes_time(WRITES, LAYER, CHIP, 512).fixed == pytest.approx(10 * (30 + 2 * 7))
+    of_run, of_item = 50 + 2 * 200 + 4 * (3 + 1), 20 + 4 * 9
+    assert found.per_pair * 128 * 256 == pytest.approx(of_run)
+    runs = 1 + 1 + 2 + 2  # of 256 positions that a block of 128 tokens sees
+    assert found.fixed + found.per_pair * 512 * 512 / 2 == pytest.approx(4 * of_item + runs * of_run)
+    all_tokens = chunks_time(CHUNKS, dataclasses.replace(LAYER, chunk=512), CHIP, 512)
+    assert all_tokens.fixed + all_tokens.per_pair * 512 * 512 / 2 == pytest.approx(of_item + 2 * of_run)
+    slow = dataclasses.replace(CHIP, bandwidth=1e6)
+    assert chunks_time(CHUNKS, LAYER, slow, 512).per_pair * 128 * 256 == pytest.approx(4 * 2000)
+    assert writes_time(WRITES, LAYER, CHIP, 512).fixed == pytest.approx(10 * (30 + 7))
+
+
+def test_what_runs_once_is_no_loop() -> None:
+    """Of one head of keys none are left but those of pages."""
+    alone = dataclasses.replace(LAYER, heads_at_once=1, num_kv_heads=1)
+    loop = Loop(1, [Loop(20, [Loop(3), Loop(250, [Loop(3), Loop(3), Loop(1), Loop(5)])])])
+    of_run, of_item = 250 + 4 * (3 + 1), 20
+    found = chunks_time(loop, alone, CHIP, 512)
+    assert found.fixed + found.per_pair * 512 * 512 / 2 == pytest.approx(4 * of_item + 6 * of_run)
 
 
 @pytest.mark.parametrize(

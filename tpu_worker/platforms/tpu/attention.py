@@ -22,8 +22,8 @@ from tpu_worker.platforms.tpu.pages import Interpret
 from tpu_worker.platforms.tpu.singles import Singles
 from tpu_worker.platforms.tpu.writes import Writes
 
-_MOST_QUERIES = 256  # of a head of keys in a block of tokens …
-_MOST_QUERIES_IN_ALL = 2048  # … and of all: their softmax stays in vector memory
+_MOST_QUERIES = 512  # of a head of keys in a block of tokens …
+_MOST_BYTES = 8 << 20  # … and, of all, of queries, output and softmax in vector memory
 
 
 class Prepared(NamedTuple):
@@ -143,7 +143,7 @@ class Attend:
     ) -> tuple[jax.Array, Cache]:
         """qkv [T, W], sinks [KH, G] -> (out [T, H * D] float32, cache)."""
         num_tokens = qkv.shape[0]
-        tokens = tokens_of_block(num_tokens, heads.num_kv_heads, heads.group)
+        tokens = tokens_of_block(num_tokens, heads.num_kv_heads, heads.group, heads.layout)
         page = _rows_of(cache).shape[2]
         room = math.lcm(tokens, page)
         q, new = heads.split_columns(qkv, turns, -(-num_tokens // room) * room)
@@ -156,7 +156,7 @@ class Attend:
             cache,
             _list_chunks(several, tokens, q.shape[2] // tokens),
             prepared.tables,
-            None if sinks is None else _over_lanes(jnp.repeat(sinks, tokens, axis=1)),
+            None if sinks is None else jnp.repeat(sinks.astype(jnp.float32), tokens, axis=1)[:, None],
             heads.spec,
             tokens=tokens,
             interpret=self.interpret,
@@ -178,9 +178,11 @@ def _by_page(new: tuple[jax.Array, jax.Array | None], page: int) -> Cache:
     return ScaledCache(rows, jnp.pad(pages, ((0, 0), (0, 0), (0, lanes_of(page) - page)))[:, :, None])
 
 
-def tokens_of_block(num_tokens: int, num_kv_heads: int, group: int) -> int:
+def tokens_of_block(num_tokens: int, num_kv_heads: int, group: int, layout: RowLayout) -> int:
     """A power of two: whole tiles, and no more queries than there is room for."""
-    most = min(_MOST_QUERIES, _MOST_QUERIES_IN_ALL // num_kv_heads) // group
+    # Queries and output come and go while others are there; the softmax is float32.
+    bytes_of_query = layout.operand * (4 * layout.operand_dtype.itemsize + 4)
+    most = min(_MOST_QUERIES, _MOST_BYTES // (num_kv_heads * bytes_of_query)) // group
     tokens = 16
     while tokens * 2 <= min(most, num_tokens):
         tokens *= 2

@@ -6,6 +6,7 @@ for prompts the tokens below each other, one head after the other.
 """
 
 import functools
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, TypeAlias
@@ -25,6 +26,8 @@ Turns: TypeAlias = tuple[jax.Array, jax.Array]  # `Heads.turns`
 _SUBLANES = 8  # rows of a register: queries of a head of keys are filled up to as many
 ROWS_AT_ONCE = 8  # tokens: one register of float32
 TOKENS_AT_ONCE = 64
+LOG2_E = math.log2(math.e)
+_PACKED_ROWS = 16  # of two bytes: one register
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +94,7 @@ class Heads:
     def split_columns(self, qkv: jax.Array, turns: Turns | None, tokens: int) -> tuple[jax.Array, jax.Array]:
         """qkv [T, W] as queries [KH, G, tokens, operand], rotated and scaled, and new rows [KH, tokens, width].
 
+        Scaled by LOG2_E too: scores are exponents of two then, which the chip raises without another multiplication.
         tokens: T or more, of which those from T on may be anything.
         """
         q = jax.ShapeDtypeStruct((self.num_kv_heads, self.group, tokens, self.layout.operand), self.layout.operand_dtype)
@@ -150,35 +154,37 @@ class Heads:
 class _Projection:
     """A block of tokens of a projection, within a kernel."""
 
-    def __init__(self, heads: Heads, qkv: Ref, turns: tuple[Ref, ...]) -> None:
+    def __init__(self, heads: Heads, qkv: Ref, turns: tuple[Ref, ...], scale: float) -> None:
         self._heads = heads
+        self._scale = scale
         self._qkv = qkv
         self._turns = turns
         self._lanes = max(LANES, heads.stride)
         self._rotated: dict[int, jax.Array] = {}
 
-    def query(self, head: int) -> jax.Array:
-        """[B, operand] float32, rotated and scaled, zeros behind the head."""
-        scaled: jax.Array = self._alone(self._turned, head) * jnp.float32(self._heads.spec.scale)
-        return scaled
+    def query(self, head: int, dtype: jax.typing.DTypeLike) -> jax.Array:
+        """[B, operand], rotated and scaled, zeros behind the head."""
+        return self._alone(self._scaled, head, dtype)
 
-    def row(self, kv_head: int) -> jax.Array:
-        """A key, rotated, and a value as a row of the cache, [B, width] float32."""
+    def row(self, kv_head: int, dtype: jax.typing.DTypeLike) -> jax.Array:
+        """A key, rotated, and a value as a row of the cache, [B, width]."""
         heads = self._heads
-        key = self._alone(self._turned, heads.num_heads + kv_head)
-        value = self._alone(self._column, heads.num_heads + heads.num_kv_heads + kv_head)
-        if heads.layout.is_shared:
-            return key + _roll(value, LANES // 2)
-        return jnp.concatenate([key, value], axis=1)
+        first = LANES // 2 if heads.layout.is_shared else 0
+        key = self._alone(self._turned, heads.num_heads + kv_head, dtype)
+        value = self._alone(self._column, heads.num_heads + heads.num_kv_heads + kv_head, dtype, first)
+        return key + value if heads.layout.is_shared else jnp.concatenate([key, value], axis=1)
 
-    def _alone(self, column: Callable[[int], jax.Array], head: int) -> jax.Array:
-        """The features of one head in the first lanes, and zeros behind them."""
+    def _alone(self, column: Callable[[int], jax.Array], head: int, dtype: jax.typing.DTypeLike, first: int = 0) -> jax.Array:
+        """The features of one head from lane `first` on, and zeros in all others."""
         stride = self._heads.stride
-        values = column(head * stride // self._lanes)
+        values = column(head * stride // self._lanes).astype(dtype)
         if stride >= LANES:
             return values
-        values = _roll(values, -(head * stride) % self._lanes)
-        return jnp.where(lax.broadcasted_iota(jnp.int32, values.shape, 1) < stride, values, 0.0)
+        is_packed = values.dtype.itemsize == 2 and len(values) % _PACKED_ROWS == 0  # two rows are moved as one
+        moved = _roll(pltpu.bitcast(values, jnp.int32) if is_packed else values, first - head * stride)
+        lane = lax.broadcasted_iota(jnp.int32, moved.shape, 1)
+        moved = jnp.where((lane >= first) & (lane < first + stride), moved, jnp.zeros((), moved.dtype))
+        return pltpu.bitcast(moved, values.dtype) if is_packed else moved
 
     def _column(self, index: int) -> jax.Array:
         column: jax.Array = self._qkv[:, index * self._lanes : (index + 1) * self._lanes]
@@ -189,11 +195,21 @@ class _Projection:
             return self._column(index)
         if index not in self._rotated:
             x, (own, partner) = self._column(index), self._turns
-            half = self._heads.rotary // 2
-            is_first = lax.broadcasted_iota(jnp.int32, x.shape, 1) % self._heads.stride < half
-            across = jnp.where(is_first, _roll(x, -half), _roll(x, half))
-            self._rotated[index] = x * own[...] + across * partner[...]
+            self._rotated[index] = x * own[...] + self._across(x) * partner[...]
         return self._rotated[index]
+
+    def _scaled(self, index: int) -> jax.Array:
+        scaled: jax.Array = self._turned(index) * jnp.float32(self._scale)
+        return scaled
+
+    def _across(self, x: jax.Array) -> jax.Array:
+        """Of each feature its partner's, of those that have one."""
+        half = self._heads.rotary // 2
+        lane = lax.broadcasted_iota(jnp.int32, x.shape, 1)
+        is_first = lane % self._heads.stride < half
+        if x.shape[1] > LANES:
+            return jnp.where(is_first, _roll(x, -half), _roll(x, half))
+        return jnp.take_along_axis(x, jnp.where(is_first, lane + half, lane - half) % LANES, axis=1, mode="promise_in_bounds")
 
 
 def _roll(x: jax.Array, by: int) -> jax.Array:
@@ -205,11 +221,11 @@ def _roll(x: jax.Array, by: int) -> jax.Array:
 
 def _split_rows(heads: Heads, qkv: Ref, *refs: Ref) -> None:
     *turns, q, new = refs
-    projection = _Projection(heads, qkv, tuple(turns))
+    projection = _Projection(heads, qkv, tuple(turns), heads.spec.scale)
     rows = lax.broadcasted_iota(jnp.int32, q.shape[2:], 0)
     for kv_head in range(heads.num_kv_heads):
-        queries = [projection.query(kv_head * heads.group + index) for index in range(heads.group)]
-        row = projection.row(kv_head).astype(new.dtype)
+        queries = [projection.query(kv_head * heads.group + index, jnp.float32) for index in range(heads.group)]
+        row = projection.row(kv_head, jnp.float32).astype(new.dtype)
         for token in range(q.shape[0]):
             tile = jnp.zeros(q.shape[2:], jnp.float32)
             for index, query in enumerate(queries):
@@ -220,11 +236,11 @@ def _split_rows(heads: Heads, qkv: Ref, *refs: Ref) -> None:
 
 def _split_columns(heads: Heads, qkv: Ref, *refs: Ref) -> None:
     *turns, q, new = refs
-    projection = _Projection(heads, qkv, tuple(turns))
+    projection = _Projection(heads, qkv, tuple(turns), heads.spec.scale * LOG2_E)
     for kv_head in range(heads.num_kv_heads):
         for index in range(heads.group):
-            q[kv_head, index] = projection.query(kv_head * heads.group + index).astype(q.dtype)
-        new[kv_head] = projection.row(kv_head).astype(new.dtype)
+            q[kv_head, index] = projection.query(kv_head * heads.group + index, q.dtype)
+        new[kv_head] = projection.row(kv_head, new.dtype)
 
 
 def _join_rows(heads: Heads, out: Ref, joined: Ref) -> None:

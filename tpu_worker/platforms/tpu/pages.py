@@ -19,8 +19,8 @@ Interpret: TypeAlias = bool | pltpu.InterpretParams  # by which of Pallas' inter
 
 _MOST_POSITIONS = 512  # of a run: enough that a page is on its way while others are computed with
 _MOST_BYTES = 2 << 20  # of one as operands, as long as a page has fewer: vector memory is 16 MiB, where nothing more is asked for
-_MASKED = -0.7 * 3.4e38  # less than any score, and finite, so that no difference of two is NaN
-_LEAST = -1e30  # no more than any score, and so much more than a masked one that this weighs nothing beside it
+MASKED = -0.7 * 3.4e38  # less than any score, and finite, so that no difference of two is NaN
+LEAST = -1e30  # no more than any score, and so much more than a masked one that this weighs nothing beside it
 
 
 class Scales(NamedTuple):
@@ -160,10 +160,10 @@ def table_specs(row_of: Callable[..., Scalar], width: int) -> list[pl.BlockSpec]
     return [spec(0), spec(1)]
 
 
-def pages_at_once(cache: jax.Array | jax.ShapeDtypeStruct) -> int:
-    """Pages of a run of a cache [NB, KH, page, width]."""
+def pages_at_once(cache: jax.Array | jax.ShapeDtypeStruct, most: int = _MOST_POSITIONS) -> int:
+    """Pages of a run of a cache [NB, KH, page, width]. most: positions."""
     _, num_kv_heads, page, width = cache.shape
-    positions = min(_MOST_POSITIONS, _MOST_BYTES // (num_kv_heads * width * max(2, cache.dtype.itemsize)))
+    positions = min(most, _MOST_BYTES // (num_kv_heads * width * max(2, cache.dtype.itemsize)))
     return max(1, positions // page)
 
 
@@ -179,7 +179,7 @@ def begin(sinks: jax.Array | None, shape: tuple[int, ...]) -> Softmax:
     """Before any position. sinks [..., M, LANES]: as if a position with that score, and a value of zero, had been seen."""
     rows = (*shape[:-1], 1)
     if sinks is None:
-        return Softmax(jnp.full(rows, _MASKED, jnp.float32), jnp.zeros(rows, jnp.float32), jnp.zeros(shape, jnp.float32))
+        return Softmax(jnp.full(rows, MASKED, jnp.float32), jnp.zeros(rows, jnp.float32), jnp.zeros(shape, jnp.float32))
     return Softmax(sinks[..., :1], jnp.ones(rows, jnp.float32), jnp.zeros(shape, jnp.float32))
 
 
@@ -204,10 +204,10 @@ def advance(
         scores *= scales.keys
     if soft_cap is not None:
         scores = soft_cap * jnp.tanh(scores * (1.0 / soft_cap))
-    scores = jnp.where(seen, scores, _MASKED)
+    scores = jnp.where(seen, scores, MASKED)
     top = jnp.maximum(softmax.top, jnp.max(scores, axis=-1, keepdims=True))
     # Of a query that has seen nothing yet, of another row, the largest is a masked one: it must not weigh 1.
-    weights = jnp.exp(scores - jnp.maximum(top, _LEAST))
+    weights = jnp.exp(scores - jnp.maximum(top, LEAST))
     shrink = jnp.exp(softmax.top - top)
     total = softmax.total * shrink + jnp.sum(weights, axis=-1, keepdims=True)
     if scales is not None:

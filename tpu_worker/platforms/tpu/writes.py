@@ -5,6 +5,7 @@ by a product with ones and zeros, which moves them without a change, and what th
 """
 
 import functools
+import math
 from typing import NamedTuple
 
 import jax
@@ -17,6 +18,7 @@ from tpu_worker.platforms.tpu.layout import Cache, ScaledCache, join_scales, spl
 from tpu_worker.platforms.tpu.pages import Interpret, Ref, Scalar, choose_rows, grid_of, in_main_memory
 
 _MOST_BYTES = 512 << 10  # of a page at once: with what is coming and going there are eight of them
+HEADS_UNROLLED = 8  # as many as divide the heads: one is multiplied while another is written
 
 
 class Writes(NamedTuple):
@@ -114,40 +116,33 @@ def _kernel(page: int, has_scales: bool, *refs: Ref) -> None:
         is_new = (token >= offsets[row]) & (token < offsets[row + 1]) & (item < total[0])
         return is_new, jnp.where(is_new, token - first, -1)
 
-    def is_mine(behind: int, axis: int) -> jax.Array:
-        """Of the tokens of a block, along an axis: of another row's numbers some may be NaN."""
-        at = first + behind + lax.broadcasted_iota(jnp.int32, (page, 1) if axis == 0 else (1, page), axis)
+    def is_mine(axis: int) -> jax.Array:
+        """Of the tokens of both blocks, along an axis: of another row's numbers some may be NaN."""
+        at = first + lax.broadcasted_iota(jnp.int32, (2 * page, 1) if axis == 0 else (1, 2 * page), axis)
         here: jax.Array = (at >= offsets[row]) & (at < offsets[row + 1])
         return here
 
     is_new, comes_from = tokens_of_page(0)
+    has_come = is_mine(0)
+    # Which token of the blocks goes to which position, [page (to), 2 * page (from)].
+    moves = (comes_from == lax.broadcasted_iota(jnp.int32, (1, 2 * page), 1)).astype(operand)
 
-    def moves(behind: int) -> jax.Array:
-        """Which token of a block goes to which position, [page (to), page (from)]."""
-        return (comes_from == behind + lax.broadcasted_iota(jnp.int32, (1, page), 1)).astype(operand)
-
-    def place(part: Ref, behind: int, head: Scalar) -> jax.Array:
-        """What comes of one block, [page, width]."""
-        rows = jnp.where(is_mine(behind, 0), part[head].astype(operand), jnp.zeros((), operand))
-        placed: jax.Array = jnp.dot(moves(behind), rows, precision=precision, preferred_element_type=jnp.float32)
-        return placed
-
-    def place_scales(part: Ref, behind: int, head: Scalar) -> tuple[jax.Array, jax.Array]:
-        """The same of the scales of keys and of values, [1, page]."""
-        both = split_scales(part[0, head, :, :page])
-        k, v = (jnp.where(is_mine(behind, 1), x, 0.0).astype(operand) for x in both)
+    def place_scales(head: Scalar) -> jax.Array:
+        """What comes of the scales of both blocks, [1, page] pairs."""
+        assert new_scales is not None
+        pairs = jnp.concatenate([part[0, head, :, :page] for part in new_scales], axis=1)
+        both = (jnp.where(is_mine(1), scales, 0.0).astype(operand) for scales in split_scales(pairs))
         sides = (((1,), (1,)), ((), ()))
-        to = moves(behind)
-        return tuple(lax.dot_general(x, to, sides, preferred_element_type=jnp.float32) for x in (k, v))  # type: ignore[return-value]
+        return join_scales(*(lax.dot_general(one, moves, sides, preferred_element_type=jnp.float32) for one in both))
 
     def one_head(head: Scalar, _: None) -> None:
-        moved = place(new, 0, head) + place(following, page, head)
+        rows = jnp.concatenate([new[head], following[head]]).astype(operand)
+        rows = jnp.where(has_come, rows, jnp.zeros((), operand))
+        moved = jnp.dot(moves, rows, precision=precision, preferred_element_type=jnp.float32)
         out[0, head] = choose_rows(is_new, moved.astype(out.dtype), old[0, head])
-        if new_scales is not None and old_scales is not None and out_scales is not None:
-            (k, v), (more_k, more_v) = place_scales(new_scales[0], 0, head), place_scales(new_scales[1], page, head)
+        if old_scales is not None and out_scales is not None:
             before = old_scales[0, head]
             out_scales[0, head] = before
-            joined = join_scales(k + more_k, v + more_v)
-            out_scales[0, head, :, :page] = jnp.where(tokens_of_page(1)[0], joined, before[:, :page])
+            out_scales[0, head, :, :page] = jnp.where(tokens_of_page(1)[0], place_scales(head), before[:, :page])
 
-    lax.fori_loop(0, out.shape[1], one_head, None)
+    lax.fori_loop(0, out.shape[1], one_head, None, unroll=math.gcd(out.shape[1], HEADS_UNROLLED))

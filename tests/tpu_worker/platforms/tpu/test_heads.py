@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from tpu_worker.platforms.metadata import AttentionSpec
-from tpu_worker.platforms.tpu.heads import Heads
+from tpu_worker.platforms.tpu.heads import LOG2_E, Heads
 from tpu_worker.platforms.tpu.layout import RowLayout
 
 TOKENS, USED, ROWS = 75, 70, 11
@@ -49,7 +49,7 @@ def test_heads_are_split_rotated_and_joined(shape: tuple[int, int, int, int | No
 
     spread, turns = heads.spread(qkv), heads.turns(rope, positions)
     by_head, new_by_head = heads.split_columns(spread, turns, 96)
-    np.testing.assert_allclose(by_head.transpose(2, 0, 1, 3)[:USED], queries[:USED], rtol=0, atol=8 * ROUNDOFF)
+    np.testing.assert_allclose(by_head.transpose(2, 0, 1, 3)[:USED], queries[:USED] * LOG2_E, rtol=0, atol=12 * ROUNDOFF)
     np.testing.assert_allclose(new_by_head.swapaxes(0, 1)[:USED], rows[:USED], rtol=0, atol=8 * ROUNDOFF)
 
     first = None if turns is None else (turns[0][:ROWS], turns[1][:ROWS])
