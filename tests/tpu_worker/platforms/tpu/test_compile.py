@@ -4,10 +4,12 @@ import importlib.util
 import json
 import subprocess
 import sys
-from pathlib import Path
-from typing import Any
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
 
 import pytest
+
+from tests.ahead import ahead
 
 pytestmark = [
     pytest.mark.slow,
@@ -51,19 +53,35 @@ MOST_OF_A_SAMPLER = 40 << 20  # bytes: five times the logits that it takes at on
 MOST_BESIDE = 256 << 20  # bytes of tokens, rotary tables, block tables: a second table of embeddings would take 525 MB
 
 
-def run(module: str, *arguments: str) -> dict[str, Any]:
-    """What one of the programs beside this file writes."""
-    command = [sys.executable, "-m", f"tests.tpu_worker.platforms.tpu.{module}", *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr[-4000:]
-    found: dict[str, Any] = json.loads(done.stdout)
-    return found
+class Job(NamedTuple):
+    """What is compiled, and by which of the programs beside this file."""
+
+    topology: str
+    model: dict[str, Any]
+    chips: int = 1
+    kernels: str = "Pallas"
+    programs: tuple[str, ...] = ()
 
 
-def compile_steps(path: Path, model: dict[str, Any], topology: str, chips: int, kernels: str, *buckets: str) -> dict[str, Any]:
-    config = path / "config.json"
-    config.write_text(json.dumps(model), encoding="utf-8")
-    return run("compile_steps", str(config), topology, str(chips), kernels, *buckets)
+@pytest.fixture(scope="module")
+def compiled(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[Any], Any]]:
+    """What the compiling programs write."""
+
+    def run(job: Job | str) -> dict[str, Any]:
+        if isinstance(job, str):
+            arguments = ["compile_attention", job]
+        else:
+            config = tmp_path_factory.mktemp("model") / "config.json"
+            config.write_text(json.dumps(job.model), encoding="utf-8")
+            arguments = ["compile_steps", str(config), job.topology, str(job.chips), job.kernels, *job.programs]
+        command = [sys.executable, "-m", f"tests.tpu_worker.platforms.tpu.{arguments[0]}", *arguments[1:]]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr[-4000:]
+        found: dict[str, Any] = json.loads(done.stdout)
+        return found
+
+    with ahead(request, "job", run) as result:
+        yield result
 
 
 def bytes_of(model: dict[str, Any], chips: int, block_size: int) -> int:
@@ -77,13 +95,18 @@ def bytes_of(model: dict[str, Any], chips: int, block_size: int) -> int:
 
 
 @pytest.mark.parametrize(
-    ("model", "topology", "chips"),
-    [(LLAMA_1B, "v5e:1x1", 1), (LLAMA_1B, "v6e:1x1", 1), (LLAMA_1B, "tpu7x:1x1x1", 1), (LLAMA_8B, "v6e:2x2", 4)],
+    "job",
+    [
+        Job("v5e:1x1", LLAMA_1B, programs=(DECODE, MIXED)),
+        Job("v6e:1x1", LLAMA_1B, programs=(DECODE, MIXED)),
+        Job("tpu7x:1x1x1", LLAMA_1B, programs=(DECODE, MIXED)),
+        Job("v6e:2x2", LLAMA_8B, 4, programs=(DECODE, MIXED)),
+    ],
     ids=["1B on v5e", "1B on v6e", "1B on tpu7x", "8B on four of v6e"],
 )
-def test_nothing_large_is_copied(model: dict[str, Any], topology: str, chips: int, tmp_path: Path) -> None:
-    found = compile_steps(tmp_path, model, topology, chips, "Pallas", DECODE, MIXED)
-    arguments = bytes_of(model, chips, found["block_size"])
+def test_nothing_large_is_copied(job: Job, compiled: Callable[[Any], Any]) -> None:
+    found = compiled(job)
+    arguments = bytes_of(job.model, job.chips, found["block_size"])
     for bucket in (DECODE, MIXED):
         program = found[bucket]
         assert program["copies"] == program["copies of slots"] == program["narrowed"] == []
@@ -91,7 +114,7 @@ def test_nothing_large_is_copied(model: dict[str, Any], topology: str, chips: in
         assert arguments < program["arguments"] < arguments + MOST_BESIDE
         several = LAYERS if bucket == MIXED else 0
         assert program["kernels"] == {"attend_singles": LAYERS, "write_pages": several, "attend_chunks": several}
-        if chips == 1:
+        if job.chips == 1:
             assert program["collectives"] == {"all-reduce": 0, "all-gather": 0}
             assert program["readers of logits"] == 1
         else:  # for the embedding, and in each layer behind attention and behind the MLP; for the logits
@@ -99,57 +122,66 @@ def test_nothing_large_is_copied(model: dict[str, Any], topology: str, chips: in
 
 
 @pytest.mark.parametrize(
-    ("model", "topology", "chips", "kernels", "bucket"),
+    "job",
     [
-        (LLAMA_1B, "v6e:1x1", 1, "Pallas:int8:int8", MIXED),
-        (LLAMA_1B, "v5e:1x1", 1, "Pallas:fp8:int8", DECODE),
-        (LLAMA_1B, "tpu7x:1x1x1", 1, "Pallas:int8:fp8_e4m3", DECODE),
-        (LLAMA_8B, "v6e:2x2", 4, "Pallas:fp8:fp8_e4m3", DECODE),
+        Job("v6e:1x1", LLAMA_1B, 1, "Pallas:int8:int8", (MIXED,)),
+        Job("v5e:1x1", LLAMA_1B, 1, "Pallas:fp8:int8", (DECODE,)),
+        Job("tpu7x:1x1x1", LLAMA_1B, 1, "Pallas:int8:fp8_e4m3", (DECODE,)),
+        Job("v6e:2x2", LLAMA_8B, 4, "Pallas:fp8:fp8_e4m3", (DECODE,)),
     ],
     ids=["1B on v6e", "1B on v5e", "1B on tpu7x", "8B on four of v6e"],
 )
-def test_eight_bits_are_never_widened_in_memory(
-    model: dict[str, Any], topology: str, chips: int, kernels: str, bucket: str, tmp_path: Path
-) -> None:
+def test_eight_bits_are_never_widened_in_memory(job: Job, compiled: Callable[[Any], Any]) -> None:
     """Weights go into products, and the cache into attention, as they are: half as many bytes, and no other array of them."""
-    found = compile_steps(tmp_path, model, topology, chips, kernels, bucket)
-    program, arguments = found[bucket], bytes_of(model, chips, found["block_size"]) // 2
+    found, (bucket,) = compiled(job), job.programs
+    program, arguments = found[bucket], bytes_of(job.model, job.chips, found["block_size"]) // 2
     assert program["copies"] == []
     assert program["temporaries"] < MOST_TEMPORARIES
     assert arguments < program["arguments"] < arguments + MOST_BESIDE
     several = LAYERS if bucket == MIXED else 0
     assert program["kernels"] == {"attend_singles": LAYERS, "write_pages": several, "attend_chunks": several}
-    if chips > 1:  # as many as of bfloat16
+    if job.chips > 1:  # as many as of bfloat16
         assert program["collectives"] == {"all-reduce": 1 + 2 * LAYERS, "all-gather": 1}
 
 
-@pytest.mark.parametrize(("topology", "chips"), [("v5e:1x1", 1), ("v6e:1x1", 1), ("tpu7x:1x1x1", 1), ("v6e:2x2", 4)])
-def test_choices_are_made_in_float32_and_in_little_memory(topology: str, chips: int, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "job",
+    [
+        Job(topology, LLAMA_1B, chips, programs=("samplerx64", "pickx64", "maskx64"))
+        for topology, chips in (("v5e:1x1", 1), ("v6e:1x1", 1), ("tpu7x:1x1x1", 1), ("v6e:2x2", 4))
+    ],
+    ids=["v5e", "v6e", "tpu7x", "four of v6e"],
+)
+def test_choices_are_made_in_float32_and_in_little_memory(job: Job, compiled: Callable[[Any], Any]) -> None:
     """XLA compares in bfloat16 where nobody asks for the largest value itself, and chooses another token."""
-    found = compile_steps(tmp_path, LLAMA_1B, topology, chips, "Pallas", "samplerx64", "pickx64", "maskx64")
-    for program in (found["samplerx64"], found["pickx64"], found["maskx64"]):
+    found = compiled(job)
+    for name in job.programs:
+        program = found[name]
         assert program["narrowed"] == []
         assert program["copies of slots"] == []
         assert program["temporaries"] < MOST_OF_A_SAMPLER
 
 
-@pytest.mark.parametrize("weights", ["auto", "int8"])
-def test_experts_are_neither_copied_nor_widened(weights: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "job", [Job("tpu7x:1x1x1", QWEN3_MOE, 1, f"Pallas:{weights}", ("16x16",)) for weights in ("auto", "int8")], ids=["auto", "int8"]
+)
+def test_experts_are_neither_copied_nor_widened(job: Job, compiled: Callable[[Any], Any]) -> None:
     """By TPU 7x, which copies several matrices of bfloat16 in one array, and widens all of eight bits where it may."""
-    program = compile_steps(tmp_path, QWEN3_MOE, "tpu7x:1x1x1", 1, f"Pallas:{weights}", "16x16")["16x16"]
+    program = compiled(job)["16x16"]
     assert program["copies"] == []
     assert program["temporaries"] < MOST_TEMPORARIES
 
 
-def test_copies_are_found_where_there_are_some(tmp_path: Path) -> None:
+@pytest.mark.parametrize("job", [Job("v6e:1x1", {**LLAMA_1B, "num_hidden_layers": 1}, 1, "XLA", ("4x4",))], ids=["XLA"])
+def test_copies_are_found_where_there_are_some(job: Job, compiled: Callable[[Any], Any]) -> None:
     """XLA's attention wants the cache in another layout than the one that it is kept in."""
-    program = compile_steps(tmp_path, {**LLAMA_1B, "num_hidden_layers": 1}, "v6e:1x1", 1, "XLA", "4x4")["4x4"]
+    program = compiled(job)["4x4"]
     assert any("[2,2048,64,8,64]" in copy for copy in program["copies"])
     assert program["temporaries"] > MOST_TEMPORARIES
 
 
-@pytest.mark.parametrize("topology", ["v5e:1x1", "v6e:1x1", "tpu7x:1x1x1"])
-def test_heads_of_every_family_compile(topology: str) -> None:
-    found = run("compile_attention", topology)
+@pytest.mark.parametrize("job", ["v5e:1x1", "v6e:1x1", "tpu7x:1x1x1"])
+def test_heads_of_every_family_compile(job: str, compiled: Callable[[Any], Any]) -> None:
+    found = compiled(job)
     assert len(found) >= 12
     assert all(copies == [[], []] for copies in found.values())
