@@ -19,6 +19,7 @@ from tpu_worker.mesh.vocabulary import Vocabulary
 from tpu_worker.platforms.metadata import AttentionMetadata
 
 _MOST_AT_ONCE = 64  # rows of logits: enough for a matrix product to be efficient, 40 MB at a vocabulary of 150,000
+_MOST_UNROLLED = 8  # times so many: what a loop is given TPU 7x may keep otherwise, and it would copy the table of embeddings
 _FEWEST_AT_ONCE = 16  # where steps have fewer rows
 
 
@@ -70,7 +71,13 @@ def score(
 
     width = (len(places), 1 + MAX_LOGPROBS)
     empty = Scores(jnp.zeros(width, jnp.float32), jnp.zeros(width, jnp.int32))
-    return jax.lax.fori_loop(0, (offsets[-1] + at_once - 1) // at_once, score_some, empty)  # type: ignore[no-any-return]
+    if len(places) // at_once > _MOST_UNROLLED:
+        return jax.lax.fori_loop(0, (offsets[-1] + at_once - 1) // at_once, score_some, empty)  # type: ignore[no-any-return]
+    scores = empty
+    for index in range(len(places) // at_once):
+        some_are_left = index * at_once < offsets[-1]
+        scores = jax.lax.cond(some_are_left, functools.partial(score_some, jnp.int32(index)), lambda scores: scores, scores)
+    return scores
 
 
 def unpack_scores(plan: StepPlan, scores: Scores) -> dict[int, PromptScores]:
