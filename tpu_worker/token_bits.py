@@ -3,6 +3,8 @@
 import jax
 import jax.numpy as jnp
 
+_MOST_ROWS = 64  # at once: of more, TPUs would turn everything round, the logits that are masked with it too
+
 
 def allowed_tokens(bits: jax.Array, num_tokens: int) -> jax.Array:
     """Sets [M, W] uint32, where bit b of word w is token 32 w + b, as booleans [M, num_tokens].
@@ -12,6 +14,9 @@ def allowed_tokens(bits: jax.Array, num_tokens: int) -> jax.Array:
     b W' + w, W' = W rounded up to whole squares, and a word's bits go to places that are far apart.
     """
     num_rows = len(bits)
+    if num_rows > _MOST_ROWS:
+        pieces = [allowed_tokens(bits[first : first + _MOST_ROWS], num_tokens) for first in range(0, num_rows, _MOST_ROWS)]
+        return jnp.concatenate(pieces)
     words = jnp.pad(bits, ((0, 0), (0, -bits.shape[1] % 32)))
     square = words.reshape(num_rows, 32, -1)  # one in each column: bit i of word b is token b W' + 32 column + i
     distance, keep = 16, 0x0000FFFF
