@@ -51,6 +51,7 @@ _SCHEMA = {
     },
 }
 
+_WIDE = 110  # columns at least, so that nothing is cut
 SUMMARY = "compare queue depths on the simulated device, streaming over HTTP"
 
 
@@ -298,6 +299,7 @@ def _print_table(runs: list[Run]) -> None:
             *(f"{value:.0f}" for value in (run.device_us, run.step_us, run.scheduler_us, run.pipe_us, run.worker_us)),
         )
     console = Console()
+    console.width = max(console.width, _WIDE)
     console.print(table)
     for concurrency, ratio in _ratios(runs).items():
         console.print(f"{concurrency} at a time: {ratio:.2f}×")
