@@ -20,6 +20,8 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from protocol.clock import now
+
 _FORCED = "--xla_force_host_platform_device_count"
 _ROWS, _PROMPT, _LENGTH = 64, 8, 1024
 _MODEL = {
@@ -103,13 +105,13 @@ def measure(num_shards: int, num_rows: int, num_layers: int, num_steps: int) -> 
     times = np.empty((num_steps, 4))
     for step in range(num_steps):
         wanted = plan(num_rows + step, range(num_rows), _PROMPT + step % (_LENGTH - _PROMPT), 1)
-        begun, used = time.perf_counter(), time.thread_time()
+        begun, used = now(), time.thread_time()
         handle = device.forward(wanted)
-        queued, used_queueing = time.perf_counter(), time.thread_time()
+        queued, used_queueing = now(), time.thread_time()
         jax.block_until_ready(handle.token_ids)
-        done, used_waiting = time.perf_counter(), time.thread_time()
+        done, used_waiting = now(), time.thread_time()
         device.collect(handle)
-        ended, used_at_last = time.perf_counter(), time.thread_time()
+        ended, used_at_last = now(), time.thread_time()
         times[step] = queued - begun, ended - done, used_queueing - used, used_at_last - used_waiting
     device.close()
     found: npt.NDArray[np.float64] = 1e6 * np.percentile(times[num_steps // 10 :], [50, 10], axis=0)

@@ -3,7 +3,6 @@
 import argparse
 import ctypes
 import os
-import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -12,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from protocol.clock import now
 from protocol.ggml_types import GGML_BLOCKS
 from tpu_worker.platforms.cpu import attention
 from tpu_worker.platforms.cpu import products as matmul
@@ -28,11 +28,11 @@ def best(run: Callable[[], object], seconds: float = 1.5) -> float:
     """The shortest of several runs, in seconds: other work on the machine only ever adds."""
     run()
     times: list[float] = []
-    end = time.perf_counter() + seconds
-    while len(times) < 3 or time.perf_counter() < end:
-        start = time.perf_counter()
+    end = now() + seconds
+    while len(times) < 3 or now() < end:
+        start = now()
         run()
-        times.append(time.perf_counter() - start)
+        times.append(now() - start)
     return min(times)
 
 

@@ -1,6 +1,6 @@
-"""Widths of arrays that lie on the device for long."""
+"""Vectors of TPUs, and how wide what lies on a device for long has to be for them."""
 
-_LANES = 128  # of a TPU's vector
+LANES = 128  # of a vector register: what a row in memory is made of
 
 
 def fill_lanes(width: int) -> int:
@@ -8,4 +8,4 @@ def fill_lanes(width: int) -> int:
 
     Else a TPU keeps the columns one by one, which is less padding, and a program that takes out rows first copies the whole array.
     """
-    return -(-width // _LANES) * _LANES
+    return -(-width // LANES) * LANES

@@ -141,20 +141,16 @@ def decode_rate(passes: Sequence[Steps], sizes: ModelSizes, rows: int, context: 
     Raises EngineError when it is too short in all of them.
     """
     runs = [_longest_run(steps, rows) for steps in passes]
-    if max(map(len, runs)) <= _FEWEST_STEPS:
+    if (longest := max(map(len, runs))) <= _FEWEST_STEPS:
         raise EngineError(
-            f"{rows} rows decoded together in {max(map(len, runs))} steps, and more than {_FEWEST_STEPS} are wanted: is there room "
-            "for their KV cache? Give fewer --rows"
+            f"{rows} rows decoded together in {longest} steps, and more than {_FEWEST_STEPS} are wanted: is there room for their "
+            "KV cache? Give fewer --rows"
         )
-
-    def mean(ended: Sequence[int]) -> float:
-        return float(ended[-1] - ended[0]) / (len(ended) - 1) / 1e3
-
-    ended = min((run for run in runs if len(run) > _FEWEST_STEPS), key=mean)
-    period = mean(ended)
+    means = [(float(run[-1] - run[0]) / (len(run) - 1) / 1e3, len(run) - 1) for run in runs if len(run) > _FEWEST_STEPS]
+    period, number = min(means, key=lambda mean: mean[0])
     least = None if bandwidth is None else bytes_of_step(sizes, rows, context) / bandwidth * 1e6
     share = None if least is None else least / period
-    return Decode(rows, context, len(ended) - 1, period, rows / period * 1e6, least, share)
+    return Decode(rows, context, number, period, rows / period * 1e6, least, share)
 
 
 def _longest_run(steps: Steps, rows: int) -> Sequence[int]:

@@ -7,7 +7,7 @@ from types import MappingProxyType
 
 @dataclass(frozen=True, slots=True)
 class Gpu:
-    """What the compiler chooses by. Bytes, and bytes per second."""
+    """What the compiler chooses by, but for what `protocol.chips` has. Bytes."""
 
     name: str
     capability: tuple[int, int]
@@ -16,11 +16,10 @@ class Gpu:
     shared_memory: int  # of a processor
     threads: int  # of a processor
     cache: int
-    bandwidth: int
     memory: int
 
-    def describe(self) -> str:
-        """As a GpuTargetConfigProto in text."""
+    def describe(self, bandwidth: float) -> str:
+        """As a GpuTargetConfigProto in text. bandwidth: of its memory, bytes a second."""
         major, minor = self.capability
         return f"""
 gpu_device_info {{
@@ -33,7 +32,7 @@ gpu_device_info {{
   registers_per_core_limit: 65536 registers_per_block_limit: 65536
   block_dim_limit_x: 2147483647 block_dim_limit_y: 65535 block_dim_limit_z: 65535
   thread_dim_limit_x: 1024 thread_dim_limit_y: 1024 thread_dim_limit_z: 64
-  memory_bandwidth: {self.bandwidth} l2_cache_size: {self.cache} device_memory_size: {self.memory}
+  memory_bandwidth: {round(bandwidth)} l2_cache_size: {self.cache} device_memory_size: {self.memory}
   driver_version: "13.0.0" runtime_version: "13.0.0" compile_time_toolkit_version: "13.0.0" dnn_version: "9.10.0"
 }}
 platform_name: "CUDA"
@@ -45,8 +44,8 @@ device_description_str: "{self.name}"
 # By the names of `protocol.chips`. NVIDIA's data sheets, and the table of compute capabilities in its CUDA programming guide.
 GPUS: Mapping[str, Gpu] = MappingProxyType(
     {
-        "h100": Gpu("NVIDIA H100 80GB HBM3", (9, 0), 132, 1.98, 228 << 10, 2048, 50 << 20, 3350 * 10**9, 80 << 30),
-        "a100": Gpu("NVIDIA A100-SXM4-80GB", (8, 0), 108, 1.41, 164 << 10, 2048, 40 << 20, 2039 * 10**9, 80 << 30),
-        "l4": Gpu("NVIDIA L4", (8, 9), 58, 2.04, 100 << 10, 1536, 48 << 20, 300 * 10**9, 24 << 30),
+        "h100": Gpu("NVIDIA H100 80GB HBM3", (9, 0), 132, 1.98, 228 << 10, 2048, 50 << 20, 80 << 30),
+        "a100": Gpu("NVIDIA A100-SXM4-80GB", (8, 0), 108, 1.41, 164 << 10, 2048, 40 << 20, 80 << 30),
+        "l4": Gpu("NVIDIA L4", (8, 9), 58, 2.04, 100 << 10, 1536, 48 << 20, 24 << 30),
     }
 )

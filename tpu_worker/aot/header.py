@@ -99,9 +99,14 @@ def make_header(config: EngineConfig, blueprint: Blueprint, compiler: Compiler, 
     )
 
 
-def _versions(platform: str, blueprint: Blueprint) -> dict[str, str]:
+def compiler_versions(platform: str) -> dict[str, str]:
+    """Of JAX and of what compiles for a platform, as JAX names it, where they are installed."""
     names = ("jax", "jaxlib", *_PLUGINS.get(platform, ()))
-    versions = {name: version for name in names if (version := _version(name)) is not None}
+    return {name: version for name in names if (version := _version(name)) is not None}
+
+
+def _versions(platform: str, blueprint: Blueprint) -> dict[str, str]:
+    versions = compiler_versions(platform)
     versions["twodeep"] = f"{_version('twodeep')} {source_digest()}"
     for family in families_from_outside():
         if family.architecture == blueprint.spec.architecture:

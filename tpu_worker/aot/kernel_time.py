@@ -4,7 +4,6 @@ A kernel brings the pages of the next run, or of the next item, while it compute
 of the two. The structure of the loops is that of `platforms.tpu`: who changes it there changes it here.
 """
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -12,7 +11,7 @@ from protocol.aot_report import StepTime
 from protocol.chips import Chip
 from tpu_worker.aot.schedule import Loop
 from tpu_worker.platforms.tpu.heads import ROWS_AT_ONCE, TOKENS_AT_ONCE
-from tpu_worker.platforms.tpu.writes import HEADS_UNROLLED
+from tpu_worker.platforms.tpu.writes import heads_unrolled
 
 SINGLES, CHUNKS, WRITES = "attend_singles", "attend_chunks", "write_pages"
 # What moves heads into their places and back: a kernel, and how many tokens it takes at a time.
@@ -75,7 +74,7 @@ def writes_time(loop: Loop, of: Geometry, chip: Chip, tokens: int) -> StepTime:
     if len(loop.loops) != 1:
         raise ValueError(_OTHERWISE)
     item = loop.loops[0]
-    heads = item.loops[0].bundles * of.num_kv_heads // math.gcd(of.num_kv_heads, HEADS_UNROLLED) if item.loops else 0
+    heads = item.loops[0].bundles * of.num_kv_heads // heads_unrolled(of.num_kv_heads) if item.loops else 0
     pages = tokens // of.page + 2
     return StepTime(fixed=pages * max((item.bundles + heads) / chip.clock, 2 * of.page_bytes / chip.bandwidth) * _MICROSECONDS)
 

@@ -45,13 +45,13 @@ def open_topology(topology: Topology, num_devices: int) -> Any:
     chip = topology.chip
     try:
         if (gpu := GPUS.get(chip.name)) is not None:
-            name, options = "", {"target_config": gpu.describe(), "topology": f"1x1x{topology.num_devices}"}
+            name, options = "", {"target_config": gpu.describe(chip.bandwidth), "topology": f"1x1x{topology.num_devices}"}
         else:
             name, options = topology.name, _bounds_of_host(topology)
         found = topologies.get_topology_desc(platform=chip.platform, topology_name=name, **options).devices
-    except (RuntimeError, NotImplementedError, ValueError) as error:
-        said, extra = str(error).splitlines()[0], chip.platform
-        raise DeviceError(f"--topology {topology.name}: {said}: is twodeep[{extra}] installed?") from error
+    except (RuntimeError, NotImplementedError, ValueError) as error:  # JAX's own, without a compiler for these chips
+        said = str(error).splitlines()[0]
+        raise DeviceError(f"--topology {topology.name}: {said}: is twodeep[{chip.platform}] installed?") from error
     assert isinstance(found[0], jax.Device)
     return Mesh(np.array(found[:num_devices]), (AXIS,))
 

@@ -19,7 +19,7 @@ from protocol.errors import ConfigError, describe
 from protocol.model_files import read_model_facts
 from tpu_worker.aot.absent import AbsentLayout, AbsentWeights
 from tpu_worker.aot.estimate import cycles_by_part, roofline, step_parts
-from tpu_worker.aot.header import make_header
+from tpu_worker.aot.header import compiler_versions, make_header
 from tpu_worker.aot.kernel_time import KERNELS, Geometry, attention_time
 from tpu_worker.aot.program_text import costs, count_collectives, find_copies
 from tpu_worker.aot.saved import begin_saving, save_program
@@ -38,7 +38,6 @@ from tpu_worker.weights.load import WeightLoader, open_source
 
 _SMALL = 1 << 16  # values: what is smaller may be copied
 _FLOAT_BYTES = {"bfloat16": 2, "float32": 4}
-_COMPILERS = {"tpu": ("libtpu",), "cuda": ("jax-cuda13-pjrt",)}  # distributions
 _MOST_SHARDS = 16  # that are looked at for what would help
 
 
@@ -83,7 +82,7 @@ class Workshop:
         config, blueprint = self._job.config, self.blueprint
         facts = read_model_facts(config.model_path, config.model_format, config.load_format)
         return Drawn(
-            versions={name: metadata.version(name) for name in ("twodeep", "jax", "jaxlib", *_COMPILERS[self._chip.platform])},
+            versions={"twodeep": metadata.version("twodeep"), **compiler_versions(self._chip.platform)},
             model_digest=facts.sizes.digest,
             chip=self._chip.description,
             programs=tuple(sorted(self._programs, key=self._weight_of, reverse=True)),
@@ -233,8 +232,8 @@ class Workshop:
 
     def _page_bytes(self, index: int) -> int:
         """Of a block of one layer, on each chip, its scales included."""
-        arrays = jax.tree.leaves(self._compiler.state.caches.take(index))
-        return sum(math.prod(one.sharding.shard_shape(one.shape)[1:]) * one.dtype.itemsize for one in arrays)
+        cache = self._compiler.state.caches.take(index)
+        return _bytes_on_each(cache) // int(jax.tree.leaves(cache)[0].shape[0])
 
     def _used(self, array: jax.ShapeDtypeStruct) -> float:
         """Numbers of a matrix that a token is multiplied with: of experts those that it chooses."""

@@ -6,12 +6,13 @@ from dataclasses import replace
 
 from protocol.config import FloatType
 from protocol.errors import ConfigError
+from tpu_worker.lanes import LANES, fill_lanes
 from tpu_worker.platforms import xla
 from tpu_worker.platforms.cache_types import DTYPES, CacheType
 from tpu_worker.platforms.platform import Attention, Platform, Products
 from tpu_worker.platforms.tpu import attention
 from tpu_worker.platforms.tpu import products as kernels
-from tpu_worker.platforms.tpu.layout import LANES, RowLayout, group_of, lanes_of
+from tpu_worker.platforms.tpu.layout import RowLayout, group_of
 from tpu_worker.platforms.tpu.pages import Interpret
 from tpu_worker.platforms.xla.memory import AcceleratorMemory
 from tpu_worker.weights.scaled_rows import NarrowType
@@ -35,7 +36,7 @@ def make_attention(kept: CacheType = "bfloat16", *, interpret: Interpret = False
 
 
 def _bytes_of_scales(block_size: int, num_kv_heads: int) -> int:
-    return 4 * num_kv_heads * lanes_of(block_size)
+    return 4 * num_kv_heads * fill_lanes(block_size)
 
 
 def make_products(dtype: FloatType = "bfloat16", narrows_to: NarrowType | None = None, *, keeps_narrow: bool = True) -> Products:

@@ -12,12 +12,13 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from tpu_worker.lanes import LANES, fill_lanes
 from tpu_worker.platforms.cache_types import CacheType
 from tpu_worker.platforms.metadata import AttentionMetadata, AttentionSpec
 from tpu_worker.platforms.tpu import chunks, singles, writes
 from tpu_worker.platforms.tpu.chunks import Chunks
 from tpu_worker.platforms.tpu.heads import Heads, Turns
-from tpu_worker.platforms.tpu.layout import LANES, Cache, RowLayout, ScaledCache, lanes_of
+from tpu_worker.platforms.tpu.layout import Cache, RowLayout, ScaledCache
 from tpu_worker.platforms.tpu.pages import Interpret
 from tpu_worker.platforms.tpu.singles import Singles
 from tpu_worker.platforms.tpu.writes import Writes
@@ -175,7 +176,7 @@ def _by_page(new: tuple[jax.Array, jax.Array | None], page: int) -> Cache:
     if scales is None:
         return rows
     pages = scales.reshape(len(scales), -1, page).swapaxes(0, 1)
-    return ScaledCache(rows, jnp.pad(pages, ((0, 0), (0, 0), (0, lanes_of(page) - page)))[:, :, None])
+    return ScaledCache(rows, jnp.pad(pages, ((0, 0), (0, 0), (0, fill_lanes(page) - page)))[:, :, None])
 
 
 def tokens_of_block(num_tokens: int, num_kv_heads: int, group: int, layout: RowLayout) -> int:

@@ -17,9 +17,10 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
+from tpu_worker.lanes import LANES
 from tpu_worker.platforms.metadata import AttentionSpec
 from tpu_worker.platforms.tpu.heads import LOG2_E
-from tpu_worker.platforms.tpu.layout import LANES, Cache, ScaledCache
+from tpu_worker.platforms.tpu.layout import Cache, ScaledCache
 from tpu_worker.platforms.tpu.pages import (
     LEAST,
     MASKED,

@@ -17,8 +17,9 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
+from tpu_worker.lanes import LANES
 from tpu_worker.platforms.metadata import AttentionSpec
-from tpu_worker.platforms.tpu.layout import LANES, RowLayout
+from tpu_worker.platforms.tpu.layout import RowLayout
 from tpu_worker.platforms.tpu.pages import Interpret, Ref
 
 Turns: TypeAlias = tuple[jax.Array, jax.Array]  # `Heads.turns`

@@ -6,9 +6,9 @@ from typing import NamedTuple, TypeAlias
 import jax
 import jax.numpy as jnp
 
+from tpu_worker.lanes import LANES, fill_lanes
 from tpu_worker.platforms.cache_types import DTYPES, CacheType, quantise, round_to
 
-LANES = 128  # of a vector register: what a row in memory is made of
 _TILE = 32  # bytes of a lane in a tile
 
 
@@ -27,11 +27,6 @@ Cache: TypeAlias = jax.Array | ScaledCache  # of one layer
 def group_of(dtype: jax.typing.DTypeLike) -> int:
     """Rows of this type in a tile: no fewer can be written at once."""
     return _TILE // jnp.dtype(dtype).itemsize
-
-
-def lanes_of(page: int) -> int:
-    """Lanes that the scales of a page take."""
-    return -(-page // LANES) * LANES
 
 
 def split_scales(pairs: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -84,7 +79,7 @@ class RowLayout:
         rows = jnp.zeros((num_blocks, num_kv_heads, page, self.width), DTYPES[self.kept])
         if self.kept != "int8":
             return rows
-        return ScaledCache(rows, jnp.zeros((num_blocks, num_kv_heads, 1, lanes_of(page)), jnp.int32))
+        return ScaledCache(rows, jnp.zeros((num_blocks, num_kv_heads, 1, fill_lanes(page)), jnp.int32))
 
     @property
     def new_dtype(self) -> jnp.dtype:

@@ -11,7 +11,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
 from tpu_worker.platforms.metadata import AttentionSpec
-from tpu_worker.platforms.tpu.layout import LANES, group_of, split_scales
+from tpu_worker.platforms.tpu.layout import group_of, split_scales
 
 Ref: TypeAlias = Any  # of Pallas: a place in some memory
 Scalar: TypeAlias = Any  # [] int32, traced or not
@@ -173,48 +173,6 @@ class Softmax(NamedTuple):
     top: jax.Array  # [..., M, 1] the largest score so far
     total: jax.Array  # [..., M, 1] sum of the weights
     out: jax.Array  # [..., M, operand] sum of the values, weighted
-
-
-def begin(sinks: jax.Array | None, shape: tuple[int, ...]) -> Softmax:
-    """Before any position. sinks [..., M, LANES]: as if a position with that score, and a value of zero, had been seen."""
-    rows = (*shape[:-1], 1)
-    if sinks is None:
-        return Softmax(jnp.full(rows, MASKED, jnp.float32), jnp.zeros(rows, jnp.float32), jnp.zeros(shape, jnp.float32))
-    return Softmax(sinks[..., :1], jnp.ones(rows, jnp.float32), jnp.zeros(shape, jnp.float32))
-
-
-def advance(
-    softmax: Softmax, q: jax.Array, rows: jax.Array, scales: Scales | None, seen: jax.Array, soft_cap: float | None
-) -> Softmax:
-    """With some positions more: queries [..., M, operand], rows of the cache [..., S, width], seen [..., M, S] bool.
-
-    Leading dimensions, the same in all, are heads. Rows of 8 bits are multiplied as bfloat16, which changes none, and scales are
-    put to scores and weights.
-    """
-    operand = q.shape[-1]
-    rows = rows.astype(q.dtype)
-    precision = lax.Precision.HIGHEST if q.dtype == jnp.float32 else None
-    is_shared = rows.shape[-1] == LANES
-    keys, values = (rows, rows) if is_shared else (rows[..., :operand], rows[..., operand:])
-    heads = tuple(range(q.ndim - 2))
-    last = q.ndim - 1
-    sides = (((last,), (last,)), (heads, heads))
-    scores = lax.dot_general(q, keys, sides, precision=precision, preferred_element_type=jnp.float32)
-    if scales is not None:
-        scores *= scales.keys
-    if soft_cap is not None:
-        scores = soft_cap * jnp.tanh(scores * (1.0 / soft_cap))
-    scores = jnp.where(seen, scores, MASKED)
-    top = jnp.maximum(softmax.top, jnp.max(scores, axis=-1, keepdims=True))
-    # Of a query that has seen nothing yet, of another row, the largest is a masked one: it must not weigh 1.
-    weights = jnp.exp(scores - jnp.maximum(top, LEAST))
-    shrink = jnp.exp(softmax.top - top)
-    total = softmax.total * shrink + jnp.sum(weights, axis=-1, keepdims=True)
-    if scales is not None:
-        weights = jnp.where(seen, weights * scales.values, 0.0)
-    sides = (((last,), (last - 1,)), (heads, heads))
-    partial = lax.dot_general(weights.astype(rows.dtype), values, sides, precision=precision, preferred_element_type=jnp.float32)
-    return Softmax(top, total, softmax.out * shrink + partial)
 
 
 def finish(softmax: Softmax) -> jax.Array:

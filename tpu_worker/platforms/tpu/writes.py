@@ -18,7 +18,7 @@ from tpu_worker.platforms.tpu.layout import Cache, ScaledCache, join_scales, spl
 from tpu_worker.platforms.tpu.pages import Interpret, Ref, Scalar, choose_rows, grid_of, in_main_memory
 
 _MOST_BYTES = 512 << 10  # of a page at once: with what is coming and going there are eight of them
-HEADS_UNROLLED = 8  # as many as divide the heads: one is multiplied while another is written
+_MOST_UNROLLED = 8  # heads: one is multiplied while another is written
 
 
 class Writes(NamedTuple):
@@ -145,4 +145,9 @@ def _kernel(page: int, has_scales: bool, *refs: Ref) -> None:
             out_scales[0, head] = before
             out_scales[0, head, :, :page] = jnp.where(tokens_of_page(1)[0], place_scales(head), before[:, :page])
 
-    lax.fori_loop(0, out.shape[1], one_head, None, unroll=math.gcd(out.shape[1], HEADS_UNROLLED))
+    lax.fori_loop(0, out.shape[1], one_head, None, unroll=heads_unrolled(out.shape[1]))
+
+
+def heads_unrolled(num_kv_heads: int) -> int:
+    """How many heads of keys a pass of the loop over them has."""
+    return math.gcd(num_kv_heads, _MOST_UNROLLED)

@@ -14,11 +14,12 @@ from jax.experimental.pallas import tpu as pltpu
 
 from protocol.codec import Float32Array, Int32Array
 from tests.margins import TYPICAL, Margins
+from tpu_worker.lanes import fill_lanes
 from tpu_worker.platforms import reference
 from tpu_worker.platforms.cache_types import CacheType, quantise, round_to
 from tpu_worker.platforms.metadata import AttentionMetadata, AttentionSpec
 from tpu_worker.platforms.tpu.attention import Attend, prepare
-from tpu_worker.platforms.tpu.layout import Cache, RowLayout, ScaledCache, lanes_of, split_scales
+from tpu_worker.platforms.tpu.layout import Cache, RowLayout, ScaledCache, split_scales
 from tpu_worker.platforms.tpu.pages import Interpret
 
 ROUNDOFF = 2.0**-8  # of bfloat16
@@ -138,7 +139,7 @@ def pack_cache(shape: Shape, cache: Float32Array) -> Cache:
         return rows
     unwritten = jnp.isnan(split_scales(scales)[0])[..., None].swapaxes(1, 2)
     garbage = np.random.default_rng(1).integers(-128, 128, rows.shape, np.int8)
-    lanes = ((0, 0), (0, 0), (0, 0), (0, lanes_of(shape.page) - shape.page))
+    lanes = ((0, 0), (0, 0), (0, 0), (0, fill_lanes(shape.page) - shape.page))
     padded = jnp.pad(scales.swapaxes(1, 2)[:, :, None], lanes, constant_values=-1)  # of NaN
     return ScaledCache(jnp.where(unwritten, garbage, rows), padded)
 
